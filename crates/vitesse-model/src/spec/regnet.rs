@@ -1,0 +1,325 @@
+//! RegNetY: convolutional networks of bottleneck blocks, the teachers of DeiT.
+//!
+//! Paper: Radosavovic et al., *Designing Network Design Spaces*, CVPR 2020. A stem, then stages of equal blocks. A block
+//! is a 1×1, a grouped 3×3 and a 1×1 convolution, each followed by a batch norm, with a squeeze-and-excitation (SE)
+//! gate before the last, around a shortcut. The bottleneck ratio is 1, as in every RegNetY.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Cost, Init, Role, TensorSpec};
+use crate::{Error, Result};
+
+/// The largest image side, width or stride that is believed, so that costs cannot overflow.
+const LARGEST: usize = 4096;
+/// The largest number of blocks that is believed.
+const MOST_BLOCKS: usize = 256;
+
+/// A RegNetY.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegNetSpec {
+    /// Image height and width in pixels. The weights do not depend on them.
+    pub img_size: [usize; 2],
+    /// Image channels.
+    pub in_chans: usize,
+    /// Channels after the stem, a 3×3 convolution.
+    pub stem_width: usize,
+    /// Stride of the stem: 2 in the published models, 1 in ours for small images.
+    pub stem_stride: usize,
+    /// The stages in the order of the forward pass.
+    pub stages: Vec<RegNetStage>,
+    /// Channels inside a squeeze-and-excitation gate, as a fraction of the channels that enter the block.
+    pub se_ratio: f64,
+    /// Epsilon of every batch norm.
+    pub bn_eps: f64,
+}
+
+/// Equal blocks, of which the first changes width and resolution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegNetStage {
+    /// Number of blocks.
+    pub depth: usize,
+    /// Channels of every block.
+    pub width: usize,
+    /// Channels of one group of the 3×3 convolutions; divides `width`.
+    pub group_width: usize,
+    /// Stride of the first block.
+    pub stride: usize,
+}
+
+/// A convolution without bias, padded to keep the size at stride 1, and the batch norm behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvNormSpec {
+    /// Prefix of its tensors, such as `s1.b2.conv3`.
+    pub(crate) name: String,
+    pub(crate) in_chans: usize,
+    pub(crate) out_chans: usize,
+    /// 1 or 3.
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    pub(crate) groups: usize,
+    /// Height and width of the output.
+    pub(crate) out_size: [usize; 2],
+}
+
+/// One bottleneck block.
+#[derive(Debug, Clone)]
+pub(crate) struct RegNetBlock {
+    /// Prefix of its tensors, such as `s1.b2`.
+    pub(crate) name: String,
+    pub(crate) conv1: ConvNormSpec,
+    pub(crate) conv2: ConvNormSpec,
+    /// Channels inside the squeeze-and-excitation gate, which stands between `conv2` and `conv3`.
+    pub(crate) se_chans: usize,
+    pub(crate) conv3: ConvNormSpec,
+    /// The shortcut where the block changes width or resolution; it is the identity elsewhere.
+    pub(crate) downsample: Option<ConvNormSpec>,
+}
+
+impl ConvNormSpec {
+    fn weight_shape(&self) -> [usize; 4] {
+        [
+            self.out_chans,
+            self.in_chans / self.groups,
+            self.kernel,
+            self.kernel,
+        ]
+    }
+
+    /// `gamma` is how the norm's weight starts.
+    fn tensors(&self, gamma: Init) -> Vec<TensorSpec> {
+        let name = &self.name;
+        let fan_out = self.kernel * self.kernel * self.out_chans / self.groups;
+        let he = Init::Normal {
+            std: (2.0 / fan_out as f64).sqrt(),
+        };
+        let chans = &[self.out_chans];
+        let buffer = |name: String, shape: &[usize], init, role| TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            init,
+            role,
+        };
+        vec![
+            TensorSpec::parameter(format!("{name}.conv.weight"), &self.weight_shape(), he),
+            TensorSpec::parameter(format!("{name}.bn.weight"), chans, gamma),
+            TensorSpec::parameter(format!("{name}.bn.bias"), chans, Init::Zeros),
+            buffer(
+                format!("{name}.bn.running_mean"),
+                chans,
+                Init::Zeros,
+                Role::Buffer,
+            ),
+            buffer(format!("{name}.bn.running_var"), chans, Init::Ones, Role::Buffer),
+            buffer(
+                format!("{name}.bn.num_batches_tracked"),
+                &[],
+                Init::Zeros,
+                Role::Counter,
+            ),
+        ]
+    }
+
+    fn macs(&self) -> usize {
+        self.weight_shape().iter().chain(&self.out_size).product()
+    }
+}
+
+impl RegNetBlock {
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let (name, width, inner) = (&self.name, self.conv2.out_chans, self.se_chans);
+        // Fan-out initialisation, as for the other convolutions.
+        let se = |part: &str, out: usize, fan_in: usize| {
+            let he = Init::Normal {
+                std: (2.0 / out as f64).sqrt(),
+            };
+            [
+                TensorSpec::parameter(format!("{name}.se.{part}.weight"), &[out, fan_in, 1, 1], he),
+                TensorSpec::parameter(format!("{name}.se.{part}.bias"), &[out], Init::Zeros),
+            ]
+        };
+        let mut out = self.conv1.tensors(Init::Ones);
+        out.extend(self.conv2.tensors(Init::Ones));
+        out.extend(se("fc1", inner, width));
+        out.extend(se("fc2", width, inner));
+        // A block starts as its shortcut.
+        out.extend(self.conv3.tensors(Init::Zeros));
+        out.extend(self.downsample.iter().flat_map(|conv| conv.tensors(Init::Ones)));
+        out
+    }
+
+    fn macs(&self) -> usize {
+        let convs = [&self.conv1, &self.conv2, &self.conv3]
+            .into_iter()
+            .chain(&self.downsample);
+        convs.map(ConvNormSpec::macs).sum::<usize>() + 2 * self.conv2.out_chans * self.se_chans
+    }
+}
+
+impl RegNetSpec {
+    /// Width of the pooled features that the head sees.
+    pub fn num_features(&self) -> usize {
+        self.stages.last().map_or(self.stem_width, |stage| stage.width)
+    }
+
+    pub(crate) fn stem(&self) -> ConvNormSpec {
+        ConvNormSpec {
+            name: "stem".into(),
+            in_chans: self.in_chans,
+            out_chans: self.stem_width,
+            kernel: 3,
+            stride: self.stem_stride,
+            groups: 1,
+            out_size: strided(self.img_size, self.stem_stride),
+        }
+    }
+
+    /// The blocks of all stages, in the order of the forward pass.
+    pub(crate) fn blocks(&self) -> Vec<RegNetBlock> {
+        let mut blocks = Vec::new();
+        let mut in_chans = self.stem_width;
+        let mut in_size = strided(self.img_size, self.stem_stride);
+        for (s, stage) in self.stages.iter().enumerate() {
+            for b in 0..stage.depth {
+                let name = format!("s{}.b{}", s + 1, b + 1);
+                let stride = if b == 0 { stage.stride } else { 1 };
+                let out_size = strided(in_size, stride);
+                let conv = |part: &str, in_chans, kernel, stride, groups, out_size| ConvNormSpec {
+                    name: format!("{name}.{part}"),
+                    in_chans,
+                    out_chans: stage.width,
+                    kernel,
+                    stride,
+                    groups,
+                    out_size,
+                };
+                let changes = stride != 1 || in_chans != stage.width;
+                blocks.push(RegNetBlock {
+                    conv1: conv("conv1", in_chans, 1, 1, 1, in_size),
+                    conv2: conv(
+                        "conv2",
+                        stage.width,
+                        3,
+                        stride,
+                        stage.width / stage.group_width.max(1),
+                        out_size,
+                    ),
+                    se_chans: self.se_chans(in_chans),
+                    conv3: conv("conv3", stage.width, 1, 1, 1, out_size),
+                    downsample: changes.then(|| conv("downsample", in_chans, 1, stride, 1, out_size)),
+                    name,
+                });
+                (in_chans, in_size) = (stage.width, out_size);
+            }
+        }
+        blocks
+    }
+
+    fn se_chans(&self, in_chans: usize) -> usize {
+        (in_chans as f64 * self.se_ratio).round_ties_even() as usize
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        let fail = |text: String| Err(Error::invalid_spec(text));
+        let sized = |what: &str, value: usize| {
+            if (1..=LARGEST).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::invalid_spec(format!(
+                "{what} must be between 1 and {LARGEST}, but is {value}"
+            )))
+        };
+        sized("the image height", self.img_size[0])?;
+        sized("the image width", self.img_size[1])?;
+        sized("in_chans", self.in_chans)?;
+        sized("stem_width", self.stem_width)?;
+        sized("stem_stride", self.stem_stride)?;
+        if self.stages.is_empty() {
+            return fail("a RegNet needs at least one stage".into());
+        }
+        let mut blocks = 0;
+        let mut in_chans = self.stem_width;
+        for (i, stage) in self.stages.iter().enumerate() {
+            let name = format!("s{}", i + 1);
+            sized(&format!("the depth of stage {name}"), stage.depth)?;
+            sized(&format!("the width of stage {name}"), stage.width)?;
+            sized(&format!("the group width of stage {name}"), stage.group_width)?;
+            sized(&format!("the stride of stage {name}"), stage.stride)?;
+            if stage.width % stage.group_width != 0 {
+                return fail(format!(
+                    "stage {name} has {} channels, which groups of {} do not divide",
+                    stage.width, stage.group_width
+                ));
+            }
+            for chans in [in_chans, stage.width] {
+                let inner = self.se_chans(chans);
+                if !(1..=LARGEST).contains(&inner) {
+                    return fail(format!(
+                        "se_ratio {} gives the squeeze-and-excitation of stage {name} {inner} of {chans} channels; \
+                         the published models have 0.25",
+                        self.se_ratio
+                    ));
+                }
+            }
+            in_chans = stage.width;
+            blocks += stage.depth;
+        }
+        if blocks > MOST_BLOCKS {
+            return fail(format!(
+                "a RegNet may have {MOST_BLOCKS} blocks, but this has {blocks}"
+            ));
+        }
+        if !(self.bn_eps.is_finite() && self.bn_eps > 0.0) {
+            return fail(format!(
+                "bn_eps must be a positive number, but is {}",
+                self.bn_eps
+            ));
+        }
+        Ok(())
+    }
+
+    fn head(&self, num_classes: usize) -> Vec<TensorSpec> {
+        if num_classes == 0 {
+            return Vec::new();
+        }
+        let weight = Init::Normal { std: 0.01 };
+        vec![
+            TensorSpec::parameter("head.fc.weight", &[num_classes, self.num_features()], weight),
+            TensorSpec::parameter("head.fc.bias", &[num_classes], Init::Zeros),
+        ]
+    }
+
+    pub(super) fn tensors(&self, num_classes: usize) -> Vec<TensorSpec> {
+        let mut out = self.stem().tensors(Init::Ones);
+        out.extend(self.blocks().iter().flat_map(RegNetBlock::tensors));
+        out.extend(self.head(num_classes));
+        out
+    }
+
+    pub(super) fn costs(&self, num_classes: usize) -> Cost {
+        let mut cost = Cost { layers: Vec::new() };
+        let mut push = |name: &str, tensors: &[TensorSpec], macs| {
+            let trained = tensors.iter().filter(|tensor| tensor.role == Role::Parameter);
+            cost.push(name, trained.map(TensorSpec::numel).sum(), macs);
+        };
+        let stem = self.stem();
+        push(&stem.name, &stem.tensors(Init::Ones), stem.macs());
+        for block in self.blocks() {
+            push(&block.name, &block.tensors(), block.macs());
+        }
+        if num_classes > 0 {
+            push(
+                "head.fc",
+                &self.head(num_classes),
+                num_classes * self.num_features(),
+            );
+        }
+        cost
+    }
+}
+
+/// Height and width after a padded convolution.
+fn strided(size: [usize; 2], stride: usize) -> [usize; 2] {
+    size.map(|side| side.div_ceil(stride.max(1)))
+}
