@@ -9,6 +9,12 @@ use std::path::PathBuf;
 
 use crate::tensors::DType;
 
+/// What to do about bytes that cannot be what was written.
+const DAMAGED: &str = "the file is damaged or incomplete, fetch or save it again";
+
+/// What to do about a `.pth` file that holds more than weights.
+const RESAVE: &str = "save the weights alone, in Python: `torch.save(torch.load(old, weights_only=False)['model'], new)`";
+
 /// The result of anything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -126,6 +132,232 @@ pub enum Error {
         /// The name.
         name: String,
     },
+
+    /// A safetensors file shorter than the eight bytes that give the length of its header.
+    #[error("`{path}` is {found} bytes long, too short for a safetensors file; {DAMAGED}", path = .path.display())]
+    HeaderMissing {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: usize,
+    },
+    /// The header is longer than the file, or than any header may be.
+    #[error(
+        "`{path}` announces a header of {found} bytes where at most {limit} are possible; it is not a safetensors \
+         file, or {DAMAGED}",
+        path = .path.display()
+    )]
+    HeaderLength {
+        /// The file.
+        path: PathBuf,
+        /// The length announced.
+        found: u64,
+        /// The length that the file, or the format, allows.
+        limit: u64,
+    },
+    /// The header is not the JSON object it should be.
+    #[error("the header of `{path}` cannot be read: {detail}; {DAMAGED}", path = .path.display())]
+    HeaderSyntax {
+        /// The file.
+        path: PathBuf,
+        /// What the JSON parser said, with line and column.
+        detail: String,
+    },
+    /// A key stands twice in the header.
+    #[error("the header of `{path}` has the key `{name}` twice; {DAMAGED}", path = .path.display())]
+    HeaderDuplicate {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or metadata key.
+        name: String,
+    },
+    /// A tensor has an element type this crate does not know.
+    #[error(
+        "`{path}`: tensor `{name}` has type `{found}`; the types read are {known}; convert it to one of them first",
+        path = .path.display(),
+        known = DType::ALL.map(DType::name).join(", ")
+    )]
+    HeaderType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The type it claims.
+        found: String,
+    },
+    /// A tensor's offsets do not agree with its shape and type.
+    #[error(
+        "`{path}`: tensor `{name}` of type {dtype} and shape {shape:?} takes {expected} bytes, but its offsets span \
+         {found}; {DAMAGED}",
+        path = .path.display()
+    )]
+    HeaderSize {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        dtype: DType,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes that shape and type take.
+        expected: String,
+        /// Bytes between its offsets.
+        found: usize,
+    },
+    /// A tensor's offsets are in the wrong order or lie behind the end of the file.
+    #[error(
+        "`{path}`: tensor `{name}` lies at bytes {begin} to {end} of a data section of {length}; {DAMAGED}",
+        path = .path.display()
+    )]
+    HeaderOffsets {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// First byte claimed.
+        begin: usize,
+        /// End of the bytes claimed.
+        end: usize,
+        /// Bytes there are.
+        length: usize,
+    },
+    /// Two tensors claim the same bytes.
+    #[error("`{path}`: tensors `{first}` and `{second}` overlap; {DAMAGED}", path = .path.display())]
+    HeaderOverlap {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that begins first.
+        first: String,
+        /// The tensor that begins inside it.
+        second: String,
+    },
+    /// Bytes that belong to no tensor.
+    #[error(
+        "`{path}`: bytes {begin} to {end} of the data section belong to no tensor; {DAMAGED}",
+        path = .path.display()
+    )]
+    HeaderHole {
+        /// The file.
+        path: PathBuf,
+        /// First byte of the hole.
+        begin: usize,
+        /// Its end.
+        end: usize,
+    },
+
+    /// A file that is neither form of what `torch.save` writes, or one of them in a way that is not read.
+    #[error("`{path}` cannot be read as a PyTorch file: {detail}", path = .path.display())]
+    PthFormat {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+    /// The pickle of a `.pth` file breaks off or contradicts itself.
+    #[error("the pickle in `{path}` is broken at byte {at}: {detail}; {DAMAGED}", path = .path.display())]
+    PickleSyntax {
+        /// The file.
+        path: PathBuf,
+        /// The byte of the pickle.
+        at: usize,
+        /// What is wrong there.
+        detail: &'static str,
+    },
+    /// An instruction that `torch.save` has no use for when it writes tensors.
+    #[error(
+        "the pickle in `{path}` uses the instruction {opcode:#04x} at byte {at}, which is not needed for tensors and \
+         plain containers and is refused; {RESAVE}",
+        path = .path.display()
+    )]
+    PickleOpcode {
+        /// The file.
+        path: PathBuf,
+        /// The byte of the pickle.
+        at: usize,
+        /// The instruction.
+        opcode: u8,
+    },
+    /// The file wants a class or function that is not one of those tensors are made of.
+    #[error(
+        "`{path}` asks for the Python object `{global}`; only tensors and plain containers are read, and nothing in the \
+         file has been executed; {RESAVE}",
+        path = .path.display()
+    )]
+    PickleGlobal {
+        /// The file.
+        path: PathBuf,
+        /// Module and name of the object.
+        global: String,
+    },
+    /// The file is larger in some respect than any checkpoint of weights.
+    #[error("the pickle in `{path}` has more than {limit} {what}; {RESAVE}", path = .path.display())]
+    PickleLimit {
+        /// The file.
+        path: PathBuf,
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// A tensor of a `.pth` file does not fit its storage.
+    #[error("`{path}`: tensor `{name}` {detail}; {DAMAGED}", path = .path.display())]
+    PthTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A `.pth` file in which no state dict was found.
+    #[error(
+        "`{path}` holds no state dict; expected tensors at the top level or under {expected}, found {found}",
+        path = .path.display()
+    )]
+    PthNoTensors {
+        /// The file.
+        path: PathBuf,
+        /// The keys looked under.
+        expected: String,
+        /// The keys that are there.
+        found: String,
+    },
+
+    /// A position table that is not `[1, rows, dim]`, or has no row for a patch.
+    #[error("a position table should have shape [1, prefix + patches, dim], but has {found:?} with {prefix} prefix rows")]
+    PosEmbedShape {
+        /// The shape found.
+        found: Vec<usize>,
+        /// The prefix rows asked for.
+        prefix: usize,
+    },
+    /// The rows of a position table do not make up the grid they should.
+    #[error(
+        "a position table of {rows} rows, {prefix} of them for prefix tokens, should cover {expected}; name the grid \
+         the table was trained on"
+    )]
+    PosEmbedGrid {
+        /// All rows.
+        rows: usize,
+        /// Rows for prefix tokens.
+        prefix: usize,
+        /// The grid given, or a square one.
+        expected: String,
+    },
+    /// A position table made for another number of prefix tokens, such as a plain model's in a distilled one.
+    #[error(
+        "a position table of {rows} rows fits {likely} prefix tokens, but the model has {prefix} (a plain model has one, \
+         the class token; a distilled one has two); load it as the architecture it was trained as"
+    )]
+    PosEmbedPrefix {
+        /// All rows.
+        rows: usize,
+        /// Prefix tokens of the model.
+        prefix: usize,
+        /// Prefix tokens with which the rows make up the grid.
+        likely: usize,
+    },
 }
 
 impl Error {
@@ -146,6 +378,24 @@ impl Error {
             Error::TensorShape { .. } => "E_TENSOR_SHAPE",
             Error::TensorBytes { .. } => "E_TENSOR_BYTES",
             Error::TensorDuplicate { .. } => "E_TENSOR_DUPLICATE",
+            Error::HeaderMissing { .. }
+            | Error::HeaderLength { .. }
+            | Error::HeaderSyntax { .. }
+            | Error::HeaderDuplicate { .. } => "E_SAFETENSORS_HEADER",
+            Error::HeaderType { .. } => "E_SAFETENSORS_TYPE",
+            Error::HeaderSize { .. }
+            | Error::HeaderOffsets { .. }
+            | Error::HeaderOverlap { .. }
+            | Error::HeaderHole { .. } => "E_SAFETENSORS_LAYOUT",
+            Error::PthFormat { .. } => "E_PTH_FORMAT",
+            Error::PickleSyntax { .. } => "E_PTH_PICKLE",
+            Error::PickleOpcode { .. } | Error::PickleGlobal { .. } => "E_PTH_REFUSED",
+            Error::PickleLimit { .. } => "E_PTH_LIMIT",
+            Error::PthTensor { .. } => "E_PTH_TENSOR",
+            Error::PthNoTensors { .. } => "E_PTH_EMPTY",
+            Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
+            Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
+            Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",
         }
     }
 

@@ -1,1 +1,22 @@
-//! What a model is.
+//! What a model *is*: its description, its tensors, its checkpoint folder, and the network built from them.
+//!
+//! | view | type | for |
+//! | --- | --- | --- |
+//! | description + weights | [`ModelSpec`] + [`Tensors`] | load, save, convert names, count, inspect: all that is algebra |
+//! | network | `network::Network` (feature `train`) | everything that needs gradients or traces |
+//!
+//! The network is built only from the two, on one path for fresh, loaded, resumed and pruned models.
+
+pub mod error;
+pub mod init;
+#[cfg(feature = "train")]
+pub mod network;
+pub mod ops;
+pub mod site;
+pub mod spec;
+pub mod tensors;
+
+pub use error::{Error, Result};
+pub use site::Site;
+pub use spec::{ModelSpec, NetworkSpec};
+pub use tensors::{DType, Tensor, Tensors};

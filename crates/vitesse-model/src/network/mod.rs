@@ -1,0 +1,130 @@
+//! The network: a Burn module built only from a [`ModelSpec`] and its [`Tensors`].
+//!
+//! One path serves fresh, loaded, resumed, pruned and merged models. Parameters keep exactly the checkpoint's shapes
+//! (linear weights are `[out, in]`); their ids are hashes of the tensors' names, so that what is keyed by parameter
+//! (gradients, moments, averages) survives a reload. Every method that acts inside a forward pass stands as an op at a
+//! site; [`Ctx`] carries what ops and traces need.
+
+mod batch_norm;
+mod ctx;
+pub(crate) mod layers;
+mod params;
+mod regnet;
+mod trace;
+mod vit;
+
+pub use ctx::{Attention, Ctx, DropPath, Mode, Stream};
+pub use params::{Parameters, param_id};
+pub use regnet::RegNet;
+pub use trace::{Trace, Value};
+pub use vit::Vit;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use crate::spec::{ModelSpec, NetworkSpec};
+use crate::tensors::Tensors;
+use crate::{Error, Result};
+
+/// A model that computes: `[batch, channels, height, width]` images to logits.
+#[derive(Module, Debug)]
+pub struct Network {
+    body: Body,
+    #[module(skip)]
+    spec: ModelSpec,
+}
+
+#[derive(Module, Debug)]
+enum Body {
+    Vit(Vit),
+    RegNet(RegNet),
+}
+
+/// What the heads say. A model without classes returns its pooled features as `class`.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    /// The class head: `[batch, classes]`.
+    pub class: Tensor<2>,
+    /// The distillation head, for distilled models: `[batch, classes]`.
+    pub distillation: Option<Tensor<2>>,
+}
+
+/// How two heads become one prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fusion {
+    /// The mean of the logits: what the released DeiT code does, and what its published numbers need.
+    #[default]
+    LogitMean,
+    /// The mean of the two softmax outputs, as the paper writes. The result is a probability.
+    SoftmaxMean,
+    /// The class head alone.
+    Class,
+    /// The distillation head alone (the class head where there is no other).
+    Distillation,
+}
+
+impl Logits {
+    /// One prediction from both heads: `[batch, classes]`. With one head it is that head's logits, or their softmax
+    /// for [`Fusion::SoftmaxMean`].
+    pub fn joint(self, fusion: Fusion) -> Tensor<2> {
+        use burn::tensor::activation::softmax;
+        match (fusion, self.distillation) {
+            (Fusion::LogitMean, Some(other)) => (self.class + other) / 2.0,
+            (Fusion::SoftmaxMean, Some(other)) => (softmax(self.class, 1) + softmax(other, 1)) / 2.0,
+            (Fusion::SoftmaxMean, None) => softmax(self.class, 1),
+            (Fusion::Distillation, Some(other)) => other,
+            _ => self.class,
+        }
+    }
+}
+
+impl Network {
+    /// Builds the network on `device`. On an autodiff device every trained parameter asks for its gradient.
+    ///
+    /// The tensors are checked strictly against the spec first; `source` names their file in an error.
+    pub fn new(spec: &ModelSpec, tensors: &Tensors, source: &str, device: &Device) -> Result<Self> {
+        spec.check(tensors, source)?;
+        let parameters = Parameters::new(tensors, device);
+        let body = match &spec.network {
+            NetworkSpec::Vit(vit) => Body::Vit(Vit::new(vit, spec.num_classes, &parameters)?),
+            NetworkSpec::RegNet(regnet) => Body::RegNet(RegNet::new(regnet, spec.num_classes, &parameters)?),
+        };
+        Ok(Network { body, spec: spec.clone() })
+    }
+
+    /// The description that the network was built from.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The heads' logits for `images` `[batch, channels, height, width]`, normalised as the checkpoint says.
+    ///
+    /// # Errors
+    /// Images of another size than the spec's, and an empty batch.
+    pub fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Logits> {
+        let [batch, channels, height, width] = images.dims();
+        let [want_channels, want_height, want_width] = self.spec.input_size();
+        if [channels, height, width] != [want_channels, want_height, want_width] {
+            return Err(Error::unsupported(
+                format!("images of {channels}x{height}x{width}"),
+                format!(
+                    "`{}` takes {want_channels}x{want_height}x{want_width}; resize the images, or load the \
+                     checkpoint with another image size",
+                    self.spec.architecture
+                ),
+            ));
+        }
+        if batch == 0 {
+            return Err(Error::unsupported("an empty batch".into(), "give at least one image".into()));
+        }
+        Ok(match &self.body {
+            Body::Vit(vit) => vit.forward(images, ctx),
+            Body::RegNet(regnet) => Logits { class: regnet.forward(images, ctx), distillation: None },
+        })
+    }
+
+    /// The network's weights as they are now, by tensor name, in `f32`.
+    pub fn tensors(&self) -> Result<Tensors> {
+        params::export(self, &self.spec)
+    }
+}

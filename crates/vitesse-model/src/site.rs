@@ -1,0 +1,145 @@
+//! Sites: the stations of a transformer block at which ops stand and traces listen.
+//!
+//! ```text
+//! patch.out ─ … block.in ─ norm1 ─ attn.in ─[qkv]─ attn.qkv ─ q·kᵀ ─ attn.logits ─ softmax ─ attn.probs ─ ·v ─ attn.heads ─[proj]─ attn.out ─(+)─
+//! mid ─ norm2 ─ mlp.in ─[fc1]─ mlp.fc1 ─ gelu ─ mlp.hidden ─[fc2]─ mlp.out ─(+)─ block.out … ─ final.norm
+//! ```
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// One station. The shape of the value that passes it stands beside each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Site {
+    /// After the patch embedding, before prefix tokens and positions: `[batch, patches, dim]`.
+    PatchOut,
+    /// Where a block begins: `[batch, tokens, dim]`.
+    BlockIn,
+    /// After `norm1`: `[batch, tokens, dim]`.
+    AttnIn,
+    /// After the fused projection, q then k then v, each head-major: `[batch, tokens, Σ(2·qk + v)]`.
+    AttnQkv,
+    /// Scaled products of queries and keys: `[batch, heads, tokens, tokens]`.
+    AttnLogits,
+    /// After the softmax over keys: `[batch, heads, tokens, tokens]`.
+    AttnProbs,
+    /// Concatenated head outputs: `[batch, tokens, Σv]`.
+    AttnHeads,
+    /// After `proj`, before the residual sum: `[batch, tokens, dim]`.
+    AttnOut,
+    /// Between the sub-layers: `[batch, tokens, dim]`.
+    Mid,
+    /// After `norm2`: `[batch, tokens, dim]`.
+    MlpIn,
+    /// After `fc1`: `[batch, tokens, hidden]`.
+    MlpFc1,
+    /// After the activation: `[batch, tokens, hidden]`.
+    MlpHidden,
+    /// After `fc2`, before the residual sum: `[batch, tokens, dim]`.
+    MlpOut,
+    /// Where a block ends: `[batch, tokens, dim]`.
+    BlockOut,
+    /// After the final norm: `[batch, tokens, dim]`.
+    FinalNorm,
+}
+
+impl Site {
+    /// Every site, in the order in which a forward pass meets them.
+    pub const ALL: [Site; 15] = [
+        Site::PatchOut,
+        Site::BlockIn,
+        Site::AttnIn,
+        Site::AttnQkv,
+        Site::AttnLogits,
+        Site::AttnProbs,
+        Site::AttnHeads,
+        Site::AttnOut,
+        Site::Mid,
+        Site::MlpIn,
+        Site::MlpFc1,
+        Site::MlpHidden,
+        Site::MlpOut,
+        Site::BlockOut,
+        Site::FinalNorm,
+    ];
+
+    /// The name used in files and on the command line, such as `attn.qkv`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Site::PatchOut => "patch.out",
+            Site::BlockIn => "block.in",
+            Site::AttnIn => "attn.in",
+            Site::AttnQkv => "attn.qkv",
+            Site::AttnLogits => "attn.logits",
+            Site::AttnProbs => "attn.probs",
+            Site::AttnHeads => "attn.heads",
+            Site::AttnOut => "attn.out",
+            Site::Mid => "mid",
+            Site::MlpIn => "mlp.in",
+            Site::MlpFc1 => "mlp.fc1",
+            Site::MlpHidden => "mlp.hidden",
+            Site::MlpOut => "mlp.out",
+            Site::BlockOut => "block.out",
+            Site::FinalNorm => "final.norm",
+        }
+    }
+
+    /// Whether every block has this site (the others occur once a model).
+    pub fn in_block(self) -> bool {
+        !matches!(self, Site::PatchOut | Site::FinalNorm)
+    }
+
+    /// Whether the value is an attention map, `[batch, heads, tokens, tokens]`, and not a token stream.
+    pub fn is_map(self) -> bool {
+        matches!(self, Site::AttnLogits | Site::AttnProbs)
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Site {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Site::ALL.into_iter().find(|site| site.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Site::ALL.iter().map(|site| site.name()).collect();
+            Error::invalid_spec(format!("unknown site `{text}`; the sites are {}", names.join(", ")))
+        })
+    }
+}
+
+impl TryFrom<String> for Site {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Site> for String {
+    fn from(site: Site) -> String {
+        site.name().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for site in Site::ALL {
+            assert_eq!(site.name().parse::<Site>().unwrap(), site);
+        }
+        assert!("attn.nope".parse::<Site>().unwrap_err().to_string().contains("attn.qkv"));
+    }
+}
