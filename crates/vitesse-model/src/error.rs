@@ -13,7 +13,8 @@ use crate::tensors::DType;
 const DAMAGED: &str = "the file is damaged or incomplete, fetch or save it again";
 
 /// What to do about a `.pth` file that holds more than weights.
-const RESAVE: &str = "save the weights alone, in Python: `torch.save(torch.load(old, weights_only=False)['model'], new)`";
+const RESAVE: &str =
+    "save the weights alone, in Python: `torch.save(torch.load(old, weights_only=False)['model'], new)`";
 
 /// The result of anything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -325,7 +326,9 @@ pub enum Error {
     },
 
     /// A position table that is not `[1, rows, dim]`, or has no row for a patch.
-    #[error("a position table should have shape [1, prefix + patches, dim], but has {found:?} with {prefix} prefix rows")]
+    #[error(
+        "a position table should have shape [1, prefix + patches, dim], but has {found:?} with {prefix} prefix rows"
+    )]
     PosEmbedShape {
         /// The shape found.
         found: Vec<usize>,

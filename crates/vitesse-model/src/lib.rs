@@ -14,6 +14,7 @@ pub mod network;
 pub mod ops;
 pub mod site;
 pub mod spec;
+pub mod storage;
 pub mod tensors;
 
 pub use error::{Error, Result};

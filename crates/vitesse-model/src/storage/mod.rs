@@ -1,0 +1,17 @@
+//! How tensors lie on disk.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`safetensors`] | read and write safetensors, the format of every checkpoint folder |
+//! | [`pth`] | read PyTorch's `.pth`, which is a program, without running it |
+//! | [`atomic`] | write files and folders that are whole or absent |
+//! | `map` | a file as a slice of memory |
+//!
+//! Reading allocates nothing in proportion to what a file *claims*: claims are checked against the file's length
+//! first, and the tensors stay in the memory map.
+
+pub mod atomic;
+mod map;
+pub mod safetensors;
+
+pub use atomic::{AtomicDir, atomic_write};
