@@ -1,0 +1,1 @@
+//! How a model learns: losses, distillation, optimiser groups, schedules, the loop, resume and metrics.
