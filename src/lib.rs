@@ -1,1 +1,8 @@
-//! Vitesse.
+//! Vitesse makes Vision Transformers small, adapts them to new tasks and runs them fast.
+//!
+//! This crate is the facade: each part is a crate of its own and re-exported here.
+
+pub use vitesse_data as data;
+pub use vitesse_model as model;
+pub use vitesse_report as report;
+pub use vitesse_rng as rng;

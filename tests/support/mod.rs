@@ -1,0 +1,209 @@
+//! What every golden test shares: finding the vectors, comparing, counting, reporting.
+
+#![allow(clippy::print_stdout, dead_code)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use vitesse::model::Tensors;
+use vitesse::model::storage::safetensors;
+
+/// The prefixes of keys that hold expected values.
+const EXPECTED: [&str; 5] = ["out", "grad", "gradin", "gradout", "merged"];
+
+/// The folder of golden vectors: `VITESSE_GOLDEN`, or the project's `tests/golden`.
+pub fn golden_root() -> PathBuf {
+    std::env::var_os("VITESSE_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
+}
+
+/// The project's `../shared`, if it is there; prints why a test is skipped otherwise.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("skipped: no data (../shared/{path} is not there)");
+    None
+}
+
+/// One file of vectors.
+pub struct Vectors {
+    pub file: String,
+    pub config: Value,
+    pub tensors: Tensors,
+}
+
+impl Vectors {
+    pub fn read(path: &Path) -> Self {
+        let (tensors, metadata) = safetensors::read(path).unwrap_or_else(|e| panic!("{e}"));
+        let file = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = metadata.get("config").unwrap_or_else(|| panic!("{file}: no `config` in the metadata"));
+        let config = serde_json::from_str(text).unwrap_or_else(|e| panic!("{file}: config: {e}"));
+        Vectors { file, config, tensors }
+    }
+
+    /// The values of a key.
+    pub fn f32(&self, key: &str) -> Vec<f32> {
+        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        tensor.to_f32().into_owned()
+    }
+
+    pub fn shape(&self, key: &str) -> Vec<usize> {
+        self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file)).shape().to_vec()
+    }
+
+    /// Integers stored as I64.
+    pub fn i64(&self, key: &str) -> Vec<i64> {
+        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        tensor.bytes().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    /// Values stored as F64.
+    pub fn f64(&self, key: &str) -> Vec<f64> {
+        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        tensor.bytes().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.tensors.contains(key)
+    }
+
+    /// The tensors under a prefix such as `w.`, without it.
+    pub fn under(&self, prefix: &str) -> Tensors {
+        let mut out = Tensors::new();
+        for (name, tensor) in self.tensors.iter() {
+            if let Some(name) = name.strip_prefix(prefix) {
+                out.insert(name, tensor.clone());
+            }
+        }
+        out
+    }
+
+    pub fn usize(&self, key: &str) -> usize {
+        self.config[key].as_u64().unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file)) as usize
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.config[key].as_f64().unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file))
+    }
+
+    /// The keys that hold expected values, in order.
+    fn expected(&self) -> BTreeSet<String> {
+        let is_expected = |key: &&str| key.split('.').any(|part| EXPECTED.contains(&part));
+        self.tensors.names().filter(is_expected).map(str::to_owned).collect()
+    }
+}
+
+/// What one golden test found.
+#[derive(Default)]
+pub struct Report {
+    pub files: usize,
+    pub keys: usize,
+    pub failures: Vec<String>,
+    pub skipped: Vec<String>,
+    worst: Option<(f64, f64, String)>,
+    seen: BTreeSet<String>,
+}
+
+impl Report {
+    /// Compares one key: `max |difference| ≤ 1e-4 · max(1, max |expected|)`.
+    pub fn compare(&mut self, vectors: &Vectors, key: &str, found: &[f32]) {
+        let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
+        self.compare_f64(vectors, key, &found, 1e-4);
+    }
+
+    /// The same for doubles, with a tolerance of its own.
+    pub fn compare_f64(&mut self, vectors: &Vectors, key: &str, found: &[f64], tolerance: f64) {
+        use vitesse::model::DType;
+        let tensor = vectors.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", vectors.file));
+        let expected: Vec<f64> = match tensor.dtype() {
+            DType::F64 => vectors.f64(key),
+            DType::I64 => vectors.i64(key).into_iter().map(|x| x as f64).collect(),
+            DType::U8 => tensor.bytes().iter().map(|&b| f64::from(b)).collect(),
+            _ => vectors.f32(key).into_iter().map(f64::from).collect(),
+        };
+        let at = format!("{}/{key}", vectors.file);
+        if !self.seen.insert(key.to_owned()) {
+            self.failures.push(format!("{at}: compared twice"));
+        }
+        self.keys += 1;
+        if expected.len() != found.len() {
+            self.failures.push(format!("{at}: {} values expected, {} found", expected.len(), found.len()));
+            return;
+        }
+        let scale = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+        let mut largest = (0.0f64, 0usize);
+        for (i, (e, f)) in expected.iter().zip(found).enumerate() {
+            let difference = (e - f).abs();
+            // A NaN must not hide behind a comparison that is always false.
+            if !(difference <= largest.0) {
+                largest = (if difference.is_nan() { f64::INFINITY } else { difference }, i);
+            }
+        }
+        if self.worst.as_ref().is_none_or(|(ratio, ..)| largest.0 / scale > *ratio) {
+            self.worst = Some((largest.0 / scale, largest.0, at.clone()));
+        }
+        if !(largest.0 <= tolerance * scale) {
+            self.failures.push(format!(
+                "{at}: largest difference {:.3e} at element {} (expected {}, found {}, tolerance {:.1e})",
+                largest.0,
+                largest.1,
+                expected[largest.1],
+                found[largest.1],
+                tolerance * scale
+            ));
+        }
+    }
+
+    /// Leaves a key out, with the reason; it is listed.
+    pub fn skip(&mut self, vectors: &Vectors, key: &str, why: &str) {
+        self.seen.insert(key.to_owned());
+        self.skipped.push(format!("{}/{key} ({why})", vectors.file));
+    }
+
+    /// Every expected key must have been compared or skipped by name.
+    fn finish_file(&mut self, vectors: &Vectors) {
+        self.files += 1;
+        let seen = std::mem::take(&mut self.seen);
+        for key in vectors.expected().difference(&seen) {
+            self.failures.push(format!("{}/{key}: nothing compared it", vectors.file));
+        }
+    }
+
+    fn summary(&self, name: &str) -> String {
+        let (_, largest, at) = self.worst.clone().unwrap_or((0.0, 0.0, "nothing".into()));
+        format!(
+            "{name}: {} files, {} keys compared, largest difference {largest:.2e} at {at}",
+            self.files, self.keys
+        )
+    }
+}
+
+/// Walks `folder`, hands every file to `check`, prints the summary and what was skipped, and returns the failures.
+pub fn walk(name: &str, folder: &Path, mut check: impl FnMut(&Vectors, &mut Report)) -> Result<Report, String> {
+    let listing = std::fs::read_dir(folder).map_err(|e| format!("{name}: {}: {e}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let mut report = Report::default();
+    for path in &paths {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => {
+                let vectors = Vectors::read(path);
+                check(&vectors, &mut report);
+                report.finish_file(&vectors);
+            }
+            Some("md") => {}
+            _ => report.failures.push(format!("{}: unknown kind of file", path.display())),
+        }
+    }
+    println!("{}", report.summary(name));
+    for skipped in &report.skipped {
+        println!("{name}: skipped {skipped}");
+    }
+    if report.files == 0 {
+        return Err(format!("{name}: no file of vectors in {}", folder.display()));
+    }
+    if report.failures.is_empty() { Ok(report) } else { Err(report.failures.join("\n")) }
+}
