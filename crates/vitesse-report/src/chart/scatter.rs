@@ -1,0 +1,272 @@
+//! Labelled points: two quantities of each of some things, such as accuracy against latency.
+
+use super::canvas::{Anchor, Svg, TEXT, size, text_width};
+use super::frame::{Area, Around, Frame, Key, no_data};
+use super::scale::{Axis, Want};
+use super::{Chart, FULL, style};
+use crate::format::number;
+
+#[derive(Debug, Clone)]
+struct Dot {
+    label: String,
+    x: f64,
+    y: f64,
+}
+
+/// A scatter chart. Labels are put where they touch neither each other nor a point; one that finds no room is left to the
+/// point's tooltip, and a line under the chart says how many there are.
+#[derive(Debug, Clone)]
+pub struct ScatterChart {
+    title: String,
+    x_label: String,
+    y_label: String,
+    log_x: bool,
+    size: (u32, u32),
+    series: Vec<(String, Vec<Dot>)>,
+}
+
+impl ScatterChart {
+    /// A chart without points.
+    pub fn new(title: impl Into<String>) -> Self {
+        ScatterChart {
+            title: title.into(),
+            x_label: String::new(),
+            y_label: String::new(),
+            log_x: false,
+            size: FULL,
+            series: Vec::new(),
+        }
+    }
+
+    /// Names the horizontal axis, with the unit: `latency (ms)`.
+    pub fn x_label(mut self, label: impl Into<String>) -> Self {
+        self.x_label = label.into();
+        self
+    }
+
+    /// Names the vertical axis, with the unit: `top-1 (%)`.
+    pub fn y_label(mut self, label: impl Into<String>) -> Self {
+        self.y_label = label.into();
+        self
+    }
+
+    /// Makes the horizontal axis logarithmic; points whose x is not positive are left out.
+    pub fn log_x(mut self) -> Self {
+        self.log_x = true;
+        self
+    }
+
+    /// Sets the size in pixels: [`FULL`] unless told.
+    pub fn size(mut self, (width, height): (u32, u32)) -> Self {
+        self.size = (width, height);
+        self
+    }
+
+    /// Adds points `(label, x, y)` that belong together, such as one family of models.
+    pub fn series<S: Into<String>>(
+        mut self,
+        name: impl Into<String>,
+        points: impl IntoIterator<Item = (S, f64, f64)>,
+    ) -> Self {
+        let dots = points.into_iter().map(|(label, x, y)| Dot { label: label.into(), x, y }).collect();
+        self.series.push((name.into(), dots));
+        self
+    }
+
+    /// In words: every point.
+    fn description(&self) -> String {
+        let mut words = String::from("Scatter chart.");
+        for dot in self.series.iter().flat_map(|(_, dots)| dots) {
+            words.push_str(&format!(
+                " {}: {} {}, {} {}.",
+                dot.label,
+                self.x_label,
+                number(dot.x),
+                self.y_label,
+                number(dot.y)
+            ));
+        }
+        words
+    }
+}
+
+impl Chart for ScatterChart {
+    fn draw(&self) -> Svg {
+        let size = size(self.size.0, self.size.1);
+        let shown = |dot: &&Dot| dot.x.is_finite() && dot.y.is_finite() && (!self.log_x || dot.x > 0.0);
+        let dots = || self.series.iter().flat_map(|(_, dots)| dots).filter(shown);
+        let x = Axis::new(
+            dots().map(|dot| dot.x),
+            Want { log: self.log_x, tight: false, ticks: (size.0 / 90.0) as usize },
+        );
+        let y = Axis::new(
+            dots().map(|dot| dot.y),
+            Want { log: false, tight: false, ticks: (size.1 / 60.0) as usize },
+        );
+        let (Some(x), Some(y)) = (x, y) else { return no_data(size, &self.title) };
+        let names: Vec<&str> = self.series.iter().map(|(name, _)| name.as_str()).collect();
+        let around = Around {
+            size,
+            title: &self.title,
+            x_label: &self.x_label,
+            y_label: &self.y_label,
+            names: &names,
+            key: Key::Marker,
+        };
+        let mut frame = Frame::new(&around, x, y);
+
+        let placed: Vec<(usize, &Dot, (f64, f64))> = self
+            .series
+            .iter()
+            .enumerate()
+            .flat_map(|(i, (_, dots))| dots.iter().map(move |dot| (i, dot)))
+            .filter_map(|(i, dot)| Some((i, dot, frame.at((dot.x, dot.y))?)))
+            .collect();
+        let labels: Vec<(&str, (f64, f64))> =
+            placed.iter().map(|(_, dot, at)| (dot.label.as_str(), *at)).collect();
+        let places = place_labels(&labels, frame.area);
+        for (&(_, at), place) in labels.iter().zip(&places) {
+            if let Some(place) = place.filter(|place| place.far) {
+                frame.canvas.line("leader", at, place.nearest(at));
+            }
+        }
+        for (i, dot, at) in &placed {
+            let tooltip = format!(
+                "{}: {} {}, {} {}",
+                dot.label,
+                self.x_label,
+                number(dot.x),
+                self.y_label,
+                number(dot.y)
+            );
+            style::marker(&mut frame.canvas, *i, *at, &tooltip);
+        }
+        for (&(label, _), place) in labels.iter().zip(&places) {
+            if let Some(place) = place {
+                frame.canvas.text(place.left, place.top + TEXT, Anchor::Start, "label", label);
+            }
+        }
+        let left_out = places.iter().filter(|place| place.is_none()).count();
+        if left_out > 0 {
+            let note = format!("{left_out} without a label, for want of room");
+            frame.canvas.text(size.0, size.1 - 5.0, Anchor::End, "", &note);
+        }
+        frame.finish(self.description())
+    }
+}
+
+/// The rectangle of a label.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    left: f64,
+    top: f64,
+    width: f64,
+    /// So far from its point that a line has to join the two.
+    far: bool,
+}
+
+/// The height of a label's rectangle.
+const HEIGHT: f64 = 15.0;
+/// Half the side of the square that a marker takes.
+const MARKER: f64 = 6.0;
+
+impl Place {
+    fn overlaps(&self, other: &Place) -> bool {
+        self.left < other.left + other.width
+            && other.left < self.left + self.width
+            && self.top < other.top + HEIGHT
+            && other.top < self.top + HEIGHT
+    }
+
+    /// Whether a marker at a point would touch the label.
+    fn covers(&self, (x, y): (f64, f64)) -> bool {
+        x > self.left - MARKER
+            && x < self.left + self.width + MARKER
+            && y > self.top - MARKER
+            && y < self.top + HEIGHT + MARKER
+    }
+
+    /// The place of the rectangle that is nearest to a point outside.
+    fn nearest(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        (x.clamp(self.left, self.left + self.width), y.clamp(self.top, self.top + HEIGHT))
+    }
+}
+
+/// A place for each label, or none: right of its point, left, above, below, across, then the same further away. Labels are
+/// placed in the order given; the first that fits is taken, so nothing moves when a later point is added.
+fn place_labels(labels: &[(&str, (f64, f64))], area: Area) -> Vec<Option<Place>> {
+    let mut places: Vec<Option<Place>> = Vec::with_capacity(labels.len());
+    for &(label, (x, y)) in labels {
+        let width = text_width(label);
+        let candidates = [0.0, 10.0, 22.0, 36.0].into_iter().flat_map(|away: f64| {
+            let side = 8.0 + away;
+            let (right, left, middle) = (x + side, x - side - width, x - width / 2.0);
+            let (level, above, below) = (y - HEIGHT / 2.0, y - side - HEIGHT, y + side);
+            let (near_right, near_left) = (x + 4.0 + away / 2.0, x - 4.0 - away / 2.0 - width);
+            [
+                (right, level),
+                (left, level),
+                (middle, above),
+                (middle, below),
+                (near_right, above),
+                (near_left, above),
+                (near_right, below),
+                (near_left, below),
+            ]
+            .map(|(left, top)| Place { left, top, width, far: away > 0.0 })
+        });
+        let free = |place: &Place| {
+            place.left >= area.left
+                && place.left + place.width <= area.right + 14.0
+                && place.top >= area.top - 4.0
+                && place.top + HEIGHT <= area.bottom
+                && !labels.iter().any(|&(_, at)| place.covers(at))
+                && !places.iter().flatten().any(|other| place.overlaps(other))
+        };
+        let found = candidates.into_iter().find(free);
+        places.push(found);
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const AREA: Area = Area { left: 40.0, top: 20.0, right: 600.0, bottom: 320.0 };
+
+    proptest! {
+        #[test]
+        fn labels_touch_nothing(points in prop::collection::vec((40.0f64..600.0, 20.0f64..320.0), 1..40)) {
+            let labels: Vec<(&str, (f64, f64))> = points.iter().map(|&at| ("deit_tiny", at)).collect();
+            let places = place_labels(&labels, AREA);
+            prop_assert_eq!(places.len(), labels.len());
+            for (n, place) in places.iter().enumerate().filter_map(|(n, place)| Some((n, place.as_ref()?))) {
+                prop_assert!(!points.iter().any(|&at| place.covers(at)));
+                prop_assert!(!places.iter().skip(n + 1).flatten().any(|other| place.overlaps(other)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lone_label_stands_right_of_its_point_and_left_at_the_edge() {
+        let place = |x: f64| place_labels(&[("deit_tiny", (x, 100.0))], AREA)[0].unwrap().left;
+        assert!(place(300.0) > 300.0);
+        assert!(place(598.0) < 598.0);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let points = (0..60).map(|i| (format!("model number {i}"), 1.0 + f64::from(i) * 1e-4, 1.0));
+        let svg = ScatterChart::new("crowd").series("s", points.chain([("far".to_string(), 9.0, 9.0)])).draw();
+        assert!(svg.inline().contains("without a label, for want of room"));
+    }
+
+    #[test]
+    fn nothing_to_draw() {
+        assert!(ScatterChart::new("x").draw().inline().contains("no data"));
+        let svg = ScatterChart::new("x").log_x().series("s", [("a", -1.0, 1.0), ("b", f64::NAN, 2.0)]).draw();
+        assert!(svg.inline().contains("no data"));
+    }
+}
