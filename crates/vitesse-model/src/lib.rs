@@ -12,6 +12,7 @@ pub mod init;
 #[cfg(feature = "train")]
 pub mod network;
 pub mod ops;
+pub mod pos_embed;
 pub mod site;
 pub mod spec;
 pub mod storage;
