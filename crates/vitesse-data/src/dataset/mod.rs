@@ -1,0 +1,505 @@
+//! Data sets: what is in a path, and which part of it is asked for.
+//!
+//! A *form* is a way to keep labelled pictures on disk; each has one file here and does three things: it recognises itself, it
+//! says which parts (training, validation, test) are stored, and it reads one of them as [`Samples`]. Everything else, splits that
+//! are not stored, subsets, limits, is done once, for all forms, by [`DataSet`].
+//!
+//! | form | recognised by |
+//! | --- | --- |
+//! | class folders with splits | `train/`, `val/` (or `validation/`, `valid/`), `test/`, each with a folder a class |
+//! | list | a `labels.csv` with a header `filename,class_index[,…,name]` |
+//! | IDX (MNIST family) | `train-images-idx3-ubyte[.gz]` and the like |
+//! | CIFAR binary | `data_batch_1.bin` … or `train.bin` |
+//! | class folders | a folder a class |
+//! | pictures | picture files without labels |
+//! | shapes | the name `shapes`: drawn by the program, no files |
+
+mod cifar;
+mod folders;
+mod idx;
+mod list;
+mod natural;
+mod shapes;
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vitesse_rng::Key;
+
+pub use shapes::{ShapesConfig, ShapesTask};
+
+use crate::{DecodeOptions, Error, Image, Result};
+
+/// Which samples of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// What is learned from; without the held-back part when no validation split is stored.
+    Train,
+    /// What choices are made on: the stored validation split, or a part of train that is held back.
+    #[serde(alias = "val", alias = "valid")]
+    Validation,
+    /// What is reported; nothing is ever chosen on it.
+    Test,
+    /// Everything there is.
+    All,
+}
+
+impl FromStr for Split {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Split> {
+        match text {
+            "train" => Ok(Split::Train),
+            "val" | "valid" | "validation" => Ok(Split::Validation),
+            "test" => Ok(Split::Test),
+            "all" => Ok(Split::All),
+            _ => Err(Error::setting(
+                "split",
+                format!("`{text}`"),
+                "train, validation, test or all",
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
+            Split::All => "all",
+        })
+    }
+}
+
+/// How to open a data set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OpenOptions {
+    /// The split to read. Without one: test if it is stored, else validation if it is stored, else all.
+    pub split: Option<Split>,
+    /// The share of train held back as validation where no validation split is stored. Default 0.1.
+    pub val_fraction: f64,
+    /// Decides which samples are held back. Default 0.
+    pub seed: u64,
+    /// How files become pictures.
+    pub decode: DecodeOptions,
+    /// What the built-in set draws.
+    pub shapes: ShapesConfig,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            split: None,
+            val_fraction: 0.1,
+            seed: 0,
+            decode: DecodeOptions::default(),
+            shapes: ShapesConfig::default(),
+        }
+    }
+}
+
+/// Samples in a fixed order. Implement it to feed pictures from elsewhere to [`DataSet::new`].
+///
+/// Indices given to the methods are below `len`.
+pub trait Samples: Send + Sync + std::fmt::Debug {
+    /// Number of samples.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The class of a sample, if it is known.
+    fn label(&self, index: usize) -> Option<usize>;
+    /// What messages and result files call a sample: its file, or something like `train-images[17]`.
+    fn name(&self, index: usize) -> String;
+    /// The picture of a sample.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being read, naming the sample.
+    fn load(&self, index: usize) -> Result<Image>;
+}
+
+/// Labelled pictures in a fixed order. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DataSet {
+    samples: Arc<dyn Samples>,
+    /// Which of `samples`, in this order.
+    indices: Arc<[usize]>,
+    classes: Arc<[String]>,
+    split: Split,
+    skipped: usize,
+}
+
+impl DataSet {
+    /// A data set of one's own samples. Labels must be below the number of classes.
+    pub fn new(samples: impl Samples + 'static, class_names: Vec<String>) -> DataSet {
+        let contents = Contents {
+            samples: Arc::new(samples),
+            classes: class_names,
+            skipped: 0,
+        };
+        DataSet::from_contents(contents, Split::All)
+    }
+
+    fn from_contents(contents: Contents, split: Split) -> DataSet {
+        DataSet {
+            indices: (0..contents.samples.len()).collect(),
+            samples: contents.samples,
+            classes: contents.classes.into(),
+            split,
+            skipped: contents.skipped,
+        }
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// The class of a sample; `None` when it is not known or there is no such sample.
+    pub fn label(&self, index: usize) -> Option<usize> {
+        self.samples.label(*self.indices.get(index)?)
+    }
+
+    /// What messages and result files call a sample: its path inside the data set, or something like `train-images[17]`.
+    pub fn name(&self, index: usize) -> String {
+        match self.indices.get(index) {
+            Some(&index) => self.samples.name(index),
+            None => format!("sample {index} of {}", self.len()),
+        }
+    }
+
+    /// The names of the classes, in the order of the labels; empty for pictures without labels.
+    pub fn class_names(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The picture of a sample.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being read, naming the sample.
+    pub fn load(&self, index: usize) -> Result<Image> {
+        match self.indices.get(index) {
+            Some(&index) => self.samples.load(index),
+            None => Err(Error::setting(
+                "index",
+                index,
+                format!("a sample below {}", self.len()),
+            )),
+        }
+    }
+
+    /// The split that was read.
+    pub fn split(&self) -> Split {
+        self.split
+    }
+
+    /// Files that look like pictures but are of a format that is not supported, so that they are not among the samples.
+    pub fn skipped(&self) -> usize {
+        self.skipped
+    }
+
+    /// The samples at `indices`, in that order; indices past the end are left out.
+    pub fn subset(&self, indices: &[usize]) -> DataSet {
+        let indices = indices
+            .iter()
+            .filter_map(|&index| self.indices.get(index).copied())
+            .collect();
+        DataSet {
+            indices,
+            ..self.clone()
+        }
+    }
+
+    /// At most `n` samples, drawn by `seed`, with the classes in the proportions they have here; order as here.
+    pub fn limit(&self, n: usize, seed: u64) -> DataSet {
+        let mut chosen = stratified_order(self, Key::new(seed).with("limit"));
+        chosen.truncate(n);
+        chosen.sort_unstable();
+        self.subset(&chosen)
+    }
+
+    /// At most `n` samples of each class, drawn by `seed`; order as here. Samples without a label are left out.
+    pub fn per_class(&self, n: usize, seed: u64) -> DataSet {
+        let mut taken = vec![0; self.classes.len()];
+        let order = Key::new(seed).with("per-class").rng().permutation(self.len());
+        let mut chosen: Vec<usize> = order
+            .into_iter()
+            .filter(
+                |&index| match self.label(index).and_then(|label| taken.get_mut(label)) {
+                    Some(taken) if *taken < n => {
+                        *taken += 1;
+                        true
+                    }
+                    _ => false,
+                },
+            )
+            .collect();
+        chosen.sort_unstable();
+        self.subset(&chosen)
+    }
+}
+
+/// All samples in an order of which every beginning has the classes in nearly their overall proportions.
+///
+/// The samples of a class of size `m`, shuffled, stand at `(j + u) / m` of the way with one random `u` a class.
+fn stratified_order(data: &DataSet, key: Key) -> Vec<usize> {
+    let class = |index: usize| data.label(index).map_or(0, |label| label + 1);
+    let mut sizes: Vec<usize> = Vec::new();
+    for index in 0..data.len() {
+        let class = class(index);
+        sizes.resize(sizes.len().max(class + 1), 0);
+        sizes[class] += 1;
+    }
+    let mut rng = key.rng();
+    let offsets: Vec<f64> = sizes.iter().map(|_| rng.uniform()).collect();
+    let mut seen = vec![0usize; sizes.len()];
+    let mut places: Vec<(f64, usize)> = rng
+        .permutation(data.len())
+        .into_iter()
+        .map(|index| {
+            let class = class(index);
+            let place = (seen[class] as f64 + offsets[class]) / sizes[class] as f64;
+            seen[class] += 1;
+            (place, index)
+        })
+        .collect();
+    places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    places.into_iter().map(|(_, index)| index).collect()
+}
+
+/// A stored part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Train,
+    Validation,
+    Test,
+    /// Everything, where nothing is split.
+    Whole,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+            Part::Whole => "all",
+        }
+    }
+}
+
+/// One part, read.
+struct Contents {
+    samples: Arc<dyn Samples>,
+    classes: Vec<String>,
+    skipped: usize,
+}
+
+/// A recognised data set whose samples are not read yet.
+trait Form {
+    /// The stored parts, training first.
+    fn parts(&self) -> Vec<Part>;
+    /// Reads one of them.
+    fn read(&self, part: Part, decode: &DecodeOptions) -> Result<Contents>;
+}
+
+/// Opens a data set: a path, or `shapes` / `shapes:TASK` for the built-in set (write `./shapes` for a folder of that name).
+///
+/// Where no validation split is stored, a share of the training samples is held back: drawn by the seed, classes in proportion.
+/// `train` then leaves them out, `validation` is exactly them.
+///
+/// # Errors
+/// [`Error::DataSet`] for a path that holds no data set, [`Error::NoSplit`] for a split that it does not have.
+pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
+    let path = data.as_ref();
+    if !(0.0..1.0).contains(&options.val_fraction) {
+        return Err(Error::setting(
+            "val_fraction",
+            options.val_fraction,
+            "a share of at least 0 and below 1",
+        ));
+    }
+    let form = recognise(path, options)?;
+    let stored = form.parts();
+    let has = |part| stored.contains(&part);
+    let split = options.split.unwrap_or(match () {
+        () if has(Part::Test) => Split::Test,
+        () if has(Part::Validation) => Split::Validation,
+        () => Split::All,
+    });
+    let read = |part| form.read(part, &options.decode);
+    let as_stored = match split {
+        Split::All => {
+            let parts = stored.iter().map(|&part| read(part)).collect::<Result<_>>()?;
+            return Ok(DataSet::from_contents(joined(parts), split));
+        }
+        Split::Test => has(Part::Test).then_some(Part::Test),
+        Split::Validation => has(Part::Validation).then_some(Part::Validation),
+        Split::Train => (has(Part::Train) && has(Part::Validation)).then_some(Part::Train),
+    };
+    if let Some(part) = as_stored {
+        return Ok(DataSet::from_contents(read(part)?, split));
+    }
+    let learned = stored
+        .iter()
+        .copied()
+        .find(|part| matches!(part, Part::Train | Part::Whole));
+    match (split, learned) {
+        (Split::Train | Split::Validation, Some(part)) => {
+            hold_back(path, &DataSet::from_contents(read(part)?, split), options)
+        }
+        _ => Err(Error::NoSplit {
+            data: path.display().to_string(),
+            asked: split.to_string(),
+            found: stored
+                .iter()
+                .map(|part| part.name())
+                .collect::<Vec<_>>()
+                .join(", "),
+        }),
+    }
+}
+
+/// The side of the training samples that `data.split` names, when a share of them serves as validation.
+fn hold_back(path: &Path, data: &DataSet, options: &OpenOptions) -> Result<DataSet> {
+    let order = stratified_order(data, Key::new(options.seed).with("hold-back"));
+    let held = (options.val_fraction * data.len() as f64).round() as usize;
+    let (validation, train) = order.split_at(held.min(order.len()));
+    let mut chosen = if data.split == Split::Validation {
+        validation
+    } else {
+        train
+    }
+    .to_vec();
+    if chosen.is_empty() {
+        return Err(Error::data_set(
+            path,
+            format!(
+                "holding back a share of {} of its {} samples leaves no {} samples",
+                options.val_fraction,
+                data.len(),
+                data.split
+            ),
+        ));
+    }
+    chosen.sort_unstable();
+    Ok(data.subset(&chosen))
+}
+
+/// Several parts, one after the other. Forms give all their parts the same classes.
+#[derive(Debug)]
+struct Joined(Vec<Arc<dyn Samples>>);
+
+impl Joined {
+    /// The part that a sample is in, and its index there.
+    fn find(&self, mut index: usize) -> Option<(&dyn Samples, usize)> {
+        for part in &self.0 {
+            if index < part.len() {
+                return Some((part.as_ref(), index));
+            }
+            index -= part.len();
+        }
+        None
+    }
+}
+
+impl Samples for Joined {
+    fn len(&self) -> usize {
+        self.0.iter().map(|part| part.len()).sum()
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        self.find(index).and_then(|(part, index)| part.label(index))
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.find(index)
+            .map_or_else(String::new, |(part, index)| part.name(index))
+    }
+
+    fn load(&self, index: usize) -> Result<Image> {
+        match self.find(index) {
+            Some((part, index)) => part.load(index),
+            None => Err(Error::setting(
+                "index",
+                index,
+                format!("a sample below {}", self.len()),
+            )),
+        }
+    }
+}
+
+fn joined(mut parts: Vec<Contents>) -> Contents {
+    let classes = parts
+        .first_mut()
+        .map(|part| std::mem::take(&mut part.classes))
+        .unwrap_or_default();
+    let skipped = parts.iter().map(|part| part.skipped).sum();
+    let samples = Arc::new(Joined(parts.into_iter().map(|part| part.samples).collect()));
+    Contents {
+        samples,
+        classes,
+        skipped,
+    }
+}
+
+/// Finds out which form a path has.
+fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
+    if let Some(form) = shapes::recognise(path, &options.shapes)? {
+        return Ok(form);
+    }
+    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+    if metadata.is_file() {
+        if path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
+        {
+            return Ok(list::recognise(path));
+        }
+        return Err(Error::data_set(
+            path,
+            "expected a folder or a `.csv` list, found another file",
+        ));
+    }
+    for recognise in [
+        folders::with_splits,
+        list::in_folder,
+        idx::recognise,
+        cifar::recognise,
+        folders::whole,
+    ] {
+        if let Some(form) = recognise(path)? {
+            return Ok(form);
+        }
+    }
+    Err(Error::data_set(
+        path,
+        "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, class folders, \
+         or pictures; found none of them",
+    ))
+}
+
+/// The entries of a folder that are not hidden, in natural order.
+fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            found.push(entry.path());
+        }
+    }
+    found.sort_by(|a, b| natural::compare(&a.to_string_lossy(), &b.to_string_lossy()));
+    Ok(found)
+}

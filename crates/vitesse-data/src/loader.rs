@@ -1,0 +1,481 @@
+//! Batches from a data set: worker threads read and transform samples, batches arrive in order, memory is bounded.
+//!
+//! A batch is cut into pieces of a few consecutive samples. Workers take the next piece, wherever the others are, but no piece more
+//! than [`LoaderOptions::prefetch`] batches ahead of the consumer. What a sample looks like depends on its key alone, made of
+//! (seed, epoch, index, copy), so neither the number of threads nor their timing can change a batch.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use vitesse_rng::Key;
+
+use crate::sampler::{Order, Pick, Replica};
+use crate::{DataSet, Error, Image, Preprocess, Result};
+
+/// From a picture to the numbers a model takes.
+pub trait Transform: Send + Sync {
+    /// The shape of a result, `[channels, height, width]`.
+    fn output(&self) -> [usize; 3];
+
+    /// The transformed picture, `channels · height · width` numbers. Every draw must come from `key`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the transform itself is not usable.
+    fn apply(&self, image: &Image, key: Key) -> Result<Vec<f32>>;
+}
+
+impl Transform for Preprocess {
+    fn output(&self) -> [usize; 3] {
+        self.input_size
+    }
+
+    fn apply(&self, image: &Image, _: Key) -> Result<Vec<f32>> {
+        self.run(image)
+    }
+}
+
+/// What to do with a sample that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Leave it out; the batch is shorter. For evaluation.
+    #[default]
+    Skip,
+    /// Take the next sample that can be read in its place, so that every batch is full. For training.
+    Replace,
+    /// Stop with the error.
+    Stop,
+}
+
+/// How a loader works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoaderOptions {
+    /// Samples a batch, at least 1. Default 64.
+    pub batch_size: usize,
+    /// Threads that read and transform; 0, the default, is one for each core of the machine.
+    pub workers: usize,
+    /// Batches made ahead of the consumer, at least 1; bounds the memory. Default 2.
+    pub prefetch: usize,
+    /// The order of the samples.
+    pub order: Order,
+    /// Decides the order and every augmentation.
+    pub seed: u64,
+    /// Whether a last, shorter batch is left out.
+    pub drop_last: bool,
+    /// What to do with a sample that cannot be read.
+    pub on_error: OnError,
+    /// This machine's share of the samples.
+    pub replica: Replica,
+}
+
+impl Default for LoaderOptions {
+    fn default() -> Self {
+        LoaderOptions {
+            batch_size: 64,
+            workers: 0,
+            prefetch: 2,
+            order: Order::Sequential,
+            seed: 0,
+            drop_last: false,
+            on_error: OnError::Skip,
+            replica: Replica::default(),
+        }
+    }
+}
+
+/// Samples side by side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The transformed pictures, `shape`, in one piece.
+    pub images: Vec<f32>,
+    /// `[samples, channels, height, width]`.
+    pub shape: [usize; 4],
+    /// The class of each sample, where it is known.
+    pub labels: Vec<Option<usize>>,
+    /// Which sample of the data set each one is.
+    pub indices: Vec<usize>,
+    /// The samples of this batch that could not be read.
+    pub failures: Vec<Failure>,
+}
+
+/// A sample that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which sample of the data set.
+    pub index: usize,
+    /// What it is called.
+    pub name: String,
+    /// Why; a sentence that names it.
+    pub reason: String,
+}
+
+impl Batch {
+    /// Number of samples; the last batch, and one with unreadable samples, can be short or even empty.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// The class of every sample.
+    ///
+    /// # Errors
+    /// [`Error::NoLabel`] naming the first sample without one.
+    pub fn classes(&self, data: &DataSet) -> Result<Vec<usize>> {
+        let labels = self.labels.iter().zip(&self.indices);
+        labels
+            .map(|(label, &index)| {
+                label.ok_or_else(|| Error::NoLabel {
+                    name: data.name(index),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Turns a data set into batches, epoch after epoch.
+#[derive(Clone)]
+pub struct Loader {
+    data: DataSet,
+    transform: Arc<dyn Transform>,
+    options: LoaderOptions,
+}
+
+impl Loader {
+    /// A loader over `data`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a batch size or a prefetch of zero, or an impossible replica or order.
+    pub fn new(data: DataSet, transform: impl Transform + 'static, options: LoaderOptions) -> Result<Loader> {
+        for (key, value) in [("batch_size", options.batch_size), ("prefetch", options.prefetch)] {
+            if value == 0 {
+                return Err(Error::setting(key, 0, "at least 1"));
+            }
+        }
+        options.order.visits(0, 0, 0, options.replica)?;
+        Ok(Loader {
+            data,
+            transform: Arc::new(transform),
+            options,
+        })
+    }
+
+    /// The data set.
+    pub fn data(&self) -> &DataSet {
+        &self.data
+    }
+
+    /// Batches an epoch.
+    ///
+    /// # Errors
+    /// None for a loader whose options were not changed; see [`Order::visits`].
+    pub fn batches(&self) -> Result<usize> {
+        let visits = self.visits(0)?.len();
+        let size = self.options.batch_size;
+        Ok(if self.options.drop_last {
+            visits / size
+        } else {
+            visits.div_ceil(size)
+        })
+    }
+
+    /// One epoch. The threads start at once and stop when the result is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system gives no thread.
+    pub fn epoch(&self, epoch: u64) -> Result<Batches> {
+        let mut visits = self.visits(epoch)?;
+        let size = self.options.batch_size;
+        if self.options.drop_last {
+            visits.truncate(visits.len() / size * size);
+        }
+        let workers = match self.options.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let pieces = pieces(visits.len(), size, workers);
+        let job = Arc::new(Job {
+            data: self.data.clone(),
+            transform: Arc::clone(&self.transform),
+            on_error: self.options.on_error,
+            key: Key::new(self.options.seed).with("sample").at(epoch),
+            ahead: pieces
+                .iter()
+                .take_while(|piece| piece.batch < self.options.prefetch)
+                .count()
+                .max(1),
+            visits,
+            pieces,
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        });
+        let mut batches = Batches {
+            job,
+            next: 0,
+            threads: Vec::new(),
+        };
+        for _ in 0..workers.min(batches.job.pieces.len()) {
+            let job = Arc::clone(&batches.job);
+            let thread = std::thread::Builder::new()
+                .name("vitesse-loader".to_owned())
+                .spawn(move || job.work());
+            batches
+                .threads
+                .push(thread.map_err(Error::io(std::path::Path::new("a loader thread")))?);
+        }
+        Ok(batches)
+    }
+
+    fn visits(&self, epoch: u64) -> Result<Vec<Pick>> {
+        self.options
+            .order
+            .visits(self.data.len(), self.options.seed, epoch, self.options.replica)
+    }
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader")
+            .field("data", &self.data)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Consecutive visits that one worker makes at a stretch; all of one batch.
+#[derive(Debug)]
+struct Piece {
+    batch: usize,
+    visits: std::ops::Range<usize>,
+}
+
+/// Cuts batches so that every worker has its share of each, in pieces of at most 8 samples.
+fn pieces(visits: usize, batch_size: usize, workers: usize) -> Vec<Piece> {
+    let size = batch_size.div_ceil(workers).clamp(1, 8);
+    let mut pieces = Vec::new();
+    for (batch, start) in (0..visits).step_by(batch_size).enumerate() {
+        let end = (start + batch_size).min(visits);
+        for first in (start..end).step_by(size) {
+            pieces.push(Piece {
+                batch,
+                visits: first..(first + size).min(end),
+            });
+        }
+    }
+    pieces
+}
+
+/// An epoch, shared by its threads.
+struct Job {
+    data: DataSet,
+    transform: Arc<dyn Transform>,
+    on_error: OnError,
+    key: Key,
+    visits: Vec<Pick>,
+    pieces: Vec<Piece>,
+    /// Pieces that may be begun and not yet consumed.
+    ahead: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The next piece to begin.
+    begun: usize,
+    /// Pieces given to the consumer.
+    consumed: usize,
+    done: BTreeMap<usize, Result<Batch>>,
+    stopped: bool,
+}
+
+impl Job {
+    /// The state; a panic while it was held cannot have left it half changed.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        loop {
+            let mut state = self.lock();
+            while !state.stopped
+                && state.begun < self.pieces.len()
+                && state.begun >= state.consumed + self.ahead
+            {
+                state = self.wait(state);
+            }
+            let index = state.begun;
+            let Some(piece) = self.pieces.get(index).filter(|_| !state.stopped) else {
+                return;
+            };
+            state.begun += 1;
+            drop(state);
+            let result = self.make(piece);
+            self.lock().done.insert(index, result);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Reads and transforms the samples of a piece.
+    fn make(&self, piece: &Piece) -> Result<Batch> {
+        let mut batch = self.empty(piece.visits.len());
+        for pick in self.visits.get(piece.visits.clone()).unwrap_or_default() {
+            self.add(*pick, &mut batch)?;
+        }
+        Ok(batch)
+    }
+
+    fn empty(&self, capacity: usize) -> Batch {
+        let [channels, height, width] = self.transform.output();
+        Batch {
+            images: Vec::with_capacity(capacity * channels * height * width),
+            shape: [0, channels, height, width],
+            labels: Vec::with_capacity(capacity),
+            indices: Vec::with_capacity(capacity),
+            failures: Vec::new(),
+        }
+    }
+
+    fn add(&self, pick: Pick, batch: &mut Batch) -> Result<()> {
+        /// Successive unreadable samples after which a data set is beyond repair.
+        const MOST_FAILURES: usize = 50;
+        for attempt in 0..MOST_FAILURES {
+            let index = (pick.index + attempt) % self.data.len().max(1);
+            match self.sample(Pick { index, ..pick }) {
+                Ok(pixels) => {
+                    batch.images.extend_from_slice(&pixels);
+                    batch.shape[0] += 1;
+                    batch.labels.push(self.data.label(index));
+                    batch.indices.push(index);
+                    return Ok(());
+                }
+                Err(error)
+                    if self.on_error == OnError::Stop
+                        || matches!(error, Error::Worker { .. } | Error::Setting { .. }) =>
+                {
+                    return Err(error);
+                }
+                Err(error) => {
+                    let name = self.data.name(index);
+                    batch.failures.push(Failure {
+                        index,
+                        name,
+                        reason: error.to_string(),
+                    });
+                    if self.on_error == OnError::Skip {
+                        return Ok(());
+                    }
+                    if attempt + 1 == MOST_FAILURES {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&self, pick: Pick) -> Result<Vec<f32>> {
+        let work = || {
+            let key = self.key.at(pick.index as u64).at(pick.copy as u64);
+            self.transform.apply(&self.data.load(pick.index)?, key)
+        };
+        let worker = |reason: String| Error::Worker {
+            name: self.data.name(pick.index),
+            reason,
+        };
+        let pixels = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(worker(text.unwrap_or_else(|| "a panic".to_owned())))
+        })?;
+        let expected: usize = self.transform.output().iter().product();
+        if pixels.len() != expected {
+            return Err(worker(format!(
+                "its transform gave {} numbers instead of {expected}",
+                pixels.len()
+            )));
+        }
+        Ok(pixels)
+    }
+}
+
+/// The batches of one epoch, in order. After an error there are no more. Dropping it stops the threads.
+pub struct Batches {
+    job: Arc<Job>,
+    /// The next piece to hand out.
+    next: usize,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        let number = self.job.pieces.get(self.next)?.batch;
+        let of_batch = |piece: &&Piece| piece.batch == number;
+        let samples = self.job.pieces[self.next..]
+            .iter()
+            .take_while(of_batch)
+            .map(|piece| piece.visits.len())
+            .sum();
+        let mut batch = self.job.empty(samples);
+        while self.job.pieces.get(self.next).as_ref().is_some_and(of_batch) {
+            let mut state = self.job.lock();
+            let piece = loop {
+                match state.done.remove(&self.next) {
+                    Some(piece) => break piece,
+                    None => state = self.job.wait(state),
+                }
+            };
+            self.next += 1;
+            state.consumed = self.next;
+            drop(state);
+            self.job.changed.notify_all();
+            match piece {
+                Ok(piece) => {
+                    batch.images.extend_from_slice(&piece.images);
+                    batch.shape[0] += piece.shape[0];
+                    batch.labels.extend(piece.labels);
+                    batch.indices.extend(piece.indices);
+                    batch.failures.extend(piece.failures);
+                }
+                Err(error) => {
+                    self.next = self.job.pieces.len();
+                    return Some(Err(error));
+                }
+            }
+        }
+        Some(Ok(batch))
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        self.job.lock().stopped = true;
+        self.job.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // Workers catch panics themselves.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Batches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batches")
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,202 @@
+//! From a picture to what a model takes in evaluation: resize, crop, normalise. timm's fields, timm's meaning.
+
+use serde::{Deserialize, Serialize};
+
+use crate::resize::{Interpolation, Window, resize_window};
+use crate::{Error, Image, Result};
+
+/// What to do with a picture whose shape is not the model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// Shorter side to `size / crop_pct`, then the centre: the edges of the long side are lost.
+    #[default]
+    Center,
+    /// Each side to `size / crop_pct` by itself, then the centre: the aspect ratio is lost.
+    Squash,
+    /// Longer side to `size / crop_pct`, then the centre or a border in the mean colour: nothing is lost at `crop_pct` 1.
+    Border,
+}
+
+/// Evaluation preprocessing, as it stands in timm's `pretrained_cfg` beside the weights.
+///
+/// The result equals Pillow's and torchvision's to the last bit; the defaults are those of DeiT at 224 pixels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Preprocess {
+    /// What the model takes, `[channels, height, width]`; channels must be 3.
+    pub input_size: [usize; 3],
+    /// The resize filter.
+    pub interpolation: Interpolation,
+    /// The share of the resized picture that the crop keeps, in (0, 1] (or above 1 to enlarge less than the crop).
+    pub crop_pct: f64,
+    /// How the picture is fitted.
+    pub crop_mode: CropMode,
+    /// Subtracted from each channel, after scaling to [0, 1].
+    pub mean: [f32; 3],
+    /// Divides each channel, after the mean is subtracted.
+    pub std: [f32; 3],
+}
+
+/// Channel means of ImageNet's training images, in [0, 1].
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Channel deviations of ImageNet's training images, in [0, 1].
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The longest side a model may take, in pixels; far above any real model, low enough for every product to fit.
+const MAX_SIDE: usize = 1 << 14;
+
+impl Default for Preprocess {
+    fn default() -> Self {
+        Preprocess {
+            input_size: [3, 224, 224],
+            interpolation: Interpolation::Bicubic,
+            crop_pct: 0.875,
+            crop_mode: CropMode::Center,
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+        }
+    }
+}
+
+impl Preprocess {
+    /// Whether every field is in its range.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first field that is not.
+    pub fn validate(&self) -> Result<()> {
+        let [channels, height, width] = self.input_size;
+        if channels != 3 || !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
+            let expected = format!("[3, height, width] with sides from 1 to {MAX_SIDE}");
+            return Err(Error::setting(
+                "input_size",
+                format!("{:?}", self.input_size),
+                expected,
+            ));
+        }
+        if !(0.01..=100.0).contains(&self.crop_pct) {
+            return Err(Error::setting("crop_pct", self.crop_pct, "a share such as 0.875"));
+        }
+        check_normalisation(self.mean, self.std)
+    }
+
+    /// The picture as the model takes it, `[3, height, width]`, normalised.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when a field is out of its range.
+    pub fn run(&self, image: &Image) -> Result<Vec<f32>> {
+        self.validate()?;
+        Ok(normalise(&self.fit(image), self.mean, self.std))
+    }
+
+    /// The picture resized and cropped, before normalisation: exactly `height` x `width` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when a field is out of its range.
+    pub fn resize_and_crop(&self, image: &Image) -> Result<Image> {
+        self.validate()?;
+        Ok(self.fit(image))
+    }
+
+    fn fit(&self, image: &Image) -> Image {
+        let [_, height, width] = self.input_size;
+        let scaled = |side: usize| (side as f64 / self.crop_pct).floor().max(1.0) as usize;
+        let (scaled_height, scaled_width) = (scaled(height), scaled(width));
+        let (size, fill) = match self.crop_mode {
+            CropMode::Squash => ((scaled_width, scaled_height), [0; 3]),
+            // A square target keeps torchvision's rule, which cuts; any other timm's, which rounds.
+            CropMode::Center if scaled_height == scaled_width => (
+                shorter_side_to(image.width(), image.height(), scaled_height),
+                [0; 3],
+            ),
+            CropMode::Center => (keep_ratio(image, scaled_width, scaled_height, f64::min), [0; 3]),
+            CropMode::Border => {
+                let fill = self
+                    .mean
+                    .map(|mean| (255.0 * f64::from(mean)).round_ties_even() as u8);
+                (keep_ratio(image, scaled_width, scaled_height, f64::max), fill)
+            }
+        };
+        resize_and_centre(image, size, (width, height), self.interpolation, fill)
+    }
+}
+
+/// torchvision's `Resize(side)`: the shorter side becomes `side`, the longer keeps the ratio, cut to an integer.
+pub(crate) fn shorter_side_to(width: usize, height: usize, side: usize) -> (usize, usize) {
+    let long = (side as f64 * width.max(height) as f64 / width.min(height) as f64) as usize;
+    if width <= height {
+        (side, long)
+    } else {
+        (long, side)
+    }
+}
+
+/// timm's `ResizeKeepRatio`: both sides divided by one of the two ratios between picture and target.
+fn keep_ratio(image: &Image, width: usize, height: usize, choose: fn(f64, f64) -> f64) -> (usize, usize) {
+    let (image_width, image_height) = (image.width() as f64, image.height() as f64);
+    let ratio = choose(image_height / height as f64, image_width / width as f64);
+    let side = |length: f64| (length / ratio).round_ties_even().max(1.0) as usize;
+    (side(image_width), side(image_height))
+}
+
+/// Resizes to `size` and cuts `target` (both width, height) out of the centre; where the resized picture is smaller, it is
+/// padded with `fill`. Only the pixels that survive are computed.
+fn resize_and_centre(
+    image: &Image,
+    size: (usize, usize),
+    target: (usize, usize),
+    interpolation: Interpolation,
+    fill: [u8; 3],
+) -> Image {
+    // torchvision pads first (the odd pixel after the picture), then cuts (a half rounds to the even offset).
+    let offset =
+        |have: usize, want: usize| ((have.saturating_sub(want)) as f64 / 2.0).round_ties_even() as usize;
+    let window = Window {
+        left: offset(size.0, target.0),
+        top: offset(size.1, target.1),
+        width: target.0.min(size.0),
+        height: target.1.min(size.1),
+    };
+    let cut = resize_window(image, size, window, interpolation);
+    if (cut.width(), cut.height()) == target {
+        return cut;
+    }
+    let before = |have: usize, want: usize| -((want.saturating_sub(have) / 2) as isize);
+    cut.crop(
+        before(size.0, target.0),
+        before(size.1, target.1),
+        target.0,
+        target.1,
+        fill,
+    )
+}
+
+/// `[height, width, 3]` bytes to `[3, height, width]` floats, `(byte / 255 - mean) / std`, each step rounded to f32 as torchvision does.
+pub(crate) fn normalise(image: &Image, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
+    let (pixels, _) = image.data().as_chunks::<3>();
+    let mut out = Vec::with_capacity(image.data().len());
+    for channel in 0..3 {
+        let table: [f32; 256] =
+            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[channel]) / std[channel]);
+        out.extend(pixels.iter().map(|pixel| table[usize::from(pixel[channel])]));
+    }
+    out
+}
+
+pub(crate) fn check_normalisation(mean: [f32; 3], std: [f32; 3]) -> Result<()> {
+    if !mean.iter().all(|mean| mean.is_finite()) {
+        return Err(Error::setting(
+            "mean",
+            format!("{mean:?}"),
+            "three finite numbers",
+        ));
+    }
+    if !std.iter().all(|&std| std.is_finite() && std > 0.0) {
+        return Err(Error::setting(
+            "std",
+            format!("{std:?}"),
+            "three positive numbers",
+        ));
+    }
+    Ok(())
+}
