@@ -12,9 +12,9 @@ use crate::tensors::DType;
 /// What to do about bytes that cannot be what was written.
 const DAMAGED: &str = "the file is damaged or incomplete, fetch or save it again";
 
-/// What to do about a `.pth` file that holds more than weights.
-const RESAVE: &str =
-    "save the weights alone, in Python: `torch.save(torch.load(old, weights_only=False)['model'], new)`";
+/// What to do about a `.pth` file that holds more than weights. PyTorch would run it, so trust comes first.
+const RESAVE: &str = "if you trust where it comes from (PyTorch runs what it asks for), save the weights alone, in Python: \
+                      `torch.save(torch.load(old, weights_only=False)['model'], new)`";
 
 /// The result of anything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -12,6 +12,7 @@
 
 pub mod atomic;
 mod map;
+pub mod pth;
 pub mod safetensors;
 
 pub use atomic::{AtomicDir, atomic_write};
