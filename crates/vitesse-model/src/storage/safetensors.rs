@@ -15,7 +15,7 @@
 //!
 //! The `safetensors` crate checks 1 and most of 3 and 4, but lets a key stand twice (the last wins), and its errors
 //! name neither file nor tensor. So the checks are written out here and the crate serves as the tests' oracle: what is
-//! read here it reads to the same tensors, and what [`write`] writes is what it would write, byte by byte.
+//! read here it reads to the same tensors, and what [`write()`] writes is what it would write, byte by byte.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;

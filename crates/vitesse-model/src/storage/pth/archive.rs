@@ -12,7 +12,8 @@ use std::path::Path;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::unpickle::{Node, Pickle};
+use super::object::{Node, Pickle};
+use super::unpickle;
 use crate::error::{Error, Result};
 use crate::tensors::DType;
 
@@ -107,7 +108,7 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
             "it was written on a big-endian machine; save it again on a little-endian one",
         ));
     }
-    let pickle = Pickle::load(path, bytes("data.pkl").unwrap_or_default())?;
+    let pickle = unpickle::load(path, bytes("data.pkl").unwrap_or_default())?;
     let folder = format!("{prefix}/data/");
     let storages = entries
         .into_iter()
@@ -119,7 +120,7 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
 fn open_old<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
     let mut at = OLD_MAGIC.len();
     let mut next = || -> Result<Pickle<'a>> {
-        let pickle = Pickle::load(path, file.get(at..).unwrap_or_default())?;
+        let pickle = unpickle::load(path, file.get(at..).unwrap_or_default())?;
         at += pickle.len;
         Ok(pickle)
     };

@@ -9,8 +9,8 @@
 //!
 //! * `archive`: the file is mapped, and a tensor's bytes are a range of the map. Only stored (uncompressed) zip entries
 //!   are read, so nothing expands.
-//! * `unpickle`: 31 instructions and 13 names are known; the objects form a flat arena, so neither reading nor dropping
-//!   them recurses, however deep they nest; their number is limited.
+//! * `unpickle`: 31 instructions and 13 names are known, and the number of objects is limited; `object`: they form a flat
+//!   arena, so neither reading nor dropping them recurses, however deep they nest.
 //! * `rebuild`: a tensor's offset, shape and strides must stay inside its storage. Only a tensor that is not contiguous is
 //!   copied, and all copies together are at most as large as the file.
 //!
@@ -18,6 +18,7 @@
 //! top level. The prefix `module.` of data-parallel training is removed when all names have it.
 
 mod archive;
+mod object;
 mod rebuild;
 mod unpickle;
 
@@ -27,8 +28,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::archive::Archive;
+use self::object::{Id, Node, Pickle};
 use self::rebuild::Rebuild;
-use self::unpickle::{Id, Node, Pickle};
 use super::map::Map;
 use crate::error::{Error, Result};
 use crate::tensors::{Source, Tensors};

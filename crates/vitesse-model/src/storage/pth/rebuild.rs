@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::unpickle::View;
+use super::object::View;
 use crate::error::{Error, Result};
 use crate::tensors::{Source, Tensor};
 

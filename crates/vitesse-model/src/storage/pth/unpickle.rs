@@ -1,12 +1,12 @@
 //! A stack machine that can build tensors and plain containers, and nothing else.
 //!
 //! The instructions are those of pickle protocol 2 that `torch.save` emits; everything else is refused, as is every
-//! global name but the few tensors are made of. Objects live in one flat arena and refer to one another by number, as
-//! the memo of a pickle demands, so that no nesting, and no cycle, can exhaust the call stack.
+//! global name but the few tensors are made of.
 
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::object::{Global, Id, Node, Pickle, Storage, View};
 use crate::error::{Error, Result};
 use crate::tensors::DType;
 
@@ -22,132 +22,24 @@ const MAX_DIMS: usize = 8;
 /// The longest module or function name, in bytes.
 const MAX_NAME: usize = 256;
 
-/// The number of an object in its [`Pickle`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Id(usize);
-
-/// An object.
-#[derive(Debug)]
-pub(super) enum Node<'a> {
-    /// `None`, a float or an enormous integer: kept as a place in its container.
-    Other,
-    Bool(bool),
-    Int(i64),
-    Str(&'a str),
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Global(Global),
-    Storage(Storage<'a>),
-    Tensor(View<'a>),
-}
-
-/// The Python objects a file may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(DType),
-}
-
-/// A run of numbers that tensors are views of.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Storage<'a> {
-    pub(super) dtype: DType,
-    pub(super) key: &'a str,
-    /// Numbers in it.
-    pub(super) len: usize,
-}
-
-/// A tensor as a view of a storage; offset and strides count numbers.
-#[derive(Debug, Clone)]
-pub(super) struct View<'a> {
-    pub(super) storage: Storage<'a>,
-    pub(super) offset: usize,
-    pub(super) shape: Vec<usize>,
-    pub(super) strides: Vec<usize>,
-}
-
-/// What a pickle builds.
-#[derive(Debug)]
-pub(super) struct Pickle<'a> {
-    nodes: Vec<Node<'a>>,
-    /// The object it leaves.
-    pub(super) root: Id,
-    /// The bytes it took.
-    pub(super) len: usize,
-}
-
-impl<'a> Pickle<'a> {
-    /// Runs the pickle at the beginning of `bytes`; `path` is for errors.
-    pub(super) fn load(path: &Path, bytes: &'a [u8]) -> Result<Pickle<'a>> {
-        let mut machine = Machine {
-            path,
-            bytes,
-            at: 0,
-            opcode_at: 0,
-            nodes: Vec::new(),
-            stack: Vec::new(),
-            marks: Vec::new(),
-            memo: HashMap::new(),
-        };
-        let root = machine.run()?;
-        Ok(Pickle {
-            nodes: machine.nodes,
-            root,
-            len: machine.at,
-        })
-    }
-
-    pub(super) fn node(&self, id: Id) -> &Node<'a> {
-        self.nodes.get(id.0).unwrap_or(&Node::Other)
-    }
-
-    /// The items of a dict, and none of anything else.
-    pub(super) fn dict(&self, id: Id) -> &[(Id, Id)] {
-        match self.node(id) {
-            Node::Dict(items) => items,
-            _ => &[],
-        }
-    }
-
-    /// The strings of a list, and none of anything else.
-    pub(super) fn strings(&self, id: Id) -> Vec<&'a str> {
-        let Node::List(items) = self.node(id) else {
-            return Vec::new();
-        };
-        items
-            .iter()
-            .filter_map(|&item| {
-                if let Node::Str(s) = self.node(item) {
-                    Some(*s)
-                } else {
-                    None
-                }
-            })
-            .collect()
-    }
-
-    /// Every storage that is mentioned.
-    pub(super) fn storages(&self) -> impl Iterator<Item = &Storage<'a>> {
-        self.nodes.iter().filter_map(|node| {
-            if let Node::Storage(storage) = node {
-                Some(storage)
-            } else {
-                None
-            }
-        })
-    }
-
-    /// A dict's key for people.
-    pub(super) fn key(&self, id: Id) -> String {
-        match self.node(id) {
-            Node::Str(s) => (*s).to_owned(),
-            Node::Int(i) => i.to_string(),
-            _ => "?".to_owned(),
-        }
-    }
+/// Runs the pickle at the beginning of `bytes`; `path` is for errors.
+pub(super) fn load<'a>(path: &Path, bytes: &'a [u8]) -> Result<Pickle<'a>> {
+    let mut machine = Machine {
+        path,
+        bytes,
+        at: 0,
+        opcode_at: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
+    let root = machine.run()?;
+    Ok(Pickle {
+        nodes: machine.nodes,
+        root,
+        len: machine.at,
+    })
 }
 
 struct Machine<'a, 'p> {
@@ -590,7 +482,7 @@ mod tests {
     use super::*;
 
     fn load(bytes: &[u8]) -> Result<Pickle<'_>> {
-        Pickle::load(Path::new("x.pth"), bytes)
+        super::load(Path::new("x.pth"), bytes)
     }
 
     fn refused(bytes: &[u8]) -> String {
