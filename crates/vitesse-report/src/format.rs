@@ -95,7 +95,7 @@ pub fn number(x: f64) -> String {
         MISSING.to_string()
     } else if size == 0.0 {
         "0".to_string()
-    } else if size < 1e-4 || size >= 999.95e18 {
+    } else if !(1e-4..999.95e18).contains(&size) {
         let text = format!("{x:.3e}");
         match text.split_once('e') {
             Some((mantissa, exponent)) => format!("{}e{exponent}", trim_zeros(mantissa)),
@@ -151,13 +151,20 @@ fn significant(x: f64, digits: i32) -> String {
     }
     // The exponent after rounding: 9.9996 to four digits is 10.00, which has one decimal fewer.
     let scientific = format!("{x:.0$e}", (digits - 1).max(0) as usize);
-    let exponent = scientific.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok()).unwrap_or(0);
+    let exponent = scientific
+        .split_once('e')
+        .and_then(|(_, e)| e.parse::<i32>().ok())
+        .unwrap_or(0);
     format!("{x:.0$}", (digits - 1 - exponent).max(0) as usize)
 }
 
 /// `12.500` → `12.5`, `3.000` → `3`; leaves whole numbers alone.
 fn trim_zeros(text: &str) -> &str {
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]

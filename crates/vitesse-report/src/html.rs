@@ -32,13 +32,21 @@ impl Content {
 
     /// A paragraph that must not be overlooked: a check that was not met, a saving that time does not show.
     pub fn warning(mut self, text: &str) -> Self {
-        let _ = writeln!(self.html, "<p class=\"warning\" role=\"note\">{}</p>", prose(text));
+        let _ = writeln!(
+            self.html,
+            "<p class=\"warning\" role=\"note\">{}</p>",
+            prose(text)
+        );
         self
     }
 
     /// A table; on a narrow screen it scrolls by itself.
     pub fn table(mut self, table: &Table) -> Self {
-        let _ = writeln!(self.html, "<div class=\"scroll\" tabindex=\"0\">{}</div>", table.to_html());
+        let _ = writeln!(
+            self.html,
+            "<div class=\"scroll\" tabindex=\"0\">{}</div>",
+            table.to_html()
+        );
         self
     }
 
@@ -59,7 +67,11 @@ impl Content {
 
     /// A command line to repeat what is shown; one click selects it whole, without the prompt.
     pub fn command(mut self, command: &str) -> Self {
-        let _ = writeln!(self.html, "<pre class=\"command\"><code>{}</code></pre>", Escaped(command));
+        let _ = writeln!(
+            self.html,
+            "<pre class=\"command\"><code>{}</code></pre>",
+            Escaped(command)
+        );
         self
     }
 
@@ -82,7 +94,10 @@ impl Content {
     /// Content that is folded away behind one line until it is asked for.
     pub fn details(mut self, summary: &str, content: Content) -> Self {
         let (summary, html) = (Escaped(summary), content.html);
-        let _ = writeln!(self.html, "<details><summary>{summary}</summary>\n<div>\n{html}</div>\n</details>");
+        let _ = writeln!(
+            self.html,
+            "<details><summary>{summary}</summary>\n<div>\n{html}</div>\n</details>"
+        );
         self
     }
 }
@@ -116,7 +131,12 @@ impl Page {
     }
 
     /// A key figure: what it is, its value, and what to compare it with (may be empty).
-    pub fn card(mut self, name: impl Into<String>, value: impl Into<String>, note: impl Into<String>) -> Self {
+    pub fn card(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<String>,
+        note: impl Into<String>,
+    ) -> Self {
         self.cards.push([name.into(), value.into(), note.into()]);
         self
     }
@@ -132,7 +152,8 @@ impl Page {
         mut self,
         facts: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        self.provenance.extend(facts.into_iter().map(|(key, value)| (key.into(), value.into())));
+        self.provenance
+            .extend(facts.into_iter().map(|(key, value)| (key.into(), value.into())));
         self
     }
 
@@ -163,13 +184,23 @@ impl Page {
             out.push_str("</dl>\n");
         }
         for (heading, content) in &self.sections {
-            let _ = writeln!(out, "<section>\n<h2>{}</h2>\n{}</section>", Escaped(heading), content.html);
+            let _ = writeln!(
+                out,
+                "<section>\n<h2>{}</h2>\n{}</section>",
+                Escaped(heading),
+                content.html
+            );
         }
         out.push_str("</main>\n");
         if !self.provenance.is_empty() {
             out.push_str("<footer>\n<dl>\n");
             for (key, value) in &self.provenance {
-                let _ = writeln!(out, "<div><dt>{}</dt><dd>{}</dd></div>", Escaped(key), Escaped(value));
+                let _ = writeln!(
+                    out,
+                    "<div><dt>{}</dt><dd>{}</dd></div>",
+                    Escaped(key),
+                    Escaped(value)
+                );
             }
             out.push_str("</dl>\n</footer>\n");
         }
@@ -199,7 +230,10 @@ mod tests {
 
     #[test]
     fn backticks_make_code() {
-        assert_eq!(prose("use `--force <dir>`, or not"), "use <code>--force &lt;dir&gt;</code>, or not");
+        assert_eq!(
+            prose("use `--force <dir>`, or not"),
+            "use <code>--force &lt;dir&gt;</code>, or not"
+        );
         assert_eq!(prose("a ` alone & more"), "a ` alone &amp; more");
         assert_eq!(prose("`a` and `b"), "<code>a</code> and `b");
         assert_eq!(prose(""), "");
@@ -207,7 +241,10 @@ mod tests {
 
     #[test]
     fn a_small_page() {
-        let page = Page::new("T").summary("S").card("a", "1", "").section("H", Content::new().text("x"));
+        let page = Page::new("T")
+            .summary("S")
+            .card("a", "1", "")
+            .section("H", Content::new().text("x"));
         let html = page.provenance([("seed", "42")]).render();
         let body = html.split_once("<body>").unwrap().1;
         assert_eq!(

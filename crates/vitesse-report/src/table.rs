@@ -27,12 +27,18 @@ pub struct Column {
 
 /// A column of text.
 pub fn left(heading: impl Into<String>) -> Column {
-    Column { heading: heading.into(), align: Align::Left }
+    Column {
+        heading: heading.into(),
+        align: Align::Left,
+    }
 }
 
 /// A column of numbers.
 pub fn right(heading: impl Into<String>) -> Column {
-    Column { heading: heading.into(), align: Align::Right }
+    Column {
+        heading: heading.into(),
+        align: Align::Right,
+    }
 }
 
 /// A table under construction and ready to be written. `Display` is the text form.
@@ -60,7 +66,10 @@ pub struct Table {
 impl Table {
     /// A table without rows.
     pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
-        Table { columns: columns.into_iter().collect(), rows: Vec::new() }
+        Table {
+            columns: columns.into_iter().collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row. Cells that are not given are empty; cells beyond the last column get columns without a heading.
@@ -98,7 +107,11 @@ impl Table {
             .collect();
         let mut out = String::new();
         for row in [&headings, &rules].into_iter().chain(&rows) {
-            let _ = writeln!(out, "| {} |", self.aligned(row, &widths).collect::<Vec<_>>().join(" | "));
+            let _ = writeln!(
+                out,
+                "| {} |",
+                self.aligned(row, &widths).collect::<Vec<_>>().join(" | ")
+            );
         }
         out
     }
@@ -158,20 +171,27 @@ impl Table {
             .enumerate()
             .map(|(i, heading)| {
                 let cells = rows.iter().filter_map(|row| row.get(i));
-                cells.chain([heading]).map(|cell| cell.width()).fold(least, usize::max)
+                cells
+                    .chain([heading])
+                    .map(|cell| cell.width())
+                    .fold(least, usize::max)
             })
             .collect()
     }
 
     /// A row's cells padded to the columns' widths. `format!` would count characters, not terminal cells.
     fn aligned<'a>(&'a self, row: &'a [String], widths: &'a [usize]) -> impl Iterator<Item = String> + 'a {
-        self.columns.iter().zip(row).zip(widths).map(|((column, cell), &width)| {
-            let space = " ".repeat(width.saturating_sub(cell.width()));
-            match column.align {
-                Align::Left => format!("{cell}{space}"),
-                Align::Right => format!("{space}{cell}"),
-            }
-        })
+        self.columns
+            .iter()
+            .zip(row)
+            .zip(widths)
+            .map(|((column, cell), &width)| {
+                let space = " ".repeat(width.saturating_sub(cell.width()));
+                match column.align {
+                    Align::Left => format!("{cell}{space}"),
+                    Align::Right => format!("{space}{cell}"),
+                }
+            })
     }
 }
 
@@ -246,10 +266,10 @@ mod tests {
     fn text_is_aligned_by_terminal_cells() {
         assert_eq!(
             sample().to_string(),
-            "model                        top-1\n\
-             ───────────────────────────  ─────\n\
-             vit_tiny                     75.46\n\
-             猫 a|b *x* _y_ <i>               –\n\
+            "model                      top-1\n\
+             ─────────────────────────  ─────\n\
+             vit_tiny                   75.46\n\
+             猫 a|b *x* _y_ <i>             –\n\
              say \"hi\", twice\\u{1b}[31m\n"
         );
     }
@@ -257,9 +277,9 @@ mod tests {
     #[test]
     fn markdown_escapes_marks_but_not_names() {
         let lines: Vec<String> = sample().to_markdown().lines().map(str::to_string).collect();
-        assert_eq!(lines[1], "| ----------------------------- | ----: |");
-        assert_eq!(lines[2], "| vit_tiny                      | 75.46 |");
-        assert_eq!(lines[3], r"| 猫 a\|b \*x\* \_y\_ &lt;i>    |     – |");
+        assert_eq!(lines[1], "| --------------------------- | ----: |");
+        assert_eq!(lines[2], "| vit_tiny                    | 75.46 |");
+        assert_eq!(lines[3], r"| 猫 a\|b \*x\* \_y\_ &lt;i>  |     – |");
     }
 
     #[test]

@@ -22,15 +22,25 @@ impl Thumbnail {
     /// [`ReportError::PixelCount`] where the bytes do not fill the picture, [`ReportError::Png`] where the encoder refuses.
     pub fn new(caption: impl Into<String>, width: u32, height: u32, rgb: &[u8]) -> Result<Self, ReportError> {
         let caption = caption.into();
-        let expected = u64::from(width) * u64::from(height) * 3;
+        let expected = (u64::from(width) * u64::from(height)).saturating_mul(3);
         if rgb.len() as u64 != expected {
-            return Err(ReportError::PixelCount { caption, width, height, expected, found: rgb.len() });
+            return Err(ReportError::PixelCount {
+                caption,
+                width,
+                height,
+                expected,
+                found: rgb.len(),
+            });
         }
         let mut png = Vec::new();
-        let encoder =
-            PngEncoder::new_with_quality(&mut png, CompressionType::Default, FilterType::Adaptive);
+        let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Default, FilterType::Adaptive);
         match encoder.write_image(rgb, width, height, ExtendedColorType::Rgb8) {
-            Ok(()) => Ok(Thumbnail { caption, width, height, data: base64(&png) }),
+            Ok(()) => Ok(Thumbnail {
+                caption,
+                width,
+                height,
+                data: base64(&png),
+            }),
             Err(source) => Err(ReportError::Png { caption, source }),
         }
     }
@@ -58,7 +68,10 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().zip([16, 8, 0]).fold(0u32, |word, (&byte, shift)| word | u32::from(byte) << shift);
+        let word = chunk
+            .iter()
+            .zip([16, 8, 0])
+            .fold(0u32, |word, (&byte, shift)| word | u32::from(byte) << shift);
         for i in 0..4 {
             let digit = DIGITS[(word >> (18 - 6 * i) & 63) as usize];
             out.push(if i <= chunk.len() { char::from(digit) } else { '=' });
@@ -95,7 +108,10 @@ mod tests {
         assert!(html.contains("data:image/png;base64,iVBORw0KGgo"));
         assert!(html.contains("alt=\"a &lt;cat&gt;\"") && html.contains("width=\"96\" height=\"48\""));
         let message = Thumbnail::new("cat", 2, 2, &[0; 5]).unwrap_err().to_string();
-        assert!(message.contains("2 × 2 RGB pixels has 12 bytes, but 5 were given"), "{message}");
+        assert!(
+            message.contains("2 × 2 RGB pixels has 12 bytes, but 5 were given"),
+            "{message}"
+        );
         assert!(Thumbnail::new("huge", u32::MAX, u32::MAX, &[]).is_err());
         // An empty picture is refused by one of the two, and shows nothing.
         assert!(Thumbnail::new("empty", 0, 0, &[]).is_err());

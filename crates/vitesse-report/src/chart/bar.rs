@@ -49,12 +49,24 @@ impl BarChart {
 
     /// In words: every value.
     fn description(&self) -> String {
-        let mut words = format!("Bar chart of {}.", if self.x_label.is_empty() { "values" } else { &self.x_label });
+        let mut words = format!(
+            "Bar chart of {}.",
+            if self.x_label.is_empty() {
+                "values"
+            } else {
+                &self.x_label
+            }
+        );
         for (row, category) in self.categories.iter().enumerate() {
             let said: Vec<String> = self
                 .series
                 .iter()
-                .map(|(name, values)| format!("{name} {}", values.get(row).map_or(MISSING.to_string(), |v| number(*v))))
+                .map(|(name, values)| {
+                    format!(
+                        "{name} {}",
+                        values.get(row).map_or(MISSING.to_string(), |v| number(*v))
+                    )
+                })
                 .collect();
             words.push_str(&format!(" {category}: {}.", said.join(", ")));
         }
@@ -65,7 +77,10 @@ impl BarChart {
 impl Chart for BarChart {
     fn draw(&self) -> Svg {
         let (width, least_height) = size(self.width, 0);
-        let values = self.series.iter().flat_map(|(_, values)| values.iter().take(self.categories.len()));
+        let values = self
+            .series
+            .iter()
+            .flat_map(|(_, values)| values.iter().take(self.categories.len()));
         let drawn: Vec<f64> = values.copied().filter_map(usable).collect();
         if drawn.is_empty() {
             return no_data((width, least_height), &self.title);
@@ -74,9 +89,18 @@ impl Chart for BarChart {
         let mut canvas = Canvas::default();
         let top = header(&mut canvas, width, &self.title, &names, Key::Bar) + 10.0;
 
-        let label_width = self.categories.iter().map(|name| text_width(name)).fold(0.0, f64::max).min(width * 0.4);
-        // Values stand beyond their bars' ends, so the axis ends before the picture does.
-        let value_width = drawn.iter().map(|value| text_width(&number(*value))).fold(0.0, f64::max) + 8.0;
+        let label_width = self
+            .categories
+            .iter()
+            .map(|name| text_width(name))
+            .fold(0.0, f64::max)
+            .min(width * 0.4);
+        // Values stand beyond their bars' ends: the axis ends with the longest bar, before the picture does.
+        let value_width = drawn
+            .iter()
+            .map(|value| text_width(&number(*value)))
+            .fold(0.0, f64::max)
+            + 8.0;
         let below_zero = drawn.iter().any(|value| *value < 0.0);
         let left = label_width + 12.0 + if below_zero { value_width } else { 0.0 };
         let right = (width - value_width).max(left + 40.0);
@@ -85,9 +109,19 @@ impl Chart for BarChart {
         let group = thickness * self.series.len() as f64 + 2.0 * (self.series.len() as f64 - 1.0);
         let pitch = group + if self.series.len() == 1 { 10.0 } else { 16.0 };
         let bottom = top + pitch * self.categories.len() as f64;
-        let area = Area { left, top, right, bottom };
+        let area = Area {
+            left,
+            top,
+            right,
+            bottom,
+        };
 
-        let want = Want { log: false, tight: false, ticks: ((right - left) / 100.0).max(2.0) as usize };
+        let ticks = ((right - left) / 80.0).max(2.0) as usize;
+        let want = Want {
+            log: false,
+            tight: true,
+            ticks,
+        };
         let Some(axis) = Axis::new(drawn.into_iter().chain([0.0]), want) else {
             return no_data((width, least_height), &self.title);
         };
@@ -96,7 +130,14 @@ impl Chart for BarChart {
         let zero = at(0.0).unwrap_or(left);
         for (row, category) in self.categories.iter().enumerate() {
             let from = top + pitch * row as f64 + (pitch - group) / 2.0;
-            canvas.text_within(label_width + 1.0, label_width, from + group / 2.0 + 4.0, Anchor::End, "label", category);
+            canvas.text_within(
+                label_width + 1.0,
+                label_width,
+                from + group / 2.0 + 4.0,
+                Anchor::End,
+                "label",
+                category,
+            );
             for (i, (name, values)) in self.series.iter().enumerate() {
                 let y = from + (thickness + 2.0) * i as f64;
                 let value = values.get(row).copied().unwrap_or(f64::NAN);
@@ -105,7 +146,15 @@ impl Chart for BarChart {
                 match at(value) {
                     Some(end) => {
                         let tooltip = format!("{category}, {name}: {text}");
-                        style::bar(&mut canvas, i, zero.min(end), y, (end - zero).abs(), thickness, &tooltip);
+                        style::bar(
+                            &mut canvas,
+                            i,
+                            zero.min(end),
+                            y,
+                            (end - zero).abs(),
+                            thickness,
+                            &tooltip,
+                        );
                         match value < 0.0 {
                             true => canvas.text(end - 6.0, baseline, Anchor::End, "value", &text),
                             false => canvas.text(end + 6.0, baseline, Anchor::Start, "value", &text),
@@ -116,7 +165,11 @@ impl Chart for BarChart {
             }
         }
         canvas.line("axis", (zero, top), (zero, bottom));
-        canvas.finish((width, bottom + x_axis_height(&self.x_label)), &self.title, self.description())
+        canvas.finish(
+            (width, bottom + x_axis_height(&self.x_label)),
+            &self.title,
+            self.description(),
+        )
     }
 }
 
@@ -126,9 +179,14 @@ mod tests {
 
     #[test]
     fn a_missing_value_is_said_not_drawn() {
-        let chart = BarChart::new("speed", ["a", "b"]).series("f32", [1.0, f64::NAN]).series("int8", [2.0]);
+        let chart = BarChart::new("speed", ["a", "b"])
+            .series("f32", [1.0, f64::NAN])
+            .series("int8", [2.0]);
         let svg = chart.draw().inline();
-        assert_eq!(svg.matches("<title>a, ").count() + svg.matches("<title>b, ").count(), 2);
+        assert_eq!(
+            svg.matches("<title>a, ").count() + svg.matches("<title>b, ").count(),
+            2
+        );
         assert_eq!(svg.matches(">–</text>").count(), 2);
         assert!(svg.contains("a: f32 1, int8 2. b: f32 –, int8 –."));
     }
@@ -136,16 +194,38 @@ mod tests {
     #[test]
     fn nothing_to_draw() {
         assert!(BarChart::new("x", ["a"]).draw().inline().contains("no data"));
-        assert!(BarChart::new("x", [""; 0]).series("s", [1.0]).draw().inline().contains("no data"));
-        assert!(BarChart::new("x", ["a"]).series("s", [f64::INFINITY]).draw().inline().contains("no data"));
+        assert!(
+            BarChart::new("x", [""; 0])
+                .series("s", [1.0])
+                .draw()
+                .inline()
+                .contains("no data")
+        );
+        assert!(
+            BarChart::new("x", ["a"])
+                .series("s", [f64::INFINITY])
+                .draw()
+                .inline()
+                .contains("no data")
+        );
     }
 
     #[test]
     fn bars_below_zero_hang_from_zero() {
-        let svg = BarChart::new("change", ["a", "b"]).series("s", [-5.0, 5.0]).draw().inline();
+        let svg = BarChart::new("change", ["a", "b"])
+            .series("s", [-5.0, 5.0])
+            .draw()
+            .inline();
         let bars: Vec<&str> = svg.lines().filter(|line| line.contains("class=\"fill")).collect();
         let number = |bar: &str, name: &str| -> f64 {
-            bar.split_once(&format!(" {name}=\"")).unwrap().1.split('"').next().unwrap().parse().unwrap()
+            bar.split_once(&format!(" {name}=\""))
+                .unwrap()
+                .1
+                .split('"')
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap()
         };
         assert!((number(bars[0], "x") + number(bars[0], "width") - number(bars[1], "x")).abs() < 0.02);
     }

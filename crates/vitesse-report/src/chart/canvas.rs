@@ -100,7 +100,11 @@ impl Canvas {
     /// A line of text whose baseline is at `y`.
     pub(super) fn text(&mut self, x: f64, y: f64, anchor: Anchor, class: &str, text: &str) {
         let anchor = anchor.attribute();
-        let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
+        let class = if class.is_empty() {
+            String::new()
+        } else {
+            format!(" class=\"{class}\"")
+        };
         self.put(format_args!(
             "<text{class} x=\"{}\" y=\"{}\"{anchor}>{}</text>",
             Num(x),
@@ -109,9 +113,9 @@ impl Canvas {
         ));
     }
 
-    /// Text cut to `room` pixels; what was cut is in its tooltip.
+    /// A name cut in the middle to `room` pixels: names of models differ at their ends. The whole is in the tooltip.
     pub(super) fn text_within(&mut self, room: f64, x: f64, y: f64, anchor: Anchor, class: &str, text: &str) {
-        let short = shorten(text, room);
+        let short = shorten_middle(text, room);
         if short == text {
             self.text(x, y, anchor, class, text);
         } else {
@@ -138,26 +142,35 @@ impl Canvas {
     }
 
     pub(super) fn finish(self, (width, height): (f64, f64), title: &str, description: String) -> Svg {
-        Svg { width, height, title: title.to_string(), description, body: self.body }
+        Svg {
+            width,
+            height,
+            title: title.to_string(),
+            description,
+            body: self.body,
+        }
     }
 }
 
 /// A chart's size as numbers to draw with, no smaller than what a frame needs.
 pub(super) fn size(width: u32, height: u32) -> (f64, f64) {
-    (f64::from(width.clamp(240, 4096)), f64::from(height.clamp(180, 4096)))
+    (
+        f64::from(width.clamp(240, 4096)),
+        f64::from(height.clamp(180, 4096)),
+    )
 }
 
 /// The width of a text at ordinary size, in pixels, estimated from classes of letters. A little more than common system
 /// fonts need.
 pub(super) fn text_width(text: &str) -> f64 {
     let em = |c: char| match c {
-        'i' | 'j' | 'l' | '\'' | '.' | ',' | ':' | ';' | '|' | '!' => 0.30,
-        'f' | 't' | 'r' | 'I' | '(' | ')' | '[' | ']' | '/' | '\\' | ' ' | '-' => 0.40,
-        'm' | 'w' | 'M' | 'W' | '@' | '%' | '—' | '…' => 0.95,
-        'A'..='Z' | '±' | '×' | '+' | '=' | '<' | '>' | '−' => 0.70,
-        c if c.is_ascii() => 0.60,
+        'i' | 'j' | 'l' | '\'' | '.' | ',' | ':' | ';' | '|' | '!' | ' ' => 0.32,
+        'f' | 't' | 'r' | 'I' | '(' | ')' | '[' | ']' | '/' | '\\' | '-' => 0.40,
+        'm' | 'w' | 'M' | 'W' | '@' | '%' | '—' | '…' => 0.98,
+        'A'..='Z' | '±' | '×' | '+' | '=' | '<' | '>' | '−' => 0.75,
+        c if c.is_ascii() => 0.64,
         // A full-width character takes two cells.
-        c => c.width().unwrap_or(0) as f64 * 0.62,
+        c => c.width().unwrap_or(0) as f64 * 0.64,
     };
     text.chars().map(em).sum::<f64>() * TEXT
 }
@@ -176,6 +189,24 @@ pub(super) fn shorten(text: &str, room: f64) -> String {
         }
     }
     format!("{}…", short.trim_end())
+}
+
+/// The text, or as much of both its ends as fits into `room` pixels with an ellipsis between them.
+fn shorten_middle(text: &str, room: f64) -> String {
+    if text_width(text) <= room {
+        return text.to_string();
+    }
+    let half = (room - text_width("…")) / 2.0;
+    let fitting = |chars: &mut dyn Iterator<Item = char>| {
+        let mut width = 0.0;
+        let fits = |c: &char| {
+            width += text_width(c.encode_utf8(&mut [0; 4]));
+            width <= half
+        };
+        chars.take_while(fits).collect::<String>()
+    };
+    let end: String = fitting(&mut text.chars().rev()).chars().rev().collect();
+    format!("{}…{end}", fitting(&mut text.chars()))
 }
 
 /// The text broken at spaces into lines of `room` pixels, at most `most` of them; the last is cut where it must be.
@@ -201,14 +232,24 @@ mod tests {
 
     #[test]
     fn coordinates_are_short_and_always_numbers() {
-        for (value, text) in [(1.005, "1"), (-0.001, "0"), (12.345678, "12.35"), (f64::NAN, "0"), (1e7, "10000000")] {
+        for (value, text) in [
+            (1.005, "1"),
+            (-0.001, "0"),
+            (12.345678, "12.35"),
+            (f64::NAN, "0"),
+            (1e7, "10000000"),
+        ] {
             assert_eq!(Num(value).to_string(), text);
         }
     }
 
     #[test]
     fn long_titles_are_wrapped_then_cut() {
-        let lines = wrap("Validation accuracy of every method on every task of the suite", 160.0, 2);
+        let lines = wrap(
+            "Validation accuracy of every method on every task of the suite",
+            160.0,
+            2,
+        );
         assert_eq!(lines.len(), 2);
         assert!(lines[1].ends_with('…'), "{lines:?}");
         assert!(wrap("", 160.0, 2).is_empty());
@@ -221,6 +262,9 @@ mod tests {
             let short = shorten(&text, room);
             prop_assert!(text_width(&short) <= room, "{short}");
             prop_assert!(short == text || short.ends_with('…'));
+            let short = shorten_middle(&text, room);
+            prop_assert!(text_width(&short) <= room + 1e-9, "{short}");
+            prop_assert!(short == text || short.contains('…'));
         }
     }
 }

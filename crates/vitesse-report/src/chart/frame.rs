@@ -24,9 +24,9 @@ pub(super) fn header(canvas: &mut Canvas, width: f64, title: &str, names: &[&str
         canvas.text(0.0, y - 5.0, Anchor::Start, "title", &line);
     }
     if names.len() < 2 {
-        return y;
+        return y + 4.0;
     }
-    y += LINE + 2.0;
+    y += LINE + 4.0;
     let swatch = if key == Key::Line { 28.0 } else { 14.0 };
     let mut x = 0.0;
     for (i, name) in names.iter().enumerate() {
@@ -47,10 +47,17 @@ pub(super) fn header(canvas: &mut Canvas, width: f64, title: &str, names: &[&str
             Key::Marker => style::marker(canvas, i, (x + swatch / 2.0, middle), ""),
             Key::Bar => style::bar(canvas, i, x, middle - 6.0, swatch, 12.0, name),
         }
-        canvas.text_within(label + 1.0, x + swatch + 6.0, y - 5.0, Anchor::Start, "label", name);
+        canvas.text_within(
+            label + 1.0,
+            x + swatch + 6.0,
+            y - 5.0,
+            Anchor::Start,
+            "label",
+            name,
+        );
         x += swatch + 6.0 + label + 18.0;
     }
-    y
+    y + 4.0
 }
 
 /// A chart with nothing in it.
@@ -63,7 +70,13 @@ pub(super) fn no_data((width, height): (f64, f64), title: &str) -> Svg {
         Num(width - 1.0),
         Num(height - top - 9.0)
     ));
-    canvas.text(width / 2.0, (top + 8.0 + height) / 2.0 + 4.0, Anchor::Middle, "", "no data");
+    canvas.text(
+        width / 2.0,
+        (top + 8.0 + height) / 2.0 + 4.0,
+        Anchor::Middle,
+        "",
+        "no data",
+    );
     canvas.finish((width, height), title, "This chart has no data.".to_string())
 }
 
@@ -84,10 +97,17 @@ impl Area {
 
 /// Draws a horizontal axis under an area: ticks, their labels, the axis' name; with lines through the area if `grid`.
 pub(super) fn x_axis(canvas: &mut Canvas, area: Area, axis: &Axis, name: &str, grid: bool) {
-    let Area { left, top, right, bottom } = area;
+    let Area {
+        left,
+        top,
+        right,
+        bottom,
+    } = area;
     let mut free_from = f64::NEG_INFINITY;
     for tick in &axis.ticks {
-        let Some(place) = axis.place(tick.value) else { continue };
+        let Some(place) = axis.place(tick.value) else {
+            continue;
+        };
         let x = left + place * (right - left);
         if grid {
             canvas.line("grid", (x, top), (x, bottom));
@@ -101,7 +121,14 @@ pub(super) fn x_axis(canvas: &mut Canvas, area: Area, axis: &Axis, name: &str, g
         }
     }
     if !name.is_empty() {
-        canvas.text_within(right, (left + right) / 2.0, bottom + 37.0, Anchor::Middle, "", name);
+        canvas.text_within(
+            right,
+            (left + right) / 2.0,
+            bottom + 37.0,
+            Anchor::Middle,
+            "",
+            name,
+        );
     }
 }
 
@@ -135,7 +162,14 @@ pub(super) struct Around<'a> {
 impl Frame {
     /// Draws everything but the data.
     pub(super) fn new(around: &Around<'_>, x: Axis, y: Axis) -> Self {
-        let &Around { size: (width, height), title, x_label, y_label, names, key } = around;
+        let &Around {
+            size: (width, height),
+            title,
+            x_label,
+            y_label,
+            names,
+            key,
+        } = around;
         let mut canvas = Canvas::default();
         let mut top = header(&mut canvas, width, title, names, key);
         // The y axis' name lies, which is easier to read than one that stands.
@@ -143,7 +177,11 @@ impl Frame {
             top += LINE;
             canvas.text_within(width, 0.0, top - 5.0, Anchor::Start, "", y_label);
         }
-        let label_width = y.ticks.iter().map(|tick| text_width(&tick.label)).fold(0.0, f64::max);
+        let label_width = y
+            .ticks
+            .iter()
+            .map(|tick| text_width(&tick.label))
+            .fold(0.0, f64::max);
         let bottom = height - x_axis_height(x_label);
         let area = Area {
             left: label_width.min(width / 3.0) + 10.0,
@@ -152,7 +190,9 @@ impl Frame {
             bottom,
         };
         for tick in &y.ticks {
-            let Some(place) = y.place(tick.value) else { continue };
+            let Some(place) = y.place(tick.value) else {
+                continue;
+            };
             let at = bottom - place * (bottom - area.top);
             let class = if tick.value == 0.0 { "axis" } else { "grid" };
             canvas.line(class, (area.left, at), (area.right, at));
@@ -160,13 +200,28 @@ impl Frame {
         }
         canvas.line("axis", (area.left, bottom), (area.right, bottom));
         x_axis(&mut canvas, area, &x, x_label, key == Key::Marker);
-        Frame { canvas, area, size: (width, height), title: title.to_string(), x, y }
+        Frame {
+            canvas,
+            area,
+            size: (width, height),
+            title: title.to_string(),
+            x,
+            y,
+        }
     }
 
     /// Where a point is drawn; `None` where it cannot be.
     pub(super) fn at(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
-        let Area { left, top, right, bottom } = self.area;
-        Some((left + self.x.place(x)? * (right - left), bottom - self.y.place(y)? * (bottom - top)))
+        let Area {
+            left,
+            top,
+            right,
+            bottom,
+        } = self.area;
+        Some((
+            left + self.x.place(x)? * (right - left),
+            bottom - self.y.place(y)? * (bottom - top),
+        ))
     }
 
     pub(super) fn finish(self, description: String) -> Svg {

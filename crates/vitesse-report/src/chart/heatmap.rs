@@ -26,7 +26,6 @@ pub struct HeatMap {
     title: String,
     row_label: String,
     column_label: String,
-    key_label: String,
     rows: Vec<String>,
     columns: Vec<String>,
     cells: Vec<Vec<Cell>>,
@@ -42,12 +41,15 @@ impl HeatMap {
         columns: impl IntoIterator<Item = C>,
         values: &[Vec<f64>],
     ) -> Self {
-        let cell = |value: &f64| Cell { value: *value, text: short(*value), detail: number(*value) };
+        let cell = |value: &f64| Cell {
+            value: *value,
+            text: short(*value),
+            detail: number(*value),
+        };
         HeatMap {
             title: title.into(),
             row_label: String::new(),
             column_label: String::new(),
-            key_label: String::new(),
             rows: rows.into_iter().map(Into::into).collect(),
             columns: columns.into_iter().map(Into::into).collect(),
             cells: values.iter().map(|row| row.iter().map(cell).collect()).collect(),
@@ -72,7 +74,11 @@ impl HeatMap {
                     .map(|&n| {
                         let share = if all > 0.0 { n as f64 / all } else { 0.0 };
                         let detail = format!("{} of {}, {}", count(n), count(all as u64), percent(share));
-                        Cell { value: share, text: if n == 0 { String::new() } else { count(n) }, detail }
+                        Cell {
+                            value: share,
+                            text: if n == 0 { String::new() } else { count(n) },
+                            detail,
+                        }
                     })
                     .collect()
             })
@@ -81,7 +87,6 @@ impl HeatMap {
             title: title.into(),
             row_label: "true class".to_string(),
             column_label: "predicted class".to_string(),
-            key_label: "share of the true class".to_string(),
             rows: classes.clone(),
             columns: classes,
             cells,
@@ -106,7 +111,9 @@ impl HeatMap {
     /// The values of the empty and of the full shade.
     fn range(&self) -> Option<(f64, f64)> {
         let values = self.cells.iter().flatten().filter_map(|cell| usable(cell.value));
-        let (low, high) = values.fold((0.0f64, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) = values.fold((0.0f64, f64::NEG_INFINITY), |(low, high), v| {
+            (low.min(v), high.max(v))
+        });
         match self.confusion {
             _ if high < low => None,
             true => Some((0.0, 1.0)),
@@ -115,18 +122,39 @@ impl HeatMap {
         }
     }
 
+    /// How full the shade of a value is, 0 to 1. A confusion matrix' shades rise steeply at first: it is the few per cent
+    /// beside the diagonal that one looks for.
+    fn shade(&self, value: f64, (low, high): (f64, f64)) -> f64 {
+        let place = (value - low) / (high - low);
+        if self.confusion { place.powf(0.6) } else { place }
+    }
+
     /// In words: the size, and of a confusion matrix what is right and the largest confusion.
     fn description(&self) -> String {
-        let mut words = format!("Heat map of {} rows and {} columns.", self.rows.len(), self.columns.len());
+        let mut words = format!(
+            "Heat map of {} rows and {} columns.",
+            self.rows.len(),
+            self.columns.len()
+        );
         if self.confusion {
             words.push_str(" Rows are true classes, columns predicted ones.");
             let cells = self.cells.iter().enumerate().flat_map(|(t, row)| {
-                row.iter().enumerate().filter(move |(p, _)| *p != t).map(move |(p, cell)| (t, p, cell))
+                row.iter()
+                    .enumerate()
+                    .filter(move |(p, _)| *p != t)
+                    .map(move |(p, cell)| (t, p, cell))
             });
-            let worst = cells.max_by(|a, b| a.2.value.total_cmp(&b.2.value)).filter(|worst| worst.2.value > 0.0);
+            let worst = cells
+                .max_by(|a, b| a.2.value.total_cmp(&b.2.value))
+                .filter(|worst| worst.2.value > 0.0);
             if let Some((t, p, cell)) = worst {
                 let name = |i: usize| self.rows.get(i).map_or("", String::as_str);
-                words.push_str(&format!(" Most confused: {} taken for {} ({}).", name(t), name(p), cell.detail));
+                words.push_str(&format!(
+                    " Most confused: {} taken for {} ({}).",
+                    name(t),
+                    name(p),
+                    cell.detail
+                ));
             }
         }
         words
@@ -138,117 +166,214 @@ fn short(value: f64) -> String {
     if usable(value).is_none() {
         return String::new();
     }
-    if value.abs() < 10.0 { format!("{value:.2}") } else { number(value) }
+    if value.abs() < 10.0 {
+        format!("{value:.2}")
+    } else {
+        number(value)
+    }
+}
+
+/// Where the cells are.
+#[derive(Debug)]
+struct Grid {
+    left: f64,
+    top: f64,
+    /// The distance from one cell to the next, and what of it is left free.
+    cell: f64,
+    gap: f64,
+    /// Whether the numbers fit into the cells.
+    numbers: bool,
+    /// Only every so many rows and columns have room for their label.
+    every: usize,
+    /// The widths kept for labels, and by how many degrees the columns' are turned.
+    row_room: f64,
+    column_room: f64,
+    turn: f64,
+}
+
+impl Grid {
+    /// Fits a map's cells into a width, below `top`.
+    fn new(map: &HeatMap, width: f64, top: f64) -> Self {
+        let widest = |labels: &[String]| labels.iter().map(|label| text_width(label)).fold(0.0, f64::max);
+        let row_room = widest(&map.rows).min(width * 0.3) + 1.0;
+        let left = row_room + 9.0;
+        let number_width = widest(
+            &map.cells
+                .iter()
+                .flatten()
+                .map(|cell| cell.text.clone())
+                .collect::<Vec<_>>(),
+        );
+        let cell_in = |room: f64| (room / map.columns.len() as f64).min((number_width + 12.0).max(40.0));
+        let cell = cell_in(width - left);
+        // Labels wider than their column rise to the right, and need room there; where the columns are too narrow even for
+        // that, they stand upright.
+        let column_width = widest(&map.columns);
+        let turn = match cell {
+            cell if column_width + 6.0 <= cell => 0.0,
+            cell if cell >= 20.0 => 45.0f64,
+            _ => 90.0,
+        };
+        let (sin, cos) = turn.to_radians().sin_cos();
+        let column_room = column_width.min(150.0) + 1.0;
+        let cell = if turn == 45.0 {
+            cell_in(width - left - column_room * cos)
+        } else {
+            cell
+        };
+        Grid {
+            left,
+            top: top + 26.0 + column_room * sin,
+            cell,
+            gap: if cell >= 12.0 { 1.0 } else { 0.0 },
+            numbers: number_width + 4.0 <= cell,
+            every: (15.0 / cell).ceil().max(1.0) as usize,
+            row_room,
+            column_room,
+            turn,
+        }
+    }
+
+    /// The upper left corner of a cell.
+    fn corner(&self, row: usize, column: usize) -> (f64, f64) {
+        (
+            self.left + self.cell * column as f64,
+            self.top + self.cell * row as f64,
+        )
+    }
+
+    fn draw_labels(&self, canvas: &mut Canvas, map: &HeatMap) {
+        for (row, label) in map.rows.iter().enumerate().step_by(self.every) {
+            let y = self.corner(row, 0).1 + self.cell / 2.0 + 4.0;
+            canvas.text_within(self.row_room, self.row_room, y, Anchor::End, "label", label);
+        }
+        for (column, label) in map.columns.iter().enumerate().step_by(self.every) {
+            let (x, y) = (self.corner(0, column).0 + self.cell / 2.0, self.top - 6.0);
+            if self.turn == 0.0 {
+                canvas.text(x, y, Anchor::Middle, "label", label);
+            } else {
+                // A turned line of text stands on its baseline, which lies beside its middle.
+                let x = x + 4.0 * self.turn.to_radians().sin();
+                canvas.put(format_args!(
+                    "<g transform=\"translate({} {}) rotate(-{})\">",
+                    Num(x),
+                    Num(y),
+                    self.turn
+                ));
+                canvas.text_within(self.column_room, 0.0, 0.0, Anchor::Start, "label", label);
+                canvas.put(format_args!("</g>"));
+            }
+        }
+    }
+}
+
+/// A shaded rectangle; the page's colour mode gives the shade its colour.
+fn shaded(canvas: &mut Canvas, (x, y): (f64, f64), (width, height): (f64, f64), shade: f64, tooltip: &str) {
+    let (x, y, width, height, shade) = (Num(x), Num(y), Num(width), Num(height), Num(shade));
+    let start = format!(
+        "<rect class=\"heat\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill-opacity=\"{shade}\""
+    );
+    if tooltip.is_empty() {
+        canvas.put(format_args!("{start}/>"));
+    } else {
+        canvas.put(format_args!("{start}><title>{}</title></rect>", Escaped(tooltip)));
+    }
+}
+
+/// The shade on which every cell lies, so that an empty one is seen too.
+const EMPTY: f64 = 0.05;
+/// The shade from which on a number is written in the light of the paper rather than in ink.
+const FULL_SHADE: f64 = 0.62;
+
+impl HeatMap {
+    /// The names of the two directions, in a line: `true class ↓   ·   predicted class →`.
+    fn directions(&self) -> String {
+        let named = [(&self.row_label, "↓"), (&self.column_label, "→")].into_iter();
+        let words = named
+            .filter(|(label, _)| !label.is_empty())
+            .map(|(label, arrow)| format!("{label} {arrow}"));
+        words.collect::<Vec<_>>().join(" · ")
+    }
+
+    fn draw_cells(&self, canvas: &mut Canvas, grid: &Grid, range: (f64, f64)) {
+        let side = grid.cell - grid.gap;
+        for (row, (cells, row_name)) in self.cells.iter().zip(&self.rows).enumerate() {
+            for (column, (cell, column_name)) in cells.iter().zip(&self.columns).enumerate() {
+                let Some(value) = usable(cell.value) else { continue };
+                let (x, y) = grid.corner(row, column);
+                let shade = self.shade(value, range);
+                // Nothing is drawn for nothing: a large confusion matrix is nearly empty.
+                if shade > 0.0 {
+                    let tooltip = format!("{row_name}, {column_name}: {}", cell.detail);
+                    shaded(canvas, (x, y), (side, side), shade, &tooltip);
+                }
+                if grid.numbers && !cell.text.is_empty() {
+                    let class = if shade > FULL_SHADE { "on-heat" } else { "value" };
+                    canvas.text(
+                        x + side / 2.0,
+                        y + side / 2.0 + 4.0,
+                        Anchor::Middle,
+                        class,
+                        &cell.text,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Some shades with the values they stand for.
+    fn draw_key(&self, canvas: &mut Canvas, (mut x, y): (f64, f64), range: (f64, f64)) {
+        let entries = match self.confusion {
+            true => [0.01, 0.05, 0.2, 0.5, 1.0].map(|v| (v, format!("{:.0} %", v * 100.0))),
+            false => [0.0, 0.25, 0.5, 0.75, 1.0]
+                .map(|part| range.0 + part * (range.1 - range.0))
+                .map(|v| (v, number(v))),
+        };
+        for (value, text) in entries {
+            for shade in [EMPTY, self.shade(value, range)] {
+                shaded(canvas, (x, y), (14.0, 14.0), shade, "");
+            }
+            canvas.text(x + 20.0, y + 11.0, Anchor::Start, "", &text);
+            x += 20.0 + text_width(&text) + 14.0;
+        }
+        if self.confusion {
+            canvas.text(x, y + 11.0, Anchor::Start, "", "of the true class");
+        }
+    }
 }
 
 impl Chart for HeatMap {
     fn draw(&self) -> Svg {
         let (width, least_height) = size(self.width, 0);
         let (rows, columns) = (self.rows.len(), self.columns.len());
-        let Some((low, high)) = self.range().filter(|_| rows > 0 && columns > 0) else {
+        let Some(range) = self.range().filter(|_| rows > 0 && columns > 0) else {
             return no_data((width, least_height), &self.title);
         };
         let mut canvas = Canvas::default();
-        let mut y = header(&mut canvas, width, &self.title, &[], Key::Bar) + 4.0;
+        let mut y = header(&mut canvas, width, &self.title, &[], Key::Bar);
         if rows.max(columns) > MOST {
-            let note = format!("{} × {} cells are too many to draw", count(rows as u64), count(columns as u64));
+            let (rows, columns) = (count(rows as u64), count(columns as u64));
+            let note = format!("{rows} × {columns} cells are too many to draw");
             canvas.text(0.0, y + 16.0, Anchor::Start, "", &note);
             return canvas.finish((width, y + 28.0), &self.title, self.description());
         }
-
-        let widest = |labels: &[String]| labels.iter().map(|label| text_width(label)).fold(0.0, f64::max);
-        let row_width = widest(&self.rows).min(width * 0.3);
-        let left = row_width + 10.0;
-        let number_width = self.cells.iter().flatten().map(|cell| text_width(&cell.text)).fold(0.0, f64::max);
-        let cell = ((width - left) / columns as f64).min((number_width + 10.0).max(30.0));
-        let numbers = number_width + 4.0 <= cell && cell >= 16.0;
-        // Labels that do not fit across their cell stand upright; where even lines of text do not fit, every k-th is shown.
-        let upright = widest(&self.columns) + 6.0 > cell;
-        let label_height = if upright { widest(&self.columns).min(140.0) + 6.0 } else { 18.0 };
-        let every = (15.0 / cell).ceil().max(1.0) as usize;
-
-        y += 16.0;
-        let between = if self.row_label.is_empty() || self.column_label.is_empty() { "" } else { " ↓   " };
-        let after = if self.column_label.is_empty() { "" } else { " →" };
-        canvas.text(0.0, y, Anchor::Start, "", &format!("{}{between}{}{after}", self.row_label, self.column_label));
-        let top = y + 6.0 + label_height;
-        let gap = if cell >= 12.0 { 1.0 } else { 0.0 };
-
-        for (column, label) in self.columns.iter().enumerate().step_by(every) {
-            let x = left + cell * (column as f64 + 0.5);
-            if upright {
-                canvas.put(format_args!("<g transform=\"translate({} {}) rotate(-90)\">", Num(x + 4.0), Num(top - 6.0)));
-                canvas.text_within(140.0, 0.0, 0.0, Anchor::Start, "label", label);
-                canvas.put(format_args!("</g>"));
-            } else {
-                canvas.text(x, top - 6.0, Anchor::Middle, "label", label);
-            }
+        let directions = self.directions();
+        if !directions.is_empty() {
+            y += 16.0;
+            canvas.text_within(width, 0.0, y, Anchor::Start, "", &directions);
         }
-        for (row, label) in self.rows.iter().enumerate() {
-            let middle = top + cell * (row as f64 + 0.5);
-            if row.is_multiple_of(every) {
-                canvas.text_within(row_width + 1.0, row_width, middle + 4.0, Anchor::End, "label", label);
-            }
-            let cells = self.cells.get(row).map_or(&[][..], Vec::as_slice);
-            for (column, (entry, column_name)) in cells.iter().zip(&self.columns).enumerate() {
-                let Some(value) = usable(entry.value) else { continue };
-                let (x, shade) = (left + cell * column as f64, (value - low) / (high - low));
-                // Nothing is drawn for nothing: a large confusion matrix is nearly empty.
-                if shade > 0.0 || !self.confusion {
-                    canvas.put(format_args!(
-                        "<rect class=\"heat\" x=\"{}\" y=\"{}\" width=\"{side}\" height=\"{side}\" fill-opacity=\"{}\">\
-                         <title>{}, {}: {}</title></rect>",
-                        Num(x),
-                        Num(top + cell * row as f64),
-                        Num(0.04 + 0.96 * shade),
-                        Escaped(label),
-                        Escaped(column_name),
-                        Escaped(&entry.detail),
-                        side = Num(cell - gap)
-                    ));
-                }
-                if numbers {
-                    let class = if shade > 0.62 { "on-heat" } else { "value" };
-                    canvas.text(x + (cell - gap) / 2.0, middle + 3.5, Anchor::Middle, class, &entry.text);
-                }
-            }
-        }
-        let bottom = top + cell * rows as f64;
-        canvas.put(format_args!(
-            "<rect class=\"grid\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>",
-            Num(left - 0.5),
-            Num(top - 0.5),
-            Num(cell * columns as f64 + 1.0 - gap),
-            Num(bottom - top + 1.0 - gap)
-        ));
-        draw_key(&mut canvas, left, bottom + 14.0, &self.key_label, |value| match self.confusion {
-            true => format!("{:.0} %", value * 100.0),
-            false => number(low + value * (high - low)),
-        });
+        let grid = Grid::new(self, width, y);
+        grid.draw_labels(&mut canvas, self);
+        let (left, bottom) = grid.corner(rows, 0);
+        let all = (
+            grid.cell * columns as f64 - grid.gap,
+            bottom - grid.top - grid.gap,
+        );
+        shaded(&mut canvas, (left, grid.top), all, EMPTY, "");
+        self.draw_cells(&mut canvas, &grid, range);
+        self.draw_key(&mut canvas, (left, bottom + 14.0), range);
         canvas.finish((width, bottom + 34.0), &self.title, self.description())
     }
-}
-
-/// The shades from empty to full with the values at both ends.
-fn draw_key(canvas: &mut Canvas, left: f64, top: f64, label: &str, spell: impl Fn(f64) -> String) {
-    let mut x = left;
-    if !label.is_empty() {
-        canvas.text(x, top + 10.0, Anchor::Start, "", label);
-        x += text_width(label) + 12.0;
-    }
-    let low = spell(0.0);
-    canvas.text(x, top + 10.0, Anchor::Start, "", &low);
-    x += text_width(&low) + 6.0;
-    for step in 0..9 {
-        let shade = f64::from(step) / 8.0;
-        canvas.put(format_args!(
-            "<rect class=\"heat\" x=\"{}\" y=\"{}\" width=\"14\" height=\"12\" fill-opacity=\"{}\"/>",
-            Num(x + 14.0 * f64::from(step)),
-            Num(top),
-            Num(0.04 + 0.96 * shade)
-        ));
-    }
-    canvas.text(x + 14.0 * 9.0 + 6.0, top + 10.0, Anchor::Start, "", &spell(1.0));
 }
 
 #[cfg(test)]
@@ -265,29 +390,57 @@ mod tests {
         let svg = HeatMap::confusion("confusion", names(3), &counts).draw().inline();
         assert!(svg.contains("Most confused: class 0 taken for class 1 (2 of 10, 20.000 %)."));
         assert!(svg.contains(">999</text>"));
-        // Five cells are not empty; nine more squares are the key.
-        assert_eq!(svg.matches("class=\"heat\"").count(), 5 + 9);
+        // Five cells are not empty; the rest is the square under them and the key.
+        assert_eq!(svg.matches("class=\"heat\"").count(), 5 + 1 + 10);
     }
 
     #[test]
     fn ragged_empty_and_broken_matrices() {
         let ragged = [vec![1], vec![0, 2, 3, 4]];
-        assert!(HeatMap::confusion("x", names(2), &ragged).draw().inline().contains(">2</text>"));
-        assert!(HeatMap::confusion("x", names(2), &[]).draw().inline().contains("no data"));
-        assert!(HeatMap::confusion("x", names(2), &[vec![0, 0], vec![0, 0]]).draw().inline().contains("<svg"));
-        assert!(HeatMap::new("x", names(1), names(1), &[vec![f64::NAN]]).draw().inline().contains("no data"));
-        let svg = HeatMap::new("x", names(1), names(3), &[vec![f64::NAN, 0.5, -0.5]]).draw().inline();
+        assert!(
+            HeatMap::confusion("x", names(2), &ragged)
+                .draw()
+                .inline()
+                .contains(">2</text>")
+        );
+        assert!(
+            HeatMap::confusion("x", names(2), &[])
+                .draw()
+                .inline()
+                .contains("no data")
+        );
+        assert!(
+            HeatMap::confusion("x", names(2), &[vec![0, 0], vec![0, 0]])
+                .draw()
+                .inline()
+                .contains("<svg")
+        );
+        assert!(
+            HeatMap::new("x", names(1), names(1), &[vec![f64::NAN]])
+                .draw()
+                .inline()
+                .contains("no data")
+        );
+        let svg = HeatMap::new("x", names(1), names(3), &[vec![f64::NAN, 0.5, -0.5]])
+            .draw()
+            .inline();
         assert!(svg.contains(">0.50</text>") && svg.contains(">-0.50</text>") && !svg.contains("NaN"));
     }
 
     #[test]
     fn many_classes_lose_their_numbers_then_the_drawing() {
         let diagonal = |n: usize| -> Vec<Vec<u64>> {
-            (0..n).map(|i| (0..n).map(|j| if i == j { 50 } else { 0 }).collect()).collect()
+            (0..n)
+                .map(|i| (0..n).map(|j| if i == j { 50 } else { 0 }).collect())
+                .collect()
         };
-        let svg = HeatMap::confusion("x", names(100), &diagonal(100)).draw().inline();
-        assert!(!svg.contains(">50</text>") && svg.matches("class=\"heat\"").count() == 109);
-        let svg = HeatMap::confusion("x", names(1000), &diagonal(1000)).draw().inline();
+        let svg = HeatMap::confusion("x", names(100), &diagonal(100))
+            .draw()
+            .inline();
+        assert!(!svg.contains(">50</text>") && svg.matches("class=\"heat\"").count() == 111);
+        let svg = HeatMap::confusion("x", names(1000), &diagonal(1000))
+            .draw()
+            .inline();
         assert!(svg.contains("1,000 × 1,000 cells are too many to draw"));
     }
 }

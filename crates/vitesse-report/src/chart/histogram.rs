@@ -20,11 +20,21 @@ pub struct Histogram {
 impl Histogram {
     /// A histogram of the given values. What is not finite is counted and said, not drawn.
     pub fn new(title: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
-        let mut unusable = 0;
-        let mut values: Vec<f64> =
-            values.into_iter().filter(|value| usable(*value).is_some() || { unusable += 1; false }).collect();
+        let mut all = 0;
+        let mut values: Vec<f64> = values
+            .into_iter()
+            .inspect(|_| all += 1)
+            .filter_map(usable)
+            .collect();
+        let unusable = all - values.len();
         values.sort_by(f64::total_cmp);
-        Histogram { title: title.into(), x_label: String::new(), size: FULL, values, unusable }
+        Histogram {
+            title: title.into(),
+            x_label: String::new(),
+            size: FULL,
+            values,
+            unusable,
+        }
     }
 
     /// Names the values, with their unit: `latency (ms)`.
@@ -47,20 +57,31 @@ impl Histogram {
 
     /// The bins' edges, one more than bins, and what each bin holds. The last bin includes its upper edge.
     fn bins(&self) -> (Vec<f64>, Vec<u64>) {
-        let (Some(&low), Some(&high)) = (self.values.first(), self.values.last()) else { return (vec![], vec![]) };
+        let (Some(&low), Some(&high)) = (self.values.first(), self.values.last()) else {
+            return (vec![], vec![]);
+        };
         let (low, high) = if high - low > low.abs().max(high.abs()) * 1e-9 {
             (low, high)
         } else {
             (low - low.abs().max(1e-3) * 0.1, high + high.abs().max(1e-3) * 0.1)
         };
         let advised = 2.0 * (self.quantile(0.75) - self.quantile(0.25)) / (self.values.len() as f64).cbrt();
-        let bins = if advised > 0.0 { ((high - low) / advised).clamp(5.0, 60.0) } else { 30.0 };
+        let bins = if advised > 0.0 {
+            ((high - low) / advised).clamp(5.0, 60.0)
+        } else {
+            30.0
+        };
         let step = Step::new(high - low, bins as usize, 0.0);
         let (first, last) = (step.floor(low), step.ceil(high));
-        let edges: Vec<f64> = (0..=(last - first) as usize).map(|i| step.at(first + i as f64)).collect();
+        let edges: Vec<f64> = (0..=(last - first) as usize)
+            .map(|i| step.at(first + i as f64))
+            .collect();
         let mut counts = vec![0; edges.len() - 1];
         for value in &self.values {
-            let bin = edges.partition_point(|edge| edge <= value).clamp(1, edges.len() - 1) - 1;
+            let bin = edges
+                .partition_point(|edge| edge <= value)
+                .clamp(1, edges.len() - 1)
+                - 1;
             if let Some(count) = counts.get_mut(bin) {
                 *count += 1;
             }
@@ -73,10 +94,19 @@ impl Chart for Histogram {
     fn draw(&self) -> Svg {
         let size = size(self.size.0, self.size.1);
         let (edges, counts) = self.bins();
-        let want = |tight: bool, ticks: f64| Want { log: false, tight, ticks: ticks as usize };
+        let want = |tight: bool, ticks: f64| Want {
+            log: false,
+            tight,
+            ticks: ticks as usize,
+        };
         let x = Axis::new(edges.iter().copied(), want(true, size.0 / 80.0));
-        let y = Axis::new(counts.iter().map(|&n| n as f64).chain([0.0]), want(false, size.1 / 60.0));
-        let (Some(x), Some(y)) = (x, y) else { return no_data(size, &self.title) };
+        let y = Axis::new(
+            counts.iter().map(|&n| n as f64).chain([0.0]),
+            want(false, size.1 / 60.0),
+        );
+        let (Some(x), Some(y)) = (x, y) else {
+            return no_data(size, &self.title);
+        };
         let around = Around {
             size,
             title: &self.title,
@@ -88,11 +118,21 @@ impl Chart for Histogram {
         let mut frame = Frame::new(&around, x, y);
         for (edge, &n) in edges.windows(2).zip(&counts) {
             let &[low, high] = edge else { continue };
-            let (Some(from), Some(to)) = (frame.at((low, 0.0)), frame.at((high, n as f64))) else { continue };
+            let (Some(from), Some(to)) = (frame.at((low, 0.0)), frame.at((high, n as f64))) else {
+                continue;
+            };
             if n > 0 {
                 let tooltip = format!("{} to {}: {}", number(low), number(high), count(n));
                 let gap = if to.0 - from.0 > 4.0 { 1.0 } else { 0.0 };
-                style::bar(&mut frame.canvas, 0, from.0, to.1, to.0 - from.0 - gap, from.1 - to.1, &tooltip);
+                style::bar(
+                    &mut frame.canvas,
+                    0,
+                    from.0,
+                    to.1,
+                    to.0 - from.0 - gap,
+                    from.1 - to.1,
+                    &tooltip,
+                );
             }
         }
         let mut words = format!(
@@ -106,7 +146,9 @@ impl Chart for Histogram {
         );
         if self.unusable > 0 {
             let note = format!("{} not finite, not shown", count(self.unusable as u64));
-            frame.canvas.text(size.0 - 14.0, frame.area.top - 15.0, Anchor::End, "", &note);
+            frame
+                .canvas
+                .text(size.0 - 14.0, frame.area.top - 15.0, Anchor::End, "", &note);
             words.push_str(&format!(" {note}."));
         }
         frame.finish(words)
@@ -136,7 +178,12 @@ mod tests {
     #[test]
     fn one_value_none_and_broken_ones() {
         assert!(Histogram::new("x", []).draw().inline().contains("no data"));
-        assert!(Histogram::new("x", [f64::NAN]).draw().inline().contains("no data"));
+        assert!(
+            Histogram::new("x", [f64::NAN])
+                .draw()
+                .inline()
+                .contains("no data")
+        );
         for value in [0.0, 1e-12, -3.5, 1e99] {
             let svg = Histogram::new("x", [value, value, f64::INFINITY]).draw().inline();
             assert!(svg.contains("class=\"fill"), "{value}");

@@ -18,7 +18,11 @@ pub struct Series {
 impl Series {
     /// A line through `(x, y)` points. A point that is not finite is a gap.
     pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        Series { name: name.into(), points: points.into_iter().collect(), band: Vec::new() }
+        Series {
+            name: name.into(),
+            points: points.into_iter().collect(),
+            band: Vec::new(),
+        }
     }
 
     /// A band around the line: `(low, high)` for each point in turn, such as the mean less and plus the standard deviation
@@ -29,7 +33,10 @@ impl Series {
     }
 
     fn band_values(&self) -> impl Iterator<Item = f64> {
-        self.band.iter().take(self.points.len()).flat_map(|&(low, high)| [low, high])
+        self.band
+            .iter()
+            .take(self.points.len())
+            .flat_map(|&(low, high)| [low, high])
     }
 }
 
@@ -97,9 +104,16 @@ impl LineChart {
 
     /// In words: each line's first and last value.
     fn description(&self) -> String {
-        let mut words = format!("Line chart of {} against {}.", or(&self.y_label, "y"), or(&self.x_label, "x"));
+        let mut words = format!(
+            "Line chart of {} against {}.",
+            or(&self.y_label, "y"),
+            or(&self.x_label, "x")
+        );
         for series in &self.series {
-            let mut shown = series.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
+            let mut shown = series
+                .points
+                .iter()
+                .filter(|(x, y)| x.is_finite() && y.is_finite());
             let first = shown.next();
             let said = match (first, shown.next_back().or(first)) {
                 (Some(first), Some(last)) => format!(
@@ -129,16 +143,33 @@ impl Chart for LineChart {
             let shown = |v: f64, log: bool| v.is_finite() && (!log || v > 0.0);
             shown(x, self.log_x) && shown(y, self.log_y)
         };
-        let points = || self.series.iter().flat_map(|s| &s.points).filter(|(x, y)| visible(*x, *y));
+        let points = || {
+            self.series
+                .iter()
+                .flat_map(|s| &s.points)
+                .filter(|(x, y)| visible(*x, *y))
+        };
         let x = Axis::new(
             points().map(|point| point.0),
-            Want { log: self.log_x, tight: true, ticks: (size.0 / 80.0) as usize },
+            Want {
+                log: self.log_x,
+                tight: true,
+                ticks: (size.0 / 80.0) as usize,
+            },
         );
         let y = Axis::new(
-            points().map(|point| point.1).chain(self.series.iter().flat_map(Series::band_values)),
-            Want { log: self.log_y, tight: false, ticks: (size.1 / 60.0) as usize },
+            points()
+                .map(|point| point.1)
+                .chain(self.series.iter().flat_map(Series::band_values)),
+            Want {
+                log: self.log_y,
+                tight: false,
+                ticks: (size.1 / 60.0) as usize,
+            },
         );
-        let (Some(x), Some(y)) = (x, y) else { return no_data(size, &self.title) };
+        let (Some(x), Some(y)) = (x, y) else {
+            return no_data(size, &self.title);
+        };
         let names: Vec<&str> = self.series.iter().map(|series| series.name.as_str()).collect();
         let around = Around {
             size,
@@ -153,7 +184,7 @@ impl Chart for LineChart {
             draw_band(&mut frame, i, series);
         }
         for (i, series) in self.series.iter().enumerate() {
-            draw_line(&mut frame, i, series);
+            draw_line(&mut frame, i, series, self.series.len() > 1);
         }
         frame.finish(self.description())
     }
@@ -179,31 +210,43 @@ fn draw_band(frame: &mut Frame, i: usize, series: &Series) {
         let low = thin(run.iter().map(|edges| edges.0).collect());
         let high = thin(run.iter().map(|edges| edges.1).collect());
         let outline = path(high.iter().chain(low.iter().rev()));
-        frame.canvas.put(format_args!("<path class=\"band {}\" d=\"{outline}Z\"/>", style::class(i)));
+        frame.canvas.put(format_args!(
+            "<path class=\"band {}\" d=\"{outline}Z\"/>",
+            style::class(i)
+        ));
     }
 }
 
-fn draw_line(frame: &mut Frame, i: usize, series: &Series) {
-    let places = series.points.iter().enumerate().map(|(index, &point)| Some((index, frame.at(point)?)));
+fn draw_line(frame: &mut Frame, i: usize, series: &Series, among_others: bool) {
+    let places = series
+        .points
+        .iter()
+        .enumerate()
+        .map(|(index, &point)| Some((index, frame.at(point)?)));
     let runs = runs(places);
     let mut d = String::new();
     for run in &runs {
         d.push_str(&path(thin(run.iter().map(|&(_, place)| place).collect()).iter()));
     }
+    let dense = if series.points.len() as f64 > 2.0 * frame.area.width() {
+        " dense"
+    } else {
+        ""
+    };
     frame.canvas.put(format_args!(
-        "<path class=\"line {}\" d=\"{d}\"{}><title>{}</title></path>",
+        "<path class=\"line {}{dense}\" d=\"{d}\"{}><title>{}</title></path>",
         style::class(i),
         style::dashes(i),
         Escaped(&series.name)
     ));
     // Markers tell lines apart where there is no colour: about ten a line, beginning at different points so that lines
-    // on top of each other still show theirs, and one on every point that stands alone.
+    // on top of each other still show theirs. A single line needs them only where its points are few, a point that stands
+    // alone always.
     let every = (series.points.len() / 10).max(1);
+    let wanted = among_others || series.points.len() <= 40;
     for run in &runs {
-        let last = run.last().map(|(index, _)| *index);
         for &(index, place) in run {
-            let marked = index % every == (i * every / 4) % every;
-            if marked || run.len() == 1 || (every == 1 && Some(index) == last) {
+            if (wanted && index % every == (i * every / 4) % every) || run.len() == 1 {
                 let (x, y) = series.points.get(index).copied().unwrap_or_default();
                 let tooltip = format!("{}: {} at {}", series.name, number(y), number(x));
                 style::marker(&mut frame.canvas, i, place, &tooltip);
@@ -236,7 +279,12 @@ fn thin(run: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
 fn path<'a>(places: impl Iterator<Item = &'a (f64, f64)>) -> String {
     let mut d = String::new();
     for (n, (x, y)) in places.enumerate() {
-        d.push_str(&format!("{}{} {}", if n == 0 { 'M' } else { 'L' }, Num(*x), Num(*y)));
+        d.push_str(&format!(
+            "{}{} {}",
+            if n == 0 { 'M' } else { 'L' },
+            Num(*x),
+            Num(*y)
+        ));
     }
     d
 }
@@ -248,8 +296,10 @@ mod tests {
     #[test]
     fn a_gap_breaks_the_line_and_a_lone_point_is_marked() {
         let ys = [1.0, 2.0, f64::NAN, 3.0, f64::INFINITY, 4.0, 5.0];
-        let chart = LineChart::new("gaps")
-            .series(Series::new("a", ys.into_iter().enumerate().map(|(i, y)| (i as f64, y))));
+        let chart = LineChart::new("gaps").series(Series::new(
+            "a",
+            ys.into_iter().enumerate().map(|(i, y)| (i as f64, y)),
+        ));
         let svg = chart.draw().inline();
         let line = svg.lines().find(|line| line.contains("class=\"line")).unwrap();
         assert_eq!(line.matches('M').count(), 3, "{line}");
@@ -261,7 +311,11 @@ mod tests {
     fn a_logarithmic_axis_leaves_out_what_it_cannot_show() {
         let chart = |ys: &[f64]| {
             let points = ys.iter().enumerate().map(|(i, &y)| (i as f64, y));
-            LineChart::new("loss").log_y().series(Series::new("a", points)).draw().inline()
+            LineChart::new("loss")
+                .log_y()
+                .series(Series::new("a", points))
+                .draw()
+                .inline()
         };
         assert!(chart(&[0.0, -1.0]).contains("no data"));
         assert_eq!(chart(&[1.0, 0.0, 0.1, 0.01]).matches("a: ").count(), 4);
@@ -273,7 +327,10 @@ mod tests {
             let y = if i == 54_321 { 9.0 } else { (i as f64 * 0.7).sin() };
             (i as f64, y)
         });
-        let svg = LineChart::new("steps").series(Series::new("loss", points)).draw().inline();
+        let svg = LineChart::new("steps")
+            .series(Series::new("loss", points))
+            .draw()
+            .inline();
         assert!(svg.len() < 100_000, "{} bytes", svg.len());
         let line = svg.lines().find(|line| line.contains("class=\"line")).unwrap();
         let top = line
@@ -287,10 +344,16 @@ mod tests {
     fn a_band_encloses_its_line() {
         let points = [(1.0, 2.0), (2.0, 3.0), (3.0, 2.5)];
         let band = points.map(|(_, y)| (y - 0.5, y + 0.5));
-        let svg = LineChart::new("band").series(Series::new("a", points).band(band)).draw().inline();
+        let svg = LineChart::new("band")
+            .series(Series::new("a", points).band(band))
+            .draw()
+            .inline();
         assert_eq!(svg.matches("class=\"band s1\"").count(), 1);
         let missing = [(1.5, 2.5), (f64::NAN, 3.5), (2.0, 3.0)];
-        let svg = LineChart::new("band").series(Series::new("a", points).band(missing)).draw().inline();
+        let svg = LineChart::new("band")
+            .series(Series::new("a", points).band(missing))
+            .draw()
+            .inline();
         assert_eq!(svg.matches("class=\"band s1\"").count(), 2);
     }
 }

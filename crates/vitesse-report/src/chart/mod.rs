@@ -17,6 +17,7 @@ mod canvas;
 mod frame;
 mod heatmap;
 mod histogram;
+mod labels;
 mod line;
 mod scale;
 mod scatter;

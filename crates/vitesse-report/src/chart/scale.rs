@@ -1,8 +1,13 @@
 //! From numbers to places: an axis's range, its ticks, and where a value lies between the two ends.
 
-/// The number itself if it can be placed: not NaN, not infinite, not so large that differences overflow.
+/// The number itself if it can be placed: not NaN, not infinite, not so large that differences overflow. What is so small
+/// that quotients would is zero.
 pub(super) fn usable(value: f64) -> Option<f64> {
-    (value.abs() <= 1e100).then_some(value)
+    match value.abs() {
+        0.0..1e-100 => Some(0.0),
+        1e-100..=1e100 => Some(value),
+        _ => None,
+    }
 }
 
 /// A round step: `mantissa * 10^exponent` with mantissa 1, 2 or 5.
@@ -35,7 +40,11 @@ impl Step {
     /// `i` steps from zero, rounded once: dividing by a power of ten is exact where multiplying by its inverse is not.
     pub(super) fn at(self, i: f64) -> f64 {
         let scaled = i * self.mantissa;
-        if self.exponent < 0 { scaled / 10f64.powi(-self.exponent) } else { scaled * 10f64.powi(self.exponent) }
+        if self.exponent < 0 {
+            scaled / 10f64.powi(-self.exponent)
+        } else {
+            scaled * 10f64.powi(self.exponent)
+        }
     }
 
     /// The last multiple of the step at or below a value.
@@ -80,8 +89,8 @@ impl Axis {
     /// An axis that shows the given values; `None` where not one of them can be shown.
     pub(super) fn new(values: impl IntoIterator<Item = f64>, want: Want) -> Option<Self> {
         let (mut low, mut high, mut whole) = (f64::INFINITY, f64::NEG_INFINITY, true);
-        let shown = |value: &f64| usable(*value).is_some() && (!want.log || *value >= 1e-100);
-        for value in values.into_iter().filter(shown) {
+        let shown = |value: &f64| !want.log || *value > 0.0;
+        for value in values.into_iter().filter_map(usable).filter(shown) {
             low = low.min(value);
             high = high.max(value);
             whole &= value.fract() == 0.0;
@@ -108,19 +117,30 @@ impl Axis {
             true => (step.ceil(low), step.floor(high)),
             false => (step.floor(low), step.ceil(high)),
         };
-        let values: Vec<f64> = (0..=(last - first).max(0.0) as usize).map(|i| step.at(first + i as f64)).collect();
+        let values: Vec<f64> = (0..=(last - first).max(0.0) as usize)
+            .map(|i| step.at(first + i as f64))
+            .collect();
         let ends = match (want.tight, values.as_slice()) {
             (false, [first, .., last]) => (*first, *last),
             _ => (low, high),
         };
         let ticks = labelled(&values, step);
-        Axis { low: ends.0, high: ends.1, log: false, ticks }
+        Axis {
+            low: ends.0,
+            high: ends.1,
+            log: false,
+            ticks,
+        }
     }
 
     fn logarithmic(low: f64, high: f64, want: Want) -> Self {
-        let (low, high) = if high / low > 1.0 + 1e-9 { (low, high) } else { (low / 2.0, high * 2.0) };
+        let (low, high) = if high / low > 1.0 + 1e-9 {
+            (low, high)
+        } else {
+            (low / 2.0, high * 2.0)
+        };
         let margin = if want.tight { 1.0 } else { (high / low).powf(0.04) };
-        let (low, high) = (low / margin, high * margin);
+        let (low, high) = ((low / margin).max(1e-100), (high * margin).min(1e100));
         let decades = (low.log10().floor() as i32)..=(high.log10().ceil() as i32);
         let inside = |value: &f64| (low..=high).contains(value);
         let multiples = |of: &[f64], stride: usize| -> Vec<Step> {
@@ -132,27 +152,43 @@ impl Axis {
                 .collect()
         };
         let powers = multiples(&[1.0], 1).len();
-        let steps = if powers > want.ticks {
-            multiples(&[1.0], powers.div_ceil(want.ticks.max(1)))
-        } else if powers >= 3 {
-            multiples(&[1.0], 1)
-        } else {
-            multiples(&[1.0, 2.0, 5.0], 1)
+        let steps = match powers {
+            0..3 => multiples(&[1.0, 2.0, 5.0], 1),
+            _ => multiples(&[1.0], powers.div_ceil(want.ticks.max(1))),
         };
-        let ticks = if steps.len() >= 3 {
-            steps.into_iter().flat_map(|step| labelled(&[step.size()], step)).collect()
+        let mut ticks: Vec<Tick> = if powers >= 3 || steps.len() >= 3 {
+            steps
+                .into_iter()
+                .flat_map(|step| labelled(&[step.size()], step))
+                .collect()
         } else {
             // Less than a decade: round steps, as on a linear axis.
-            Self::linear(low, high, false, Want { log: false, tight: true, ..want }).ticks
+            Self::linear(
+                low,
+                high,
+                false,
+                Want {
+                    log: false,
+                    tight: true,
+                    ..want
+                },
+            )
+            .ticks
         };
-        Axis { low, high, log: true, ticks }
+        ticks.retain(|tick| usable(tick.value).is_some_and(|value| value > 0.0));
+        Axis {
+            low,
+            high,
+            log: true,
+            ticks,
+        }
     }
 
     /// Where a value lies between the low end (0) and the high end (1); `None` where it cannot be shown.
     pub(super) fn place(&self, value: f64) -> Option<f64> {
         let value = usable(value)?;
         match self.log {
-            true if value < 1e-100 => None,
+            true if value <= 0.0 => None,
             true => Some((value / self.low).ln() / (self.high / self.low).ln()),
             false => Some((value - self.low) / (self.high - self.low)),
         }
@@ -168,7 +204,10 @@ fn labelled(values: &[f64], step: Step) -> Vec<Tick> {
         Box::new(move |value| format!("{:.decimals$}e{magnitude}", value / 10f64.powi(magnitude)))
     } else {
         let thousands = magnitude.div_euclid(3).clamp(0, 4);
-        let prefix = ["", "k", "M", "G", "T"].get(thousands as usize).copied().unwrap_or_default();
+        let prefix = ["", "k", "M", "G", "T"]
+            .get(thousands as usize)
+            .copied()
+            .unwrap_or_default();
         let decimals = (3 * thousands - step.exponent).max(0) as usize;
         if magnitude >= 4 && decimals <= 2 {
             Box::new(move |value| format!("{:.decimals$}{prefix}", value / 10f64.powi(3 * thousands)))
@@ -177,8 +216,20 @@ fn labelled(values: &[f64], step: Step) -> Vec<Tick> {
             Box::new(move |value| format!("{value:.decimals$}"))
         }
     };
-    let label = |value: f64| if value == 0.0 { "0".to_string() } else { minus(&spell(value)) };
-    values.iter().map(|&value| Tick { value, label: label(value) }).collect()
+    let label = |value: f64| {
+        if value == 0.0 {
+            "0".to_string()
+        } else {
+            minus(&spell(value))
+        }
+    };
+    values
+        .iter()
+        .map(|&value| Tick {
+            value,
+            label: label(value),
+        })
+        .collect()
 }
 
 /// A typographic minus sign.
@@ -192,12 +243,29 @@ mod tests {
     use proptest::prelude::*;
 
     fn labels(values: &[f64], want: Want) -> Vec<String> {
-        Axis::new(values.iter().copied(), want).unwrap().ticks.into_iter().map(|tick| tick.label).collect()
+        Axis::new(values.iter().copied(), want)
+            .unwrap()
+            .ticks
+            .into_iter()
+            .map(|tick| tick.label)
+            .collect()
     }
 
-    const ROUND: Want = Want { log: false, tight: false, ticks: 5 };
-    const TIGHT: Want = Want { log: false, tight: true, ticks: 5 };
-    const LOG: Want = Want { log: true, tight: false, ticks: 6 };
+    const ROUND: Want = Want {
+        log: false,
+        tight: false,
+        ticks: 5,
+    };
+    const TIGHT: Want = Want {
+        log: false,
+        tight: true,
+        ticks: 5,
+    };
+    const LOG: Want = Want {
+        log: true,
+        tight: false,
+        ticks: 6,
+    };
 
     #[test]
     fn ticks_that_people_would_choose() {
@@ -206,18 +274,30 @@ mod tests {
         assert_eq!(labels(&[1.0, 30.0], TIGHT), ["10", "20", "30"]);
         assert_eq!(labels(&[1.0, 2.0], TIGHT), ["1", "2"]);
         assert_eq!(labels(&[0.0, 40_000.0], ROUND), ["0", "10k", "20k", "30k", "40k"]);
-        assert_eq!(labels(&[0.0, 2.0e6], ROUND), ["0", "0.5M", "1.0M", "1.5M", "2.0M"]);
-        assert_eq!(labels(&[12_345.0, 12_348.0], ROUND), ["12345", "12346", "12347", "12348"]);
+        assert_eq!(
+            labels(&[0.0, 2.0e6], ROUND),
+            ["0", "0.5M", "1.0M", "1.5M", "2.0M"]
+        );
+        assert_eq!(
+            labels(&[12_345.0, 12_348.0], ROUND),
+            ["12345", "12346", "12347", "12348"]
+        );
         assert_eq!(labels(&[0.0, 3e-6], ROUND), ["0", "1e−6", "2e−6", "3e−6"]);
-        assert_eq!(labels(&[-0.5, 0.5], ROUND), ["−0.6", "−0.4", "−0.2", "0", "0.2", "0.4", "0.6"]);
+        assert_eq!(
+            labels(&[-0.5, 0.5], ROUND),
+            ["−0.6", "−0.4", "−0.2", "0", "0.2", "0.4", "0.6"]
+        );
     }
 
     #[test]
     fn logarithmic_ticks() {
         assert_eq!(labels(&[0.01, 100.0], LOG), ["0.01", "0.1", "1", "10", "100"]);
-        assert_eq!(labels(&[1e-6, 1e6], LOG), ["1e−6", "0.0001", "0.01", "1", "100", "10k", "1M"]);
+        assert_eq!(labels(&[1e-6, 1e6], LOG), ["1e−6", "0.001", "1", "1000", "1M"]);
         assert_eq!(labels(&[3.0, 40.0], LOG), ["5", "10", "20"]);
-        assert_eq!(labels(&[3.0, 4.0], LOG), ["3.0", "3.2", "3.4", "3.6", "3.8", "4.0"]);
+        assert_eq!(
+            labels(&[3.0, 4.0], LOG),
+            ["3.0", "3.2", "3.4", "3.6", "3.8", "4.0"]
+        );
     }
 
     #[test]
@@ -237,13 +317,19 @@ mod tests {
     }
 
     fn check(values: &[f64], want: Want) -> Result<(), TestCaseError> {
-        let Some(axis) = Axis::new(values.iter().copied(), want) else { return Ok(()) };
+        let Some(axis) = Axis::new(values.iter().copied(), want) else {
+            return Ok(());
+        };
         for pair in axis.ticks.windows(2) {
             prop_assert!(pair[0].value < pair[1].value, "ticks rise: {pair:?}");
             prop_assert!(pair[0].label != pair[1].label, "labels differ: {pair:?}");
         }
         prop_assert!(!axis.ticks.is_empty());
-        prop_assert!(axis.ticks.len() <= 3 * want.ticks + 3, "{} ticks", axis.ticks.len());
+        prop_assert!(
+            axis.ticks.len() <= 3 * want.ticks + 3,
+            "{} ticks",
+            axis.ticks.len()
+        );
         for tick in &axis.ticks {
             let place = axis.place(tick.value).unwrap();
             prop_assert!((-1e-5..=1.0 + 1e-5).contains(&place), "a tick outside: {place}");

@@ -1,7 +1,8 @@
 //! Labelled points: two quantities of each of some things, such as accuracy against latency.
 
-use super::canvas::{Anchor, Svg, TEXT, size, text_width};
-use super::frame::{Area, Around, Frame, Key, no_data};
+use super::canvas::{Anchor, Svg, TEXT, size};
+use super::frame::{Around, Frame, Key, no_data};
+use super::labels::place_labels;
 use super::scale::{Axis, Want};
 use super::{Chart, FULL, style};
 use crate::format::number;
@@ -68,7 +69,14 @@ impl ScatterChart {
         name: impl Into<String>,
         points: impl IntoIterator<Item = (S, f64, f64)>,
     ) -> Self {
-        let dots = points.into_iter().map(|(label, x, y)| Dot { label: label.into(), x, y }).collect();
+        let dots = points
+            .into_iter()
+            .map(|(label, x, y)| Dot {
+                label: label.into(),
+                x,
+                y,
+            })
+            .collect();
         self.series.push((name.into(), dots));
         self
     }
@@ -97,13 +105,23 @@ impl Chart for ScatterChart {
         let dots = || self.series.iter().flat_map(|(_, dots)| dots).filter(shown);
         let x = Axis::new(
             dots().map(|dot| dot.x),
-            Want { log: self.log_x, tight: false, ticks: (size.0 / 90.0) as usize },
+            Want {
+                log: self.log_x,
+                tight: false,
+                ticks: (size.0 / 90.0) as usize,
+            },
         );
         let y = Axis::new(
             dots().map(|dot| dot.y),
-            Want { log: false, tight: false, ticks: (size.1 / 60.0) as usize },
+            Want {
+                log: false,
+                tight: false,
+                ticks: (size.1 / 60.0) as usize,
+            },
         );
-        let (Some(x), Some(y)) = (x, y) else { return no_data(size, &self.title) };
+        let (Some(x), Some(y)) = (x, y) else {
+            return no_data(size, &self.title);
+        };
         let names: Vec<&str> = self.series.iter().map(|(name, _)| name.as_str()).collect();
         let around = Around {
             size,
@@ -122,13 +140,13 @@ impl Chart for ScatterChart {
             .flat_map(|(i, (_, dots))| dots.iter().map(move |dot| (i, dot)))
             .filter_map(|(i, dot)| Some((i, dot, frame.at((dot.x, dot.y))?)))
             .collect();
-        let labels: Vec<(&str, (f64, f64))> =
-            placed.iter().map(|(_, dot, at)| (dot.label.as_str(), *at)).collect();
+        let labels: Vec<(&str, (f64, f64))> = placed
+            .iter()
+            .map(|(_, dot, at)| (dot.label.as_str(), *at))
+            .collect();
         let places = place_labels(&labels, frame.area);
-        for (&(_, at), place) in labels.iter().zip(&places) {
-            if let Some(place) = place.filter(|place| place.far) {
-                frame.canvas.line("leader", at, place.nearest(at));
-            }
+        for [from, to] in places.iter().flatten().filter_map(|place| place.leader) {
+            frame.canvas.line("leader", from, to);
         }
         for (i, dot, at) in &placed {
             let tooltip = format!(
@@ -143,7 +161,9 @@ impl Chart for ScatterChart {
         }
         for (&(label, _), place) in labels.iter().zip(&places) {
             if let Some(place) = place {
-                frame.canvas.text(place.left, place.top + TEXT, Anchor::Start, "label", label);
+                frame
+                    .canvas
+                    .text(place.left, place.top + TEXT, Anchor::Start, "label", label);
             }
         }
         let left_out = places.iter().filter(|place| place.is_none()).count();
@@ -155,118 +175,26 @@ impl Chart for ScatterChart {
     }
 }
 
-/// The rectangle of a label.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    left: f64,
-    top: f64,
-    width: f64,
-    /// So far from its point that a line has to join the two.
-    far: bool,
-}
-
-/// The height of a label's rectangle.
-const HEIGHT: f64 = 15.0;
-/// Half the side of the square that a marker takes.
-const MARKER: f64 = 6.0;
-
-impl Place {
-    fn overlaps(&self, other: &Place) -> bool {
-        self.left < other.left + other.width
-            && other.left < self.left + self.width
-            && self.top < other.top + HEIGHT
-            && other.top < self.top + HEIGHT
-    }
-
-    /// Whether a marker at a point would touch the label.
-    fn covers(&self, (x, y): (f64, f64)) -> bool {
-        x > self.left - MARKER
-            && x < self.left + self.width + MARKER
-            && y > self.top - MARKER
-            && y < self.top + HEIGHT + MARKER
-    }
-
-    /// The place of the rectangle that is nearest to a point outside.
-    fn nearest(&self, (x, y): (f64, f64)) -> (f64, f64) {
-        (x.clamp(self.left, self.left + self.width), y.clamp(self.top, self.top + HEIGHT))
-    }
-}
-
-/// A place for each label, or none: right of its point, left, above, below, across, then the same further away. Labels are
-/// placed in the order given; the first that fits is taken, so nothing moves when a later point is added.
-fn place_labels(labels: &[(&str, (f64, f64))], area: Area) -> Vec<Option<Place>> {
-    let mut places: Vec<Option<Place>> = Vec::with_capacity(labels.len());
-    for &(label, (x, y)) in labels {
-        let width = text_width(label);
-        let candidates = [0.0, 10.0, 22.0, 36.0].into_iter().flat_map(|away: f64| {
-            let side = 8.0 + away;
-            let (right, left, middle) = (x + side, x - side - width, x - width / 2.0);
-            let (level, above, below) = (y - HEIGHT / 2.0, y - side - HEIGHT, y + side);
-            let (near_right, near_left) = (x + 4.0 + away / 2.0, x - 4.0 - away / 2.0 - width);
-            [
-                (right, level),
-                (left, level),
-                (middle, above),
-                (middle, below),
-                (near_right, above),
-                (near_left, above),
-                (near_right, below),
-                (near_left, below),
-            ]
-            .map(|(left, top)| Place { left, top, width, far: away > 0.0 })
-        });
-        let free = |place: &Place| {
-            place.left >= area.left
-                && place.left + place.width <= area.right + 14.0
-                && place.top >= area.top - 4.0
-                && place.top + HEIGHT <= area.bottom
-                && !labels.iter().any(|&(_, at)| place.covers(at))
-                && !places.iter().flatten().any(|other| place.overlaps(other))
-        };
-        let found = candidates.into_iter().find(free);
-        places.push(found);
-    }
-    places
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    const AREA: Area = Area { left: 40.0, top: 20.0, right: 600.0, bottom: 320.0 };
-
-    proptest! {
-        #[test]
-        fn labels_touch_nothing(points in prop::collection::vec((40.0f64..600.0, 20.0f64..320.0), 1..40)) {
-            let labels: Vec<(&str, (f64, f64))> = points.iter().map(|&at| ("deit_tiny", at)).collect();
-            let places = place_labels(&labels, AREA);
-            prop_assert_eq!(places.len(), labels.len());
-            for (n, place) in places.iter().enumerate().filter_map(|(n, place)| Some((n, place.as_ref()?))) {
-                prop_assert!(!points.iter().any(|&at| place.covers(at)));
-                prop_assert!(!places.iter().skip(n + 1).flatten().any(|other| place.overlaps(other)));
-            }
-        }
-    }
-
-    #[test]
-    fn a_lone_label_stands_right_of_its_point_and_left_at_the_edge() {
-        let place = |x: f64| place_labels(&[("deit_tiny", (x, 100.0))], AREA)[0].unwrap().left;
-        assert!(place(300.0) > 300.0);
-        assert!(place(598.0) < 598.0);
-    }
 
     #[test]
     fn what_finds_no_room_is_counted() {
         let points = (0..60).map(|i| (format!("model number {i}"), 1.0 + f64::from(i) * 1e-4, 1.0));
-        let svg = ScatterChart::new("crowd").series("s", points.chain([("far".to_string(), 9.0, 9.0)])).draw();
+        let svg = ScatterChart::new("crowd")
+            .series("s", points.chain([("far".to_string(), 9.0, 9.0)]))
+            .draw();
         assert!(svg.inline().contains("without a label, for want of room"));
     }
 
     #[test]
     fn nothing_to_draw() {
         assert!(ScatterChart::new("x").draw().inline().contains("no data"));
-        let svg = ScatterChart::new("x").log_x().series("s", [("a", -1.0, 1.0), ("b", f64::NAN, 2.0)]).draw();
+        let svg = ScatterChart::new("x")
+            .log_x()
+            .series("s", [("a", -1.0, 1.0), ("b", f64::NAN, 2.0)])
+            .draw();
         assert!(svg.inline().contains("no data"));
     }
 }

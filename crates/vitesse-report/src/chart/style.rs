@@ -26,8 +26,10 @@ pub(super) fn dashes(i: usize) -> &'static str {
 /// The outline of series `i`'s marker around a point. All markers cover about the same area.
 fn outline(i: usize, x: f64, y: f64) -> String {
     let polygon = |corners: &[(f64, f64)]| {
-        let points: Vec<String> =
-            corners.iter().map(|&(dx, dy)| format!("{} {}", Num(x + dx), Num(y + dy))).collect();
+        let points: Vec<String> = corners
+            .iter()
+            .map(|&(dx, dy)| format!("{} {}", Num(x + dx), Num(y + dy)))
+            .collect();
         format!("M{}Z", points.join("L"))
     };
     match i % 6 {
@@ -85,7 +87,7 @@ pub(super) fn bar(canvas: &mut Canvas, i: usize, x: f64, y: f64, width: f64, hei
     let mut stroke = |x1: f64, y1: f64, x2: f64, y2: f64| {
         strokes.push_str(&format!("M{} {}L{} {}", Num(x1), Num(y1), Num(x2), Num(y2)));
     };
-    let every = 6.0;
+    let every = 7.0;
     // A diagonal enters at offset `d` along the bar's length and has left it `height` further on: both ends are cut to
     // the rectangle here, which saves a clip path and its document-wide name.
     let diagonals = |stroke: &mut dyn FnMut(f64, f64, f64, f64), rising: bool| {
@@ -127,7 +129,11 @@ mod tests {
     fn luminance(colour: &str) -> f64 {
         let channel = |at: usize| {
             let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
-            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+            if value <= 0.04045 {
+                value / 12.92
+            } else {
+                ((value + 0.055) / 1.055).powf(2.4)
+            }
         };
         0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
     }
@@ -153,7 +159,10 @@ mod tests {
         for (name, least) in marks.chain(texts) {
             for (theme, (colour, paper)) in themes(&name).into_iter().zip(paper).enumerate() {
                 let found = contrast(colour, paper);
-                assert!(found >= least, "{name}, theme {theme}: contrast {found:.2}, wanted {least}");
+                assert!(
+                    found >= least,
+                    "{name}, theme {theme}: contrast {found:.2}, wanted {least}"
+                );
             }
         }
     }
