@@ -74,21 +74,21 @@ pub fn decode_file(path: &Path, options: &DecodeOptions) -> Result<Image> {
 /// [`Error::Decode`] for anything that is not a whole picture of a supported format, [`Error::TooLarge`] above the limits.
 pub fn decode(bytes: &[u8], name: &str, options: &DecodeOptions) -> Result<Image> {
     if bytes.is_empty() {
-        return Err(Error::decode(name, "the file is empty"));
+        return Err(Error::decode(name, &"the file is empty"));
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    let mut reader = reader.map_err(|error| Error::decode(name, error))?;
+    let mut reader = reader.map_err(|error| Error::decode(name, &error))?;
     let supported = "expected a JPEG, PNG, WebP, BMP or GIF file";
     let format = match reader.format() {
         Some(format) if format.reading_enabled() => format,
-        Some(format) => return Err(Error::decode(name, format!("{supported}, found {format:?}"))),
-        None => return Err(Error::decode(name, format!("{supported}, found something else"))),
+        Some(format) => return Err(Error::decode(name, &format!("{supported}, found {format:?}"))),
+        None => return Err(Error::decode(name, &format!("{supported}, found something else"))),
     };
     let limits = &options.limits;
     let mut decoder_limits = image::Limits::default();
     decoder_limits.max_alloc = Some(limits.max_bytes);
     reader.limits(decoder_limits);
-    let damaged = |error: image::ImageError| Error::decode(name, error);
+    let damaged = |error: image::ImageError| Error::decode(name, &error);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
 
     let (width, height) = decoder.dimensions();
@@ -182,4 +182,144 @@ fn jpeg_has_end(bytes: &[u8]) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn gradient() -> image::RgbImage {
+        image::RgbImage::from_fn(20, 10, |x, y| image::Rgb([(x * 12) as u8, (y * 25) as u8, 90]))
+    }
+
+    fn read(bytes: &[u8]) -> Result<Image> {
+        decode(bytes, "test.jpg", &DecodeOptions::default())
+    }
+
+    #[test]
+    fn every_format_is_known_by_its_content() {
+        let source = gradient();
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Bmp,
+            ImageFormat::Gif,
+            ImageFormat::Jpeg,
+        ] {
+            let decoded = read(&encode(&source.clone().into(), format)).unwrap();
+            assert_eq!((decoded.width(), decoded.height()), (20, 10), "{format:?}");
+            let off = decoded
+                .data()
+                .iter()
+                .zip(source.as_raw())
+                .map(|(a, b)| a.abs_diff(*b))
+                .max()
+                .unwrap();
+            let tolerance = if format == ImageFormat::Jpeg { 30 } else { 0 };
+            assert!(off <= tolerance, "{format:?} is off by {off}");
+        }
+    }
+
+    #[test]
+    fn colour_models_become_rgb_as_in_pillow() {
+        let rgba = image::RgbaImage::from_pixel(2, 1, image::Rgba([10, 20, 30, 0]));
+        assert_eq!(
+            read(&encode(&rgba.into(), ImageFormat::Png)).unwrap().pixel(1, 0),
+            [10, 20, 30]
+        );
+        let grey_alpha = image::GrayAlphaImage::from_pixel(2, 1, image::LumaA([77, 3]));
+        assert_eq!(
+            read(&encode(&grey_alpha.into(), ImageFormat::Png))
+                .unwrap()
+                .pixel(0, 0),
+            [77; 3]
+        );
+        let deep = image::ImageBuffer::from_pixel(2, 1, image::Rgb([0x12ffu16, 0x3400, 0xffff]));
+        assert_eq!(
+            read(&encode(&deep.into(), ImageFormat::Png)).unwrap().pixel(0, 0),
+            [0x12, 0x34, 0xff]
+        );
+    }
+
+    #[test]
+    fn a_promise_of_gigapixels_is_refused_from_the_header() {
+        // A PNG signature and header for 60,000 x 60,000 pixels, and nothing else.
+        let mut png = encode(&gradient().into(), ImageFormat::Png);
+        png[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&png[12..29]);
+        png[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
+        let error = read(&png).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "`test.jpg` is too large: 60000 x 60000, the limit is 16384 pixels a side"
+        );
+
+        // The same in a JPEG's frame header.
+        let mut jpeg = encode(&gradient().into(), ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0xea, 0x60, 0xea, 0x60]);
+        assert!(matches!(read(&jpeg).unwrap_err(), Error::TooLarge { .. }));
+
+        let small = DecodeLimits {
+            max_pixels: 199,
+            ..DecodeLimits::default()
+        };
+        let options = DecodeOptions {
+            limits: small,
+            exif_rotation: false,
+        };
+        let error = decode(&encode(&gradient().into(), ImageFormat::Bmp), "x", &options).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`x` is too large: 20 x 10, the limit is 199 pixels"
+        );
+    }
+
+    #[test]
+    fn damaged_files_are_sentences() {
+        for bytes in [&b""[..], b"hello", b"\xff\xd8\xff", b"GIF89a"] {
+            let error = read(bytes).unwrap_err().to_string();
+            assert!(error.starts_with("`test.jpg` cannot be decoded: "), "{error}");
+        }
+        // However early a file ends, it is an error and never a partly grey picture.
+        for format in [
+            ImageFormat::Jpeg,
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Bmp,
+            ImageFormat::Gif,
+        ] {
+            let whole = encode(&gradient().into(), format);
+            for end in (0..whole.len() - 14).step_by(7) {
+                assert!(
+                    read(&whole[..end]).is_err(),
+                    "{format:?} cut to {end} of {} bytes",
+                    whole.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_flags_are_followed_only_on_request() {
+        let jpeg = encode(&gradient().into(), ImageFormat::Jpeg);
+        // An EXIF segment with one entry: orientation (0x0112) = 6, a quarter turn.
+        let exif =
+            b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let flagged = [&jpeg[..2], exif, &jpeg[2..]].concat();
+        assert_eq!(read(&flagged).unwrap().width(), 20);
+        let options = DecodeOptions {
+            exif_rotation: true,
+            ..DecodeOptions::default()
+        };
+        assert_eq!(decode(&flagged, "x", &options).unwrap().width(), 10);
+    }
 }

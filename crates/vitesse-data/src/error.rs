@@ -99,7 +99,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn decode(name: &str, reason: impl ToString) -> Error {
+    pub(crate) fn decode(name: &str, reason: &(impl ToString + ?Sized)) -> Error {
         Error::Decode {
             name: name.to_owned(),
             reason: reason.to_string(),
@@ -113,7 +113,11 @@ impl Error {
         }
     }
 
-    pub(crate) fn setting(key: &'static str, found: impl ToString, expected: impl Into<String>) -> Error {
+    pub(crate) fn setting(
+        key: &'static str,
+        found: &(impl ToString + ?Sized),
+        expected: impl Into<String>,
+    ) -> Error {
         Error::Setting {
             key,
             found: found.to_string(),

@@ -156,7 +156,7 @@ impl Loader {
     pub fn new(data: DataSet, transform: impl Transform + 'static, options: LoaderOptions) -> Result<Loader> {
         for (key, value) in [("batch_size", options.batch_size), ("prefetch", options.prefetch)] {
             if value == 0 {
-                return Err(Error::setting(key, 0, "at least 1"));
+                return Err(Error::setting(key, &0, "at least 1"));
             }
         }
         options.order.visits(0, 0, 0, options.replica)?;
@@ -477,5 +477,238 @@ impl std::fmt::Debug for Batches {
         f.debug_struct("Batches")
             .field("next", &self.next)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::Samples;
+
+    /// One-pixel pictures; some cannot be read, and one kills its reader.
+    #[derive(Debug)]
+    struct Pixels {
+        len: usize,
+        broken: Vec<usize>,
+        deadly: Option<usize>,
+        loads: Arc<AtomicUsize>,
+    }
+
+    impl Samples for Pixels {
+        fn len(&self) -> usize {
+            self.len
+        }
+        fn label(&self, index: usize) -> Option<usize> {
+            (index % 5 != 4).then_some(index % 5)
+        }
+        fn name(&self, index: usize) -> String {
+            format!("pixel-{index}")
+        }
+        fn load(&self, index: usize) -> Result<Image> {
+            self.loads.fetch_add(1, Ordering::Relaxed);
+            assert!(self.deadly != Some(index), "deadly pixel");
+            if self.broken.contains(&index) {
+                return Err(Error::decode(&self.name(index), &"broken"));
+            }
+            Ok(Image::filled(1, 1, [index as u8; 3]))
+        }
+    }
+
+    /// The pixel's red, and a number of the sample's key.
+    struct Keyed;
+
+    impl Transform for Keyed {
+        fn output(&self) -> [usize; 3] {
+            [2, 1, 1]
+        }
+        fn apply(&self, image: &Image, key: Key) -> Result<Vec<f32>> {
+            Ok(vec![f32::from(image.pixel(0, 0)[0]), key.rng().uniform() as f32])
+        }
+    }
+
+    fn pixels(len: usize, broken: &[usize], deadly: Option<usize>) -> (DataSet, Arc<AtomicUsize>) {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let samples = Pixels {
+            len,
+            broken: broken.to_vec(),
+            deadly,
+            loads: Arc::clone(&loads),
+        };
+        (
+            DataSet::new(samples, (0..5).map(|class| class.to_string()).collect()),
+            loads,
+        )
+    }
+
+    fn all(data: &DataSet, options: LoaderOptions, epoch: u64) -> Result<Vec<Batch>> {
+        Loader::new(data.clone(), Keyed, options)?.epoch(epoch)?.collect()
+    }
+
+    #[test]
+    fn batches_are_in_order_and_complete() {
+        let (data, _) = pixels(53, &[], None);
+        let options = LoaderOptions {
+            batch_size: 10,
+            workers: 3,
+            ..LoaderOptions::default()
+        };
+        let batches = all(&data, options.clone(), 0).unwrap();
+        assert_eq!(
+            batches.iter().map(Batch::len).collect::<Vec<_>>(),
+            [10, 10, 10, 10, 10, 3]
+        );
+        let indices: Vec<usize> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+        assert_eq!(indices, (0..53).collect::<Vec<_>>());
+        assert_eq!((batches[5].shape, batches[5].images.len()), ([3, 2, 1, 1], 6));
+        assert_eq!(batches[1].images[0], 10.0);
+        let loader = Loader::new(
+            data.clone(),
+            Keyed,
+            LoaderOptions {
+                drop_last: true,
+                ..options
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            (loader.batches().unwrap(), loader.epoch(0).unwrap().count()),
+            (5, 5)
+        );
+        let error = batches[0].classes(&data).unwrap_err().to_string();
+        assert!(error.contains("pixel-4"), "{error}");
+    }
+
+    #[test]
+    fn nothing_depends_on_the_number_of_threads() {
+        let (data, _) = pixels(100, &[7, 8, 50], None);
+        for on_error in [OnError::Skip, OnError::Replace] {
+            let run = |workers, prefetch, epoch| {
+                let order = Order::Repeated { repeats: 3 };
+                let options = LoaderOptions {
+                    batch_size: 7,
+                    workers,
+                    prefetch,
+                    order,
+                    on_error,
+                    ..LoaderOptions::default()
+                };
+                all(&data, options, epoch).unwrap()
+            };
+            let reference = run(1, 1, 3);
+            assert_eq!(run(4, 1, 3), reference);
+            assert_eq!(run(9, 5, 3), reference);
+            assert_ne!(run(1, 1, 4), reference);
+        }
+        // Copies of one sample are augmented differently.
+        let options = LoaderOptions {
+            order: Order::Repeated { repeats: 3 },
+            ..LoaderOptions::default()
+        };
+        let batch = all(&data, options, 0).unwrap().remove(0);
+        assert_eq!(batch.indices[0], batch.indices[1]);
+        assert_ne!(batch.images[1], batch.images[3]);
+    }
+
+    #[test]
+    fn unreadable_samples_are_reported() {
+        let (data, _) = pixels(20, &[3, 4], None);
+        let run = |on_error| {
+            all(
+                &data,
+                LoaderOptions {
+                    batch_size: 10,
+                    on_error,
+                    ..LoaderOptions::default()
+                },
+                0,
+            )
+        };
+        let skipped = run(OnError::Skip).unwrap();
+        assert_eq!((skipped[0].len(), skipped[0].failures.len()), (8, 2));
+        assert_eq!(skipped[0].failures[0].name, "pixel-3");
+        assert_eq!(
+            skipped[0].failures[0].reason,
+            "`pixel-3` cannot be decoded: broken"
+        );
+        let replaced = run(OnError::Replace).unwrap();
+        assert_eq!(replaced[0].indices[2..6], [2, 5, 5, 5]);
+        assert!(run(OnError::Stop).unwrap_err().to_string().contains("pixel-3"));
+        let (hopeless, _) = pixels(3, &[0, 1, 2], None);
+        let options = LoaderOptions {
+            on_error: OnError::Replace,
+            ..LoaderOptions::default()
+        };
+        assert!(all(&hopeless, options, 0).is_err());
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_ends_the_epoch() {
+        let (data, _) = pixels(100, &[], Some(42));
+        let options = LoaderOptions {
+            batch_size: 10,
+            workers: 2,
+            ..LoaderOptions::default()
+        };
+        let mut batches = Loader::new(data, Keyed, options).unwrap().epoch(0).unwrap();
+        let error = batches.find_map(Result::err).unwrap().to_string();
+        assert!(
+            error.contains("pixel-42") && error.contains("deadly pixel"),
+            "{error}"
+        );
+        assert!(batches.next().is_none());
+    }
+
+    #[test]
+    fn dropping_early_stops_the_work_and_memory_is_bounded() {
+        let (data, loads) = pixels(10_000, &[], None);
+        let options = LoaderOptions {
+            batch_size: 8,
+            workers: 4,
+            prefetch: 2,
+            ..LoaderOptions::default()
+        };
+        let mut batches = Loader::new(data, Keyed, options).unwrap().epoch(0).unwrap();
+        batches.next().unwrap().unwrap();
+        drop(batches);
+        // One batch consumed, and at most two begun ahead of it.
+        assert!(loads.load(Ordering::Relaxed) <= 24);
+    }
+
+    #[test]
+    fn impossible_options_are_named() {
+        let (data, _) = pixels(3, &[], None);
+        let key = |options| match Loader::new(data.clone(), Keyed, options) {
+            Err(Error::Setting { key, .. }) => key,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            key(LoaderOptions {
+                batch_size: 0,
+                ..LoaderOptions::default()
+            }),
+            "batch_size"
+        );
+        assert_eq!(
+            key(LoaderOptions {
+                prefetch: 0,
+                ..LoaderOptions::default()
+            }),
+            "prefetch"
+        );
+        let replica = Replica { rank: 1, of: 1 };
+        assert_eq!(
+            key(LoaderOptions {
+                replica,
+                ..LoaderOptions::default()
+            }),
+            "replica"
+        );
+        // An empty set is no error.
+        assert_eq!(
+            all(&data.subset(&[]), LoaderOptions::default(), 0).unwrap().len(),
+            0
+        );
     }
 }

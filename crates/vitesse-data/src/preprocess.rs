@@ -70,12 +70,16 @@ impl Preprocess {
             let expected = format!("[3, height, width] with sides from 1 to {MAX_SIDE}");
             return Err(Error::setting(
                 "input_size",
-                format!("{:?}", self.input_size),
+                &format!("{:?}", self.input_size),
                 expected,
             ));
         }
         if !(0.01..=100.0).contains(&self.crop_pct) {
-            return Err(Error::setting("crop_pct", self.crop_pct, "a share such as 0.875"));
+            return Err(Error::setting(
+                "crop_pct",
+                &self.crop_pct,
+                "a share such as 0.875",
+            ));
         }
         check_normalisation(self.mean, self.std)
     }
@@ -187,16 +191,153 @@ pub(crate) fn check_normalisation(mean: [f32; 3], std: [f32; 3]) -> Result<()> {
     if !mean.iter().all(|mean| mean.is_finite()) {
         return Err(Error::setting(
             "mean",
-            format!("{mean:?}"),
+            &format!("{mean:?}"),
             "three finite numbers",
         ));
     }
     if !std.iter().all(|&std| std.is_finite() && std > 0.0) {
         return Err(Error::setting(
             "std",
-            format!("{std:?}"),
+            &format!("{std:?}"),
             "three positive numbers",
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gradient(width: usize, height: usize) -> Image {
+        let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, 7]));
+        Image::new(width, height, data.collect()).unwrap()
+    }
+
+    fn with(input_size: [usize; 3], crop_pct: f64, crop_mode: CropMode) -> Preprocess {
+        Preprocess {
+            input_size,
+            crop_pct,
+            crop_mode,
+            ..Preprocess::default()
+        }
+    }
+
+    #[test]
+    fn sizes_are_the_references() {
+        // 500 x 375 at 224 / 0.875 = 256: the long side is cut from 341.33.
+        assert_eq!(shorter_side_to(500, 375, 256), (341, 256));
+        assert_eq!(shorter_side_to(375, 500, 256), (256, 341));
+        assert_eq!(shorter_side_to(10, 10, 438), (438, 438));
+        assert_eq!(keep_ratio(&gradient(51, 75), 40, 20, f64::min), (40, 59));
+        assert_eq!(keep_ratio(&gradient(51, 75), 40, 20, f64::max), (14, 20));
+    }
+
+    #[test]
+    fn a_picture_of_the_right_size_passes_unchanged() {
+        let image = gradient(32, 32);
+        assert_eq!(
+            with([3, 32, 32], 1.0, CropMode::Center)
+                .resize_and_crop(&image)
+                .unwrap(),
+            image
+        );
+        let values = with([3, 32, 32], 1.0, CropMode::Center).run(&image).unwrap();
+        // Channels one after the other; blue is 7 everywhere.
+        assert_eq!(values.len(), 3 * 32 * 32);
+        assert!(
+            values[2 * 32 * 32..]
+                .iter()
+                .all(|&blue| blue == (7.0 / 255.0 - 0.406f32) / 0.225)
+        );
+        assert_eq!(values[1], (1.0 / 255.0 - 0.485f32) / 0.229);
+    }
+
+    #[test]
+    fn half_pixels_round_to_the_even_offset() {
+        // Crops of 4 from 7 and 9 columns start at round(1.5) = 2 and round(2.5) = 2.
+        for (width, offset) in [(7, 2), (9, 2)] {
+            let cut = resize_and_centre(
+                &gradient(width, 4),
+                (width, 4),
+                (4, 4),
+                Interpolation::Bicubic,
+                [0; 3],
+            );
+            assert_eq!(cut.pixel(0, 0)[0], offset);
+        }
+    }
+
+    #[test]
+    fn small_pictures_are_padded_and_borders_have_the_mean_colour() {
+        // crop_pct above 1 leaves less than the crop: 8 / 2 = 4 pixels in the middle of 8.
+        let padded = with([3, 8, 8], 2.0, CropMode::Center)
+            .resize_and_crop(&Image::filled(5, 5, [255; 3]))
+            .unwrap();
+        assert_eq!(
+            (padded.pixel(1, 1), padded.pixel(2, 2), padded.pixel(5, 5)),
+            ([0; 3], [255; 3], [255; 3])
+        );
+        let border = with([3, 8, 8], 1.0, CropMode::Border)
+            .resize_and_crop(&Image::filled(8, 4, [1; 3]))
+            .unwrap();
+        assert_eq!(
+            (border.pixel(0, 1), border.pixel(0, 2)),
+            ([124, 116, 104], [1; 3])
+        );
+    }
+
+    #[test]
+    fn extreme_shapes_neither_fail_nor_fill_the_memory() {
+        for (width, height) in [(1, 16_384), (16_384, 1), (1, 1), (2, 3)] {
+            for mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
+                let out = with([3, 24, 16], 0.9, mode)
+                    .run(&Image::filled(width, height, [50; 3]))
+                    .unwrap();
+                assert_eq!(out.len(), 3 * 24 * 16);
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_checked_by_name() {
+        let image = gradient(4, 4);
+        let key = |preprocess: Preprocess| match preprocess.run(&image) {
+            Err(Error::Setting { key, .. }) => key,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(key(with([1, 4, 4], 1.0, CropMode::Center)), "input_size");
+        assert_eq!(key(with([3, 0, 4], 1.0, CropMode::Center)), "input_size");
+        assert_eq!(key(with([3, 4, 4], 0.0, CropMode::Center)), "crop_pct");
+        assert_eq!(key(with([3, 4, 4], f64::NAN, CropMode::Center)), "crop_pct");
+        assert_eq!(
+            key(Preprocess {
+                std: [1.0, 0.0, 1.0],
+                ..Preprocess::default()
+            }),
+            "std"
+        );
+        assert_eq!(
+            key(Preprocess {
+                mean: [f32::NAN; 3],
+                ..Preprocess::default()
+            }),
+            "mean"
+        );
+    }
+
+    #[test]
+    fn timms_spelling_is_read() {
+        let text = r#"{"input_size": [3, 384, 384], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}"#;
+        let read: Preprocess = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (read.interpolation, read.crop_mode),
+            (Interpolation::Bilinear, CropMode::Squash)
+        );
+        assert_eq!(read.mean, IMAGENET_MEAN);
+        assert_eq!(
+            serde_json::from_str::<Preprocess>(&serde_json::to_string(&read).unwrap()).unwrap(),
+            read
+        );
+    }
 }

@@ -59,7 +59,7 @@ impl Order {
         if replica.rank >= replica.of {
             return Err(Error::setting(
                 "replica",
-                replica.rank,
+                &replica.rank,
                 format!("a rank below {}", replica.of),
             ));
         }
@@ -70,7 +70,7 @@ impl Order {
                 Ok(indices.map(|index| Pick { index, copy: 0 }).collect())
             }
             Order::Shuffled => Ok(share(&key.rng().permutation(n), 1, replica)),
-            Order::Repeated { repeats: 0 } => Err(Error::setting("repeats", 0, "at least 1")),
+            Order::Repeated { repeats: 0 } => Err(Error::setting("repeats", &0, "at least 1")),
             Order::Repeated { repeats } => {
                 Ok(repeated_augmentation(&key.rng().permutation(n), repeats, replica))
             }

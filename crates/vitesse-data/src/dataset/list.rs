@@ -132,7 +132,7 @@ mod tests {
             ("filename,class_index\na.jpg,-1\n", "line 2: class_index is `-1`"),
             ("filename,class_index\na.jpg,99999999999\n", "line 2: class_index"),
             ("filename,class_index\n,1\n", "line 2 has no file name"),
-            ("filename,class_index\na.jpg,1,2\n", "line 2"),
+            ("filename,class_index\na.jpg,1,2\n", "line: 2"),
         ] {
             let (_root, path) = list(text);
             let error = open(&path, &OpenOptions::default()).unwrap_err().to_string();

@@ -58,7 +58,7 @@ impl FromStr for Split {
             "all" => Ok(Split::All),
             _ => Err(Error::setting(
                 "split",
-                format!("`{text}`"),
+                &format!("`{text}`"),
                 "train, validation, test or all",
             )),
         }
@@ -194,7 +194,7 @@ impl DataSet {
             Some(&index) => self.samples.load(index),
             None => Err(Error::setting(
                 "index",
-                index,
+                &index,
                 format!("a sample below {}", self.len()),
             )),
         }
@@ -327,7 +327,7 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
     if !(0.0..1.0).contains(&options.val_fraction) {
         return Err(Error::setting(
             "val_fraction",
-            options.val_fraction,
+            &options.val_fraction,
             "a share of at least 0 and below 1",
         ));
     }
@@ -434,7 +434,7 @@ impl Samples for Joined {
             Some((part, index)) => part.load(index),
             None => Err(Error::setting(
                 "index",
-                index,
+                &index,
                 format!("a sample below {}", self.len()),
             )),
         }
