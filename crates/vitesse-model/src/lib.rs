@@ -7,7 +7,10 @@
 //!
 //! The network is built only from the two, on one path for fresh, loaded, resumed and pruned models.
 
+pub mod checkpoint;
+pub mod config;
 pub mod error;
+mod import;
 pub mod init;
 #[cfg(feature = "train")]
 pub mod network;
@@ -17,7 +20,10 @@ pub mod site;
 pub mod spec;
 pub mod storage;
 pub mod tensors;
+pub mod zoo;
 
+pub use checkpoint::{Checkpoint, LoadOptions};
+pub use config::{Config, PretrainedCfg};
 pub use error::{Error, Result};
 pub use site::Site;
 pub use spec::{ModelSpec, NetworkSpec};

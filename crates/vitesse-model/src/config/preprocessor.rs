@@ -1,0 +1,172 @@
+//! `preprocessor_config.json`: the preparation of images in transformers' words.
+//!
+//! transformers describes the same steps as [`PretrainedCfg`]: resize, crop the centre, scale to 0..=1, normalise. It
+//! names the size an image is resized to where timm names the ratio between crop and resized image.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{CropMode, Fields, Interpolation, PretrainedCfg};
+use crate::{Error, Result};
+
+/// The name of the file in a checkpoint folder.
+pub const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
+
+/// Pillow's numbers for its filters.
+const RESAMPLE: [Interpolation; 6] = [
+    Interpolation::Nearest,
+    Interpolation::Lanczos,
+    Interpolation::Bilinear,
+    Interpolation::Bicubic,
+    Interpolation::Box,
+    Interpolation::Hamming,
+];
+
+/// The file for a model whose input is `[channels, height, width]`, or `None` where transformers has no words for it:
+/// padding, crops of the centre that are not square, and images that are not RGB.
+pub fn to_json(cfg: &PretrainedCfg, [channels, height, width]: [usize; 3]) -> Option<String> {
+    let resized = |side: usize| (side as f64 / cfg.crop_pct).floor() as u64;
+    let size = match cfg.crop_mode {
+        CropMode::Center if height == width => json!({ "shortest_edge": resized(height) }),
+        CropMode::Squash => json!({ "height": resized(height), "width": resized(width) }),
+        CropMode::Center | CropMode::Border => return None,
+    };
+    let resample = RESAMPLE.iter().position(|filter| *filter == cfg.interpolation)?;
+    let file = json!({
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": size,
+        "resample": resample,
+        "do_center_crop": true,
+        "crop_size": { "height": height, "width": width },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": cfg.mean,
+        "image_std": cfg.std,
+    });
+    (channels == 3).then(|| format!("{file:#}\n"))
+}
+
+/// What `text`, the content of `file`, says in timm's words, and the height and width of the images it makes.
+///
+/// `default` holds transformers' own values for what the file leaves out.
+pub(crate) fn parse(
+    text: &str,
+    file: &Path,
+    default: &Defaults,
+    in_chans: usize,
+) -> Result<(PretrainedCfg, [usize; 2])> {
+    const FLAG: &str = "`true` or `false`";
+    let mut fields = Fields::parse(file, text)?;
+    let on =
+        |fields: &mut Fields<'_>, key, default| Ok::<_, Error>(fields.take(key, FLAG)?.unwrap_or(default));
+    for step in ["do_resize", "do_rescale"] {
+        if !on(&mut fields, step, true)? {
+            return Err(fields.wrong(
+                step,
+                "`true`: images are resized and scaled to 0..=1",
+                Some(&json!(false)),
+            ));
+        }
+    }
+    let factor: f64 = fields.take("rescale_factor", "a number")?.unwrap_or(1.0 / 255.0);
+    if (factor - 1.0 / 255.0).abs() > 1e-6 {
+        return Err(fields.wrong("rescale_factor", "1/255", Some(&json!(factor))));
+    }
+    let normalize = on(&mut fields, "do_normalize", true)?;
+    let crops = on(&mut fields, "do_center_crop", default.crop.is_some())?;
+    const RESAMPLE_TEXT: &str = "one of Pillow's filters, 0 to 5";
+    let resample = fields.size("resample", 0..=5)?;
+    let interpolation = match resample {
+        Some(number) => *RESAMPLE
+            .get(number)
+            .ok_or_else(|| fields.wrong("resample", RESAMPLE_TEXT, None))?,
+        None => default.interpolation,
+    };
+    let crop = side(&mut fields, "crop_size")?
+        .map(|(sides, _)| sides)
+        .or(default.crop.map(|side| [side; 2]));
+    let (resized, keeps_ratio) = side(&mut fields, "size")?.unwrap_or(([default.resize; 2], false));
+    let made = if crops { crop.unwrap_or(resized) } else { resized };
+    if keeps_ratio && !crops {
+        let expected = "`true` where `size` is a `shortest_edge`: the model takes images of one size only";
+        return Err(fields.wrong("do_center_crop", expected, Some(&json!(false))));
+    }
+    let crop_pct = ratio(made[0], resized[0]);
+    if (made[1] as f64 / crop_pct).floor() != resized[1] as f64 {
+        return Err(fields.wrong(
+            "size",
+            "in the same proportion to `crop_size` in height and width",
+            None,
+        ));
+    }
+    let mean = fields
+        .numbers("image_mean", in_chans, false)?
+        .unwrap_or_else(|| vec![0.5; in_chans]);
+    let std = fields
+        .numbers("image_std", in_chans, true)?
+        .unwrap_or_else(|| vec![0.5; in_chans]);
+    let cfg = PretrainedCfg {
+        interpolation,
+        crop_pct,
+        crop_mode: if keeps_ratio {
+            CropMode::Center
+        } else {
+            CropMode::Squash
+        },
+        mean: if normalize { mean } else { vec![0.0; in_chans] },
+        std: if normalize { std } else { vec![1.0; in_chans] },
+        ..PretrainedCfg::default()
+    };
+    Ok((cfg, made))
+}
+
+/// What transformers assumes for one kind of model; mean and deviation are 0.5 for all.
+pub(crate) struct Defaults {
+    /// The side an image is resized to.
+    pub(crate) resize: usize,
+    /// The side of the crop, for the kinds that crop.
+    pub(crate) crop: Option<usize>,
+    /// The filter.
+    pub(crate) interpolation: Interpolation,
+}
+
+/// Height and width, and whether they are the shorter side of an image that keeps its proportions. A number alone means
+/// both sides.
+fn side(fields: &mut Fields<'_>, key: &str) -> Result<Option<([usize; 2], bool)>> {
+    const EXPECTED: &str = "{\"height\": …, \"width\": …}, {\"shortest_edge\": …} or a positive whole number";
+    let Some(value) = fields.take::<Value>(key, EXPECTED)? else {
+        return Ok(None);
+    };
+    let number = |value: Option<&Value>| {
+        value
+            .and_then(Value::as_u64)
+            .filter(|n| (1..=1 << 16).contains(n))
+    };
+    let empty = Map::new();
+    let object = value.as_object().unwrap_or(&empty);
+    let read = match (number(Some(&value)), number(object.get("shortest_edge"))) {
+        (Some(both), _) => Some(([both, both], false)),
+        (None, Some(shortest)) => Some(([shortest, shortest], true)),
+        (None, None) => number(object.get("height"))
+            .zip(number(object.get("width")))
+            .map(|(h, w)| ([h, w], false)),
+    };
+    match read {
+        Some((sides, keeps_ratio)) => Ok(Some((sides.map(|side| side as usize), keeps_ratio))),
+        None => Err(fields.wrong(key, EXPECTED, Some(&value))),
+    }
+}
+
+/// The crop ratio from which the resized side comes back exactly, truncating `crop / ratio`.
+fn ratio(crop: usize, resized: usize) -> f64 {
+    let exact = crop as f64 / resized as f64;
+    if (crop as f64 / exact).floor() == resized as f64 {
+        exact
+    } else {
+        crop as f64 / (resized as f64 + 0.5)
+    }
+}

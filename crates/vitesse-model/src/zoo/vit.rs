@@ -1,0 +1,93 @@
+//! Vision transformers by name: timm's ViT and DeiT, and small ones of our own for images of 32 pixels.
+//!
+//! Papers: Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021. Normalisation and crop are those with which timm
+//! evaluates the published weights of these names.
+
+use super::Entry;
+use crate::config::PretrainedCfg;
+use crate::spec::{ModelSpec, NetworkSpec, PrefixToken, VitSpec};
+
+/// What the rows of one family have in common.
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    /// Images scaled to ±1, a class token.
+    Vit,
+    /// ImageNet's mean and deviation, a class token.
+    Deit,
+    /// As [`Family::Deit`], with a distillation token and its head.
+    Distilled,
+}
+use Family::{Deit, Distilled, Vit};
+
+/// Name, family, image side, patch side, width, blocks, heads, crop ratio.
+type Row = (&'static str, Family, usize, usize, usize, usize, usize, f64);
+
+#[rustfmt::skip]
+const TIMM: [Row; 17] = [
+    ("vit_tiny_patch16_224",             Vit,       224, 16,  192, 12,  3, 0.9),
+    ("vit_tiny_patch16_384",             Vit,       384, 16,  192, 12,  3, 1.0),
+    ("vit_small_patch16_224",            Vit,       224, 16,  384, 12,  6, 0.9),
+    ("vit_small_patch16_384",            Vit,       384, 16,  384, 12,  6, 1.0),
+    ("vit_base_patch16_224",             Vit,       224, 16,  768, 12, 12, 0.9),
+    ("vit_base_patch16_384",             Vit,       384, 16,  768, 12, 12, 1.0),
+    ("vit_base_patch32_224",             Vit,       224, 32,  768, 12, 12, 0.9),
+    ("vit_large_patch16_224",            Vit,       224, 16, 1024, 24, 16, 0.9),
+    ("vit_large_patch16_384",            Vit,       384, 16, 1024, 24, 16, 1.0),
+    ("deit_tiny_patch16_224",            Deit,      224, 16,  192, 12,  3, 0.9),
+    ("deit_small_patch16_224",           Deit,      224, 16,  384, 12,  6, 0.9),
+    ("deit_base_patch16_224",            Deit,      224, 16,  768, 12, 12, 0.9),
+    ("deit_base_patch16_384",            Deit,      384, 16,  768, 12, 12, 1.0),
+    ("deit_tiny_distilled_patch16_224",  Distilled, 224, 16,  192, 12,  3, 0.9),
+    ("deit_small_distilled_patch16_224", Distilled, 224, 16,  384, 12,  6, 0.9),
+    ("deit_base_distilled_patch16_224",  Distilled, 224, 16,  768, 12, 12, 0.9),
+    ("deit_base_distilled_patch16_384",  Distilled, 384, 16,  768, 12, 12, 1.0),
+];
+
+#[rustfmt::skip]
+const OURS: [Row; 4] = [
+    ("vit_nano_patch4_32",               Vit,        32,  4,   64,  4,  2, 1.0),
+    ("vit_micro_patch4_32",              Vit,        32,  4,   96,  6,  3, 1.0),
+    ("deit_micro_patch4_32",             Deit,       32,  4,   96,  6,  3, 1.0),
+    ("deit_micro_distilled_patch4_32",   Distilled,  32,  4,   96,  6,  3, 1.0),
+];
+
+/// The names that [`get`] knows: ours, then timm's.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    OURS.iter().chain(&TIMM).map(|row| row.0)
+}
+
+/// The entry of this name.
+pub(super) fn get(name: &str) -> Option<Entry> {
+    let timm = TIMM.iter().find(|row| row.0 == name);
+    let &(name, family, image, patch, dim, depth, heads, crop_pct) =
+        timm.or_else(|| OURS.iter().find(|row| row.0 == name))?;
+    let prefix = match family {
+        Distilled => vec![PrefixToken::Class, PrefixToken::Distillation],
+        Vit | Deit => vec![PrefixToken::Class],
+    };
+    let timm_name = match family {
+        _ if timm.is_some() => name,
+        Vit => "vit_tiny_patch16_224",
+        Deit => "deit_tiny_patch16_224",
+        Distilled => "deit_tiny_distilled_patch16_224",
+    };
+    let imagenet = PretrainedCfg::default();
+    let (mean, std) = match family {
+        Vit => (vec![0.5; 3], vec![0.5; 3]),
+        Deit | Distilled => (imagenet.mean.clone(), imagenet.std.clone()),
+    };
+    Some(Entry {
+        spec: ModelSpec {
+            architecture: name.to_owned(),
+            num_classes: if timm.is_some() { 1000 } else { 10 },
+            network: NetworkSpec::Vit(VitSpec::plain(image, patch, dim, depth, heads, prefix)),
+        },
+        pretrained_cfg: PretrainedCfg {
+            crop_pct,
+            mean,
+            std,
+            ..imagenet
+        },
+        timm_name,
+    })
+}
