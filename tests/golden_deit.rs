@@ -8,10 +8,15 @@ use std::path::Path;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use support::{Report, Vectors, golden_root, walk};
+use vitesse::data::{CropMode, Image, Interpolation, Preprocess, Replica};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse::model::{ModelSpec, Site};
+use vitesse::train::adamw::{self, OptimConfig, Slot, Step};
+use vitesse::train::groups::groups;
+use vitesse::train::loss::{self, Distillation, Kind, Normaliser};
+use vitesse::train::schedule::Schedule;
 
 #[test]
 fn golden_deit() {
@@ -198,5 +203,225 @@ fn position_embeddings(v: &Vectors, report: &mut Report) {
                 report.compare(v, &key, &resized.to_f32());
             }
         }
+    }
+}
+
+/// `[batch, classes]` targets of the file: recorded, or from its labels with the smoothing its config names.
+fn targets(v: &Vectors, smoothing: f64) -> Tensor<2> {
+    let device = Device::flex().autodiff();
+    if v.has("in.targets") && v.shape("in.targets").len() == 2 {
+        return tensor(v, "in.targets", &device);
+    }
+    smoothed(&v.i64("in.labels"), v.usize("num_classes"), smoothing)
+}
+
+fn smoothed(labels: &[i64], classes: usize, smoothing: f64) -> Tensor<2> {
+    let labels: Vec<usize> = labels.iter().map(|&label| label as usize).collect();
+    let rows = loss::target_rows(&labels, classes, smoothing).unwrap();
+    let shape = [labels.len(), classes];
+    Tensor::from_data(TensorData::new(rows, shape), &Device::flex().autodiff())
+}
+
+/// The distillation that a config names, `None` when it names none.
+fn distillation(config: &serde_json::Value, kind: &str) -> Distillation {
+    let kind = match config.get(kind).map(|kind| kind.as_str().expect("a name")) {
+        None | Some("none") => Kind::None,
+        Some("hard") => Kind::Hard,
+        Some("soft") => Kind::Soft,
+        Some(other) => panic!("unknown kind of distillation {other}"),
+    };
+    let number = |key: &str, default| config.get(key).map_or(default, |x| x.as_f64().expect("a number"));
+    Distillation { kind, alpha: number("alpha", 0.5), tau: number("tau", 1.0), normaliser: Normaliser::PerElement }
+}
+
+fn scalar(x: &Tensor<1>) -> Vec<f32> {
+    values(x)
+}
+
+fn losses_and_gradients(
+    v: &Vectors,
+    report: &mut Report,
+    network: &Network,
+    image: &Tensor<4>,
+    logits: Logits,
+) {
+    let device = Device::flex().autodiff();
+    let distill = distillation(&v.config, "distillation");
+    let teacher = v.has("in.teacher_logits").then(|| tensor::<2>(v, "in.teacher_logits", &device));
+
+    // Leaves of zeros, so that the gradients of the logits themselves can be read.
+    let leaf = |x: &Tensor<2>| x.zeros_like().detach().require_grad();
+    let class_leaf = leaf(&logits.class);
+    let other_leaf = logits.distillation.as_ref().map(leaf);
+    let logits = Logits {
+        class: logits.class + class_leaf.clone(),
+        distillation: logits.distillation.zip(other_leaf.clone()).map(|(x, leaf)| x + leaf),
+    };
+    let loss = |smoothing, normaliser| {
+        let distill = Distillation { normaliser, ..distill };
+        distill.loss(logits.clone(), targets(v, smoothing), teacher.clone()).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let smoothing = 0.1;
+    let code = loss(smoothing, Normaliser::PerElement);
+    let paper = loss(smoothing, Normaliser::PerSample);
+    let plain = loss(0.0, Normaliser::PerElement);
+    let mut compare = |key: &str, found: Option<&Tensor<1>>| {
+        if v.has(key) {
+            report.compare(v, key, &scalar(found.expect("the loss has this part")));
+        }
+    };
+    compare("out.loss_cross_entropy", Some(&plain.base));
+    compare("out.loss_label_smoothing_0.1", Some(&code.base));
+    compare("out.loss_base", Some(&code.base));
+    compare("out.loss_total", Some(&code.total));
+    compare("out.loss_total_per_sample", Some(&paper.total));
+    compare("out.distill_hard", code.distill.as_ref());
+    compare("out.distill_code_per_element", code.distill.as_ref());
+    compare("out.distill_per_sample", paper.distill.as_ref());
+    if v.has("out.distill_kl_sum") {
+        // τ² · sum / (batch · classes) is the per-element loss: the sum is it times what it was divided by.
+        let elements = (logits.class.dims()[0] * logits.class.dims()[1]) as f64;
+        let sum = code.distill.as_ref().unwrap().clone() * (elements / (distill.tau * distill.tau));
+        report.compare(v, "out.distill_kl_sum", &scalar(&sum));
+    }
+
+    let gradients = code.total.backward();
+    let image_gradient = image.grad(&gradients).expect("the image asked for its gradient");
+    report.compare(v, "gradin.image", &values(&image_gradient));
+    let class_gradient = values(&class_leaf.grad(&gradients).expect("the class logits have a gradient"));
+    for key in ["gradout.logits", "gradout.logits_class"] {
+        if v.has(key) {
+            report.compare(v, key, &class_gradient);
+        }
+    }
+    if let Some(leaf) = other_leaf {
+        report.compare(v, "gradout.logits_distill", &values(&leaf.grad(&gradients).unwrap()));
+    }
+    let tensors = network.spec().tensors().unwrap();
+    let names = tensors.into_iter().map(|tensor| (param_id(&tensor.name), tensor.name)).collect();
+    network.visit(&mut CompareGradients { vectors: v, report, names, gradients: &gradients });
+}
+
+fn distillation_losses(v: &Vectors, report: &mut Report) {
+    let device = Device::flex().autodiff();
+    for combo in v.config["combos"].as_array().expect("config.combos is a list") {
+        let at = |key: &str| format!("{}{key}", combo["prefix"].as_str().unwrap());
+        let class = tensor::<2>(v, &at("in.class"), &device).require_grad();
+        let other = tensor::<2>(v, &at("in.distill"), &device).require_grad();
+        let distill = distillation(combo, "kind");
+        let targets = smoothed(&v.i64(&at("in.labels")), v.usize("classes"), 0.0);
+        let logits = Logits { class: class.clone(), distillation: Some(other.clone()) };
+        let loss = distill.loss(logits, targets, Some(tensor(v, &at("in.teacher"), &device))).unwrap();
+        report.compare(v, &at("out.base"), &scalar(&loss.base));
+        report.compare(v, &at("out.total"), &scalar(&loss.total));
+        let gradients = loss.total.backward();
+        for (key, leaf) in [("grad.class", class), ("grad.distill", other)] {
+            // A head that the loss does not touch has no gradient; the reference writes zeros.
+            let zeros = || vec![0.0; v.f32(&at(key)).len()];
+            let found = leaf.grad(&gradients).map_or_else(zeros, |gradient| values(&gradient));
+            report.compare(v, &at(key), &found);
+        }
+    }
+}
+
+fn preprocessing(v: &Vectors, report: &mut Report) {
+    let list = |key: &str| -> [f32; 3] {
+        let numbers = v.config[key].as_array().expect("three numbers");
+        [0, 1, 2].map(|i| numbers[i].as_f64().unwrap() as f32)
+    };
+    for case in v.config["cases"].as_array().expect("config.cases is a list") {
+        let at = |key: &str| format!("{}{key}", case["prefix"].as_str().unwrap());
+        let number = |key: &str| case[key].as_u64().unwrap() as usize;
+        let bytes = |key: &str| v.tensors.get(&at(key)).unwrap().bytes().to_vec();
+        let image = Image::new(number("width"), number("height"), bytes("in.rgb_u8_hwc")).unwrap();
+        let crop = number("crop");
+        let preprocess = Preprocess {
+            input_size: [3, crop, crop],
+            interpolation: Interpolation::Bicubic,
+            crop_pct: v.number("crop_ratio"),
+            crop_mode: CropMode::Center,
+            mean: list("mean"),
+            std: list("std"),
+        };
+        let shape = v.shape(&at("out.resized_u8_hwc"));
+        let resized = vitesse::data::resize(&image, shape[1], shape[0], Interpolation::Bicubic);
+        report.compare_levels(v, &at("out.resized_u8_hwc"), resized.data());
+        let cropped = preprocess.resize_and_crop(&image).unwrap();
+        report.compare_levels(v, &at("out.cropped_u8_hwc"), cropped.data());
+        // From the recorded pixels, so that a level of difference there does not count twice.
+        let recorded = Image::new(crop, crop, bytes("out.cropped_u8_hwc")).unwrap();
+        let only_normalise = Preprocess { crop_pct: 1.0, ..preprocess };
+        report.compare(v, &at("out.normalized_chw"), &only_normalise.run(&recorded).unwrap());
+    }
+}
+
+fn recipe(v: &Vectors, report: &mut Report) {
+    learning_rates(v, report);
+    mixing(v, report);
+    repeated_augmentation(v, report);
+    adamw_and_ema(v, report);
+}
+
+fn learning_rates(v: &Vectors, report: &mut Report) {
+    let lr = &v.config["lr"];
+    let number = |key: &str| lr[key].as_f64().unwrap_or_else(|| panic!("{}: config.lr.{key}", v.file));
+    let optim = OptimConfig { lr: number("base_lr"), lr_base_size: Some(512), ..OptimConfig::default() };
+    let peak = optim.peak_lr(number("global_batch") as usize);
+    assert!((peak - number("scaled_lr")).abs() < 1e-12, "{}: scaled_lr", v.file);
+    let schedule = Schedule {
+        warmup_epochs: number("warmup_epochs"),
+        warmup_lr: number("warmup_lr"),
+        min_lr: number("min_lr"),
+        ..Schedule::default()
+    };
+    let epochs = number("epochs") as usize;
+    let count = v.shape("f64.out.lr_after_step")[0];
+    let found: Vec<f64> = (0..count).map(|epoch| schedule.lr(peak, epochs, 1, epoch)).collect();
+    report.compare_f64(v, "f64.out.lr_after_step", &found, 1e-12);
+}
+
+fn repeated_augmentation(v: &Vectors, report: &mut Report) {
+    let config = &v.config["repeated_augmentation"];
+    let number = |key: &str| config[key].as_u64().unwrap() as usize;
+    let permutation: Vec<usize> = v.i64("in.ra.permutation").iter().map(|&i| i as usize).collect();
+    for rank in 0..number("replicas") {
+        let replica = Replica { rank, of: number("replicas") };
+        let picks = vitesse::data::repeated_augmentation(&permutation, number("repeats"), replica);
+        let found: Vec<f64> = picks.iter().map(|pick| pick.index as f64).collect();
+        report.compare_f64(v, &format!("out.ra.rank{rank}"), &found, 0.0);
+    }
+}
+
+fn adamw_and_ema(v: &Vectors, report: &mut Report) {
+    let config = &v.config["adamw"];
+    let number = |key: &str| config[key].as_f64().unwrap();
+    let names = ["bias", "dist_token", "pos_embed", "weight"];
+    let shapes: Vec<Vec<usize>> = names.iter().map(|name| v.shape(&format!("in.adamw.init.{name}"))).collect();
+    let tensors: Vec<(&str, &[usize])> =
+        names.iter().zip(&shapes).map(|(name, shape)| (*name, shape.as_slice())).collect();
+    let optim = OptimConfig {
+        weight_decay: number("weight_decay"),
+        betas: [config["betas"][0].as_f64().unwrap(), config["betas"][1].as_f64().unwrap()],
+        eps: number("eps"),
+        ..OptimConfig::default()
+    };
+    let groups = groups(&tensors, &optim.no_weight_decay, optim.layer_decay);
+    let mut slots: Vec<Slot> = tensors
+        .iter()
+        .zip(groups)
+        .map(|((name, shape), group)| Slot::new(*name, shape, group, v.f32(&format!("in.adamw.init.{name}")), true))
+        .collect();
+    let steps = (0..).take_while(|step| v.has(&format!("in.adamw.grad{step}.weight"))).count();
+    for step in 0..steps {
+        let gradients: Vec<Option<Vec<f32>>> =
+            names.iter().map(|name| Some(v.f32(&format!("in.adamw.grad{step}.{name}")))).collect();
+        let numbers = Step { t: step as u64 + 1, lr: number("lr"), ema_decay: number("ema_decay") };
+        adamw::step(&optim, &mut slots, &gradients, 1.0, numbers);
+        for slot in &slots {
+            report.compare(v, &format!("out.adamw.step{step}.{}", slot.name), &slot.weight);
+        }
+    }
+    for slot in &slots {
+        report.compare(v, &format!("out.ema.{}", slot.name), slot.ema.as_ref().expect("an average is kept"));
     }
 }

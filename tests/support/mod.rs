@@ -157,6 +157,17 @@ impl Report {
         }
     }
 
+    /// Compares 8-bit pixels: within one level everywhere, equal on at least 99.9 % of them.
+    pub fn compare_levels(&mut self, vectors: &Vectors, key: &str, found: &[u8]) {
+        let expected = vectors.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", vectors.file)).bytes();
+        let unequal = expected.iter().zip(found).filter(|(e, f)| e != f).count();
+        if unequal * 1000 > expected.len() {
+            self.failures.push(format!("{}/{key}: {unequal} of {} pixels differ", vectors.file, expected.len()));
+        }
+        let found: Vec<f64> = found.iter().map(|&b| f64::from(b)).collect();
+        self.compare_f64(vectors, key, &found, 1.0 / 255.0);
+    }
+
     /// Leaves a key out, with the reason; it is listed.
     pub fn skip(&mut self, vectors: &Vectors, key: &str, why: &str) {
         self.seen.insert(key.to_owned());
