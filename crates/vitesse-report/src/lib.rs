@@ -3,7 +3,7 @@
 //! * [`Table`]: one table as terminal text, Markdown, CSV or HTML.
 //! * [`chart`]: line, bar, scatter, heat map and histogram, drawn as SVG.
 //! * [`Page`]: a report in one HTML file that needs no network and no script.
-//! * [`format`]: counts, sizes, durations and percentages spelled the same way everywhere.
+//! * [`mod@format`]: counts, sizes, durations and percentages spelled the same way everywhere.
 //!
 //! Everything here is a pure function of what it is given: the same numbers make the same bytes, so reports can be compared
 //! and tests can hold snapshots. Nothing reads the clock, the locale or a font.

@@ -1,7 +1,7 @@
 //! One table, four spellings: aligned text for a terminal, Markdown for the documentation, CSV for other programs, HTML
 //! for a [`Page`](crate::Page).
 //!
-//! Cells are text; numbers are spelled by [`format`](crate::format) before they come here. Names in a cell may come out of a
+//! Cells are text; numbers are spelled by [`format`](mod@crate::format) before they come here. Names in a cell may come out of a
 //! downloaded file, so each spelling takes away whatever would have a meaning in it: terminal control sequences, Markdown
 //! marks, tags.
 

@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, Svg, size, text_width};
 use super::frame::{Area, Key, header, no_data, x_axis, x_axis_height};
-use super::scale::{Axis, Want, usable};
+use super::scale::{Axis, Want, minus, usable};
 use super::{Chart, FULL, style};
 use crate::format::{MISSING, number};
 
@@ -141,7 +141,7 @@ impl Chart for BarChart {
             for (i, (name, values)) in self.series.iter().enumerate() {
                 let y = from + (thickness + 2.0) * i as f64;
                 let value = values.get(row).copied().unwrap_or(f64::NAN);
-                let text = number(value);
+                let text = minus(&number(value));
                 let baseline = y + thickness / 2.0 + 4.0;
                 match at(value) {
                     Some(end) => {

@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, Num, Svg, size, text_width};
 use super::frame::{Key, header, no_data};
-use super::scale::usable;
+use super::scale::{minus, usable};
 use super::{Chart, FULL};
 use crate::escape::Escaped;
 use crate::format::{count, number, percent};
@@ -166,11 +166,11 @@ fn short(value: f64) -> String {
     if usable(value).is_none() {
         return String::new();
     }
-    if value.abs() < 10.0 {
+    minus(&if value.abs() < 10.0 {
         format!("{value:.2}")
     } else {
         number(value)
-    }
+    })
 }
 
 /// Where the cells are.
@@ -283,7 +283,7 @@ fn shaded(canvas: &mut Canvas, (x, y): (f64, f64), (width, height): (f64, f64), 
 /// The shade on which every cell lies, so that an empty one is seen too.
 const EMPTY: f64 = 0.05;
 /// The shade from which on a number is written in the light of the paper rather than in ink.
-const FULL_SHADE: f64 = 0.62;
+pub(super) const FULL_SHADE: f64 = 0.62;
 
 impl HeatMap {
     /// The names of the two directions, in a line: `true class ↓   ·   predicted class →`.
@@ -321,23 +321,35 @@ impl HeatMap {
         }
     }
 
-    /// Some shades with the values they stand for.
-    fn draw_key(&self, canvas: &mut Canvas, (mut x, y): (f64, f64), range: (f64, f64)) {
-        let entries = match self.confusion {
-            true => [0.01, 0.05, 0.2, 0.5, 1.0].map(|v| (v, format!("{:.0} %", v * 100.0))),
-            false => [0.0, 0.25, 0.5, 0.75, 1.0]
-                .map(|part| range.0 + part * (range.1 - range.0))
-                .map(|v| (v, number(v))),
+    /// Some shades with the values they stand for, from `left` on or, where that is too narrow, ending at `width`.
+    fn draw_key(&self, canvas: &mut Canvas, left: f64, y: f64, width: f64, range: (f64, f64)) {
+        let (entries, note) = match self.confusion {
+            true => (
+                [0.01, 0.05, 0.2, 0.5, 1.0].map(|v| (v, format!("{:.0} %", v * 100.0))),
+                "of the row",
+            ),
+            false => {
+                let value = |part: f64| range.0 + part * (range.1 - range.0);
+                (
+                    [0.0, 0.25, 0.5, 0.75, 1.0]
+                        .map(value)
+                        .map(|v| (v, minus(&number(v)))),
+                    "",
+                )
+            }
         };
+        let entry_width = |text: &str| 20.0 + text_width(text) + 14.0;
+        let all = entries.iter().map(|(_, text)| entry_width(text)).sum::<f64>() + text_width(note);
+        let mut x = left.min(width - all).max(0.0);
         for (value, text) in entries {
             for shade in [EMPTY, self.shade(value, range)] {
                 shaded(canvas, (x, y), (14.0, 14.0), shade, "");
             }
             canvas.text(x + 20.0, y + 11.0, Anchor::Start, "", &text);
-            x += 20.0 + text_width(&text) + 14.0;
+            x += entry_width(&text);
         }
-        if self.confusion {
-            canvas.text(x, y + 11.0, Anchor::Start, "", "of the true class");
+        if !note.is_empty() {
+            canvas.text(x, y + 11.0, Anchor::Start, "", note);
         }
     }
 }
@@ -371,7 +383,7 @@ impl Chart for HeatMap {
         );
         shaded(&mut canvas, (left, grid.top), all, EMPTY, "");
         self.draw_cells(&mut canvas, &grid, range);
-        self.draw_key(&mut canvas, (left, bottom + 14.0), range);
+        self.draw_key(&mut canvas, left, bottom + 14.0, width, range);
         canvas.finish((width, bottom + 34.0), &self.title, self.description())
     }
 }
@@ -424,7 +436,7 @@ mod tests {
         let svg = HeatMap::new("x", names(1), names(3), &[vec![f64::NAN, 0.5, -0.5]])
             .draw()
             .inline();
-        assert!(svg.contains(">0.50</text>") && svg.contains(">-0.50</text>") && !svg.contains("NaN"));
+        assert!(svg.contains(">0.50</text>") && svg.contains(">−0.50</text>") && !svg.contains("NaN"));
     }
 
     #[test]

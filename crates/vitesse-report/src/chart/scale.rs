@@ -232,8 +232,8 @@ fn labelled(values: &[f64], step: Step) -> Vec<Tick> {
         .collect()
 }
 
-/// A typographic minus sign.
-fn minus(text: &str) -> String {
+/// A typographic minus sign, as wide as a digit.
+pub(super) fn minus(text: &str) -> String {
     text.replace('-', "−")
 }
 

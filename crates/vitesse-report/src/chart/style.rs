@@ -124,29 +124,37 @@ pub(super) fn bar(canvas: &mut Canvas, i: usize, x: f64, y: f64, width: f64, hei
 #[cfg(test)]
 mod tests {
     use super::super::STYLE;
+    use super::super::heatmap::FULL_SHADE;
 
-    /// Relative luminance (WCAG 2) of `#rrggbb`.
-    fn luminance(colour: &str) -> f64 {
-        let channel = |at: usize| {
-            let value = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
-            if value <= 0.04045 {
-                value / 12.92
+    /// Red, green and blue, 0 to 1.
+    type Colour = [f64; 3];
+
+    /// Relative luminance (WCAG 2).
+    fn luminance(colour: Colour) -> f64 {
+        let linear = |v: f64| {
+            if v <= 0.04045 {
+                v / 12.92
             } else {
-                ((value + 0.055) / 1.055).powf(2.4)
+                ((v + 0.055) / 1.055).powf(2.4)
             }
         };
-        0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+        let [red, green, blue] = colour.map(linear);
+        0.2126 * red + 0.7152 * green + 0.0722 * blue
     }
 
-    fn contrast(a: f64, b: f64) -> f64 {
+    fn contrast(a: Colour, b: Colour) -> f64 {
+        let (a, b) = (luminance(a), luminance(b));
         (a.max(b) + 0.05) / (a.min(b) + 0.05)
     }
 
     /// The light and the dark value of a variable of the style sheet.
-    fn themes(name: &str) -> [f64; 2] {
-        let values: Vec<f64> = STYLE
+    fn themes(name: &str) -> [Colour; 2] {
+        let values: Vec<Colour> = STYLE
             .match_indices(&format!("--{name}: #"))
-            .map(|(at, found)| luminance(&STYLE[at + found.len() - 1..at + found.len() + 6]))
+            .map(|(at, found)| {
+                let digits = &STYLE[at + found.len()..at + found.len() + 6];
+                [0, 2, 4].map(|i| f64::from(u8::from_str_radix(&digits[i..i + 2], 16).unwrap()) / 255.0)
+            })
             .collect();
         values.try_into().unwrap()
     }
@@ -163,6 +171,19 @@ mod tests {
                     found >= least,
                     "{name}, theme {theme}: contrast {found:.2}, wanted {least}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_in_shaded_cells_can_be_read() {
+        let [paper, heat, ink, on_heat] = ["paper", "heat", "ink", "on-heat"].map(themes);
+        for theme in 0..2 {
+            for shade in (0..=50).map(|i| f64::from(i) / 50.0) {
+                let cell = [0, 1, 2].map(|i| paper[theme][i] + shade * (heat[theme][i] - paper[theme][i]));
+                let text = if shade > FULL_SHADE { on_heat } else { ink };
+                let found = contrast(text[theme], cell);
+                assert!(found >= 3.7, "theme {theme}, shade {shade}: contrast {found:.2}");
             }
         }
     }
