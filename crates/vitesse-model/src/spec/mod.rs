@@ -6,7 +6,7 @@
 //! ([`ModelSpec::costs`]). Nothing is inferred from tensor shapes when the spec says it.
 
 mod cost;
-mod regnet;
+pub(crate) mod regnet;
 mod vit;
 
 pub use cost::{Cost, LayerCost};

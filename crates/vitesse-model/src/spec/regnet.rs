@@ -59,8 +59,8 @@ pub(crate) struct ConvNormSpec {
     pub(crate) kernel: usize,
     pub(crate) stride: usize,
     pub(crate) groups: usize,
-    /// Height and width of the output.
-    pub(crate) out_size: [usize; 2],
+    /// Height and width of the input.
+    pub(crate) in_size: [usize; 2],
 }
 
 /// One bottleneck block.
@@ -78,6 +78,11 @@ pub(crate) struct RegNetBlock {
 }
 
 impl ConvNormSpec {
+    /// Height and width of the output.
+    pub(crate) fn out_size(&self) -> [usize; 2] {
+        self.in_size.map(|side| side.div_ceil(self.stride))
+    }
+
     fn weight_shape(&self) -> [usize; 4] {
         [
             self.out_chans,
@@ -122,7 +127,7 @@ impl ConvNormSpec {
     }
 
     fn macs(&self) -> usize {
-        self.weight_shape().iter().chain(&self.out_size).product()
+        self.weight_shape().iter().chain(&self.out_size()).product()
     }
 }
 
@@ -171,43 +176,40 @@ impl RegNetSpec {
             kernel: 3,
             stride: self.stem_stride,
             groups: 1,
-            out_size: strided(self.img_size, self.stem_stride),
+            in_size: self.img_size,
         }
     }
 
     /// The blocks of all stages, in the order of the forward pass.
     pub(crate) fn blocks(&self) -> Vec<RegNetBlock> {
         let mut blocks = Vec::new();
-        let mut in_chans = self.stem_width;
-        let mut in_size = strided(self.img_size, self.stem_stride);
+        let (mut in_chans, mut in_size) = (self.stem_width, self.stem().out_size());
         for (s, stage) in self.stages.iter().enumerate() {
             for b in 0..stage.depth {
                 let name = format!("s{}.b{}", s + 1, b + 1);
                 let stride = if b == 0 { stage.stride } else { 1 };
-                let out_size = strided(in_size, stride);
-                let conv = |part: &str, in_chans, kernel, stride, groups, out_size| ConvNormSpec {
+                let pointwise = |part: &str, in_chans, in_size, stride| ConvNormSpec {
                     name: format!("{name}.{part}"),
                     in_chans,
                     out_chans: stage.width,
-                    kernel,
+                    kernel: 1,
                     stride,
-                    groups,
-                    out_size,
+                    groups: 1,
+                    in_size,
                 };
+                let conv2 = ConvNormSpec {
+                    kernel: 3,
+                    groups: stage.width / stage.group_width,
+                    ..pointwise("conv2", stage.width, in_size, stride)
+                };
+                let out_size = conv2.out_size();
                 let changes = stride != 1 || in_chans != stage.width;
                 blocks.push(RegNetBlock {
-                    conv1: conv("conv1", in_chans, 1, 1, 1, in_size),
-                    conv2: conv(
-                        "conv2",
-                        stage.width,
-                        3,
-                        stride,
-                        stage.width / stage.group_width.max(1),
-                        out_size,
-                    ),
+                    conv1: pointwise("conv1", in_chans, in_size, 1),
+                    conv2,
                     se_chans: self.se_chans(in_chans),
-                    conv3: conv("conv3", stage.width, 1, 1, 1, out_size),
-                    downsample: changes.then(|| conv("downsample", in_chans, 1, stride, 1, out_size)),
+                    conv3: pointwise("conv3", stage.width, out_size, 1),
+                    downsample: changes.then(|| pointwise("downsample", in_chans, in_size, stride)),
                     name,
                 });
                 (in_chans, in_size) = (stage.width, out_size);
@@ -319,7 +321,165 @@ impl RegNetSpec {
     }
 }
 
-/// Height and width after a padded convolution.
-fn strided(size: [usize; 2], stride: usize) -> [usize; 2] {
-    size.map(|side| side.div_ceil(stride.max(1)))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{ModelSpec, NetworkSpec};
+
+    fn tiny() -> RegNetSpec {
+        let stage = |depth, width, stride| RegNetStage {
+            depth,
+            width,
+            group_width: 8,
+            stride,
+        };
+        RegNetSpec {
+            img_size: [20, 14],
+            in_chans: 3,
+            stem_width: 16,
+            stem_stride: 2,
+            stages: vec![stage(1, 16, 1), stage(2, 64, 2)],
+            se_ratio: 0.25,
+            bn_eps: 1e-5,
+        }
+    }
+
+    fn model(regnet: RegNetSpec, num_classes: usize) -> ModelSpec {
+        ModelSpec {
+            architecture: "tiny".into(),
+            num_classes,
+            network: NetworkSpec::RegNet(regnet),
+        }
+    }
+
+    #[test]
+    fn names_stand_in_the_order_of_the_forward_pass() {
+        let tensors = model(tiny(), 5).tensors().unwrap();
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let norm = [
+            "weight",
+            "bias",
+            "running_mean",
+            "running_var",
+            "num_batches_tracked",
+        ];
+        assert_eq!(names[0], "stem.conv.weight");
+        assert_eq!(names[1..6], norm.map(|part| format!("stem.bn.{part}")));
+        let block: Vec<&str> = names
+            .iter()
+            .filter_map(|name| name.strip_prefix("s2.b1."))
+            .collect();
+        assert_eq!(
+            block[12..16],
+            ["se.fc1.weight", "se.fc1.bias", "se.fc2.weight", "se.fc2.bias"]
+        );
+        assert_eq!(
+            (block[6], block[16], block[22]),
+            ("conv2.conv.weight", "conv3.conv.weight", "downsample.conv.weight")
+        );
+        assert!(names.contains(&"s2.b2.conv3.bn.num_batches_tracked"));
+        // The first stage keeps width and resolution, so that its shortcut is the identity.
+        assert!(
+            !names
+                .iter()
+                .any(|name| name.starts_with("s1.b1.downsample") || name.starts_with("s2.b2.down"))
+        );
+        assert_eq!(names[names.len() - 2..], ["head.fc.weight", "head.fc.bias"]);
+        assert_eq!(model(tiny(), 0).tensors().unwrap().len(), names.len() - 2);
+    }
+
+    #[test]
+    fn costs_count_trained_tensors_and_odd_sizes() {
+        let model = model(tiny(), 5);
+        let cost = model.costs().unwrap();
+        let tensors = model.tensors().unwrap();
+        let trained = tensors.iter().filter(|tensor| tensor.role == Role::Parameter);
+        assert_eq!(cost.parameters(), trained.map(TensorSpec::numel).sum::<usize>());
+        // 20×14 becomes 10×7 after the stem and 5×4 in the second stage.
+        let second_block = 70 * 16 * 64 + 20 * (64 * 8 * 9 + 64 * 64 + 16 * 64) + 2 * 64 * 4;
+        let layer = cost.layers.iter().find(|layer| layer.layer == "s2.b1").unwrap();
+        assert_eq!(layer.macs, second_block);
+        assert_eq!(cost.layers.first().unwrap().macs, 70 * 27 * 16);
+        assert_eq!(cost.layers.last().unwrap().macs, 5 * 64);
+    }
+
+    #[test]
+    fn fresh_weights_have_the_moments_of_their_layer() {
+        let weights = model(tiny(), 50).init(3).unwrap();
+        let moments = |name: &str| {
+            let tensor = weights.get(name).unwrap();
+            let values = tensor.to_f32();
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / values.len() as f32;
+            (mean, variance.sqrt())
+        };
+        let normal = |name: &str, std: f32| {
+            let (mean, found) = moments(name);
+            assert!(
+                mean.abs() < 0.1 * std && (found / std - 1.0).abs() < 0.1,
+                "{name}: {mean}, {found}"
+            );
+        };
+        normal("s2.b1.conv1.conv.weight", (2.0f32 / 64.0).sqrt());
+        // A group has 8 outputs.
+        normal("s2.b1.conv2.conv.weight", (2.0f32 / (9.0 * 8.0)).sqrt());
+        normal("s2.b2.se.fc2.weight", (2.0f32 / 64.0).sqrt());
+        normal("head.fc.weight", 0.01);
+        for (name, value) in [
+            ("s2.b1.conv2.bn.weight", 1.0),
+            ("s2.b1.conv3.bn.weight", 0.0),
+            ("s2.b1.downsample.bn.weight", 1.0),
+            ("s2.b1.conv3.bn.running_var", 1.0),
+            ("s2.b1.conv3.bn.running_mean", 0.0),
+            ("s2.b1.se.fc1.bias", 0.0),
+        ] {
+            assert_eq!(moments(name), (value, 0.0), "{name}");
+        }
+    }
+
+    #[test]
+    fn impossible_specs_are_answered_with_a_sentence() {
+        let check = |change: &dyn Fn(&mut RegNetSpec), wanted: &str| {
+            let mut spec = tiny();
+            change(&mut spec);
+            let text = spec.validate().unwrap_err().to_string();
+            assert!(text.contains(wanted), "{text}");
+        };
+        tiny().validate().unwrap();
+        check(
+            &|spec| spec.img_size[1] = 0,
+            "the image width must be between 1 and 4096, but is 0",
+        );
+        check(
+            &|spec| spec.stem_width = usize::MAX,
+            "stem_width must be between 1 and 4096",
+        );
+        check(&|spec| spec.stages.clear(), "at least one stage");
+        check(
+            &|spec| spec.stages[1].depth = 0,
+            "the depth of stage s2 must be between 1 and",
+        );
+        check(
+            &|spec| spec.stages[1].depth = 4000,
+            "may have 256 blocks, but this has 4001",
+        );
+        check(
+            &|spec| spec.stages[1].group_width = 24,
+            "stage s2 has 64 channels, which groups of 24 do not divide",
+        );
+        check(&|spec| spec.se_ratio = 0.01, "0 of 16 channels");
+        check(&|spec| spec.se_ratio = f64::NAN, "se_ratio NaN");
+        check(
+            &|spec| spec.bn_eps = 0.0,
+            "bn_eps must be a positive number, but is 0",
+        );
+    }
+
+    #[test]
+    fn a_spec_survives_json_and_unknown_keys_do_not() {
+        let text = serde_json::to_string(&tiny()).unwrap();
+        assert_eq!(serde_json::from_str::<RegNetSpec>(&text).unwrap(), tiny());
+        let text = text.replace("se_ratio", "se_width");
+        assert!(serde_json::from_str::<RegNetSpec>(&text).is_err());
+    }
 }
