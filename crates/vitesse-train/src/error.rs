@@ -1,0 +1,230 @@
+//! What can go wrong while a model learns or is evaluated. Every message is a sentence: what was expected, what was
+//! found, what to try.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model, its description or its files.
+    #[error(transparent)]
+    Model(#[from] vitesse_model::Error),
+    /// The images or the data set.
+    #[error(transparent)]
+    Data(#[from] vitesse_data::Error),
+    /// A classifier from outside this crate.
+    #[error("the model cannot classify: {0}")]
+    Classifier(Box<dyn std::error::Error + Send + Sync>),
+    /// The operating system refused something.
+    #[error("cannot {action} `{path}`: {source}", path = .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+
+    /// A label that the model has no class for.
+    #[error(
+        "a sample has class {label}, but the model has {classes} classes (0 to {}); check that data set and model belong \
+         together, or set `num_classes`",
+        .classes.saturating_sub(1)
+    )]
+    Label {
+        /// The label.
+        label: usize,
+        /// The model's classes.
+        classes: usize,
+    },
+    /// Two matrices that must have one shape.
+    #[error("the {what} should have shape {expected:?}, but have {found:?}")]
+    Shape {
+        /// What has the wrong shape.
+        what: &'static str,
+        /// The logits' shape.
+        expected: [usize; 2],
+        /// Its shape.
+        found: [usize; 2],
+    },
+    /// A model that returns features.
+    #[error("`{architecture}` has no classes and returns features; give it a head by setting `num_classes`")]
+    NoClasses {
+        /// The model.
+        architecture: String,
+    },
+    /// A model without a distillation token where one is needed.
+    #[error("`{architecture}` has no distillation token; this compares the two tokens of a distilled model")]
+    NotDistilled {
+        /// The model.
+        architecture: String,
+    },
+    /// Images prepared for another size than the model's.
+    #[error(
+        "`{architecture}` takes images of {expected:?} (channels, height, width), but they are prepared as {found:?}"
+    )]
+    InputSize {
+        /// The model.
+        architecture: String,
+        /// What it takes.
+        expected: [usize; 3],
+        /// What the preprocessing makes.
+        found: [usize; 3],
+    },
+    /// A checkpoint whose images cannot be prepared.
+    #[error("images cannot be prepared for `{architecture}`: {reason}")]
+    Preprocess {
+        /// The model.
+        architecture: String,
+        /// What is wrong with its `pretrained_cfg`.
+        reason: String,
+    },
+    /// Training and validation sets that do not belong together.
+    #[error(
+        "the training set has {train} classes and the validation set {validation}, or they have other names; both must \
+         have the same classes"
+    )]
+    Classes {
+        /// Classes of the training set.
+        train: usize,
+        /// Classes of the validation set.
+        validation: usize,
+    },
+    /// Nothing to work on.
+    #[error("{what} is empty; check the path, the split and the limit")]
+    Empty {
+        /// What is empty.
+        what: &'static str,
+    },
+    /// A data set in which no image could be read.
+    #[error("none of the {samples} images can be read; the first says: {first}")]
+    NothingReadable {
+        /// How many images there are.
+        samples: usize,
+        /// Why the first one cannot be read.
+        first: String,
+    },
+    /// Distillation without a teacher.
+    #[error("distillation needs a teacher; set `distill.teacher`, or `distill.kind = \"none\"`")]
+    TeacherMissing,
+    /// A teacher that cannot teach this student.
+    #[error("`{teacher}` cannot be the teacher: {reason}")]
+    Teacher {
+        /// The teacher.
+        teacher: String,
+        /// Why not, and what to try.
+        reason: String,
+    },
+
+    /// A value of a recipe that cannot be used.
+    #[error("recipe: `{key}` is {found}, expected {expected}")]
+    Recipe {
+        /// The key, with its table: `train.epochs`.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What would be accepted, and what to try.
+        expected: String,
+    },
+    /// A key or table that no recipe has.
+    #[error("`{name}`: unknown key `{key}`{hint}")]
+    RecipeKey {
+        /// The file.
+        name: String,
+        /// The key, with its table.
+        key: String,
+        /// Where or how it was probably meant.
+        hint: String,
+    },
+    /// A recipe that is not TOML, or has a value of the wrong type.
+    #[error("`{name}`: {detail}")]
+    RecipeSyntax {
+        /// The file.
+        name: String,
+        /// What is wrong, and where.
+        detail: String,
+    },
+
+    /// A run folder that holds something already.
+    #[error(
+        "`{path}` exists already; continue its run with `--resume`, replace it with `--force`, or choose another folder",
+        path = .path.display()
+    )]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder that is to be replaced and holds no run.
+    #[error(
+        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is no run; choose \
+         another folder",
+        path = .path.display()
+    )]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A run that cannot be continued.
+    #[error("cannot resume `{path}`: {reason}", path = .path.display())]
+    Resume {
+        /// The run folder, or the state.
+        path: PathBuf,
+        /// Why not, and what to try.
+        reason: String,
+    },
+    /// A step whose loss or gradients are not numbers.
+    #[error("{what} is {value}")]
+    NotFinite {
+        /// The loss, or the norm of the gradients.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// Training has diverged.
+    #[error(
+        "{what} is {value} at step {step} (epoch {epoch}, learning rate {lr:.3e}); the batch was {files}; try a lower \
+         learning rate, a longer warm-up or `optim.clip_grad`"
+    )]
+    Diverged {
+        /// The loss, or the norm of the gradients.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The optimiser step, from 0.
+        step: usize,
+        /// The epoch, from 0.
+        epoch: usize,
+        /// The learning rate.
+        lr: f64,
+        /// Names of the samples, the first few.
+        files: String,
+    },
+    /// Stopped from outside, everything saved that could be.
+    #[error("interrupted")]
+    Interrupted,
+    /// The tensor library returned something it should not; a defect of this program.
+    #[error("the tensor backend failed: {0}")]
+    Backend(String),
+}
+
+impl Error {
+    /// Turns an [`io::Error`] into ours: `.map_err(Error::io("read", path))`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+
+    pub(crate) fn recipe(key: &str, found: impl ToString, expected: impl Into<String>) -> Error {
+        Error::Recipe {
+            key: key.to_owned(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+}

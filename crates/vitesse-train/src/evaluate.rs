@@ -1,0 +1,294 @@
+//! How good a model is on a data set.
+//!
+//! Samples are visited once, in order, prepared as the checkpoint says. The result does not depend on the batch size
+//! but for the rounding of the model's own arithmetic. An image that cannot be read is left out and named.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Serialize;
+use vitesse_data::{Batch, DataSet, Failure, Loader, LoaderOptions, OnError, Preprocess};
+use vitesse_model::ModelSpec;
+use vitesse_model::network::{Ctx, Fusion, Network};
+
+use crate::loss::rows;
+use crate::metrics::{Counter, Metrics, Scores};
+use crate::{Error, Result};
+
+/// How to evaluate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EvalOptions {
+    /// Samples a batch, at least 1. Default 64.
+    pub batch_size: usize,
+    /// Threads that read images; 0, the default, is one for each core.
+    pub workers: usize,
+    /// How the heads of a distilled model become one prediction.
+    pub fusion: Fusion,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        EvalOptions {
+            batch_size: 64,
+            workers: 0,
+            fusion: Fusion::default(),
+        }
+    }
+}
+
+/// How far an evaluation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EvalProgress {
+    /// Samples read so far, those that could not be included.
+    pub done: usize,
+    /// All samples.
+    pub total: usize,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Evaluation {
+    /// The prediction of both heads together, as [`EvalOptions::fusion`] says.
+    pub joint: Metrics,
+    /// Each head of a distilled model by itself.
+    pub heads: Option<HeadMetrics>,
+    /// The images that could not be read; they are in no metric.
+    #[serde(serialize_with = "names")]
+    pub failures: Vec<Failure>,
+    /// Where the time went.
+    pub timing: Timing,
+}
+
+/// The two heads of a distilled model.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeadMetrics {
+    /// The class head alone.
+    pub class: Metrics,
+    /// The distillation head alone.
+    pub distillation: Metrics,
+}
+
+/// Where the time of an evaluation went.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Timing {
+    /// Waiting for images, in seconds; they are read while the model computes.
+    #[serde(rename = "load_seconds", serialize_with = "seconds")]
+    pub load: Duration,
+    /// Computing, in seconds.
+    #[serde(rename = "forward_seconds", serialize_with = "seconds")]
+    pub forward: Duration,
+}
+
+fn names<S: serde::Serializer>(failures: &[Failure], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_seq(failures.iter().map(|failure| &failure.name))
+}
+
+fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_f64(duration.as_secs_f64())
+}
+
+/// Anything that classifies: a network, or an engine compiled from one.
+pub trait Classifier {
+    /// What the model is.
+    fn spec(&self) -> &ModelSpec;
+
+    /// The heads' logits for images `[batch, channels, height, width]`, normalised as the checkpoint says.
+    ///
+    /// # Errors
+    /// Whatever keeps the model from computing them; [`Error::Model`] and [`Error::Classifier`] are meant for it.
+    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads>;
+}
+
+/// What a classifier says about a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heads {
+    /// The class head's logits, `[batch, classes]`.
+    pub class: Vec<f32>,
+    /// The distillation head's, for distilled models.
+    pub distillation: Option<Vec<f32>>,
+}
+
+impl Heads {
+    /// One prediction from both heads, `[batch, classes]`, as [`Logits::joint`](vitesse_model::network::Logits::joint) defines it.
+    pub fn joint(&self, fusion: Fusion, classes: usize) -> Vec<f32> {
+        let mean = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
+        match (fusion, &self.distillation) {
+            (Fusion::LogitMean, Some(other)) => mean(&self.class, other),
+            (Fusion::SoftmaxMean, Some(other)) => {
+                mean(&softmax(&self.class, classes), &softmax(other, classes))
+            }
+            (Fusion::SoftmaxMean, None) => softmax(&self.class, classes),
+            (Fusion::Distillation, Some(other)) => other.clone(),
+            _ => self.class.clone(),
+        }
+    }
+}
+
+/// Rows of logits to rows of probabilities.
+fn softmax(logits: &[f32], classes: usize) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();
+        let sum: f64 = exps.iter().sum();
+        exps.into_iter().map(move |x| (x / sum) as f32)
+    };
+    logits.chunks_exact(classes.max(1)).flat_map(row).collect()
+}
+
+/// A network in evaluation mode on its device.
+#[derive(Debug)]
+pub struct Evaluated<'a> {
+    /// Without gradients: `Module::valid` of a network that is trained.
+    pub network: &'a Network,
+    /// Where it computes.
+    pub device: &'a Device,
+}
+
+impl Classifier for Evaluated<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.network.spec()
+    }
+
+    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads> {
+        let images = Tensor::from_data(TensorData::new(images, shape), self.device);
+        let logits = self.network.forward(images, &mut Ctx::eval())?;
+        Ok(Heads {
+            class: rows(&logits.class)?,
+            distillation: logits.distillation.as_ref().map(rows).transpose()?,
+        })
+    }
+}
+
+/// Evaluates `model` on `data`. `progress` is called after each batch and may break off.
+///
+/// # Errors
+/// A model without classes, images prepared for another size than the model's, samples without a label or with one
+/// that the model does not know, no readable sample at all; [`Error::Interrupted`] when `progress` breaks off.
+pub fn evaluate(
+    model: &mut dyn Classifier,
+    data: &DataSet,
+    preprocess: &Preprocess,
+    options: EvalOptions,
+    progress: &mut dyn FnMut(EvalProgress) -> ControlFlow<()>,
+) -> Result<Evaluation> {
+    let loader = LoaderOptions {
+        batch_size: options.batch_size,
+        workers: options.workers,
+        on_error: OnError::Skip,
+        ..LoaderOptions::default()
+    };
+    check(model.spec(), data, preprocess)?;
+    let loader = Loader::new(data.clone(), preprocess.clone(), loader)?;
+    let mut tally = Tally::new(model.spec(), options.fusion);
+    let (mut failures, mut timing) = (Vec::new(), Timing::default());
+    let mut done = 0;
+    let mut waiting = Instant::now();
+    for batch in loader.epoch(0)? {
+        let batch = batch?;
+        timing.load += waiting.elapsed();
+        done += batch.len() + batch.failures.len();
+        if !batch.is_empty() {
+            let labels = batch.classes(data)?;
+            let computing = Instant::now();
+            let Batch { images, shape, .. } = batch;
+            tally.add(&model.classify(images, shape)?, &labels)?;
+            timing.forward += computing.elapsed();
+        }
+        failures.extend(batch.failures);
+        if progress(EvalProgress {
+            done,
+            total: data.len(),
+        })
+        .is_break()
+        {
+            return Err(Error::Interrupted);
+        }
+        waiting = Instant::now();
+    }
+    let (joint, heads) = tally.finish();
+    if joint.samples == 0 {
+        let first = failures
+            .first()
+            .map(|failure: &Failure| failure.reason.clone())
+            .unwrap_or_default();
+        return Err(Error::NothingReadable {
+            samples: data.len(),
+            first,
+        });
+    }
+    Ok(Evaluation {
+        joint,
+        heads,
+        failures,
+        timing,
+    })
+}
+
+fn check(spec: &ModelSpec, data: &DataSet, preprocess: &Preprocess) -> Result<()> {
+    if data.is_empty() {
+        return Err(Error::Empty {
+            what: "the data set to evaluate on",
+        });
+    }
+    if spec.num_classes == 0 {
+        return Err(Error::NoClasses {
+            architecture: spec.architecture.clone(),
+        });
+    }
+    if preprocess.input_size != spec.input_size() {
+        return Err(Error::InputSize {
+            architecture: spec.architecture.clone(),
+            expected: spec.input_size(),
+            found: preprocess.input_size,
+        });
+    }
+    Ok(())
+}
+
+/// Counts the heads and their fusion.
+struct Tally {
+    fusion: Fusion,
+    classes: usize,
+    joint: Counter,
+    heads: [Counter; 2],
+    distilled: bool,
+}
+
+impl Tally {
+    fn new(spec: &ModelSpec, fusion: Fusion) -> Self {
+        let scores = if fusion == Fusion::SoftmaxMean {
+            Scores::Probabilities
+        } else {
+            Scores::Logits
+        };
+        let head = Counter::new(spec.num_classes, Scores::Logits);
+        Tally {
+            fusion,
+            classes: spec.num_classes,
+            joint: Counter::new(spec.num_classes, scores),
+            heads: [head.clone(), head],
+            distilled: false,
+        }
+    }
+
+    fn add(&mut self, heads: &Heads, labels: &[usize]) -> Result<()> {
+        self.joint.add(&heads.joint(self.fusion, self.classes), labels)?;
+        if let Some(distillation) = &heads.distillation {
+            self.distilled = true;
+            let [class, other] = &mut self.heads;
+            class.add(&heads.class, labels)?;
+            other.add(distillation, labels)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> (Metrics, Option<HeadMetrics>) {
+        let [class, distillation] = self.heads;
+        let heads = self.distilled.then(|| HeadMetrics {
+            class: class.finish(),
+            distillation: distillation.finish(),
+        });
+        (self.joint.finish(), heads)
+    }
+}

@@ -1,0 +1,457 @@
+//! One optimiser step: forward, loss, backward, clip, update.
+//!
+//! A batch may be cut into parts whose gradients are added up, for less memory: the result is that of the whole batch
+//! but for rounding, since losses are weighted by the parts' sizes, mixing has happened before, and drop path depends
+//! on a sample's place in the whole batch. (Batch norms are the exception: they see the parts.) Whatever is random is
+//! a function of the seed and the step.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use vitesse_model::network::{Ctx, DropPath, Network};
+use vitesse_rng::Key;
+
+use crate::adamw::{self, OptimConfig, Step};
+use crate::loss::Distillation;
+use crate::state::State;
+use crate::teacher::Teacher;
+use crate::weights::{Ids, add_gradients, refresh, train_only};
+use crate::{Error, Result};
+
+/// What stays the same over all steps.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// The decay of the moving average of the weights, if the state keeps one.
+    pub ema_decay: f64,
+    /// The loss.
+    pub distillation: Distillation,
+    /// Probability of drop path at the last block.
+    pub drop_path: f64,
+    /// Whether the model computes as in evaluation: no drop path, running statistics in batch norms.
+    pub eval_mode: bool,
+    /// How many parts a batch is cut into, at least 1.
+    pub accumulate: usize,
+    /// Decides drop path.
+    pub seed: u64,
+}
+
+/// Images with their target probabilities.
+#[derive(Debug, Clone)]
+pub struct Lesson {
+    /// Normalised, augmented and mixed, `shape`, in one piece.
+    pub images: Vec<f32>,
+    /// `[samples, channels, height, width]`.
+    pub shape: [usize; 4],
+    /// `[samples, classes]`.
+    pub targets: Vec<f32>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Taken {
+    /// What was minimised, mean over the samples.
+    pub loss: f64,
+    /// Its part against the targets.
+    pub base: f64,
+    /// Its part against the teacher, before it is weighted.
+    pub distill: Option<f64>,
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+}
+
+/// A model that learns: its state, and the network that is a view of it.
+#[derive(Debug)]
+pub struct Learner {
+    state: State,
+    settings: Settings,
+    teacher: Option<Teacher>,
+    network: Network,
+    device: Device,
+    trained: Ids,
+    buffers: Ids,
+}
+
+impl Learner {
+    /// Puts the state's model on `device`, with gradients for what it trains.
+    ///
+    /// # Errors
+    /// None for a state made by [`State::new`] or [`State::load`].
+    pub fn new(
+        state: State,
+        settings: Settings,
+        teacher: Option<Teacher>,
+        device: &Device,
+    ) -> Result<Learner> {
+        let device = device.clone().autodiff();
+        let trained = Ids::new(state.slots.iter().map(|slot| slot.name.as_str()));
+        let buffers = Ids::new(state.buffers.iter().map(|buffer| buffer.name.as_str()));
+        let network = Network::new(&state.spec, &state.tensors(false)?, "the training state", &device)?;
+        let network = train_only(network, &trained);
+        Ok(Learner {
+            state,
+            settings,
+            teacher,
+            network,
+            device,
+            trained,
+            buffers,
+        })
+    }
+
+    /// The state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The state, to record progress in.
+    pub(crate) fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// The network for evaluation, without gradients; with averaged weights if `ema` is set and an average is kept.
+    pub fn network(&self, ema: bool) -> Network {
+        let network = self.network.valid();
+        if !ema {
+            return network;
+        }
+        let network = refresh(network, &self.trained, |i| {
+            self.state.slots.get(i)?.ema.as_deref()
+        });
+        refresh(network, &self.buffers, |i| {
+            self.state.buffers.get(i)?.ema.as_deref()
+        })
+    }
+
+    /// Where [`Learner::network`] computes.
+    pub fn device(&self) -> Device {
+        self.device.clone().without_autodiff()
+    }
+
+    /// Learns from one batch at the rate `lr`.
+    ///
+    /// # Errors
+    /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
+    /// a number, in which case nothing has changed but buffers.
+    pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
+        let samples = lesson.shape[0];
+        if samples == 0 {
+            return Err(Error::Empty {
+                what: "a training batch",
+            });
+        }
+        let part = samples.div_ceil(self.settings.accumulate.max(1));
+        let mut gradients = vec![None; self.state.slots.len()];
+        let mut taken = Taken {
+            loss: 0.0,
+            base: 0.0,
+            distill: None,
+            grad_norm: 0.0,
+        };
+        for first in (0..samples).step_by(part) {
+            self.part(
+                lesson,
+                first,
+                part.min(samples - first),
+                &mut gradients,
+                &mut taken,
+            )?;
+        }
+        taken.grad_norm = adamw::global_norm(&gradients);
+        if !taken.grad_norm.is_finite() {
+            return Err(Error::NotFinite {
+                what: "the norm of the gradients",
+                value: taken.grad_norm,
+            });
+        }
+        let factor = adamw::clip_factor(taken.grad_norm, self.settings.optim.clip_grad);
+        let t = self.state.progress.step as u64 + 1;
+        let step = Step {
+            t,
+            lr,
+            ema_decay: self.settings.ema_decay,
+        };
+        adamw::step(
+            &self.settings.optim,
+            &mut self.state.slots,
+            &gradients,
+            factor,
+            step,
+        );
+        self.state.average_buffers(self.settings.ema_decay);
+        self.state.progress.step += 1;
+        let slots = &self.state.slots;
+        self.network = refresh(self.network.clone(), &self.trained, |i| {
+            slots.get(i).map(|slot| slot.weight.as_slice())
+        });
+        Ok(taken)
+    }
+
+    /// Adds the gradients and the loss of `count` samples from `first` on.
+    fn part(
+        &mut self,
+        lesson: &Lesson,
+        first: usize,
+        count: usize,
+        gradients: &mut [Option<Vec<f32>>],
+        taken: &mut Taken,
+    ) -> Result<()> {
+        let [samples, channels, height, width] = lesson.shape;
+        let classes = self.state.spec.num_classes;
+        let (shape, share) = ([count, channels, height, width], count as f64 / samples as f64);
+        let pixels = rows(&lesson.images, samples, first, count, "images")?;
+        let targets = rows(&lesson.targets, samples, first, count, "targets")?;
+        if targets.len() != count * classes {
+            let (expected, found) = ([count, classes], [count, targets.len() / count.max(1)]);
+            return Err(Error::Shape {
+                what: "targets",
+                expected,
+                found,
+            });
+        }
+        let inner = self.device();
+        let teacher = self
+            .teacher
+            .as_ref()
+            .map(|teacher| teacher.logits(pixels, shape))
+            .transpose()?;
+        let images =
+            Tensor::<4>::from_inner(Tensor::from_data(TensorData::new(pixels.to_vec(), shape), &inner));
+        let targets = TensorData::new(targets.to_vec(), [count, classes]);
+        let targets = Tensor::<2>::from_inner(Tensor::from_data(targets, &inner));
+
+        let mut ctx = self.context(first);
+        let logits = self.network.forward(images, &mut ctx)?;
+        let loss = self
+            .settings
+            .distillation
+            .loss(logits, targets, teacher.map(Tensor::from_inner))?;
+        let total = scalar(&loss.total)?;
+        if !total.is_finite() {
+            return Err(Error::NotFinite {
+                what: "the loss",
+                value: total,
+            });
+        }
+        taken.loss += share * total;
+        taken.base += share * scalar(&loss.base)?;
+        if let Some(distill) = &loss.distill {
+            *taken.distill.get_or_insert(0.0) += share * scalar(distill)?;
+        }
+        let mut backward = (loss.total * share).backward();
+        add_gradients(&self.network, &mut backward, &self.trained, gradients)?;
+        self.store_buffers(ctx)
+    }
+
+    fn context(&self, first_sample: usize) -> Ctx {
+        if self.settings.eval_mode {
+            return Ctx::eval();
+        }
+        let key = Key::new(self.settings.seed)
+            .with("train")
+            .at(self.state.progress.step as u64);
+        Ctx::train(DropPath {
+            rate: self.settings.drop_path,
+            key,
+            first_sample,
+        })
+    }
+
+    /// Keeps the running statistics that a forward pass has computed.
+    fn store_buffers(&mut self, ctx: Ctx) -> Result<()> {
+        if ctx.buffers.is_empty() {
+            return Ok(());
+        }
+        for (name, values) in ctx.buffers {
+            let values = values.into_data().try_into_vec::<f32>();
+            self.state.set_buffer(
+                &name,
+                values.map_err(|error| Error::Backend(format!("{name}: {error:?}")))?,
+            );
+        }
+        let buffers = &self.state.buffers;
+        self.network = refresh(self.network.clone(), &self.buffers, |i| {
+            buffers.get(i).map(|buffer| buffer.values.as_slice())
+        });
+        Ok(())
+    }
+}
+
+/// The values of `count` samples from `first` on, of all `samples`.
+fn rows<'a>(
+    values: &'a [f32],
+    samples: usize,
+    first: usize,
+    count: usize,
+    what: &'static str,
+) -> Result<&'a [f32]> {
+    let width = values.len() / samples.max(1);
+    let wrong = Error::Shape {
+        what,
+        expected: [samples, width],
+        found: [values.len(), 1],
+    };
+    let whole = values.len() == samples * width;
+    values
+        .get(first * width..(first + count) * width)
+        .filter(|_| whole)
+        .ok_or(wrong)
+}
+
+fn scalar(loss: &Tensor<1>) -> Result<f64> {
+    let values = loss.to_data().try_to_vec::<f32>();
+    let value = values.ok().and_then(|values| values.first().copied());
+    value
+        .map(f64::from)
+        .ok_or_else(|| Error::Backend("a loss that is not one number".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::{Kind, target_rows};
+    use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
+    use vitesse_model::{Checkpoint, ModelSpec};
+
+    fn checkpoint(seed: u64) -> Checkpoint {
+        let prefix = vec![PrefixToken::Class, PrefixToken::Distillation];
+        let spec = ModelSpec {
+            architecture: "deit_micro_distilled_patch4_32".into(),
+            num_classes: 5,
+            network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 3, 3, prefix)),
+        };
+        let tensors = spec.init(seed).unwrap();
+        Checkpoint {
+            spec,
+            tensors,
+            config: Default::default(),
+            source: Default::default(),
+        }
+    }
+
+    fn settings(accumulate: usize) -> Settings {
+        Settings {
+            optim: OptimConfig {
+                clip_grad: Some(1.0),
+                ..OptimConfig::default()
+            },
+            ema_decay: 0.9,
+            distillation: Distillation {
+                kind: Kind::Soft,
+                alpha: 0.3,
+                tau: 2.0,
+                ..Distillation::default()
+            },
+            drop_path: 0.3,
+            eval_mode: false,
+            accumulate,
+            seed: 1,
+        }
+    }
+
+    fn lesson(step: u64) -> Lesson {
+        let mut rng = Key::new(9).at(step).rng();
+        Lesson {
+            images: (0..7 * 3 * 64).map(|_| rng.normal() as f32).collect(),
+            shape: [7, 3, 8, 8],
+            targets: target_rows(&[0, 1, 2, 3, 4, 0, 1], 5, 0.1).unwrap(),
+        }
+    }
+
+    fn learner(accumulate: usize, trained: &dyn Fn(&str) -> bool) -> Learner {
+        let (student, device) = (checkpoint(1), Device::flex());
+        let state = State::new(&student, &OptimConfig::default(), true, trained).unwrap();
+        let prepared = crate::prepare::preprocess(&student.spec, &student.config.pretrained_cfg).unwrap();
+        let teacher = Teacher::new(&checkpoint(2), &student.spec, &prepared, &device).unwrap();
+        Learner::new(state, settings(accumulate), Some(teacher), &device).unwrap()
+    }
+
+    fn largest_difference(a: &State, b: &State) -> f32 {
+        let pairs = a
+            .slots
+            .iter()
+            .zip(&b.slots)
+            .flat_map(|(a, b)| a.weight.iter().zip(&b.weight));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn parts_of_a_batch_are_the_batch() {
+        let (mut whole, mut parts) = (learner(1, &|_| true), learner(3, &|_| true));
+        for step in 0..3 {
+            let (a, b) = (
+                whole.step(&lesson(step), 1e-3).unwrap(),
+                parts.step(&lesson(step), 1e-3).unwrap(),
+            );
+            assert!(
+                (a.loss - b.loss).abs() < 1e-5 && (a.grad_norm - b.grad_norm).abs() < 1e-5,
+                "{a:?} {b:?}"
+            );
+        }
+        let difference = largest_difference(whole.state(), parts.state());
+        // Adam divides by the gradient's size, so that rounding counts most where a gradient is nearly zero.
+        assert!(difference < 1e-5, "{difference}");
+        assert!(
+            largest_difference(whole.state(), learner(1, &|_| true).state()) > 1e-3,
+            "nothing was learned"
+        );
+    }
+
+    #[test]
+    fn what_is_not_trained_stays() {
+        let mut learner = learner(1, &|name| name.starts_with("head"));
+        let before = learner.state().tensors(false).unwrap();
+        learner.step(&lesson(0), 1e-2).unwrap();
+        let after = learner.state().tensors(false).unwrap();
+        for (name, tensor) in before.iter() {
+            assert_eq!(
+                tensor == after.get(name).unwrap(),
+                !name.starts_with("head"),
+                "{name}"
+            );
+        }
+        assert_eq!(learner.network(false).tensors().unwrap(), after);
+        let average = learner.state().tensors(true).unwrap();
+        assert_eq!(learner.network(true).tensors().unwrap(), average);
+        assert!(average != after);
+    }
+
+    #[test]
+    fn a_state_continues_with_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let mut learner = learner(1, &|name| name != "pos_embed");
+        learner.step(&lesson(0), 1e-3).unwrap();
+        learner.state().save(&path).unwrap();
+        let state = State::load(&path, &OptimConfig::default()).unwrap();
+        assert!(state == *learner.state());
+        let Learner {
+            settings,
+            teacher,
+            device,
+            ..
+        } = learner;
+        let device = device.without_autodiff();
+        let mut a = Learner::new(state.clone(), settings.clone(), None, &device).unwrap();
+        let mut b = Learner::new(state, settings, teacher, &device).unwrap();
+        assert!(matches!(a.step(&lesson(1), 1e-3), Err(Error::TeacherMissing)));
+        b.step(&lesson(1), 1e-3).unwrap();
+        assert_eq!(b.state().progress.step, 2);
+    }
+
+    #[test]
+    fn what_is_not_a_number_changes_nothing() {
+        let mut learner = learner(2, &|_| true);
+        let before = learner.state().clone();
+        let mut broken = lesson(0);
+        broken.targets[34] = f32::NAN;
+        let error = learner.step(&broken, 1e-3).unwrap_err();
+        assert!(
+            matches!(error, Error::NotFinite { what: "the loss", .. }),
+            "{error}"
+        );
+        broken.targets.pop();
+        assert!(matches!(learner.step(&broken, 1e-3), Err(Error::Shape { .. })));
+        assert!(*learner.state() == before);
+    }
+}

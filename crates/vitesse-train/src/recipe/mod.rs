@@ -1,0 +1,237 @@
+//! A recipe: everything that decides what a training run computes, as a TOML file.
+//!
+//! A value comes from, last first: an override (a flag of the command line), the file, the preset that the file names,
+//! the documented default, which is DeiT's. The effective recipe, with every value written out, is saved in the run's
+//! folder, and is itself a recipe that repeats the run.
+//!
+//! ```toml
+//! preset = "small"
+//!
+//! [model]
+//! name = "deit_micro_distilled_patch4_32"
+//!
+//! [data]
+//! path = "shapes"
+//!
+//! [distill]
+//! teacher = "runs/teacher/best"
+//! kind = "hard"
+//! ```
+
+mod augment;
+mod keys;
+mod tables;
+
+pub use augment::AugmentConfig;
+pub use tables::{DataConfig, DistillConfig, ModelConfig, TrainConfig};
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::adamw::OptimConfig;
+use crate::loss::Kind;
+use crate::schedule::{Curve, Schedule};
+use crate::{Error, Result};
+
+/// Presets by name.
+const PRESETS: [(&str, &str); 3] = [
+    ("deit", include_str!("presets/deit.toml")),
+    ("small", include_str!("presets/small.toml")),
+    ("finetune", include_str!("presets/finetune.toml")),
+];
+
+/// Everything that decides what a run computes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What is trained.
+    pub model: ModelConfig,
+    /// On what.
+    pub data: DataConfig,
+    /// How long, in which batches, what is kept.
+    pub train: TrainConfig,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// The learning rate over the run.
+    pub schedule: Schedule,
+    /// What happens to training images.
+    pub augment: AugmentConfig,
+    /// What is learned from a teacher.
+    pub distill: DistillConfig,
+}
+
+impl Recipe {
+    /// The names that `preset` may have.
+    pub fn presets() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().map(|(name, _)| *name)
+    }
+
+    /// Reads a recipe file; `overrides` are keys with their table, such as `train.epochs`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and whatever [`Recipe::parse`] refuses.
+    pub fn read(path: &Path, overrides: &[(&str, Value)]) -> Result<Recipe> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Recipe::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// As [`Recipe::read`], from the text of the file `name`. The recipe is validated.
+    ///
+    /// # Errors
+    /// Text that is not TOML, an unknown preset, table or key (with the nearest known one), a value of the wrong type,
+    /// and whatever [`Recipe::validate`] refuses.
+    pub fn parse(text: &str, name: &str, overrides: &[(&str, Value)]) -> Result<Recipe> {
+        let mut file: Table = keys::table(text, name)?;
+        for (key, value) in overrides {
+            keys::set(&mut file, key, value.clone());
+        }
+        let mut root = match file.remove("preset") {
+            None => Table::new(),
+            Some(preset) => keys::table(self::preset(&preset)?, "preset")?,
+        };
+        keys::merge(&mut root, file);
+        let mut reader = keys::Reader::new(
+            root,
+            name,
+            vec![
+                ("model", keys::fields::<ModelConfig>()),
+                ("data", keys::fields::<DataConfig>()),
+                ("train", keys::fields::<TrainConfig>()),
+                ("optim", keys::fields::<OptimConfig>()),
+                ("schedule", keys::fields::<Schedule>()),
+                ("augment", keys::fields::<AugmentConfig>()),
+                ("distill", keys::fields::<DistillConfig>()),
+            ],
+        );
+        let recipe = Recipe {
+            model: reader.table("model")?,
+            data: reader.table("data")?,
+            train: reader.table("train")?,
+            optim: reader.table("optim")?,
+            schedule: reader.table("schedule")?,
+            augment: reader.table("augment")?,
+            distill: reader.table("distill")?,
+        };
+        reader.finish()?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as a file that [`Recipe::parse`] reads back.
+    ///
+    /// # Errors
+    /// None for values that a recipe file can hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::Backend(format!("writing a recipe: {error}")))
+    }
+
+    /// Checks every value that can be checked without looking at data or files.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming the first key whose value cannot be used.
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.data.validate()?;
+        self.train.validate()?;
+        self.distill.validate()?;
+        self.validate_optim()?;
+        self.augment.validate()?;
+        if self.augment.mixes() && self.train.batch_size % 2 == 1 {
+            let expected = "an even number, since mixup and cutmix pair the samples of a batch";
+            return Err(Error::recipe("train.batch_size", self.train.batch_size, expected));
+        }
+        Ok(())
+    }
+
+    fn validate_optim(&self) -> Result<()> {
+        let (optim, schedule) = (&self.optim, &self.schedule);
+        let positive = |key, value: f64| number(key, value, value > 0.0, "above 0");
+        let at_least_0 = |key, value: f64| number(key, value, value >= 0.0, "at least 0");
+        positive("optim.lr", optim.lr)?;
+        at_least_0("optim.weight_decay", optim.weight_decay)?;
+        positive("optim.eps", optim.eps)?;
+        let [beta1, beta2] = optim.betas;
+        for beta in [beta1, beta2] {
+            number(
+                "optim.betas",
+                beta,
+                (0.0..1.0).contains(&beta),
+                "at least 0 and below 1",
+            )?;
+        }
+        let share = optim.layer_decay > 0.0 && optim.layer_decay <= 1.0;
+        number(
+            "optim.layer_decay",
+            optim.layer_decay,
+            share,
+            "above 0 and at most 1",
+        )?;
+        if let Some(limit) = optim.clip_grad {
+            positive("optim.clip_grad", limit)?;
+        }
+        if optim.lr_base_size == Some(0) {
+            return Err(Error::recipe(
+                "optim.lr_base_size",
+                0,
+                "a batch size such as 512, or nothing",
+            ));
+        }
+        at_least_0("schedule.warmup_epochs", schedule.warmup_epochs)?;
+        at_least_0("schedule.warmup_lr", schedule.warmup_lr)?;
+        at_least_0("schedule.min_lr", schedule.min_lr)
+    }
+
+    /// What can be used but is hardly meant, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let peak = self.optim.peak_lr(self.train.batch_size);
+        let schedule = &self.schedule;
+        if schedule.warmup_epochs >= self.train.epochs as f64 {
+            warnings.push(format!(
+                "the run of {} epochs ends before its warm-up of {} does, so the learning rate never reaches {peak:.2e}",
+                self.train.epochs, schedule.warmup_epochs
+            ));
+        }
+        if schedule.curve == Curve::Cosine && schedule.min_lr > peak {
+            warnings.push(format!(
+                "`schedule.min_lr` {:.2e} is above the peak of {peak:.2e}: the learning rate will rise",
+                schedule.min_lr
+            ));
+        }
+        if schedule.warmup_epochs > 0.0 && schedule.warmup_lr > peak {
+            warnings.push(format!(
+                "`schedule.warmup_lr` {:.2e} is above the peak of {peak:.2e}: the warm-up lowers the rate",
+                schedule.warmup_lr
+            ));
+        }
+        if self.distill.kind == Some(Kind::None) && self.distill.teacher.is_some() {
+            warnings.push("`distill.kind` is `none`: the teacher is not asked".into());
+        }
+        warnings
+    }
+}
+
+fn preset(value: &Value) -> Result<&'static str> {
+    let name = value.as_str().unwrap_or_default();
+    PRESETS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, text)| *text)
+        .ok_or_else(|| {
+            let known: Vec<&str> = Recipe::presets().collect();
+            Error::recipe("preset", value, format!("one of `{}`", known.join("`, `")))
+        })
+}
+
+/// Checks a number: finite, and `valid`.
+fn number(key: &str, value: f64, valid: bool, expected: &str) -> Result<()> {
+    if value.is_finite() && valid {
+        Ok(())
+    } else {
+        Err(Error::recipe(key, value, expected))
+    }
+}
+
+#[cfg(test)]
+mod tests;

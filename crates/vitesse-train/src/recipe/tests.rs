@@ -1,0 +1,129 @@
+use super::*;
+
+const SMALLEST: &str = "[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"shapes\"\n";
+
+fn refusal(text: &str) -> String {
+    Recipe::parse(&format!("{SMALLEST}{text}"), "my.toml", &[])
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn defaults_are_deits() {
+    let recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
+    assert_eq!(
+        (
+            recipe.train.epochs,
+            recipe.train.batch_size,
+            recipe.train.smoothing
+        ),
+        (300, 1024, 0.1)
+    );
+    assert_eq!(
+        (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.betas),
+        (5e-4, 0.05, [0.9, 0.999])
+    );
+    assert_eq!(recipe.schedule, Schedule::default());
+    assert!(!recipe.distill.distils());
+}
+
+#[test]
+fn an_override_beats_the_file_and_the_file_its_preset() {
+    let text = format!("preset = \"small\"\n{SMALLEST}[train]\nepochs = 7\nseed = 3\n");
+    let recipe = Recipe::parse(&text, "my.toml", &[("train.epochs", Value::Integer(2))]).unwrap();
+    let preset = Recipe::parse(&format!("preset = \"small\"\n{SMALLEST}"), "my.toml", &[]).unwrap();
+    assert_eq!((recipe.train.epochs, recipe.train.seed), (2, 3));
+    assert_eq!(recipe.train.batch_size, preset.train.batch_size);
+    assert_ne!(preset.train.batch_size, 1024);
+}
+
+#[test]
+fn every_preset_is_a_recipe() {
+    for preset in Recipe::presets() {
+        let text = format!("preset = \"{preset}\"\n{SMALLEST}");
+        let recipe = Recipe::parse(&text, preset, &[]).unwrap();
+        assert_eq!(recipe.warnings(), Vec::<String>::new(), "{preset}");
+    }
+}
+
+#[test]
+fn the_effective_recipe_repeats_the_run() {
+    let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
+    recipe.distill.teacher = Some("teacher".into());
+    recipe.distill.joint = vitesse_model::network::Fusion::SoftmaxMean;
+    recipe.optim.clip_grad = Some(5.0);
+    recipe.optim.lr = 0.1 + 0.2;
+    recipe.train.ema_decay = Some(0.99996);
+    let text = recipe.to_toml().unwrap();
+    assert_eq!(Recipe::parse(&text, "again.toml", &[]).unwrap(), recipe);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_what_was_probably_meant() {
+    assert_eq!(
+        refusal("[train]\nepoch = 3\n"),
+        "`my.toml`: unknown key `train.epoch`; did you mean `train.epochs`?"
+    );
+    assert_eq!(
+        refusal("[train]\nlr = 0.1\n"),
+        "`my.toml`: unknown key `train.lr`; it stands in [optim]"
+    );
+    assert_eq!(
+        refusal("[optimiser]\nlr = 0.1\n"),
+        "`my.toml`: unknown key `optimiser`; did you mean [optim]?"
+    );
+    assert_eq!(
+        refusal("[train]\nzzz = 1\n"),
+        "`my.toml`: unknown key `train.zzz`"
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_by_key() {
+    let wrong = [
+        (
+            "[train]\nepochs = 0\n",
+            "`train.epochs` is 0, expected at least 1",
+        ),
+        ("[train]\nepochs = \"many\"\n", "[train]"),
+        ("[train]\naccumulate = 2000\n", "at most `train.batch_size`, 1024"),
+        (
+            "[optim]\nbetas = [0.9, 1.0]\n",
+            "`optim.betas` is 1, expected at least 0 and below 1",
+        ),
+        ("[optim]\nlr = nan\n", "`optim.lr`"),
+        ("[distill]\nkind = \"soft\"\n", "needs a teacher"),
+        ("[distill]\nkind = \"firm\"\n", "firm"),
+        ("[schedule]\nwarmup_epochs = -1\n", "`schedule.warmup_epochs`"),
+        ("[train\n", "my.toml"),
+    ];
+    for (text, expected) in wrong {
+        let found = refusal(text);
+        assert!(found.contains(expected), "{text}: {found}");
+    }
+    let no_model = Recipe::parse("[data]\npath = \"shapes\"\n", "my.toml", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(no_model.contains("`model.name` is not set"), "{no_model}");
+    let table = Recipe::parse(&format!("train = 3\n{SMALLEST}"), "my.toml", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(table.contains("`train` should be a table"), "{table}");
+    let preset = Recipe::parse("preset = \"tiny\"\n", "my.toml", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(preset.contains("one of `deit`, `small`, `finetune`"), "{preset}");
+}
+
+#[test]
+fn what_is_hardly_meant_is_said() {
+    let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
+    recipe.train.epochs = 3;
+    assert!(recipe.warnings()[0].contains("ends before its warm-up"));
+    recipe.train.epochs = 30;
+    // Mini-DeiT's published fine-tuning: the minimum is above the scaled peak.
+    (recipe.optim.lr, recipe.optim.lr_base_size, recipe.schedule.min_lr) = (5e-6, Some(512), 5e-6);
+    recipe.train.batch_size = 256;
+    (recipe.schedule.warmup_lr, recipe.schedule.warmup_epochs) = (1e-6, 5.0);
+    assert!(recipe.warnings()[0].contains("the learning rate will rise"));
+}

@@ -1,0 +1,395 @@
+//! The folder of a run.
+//!
+//! ```text
+//! recipe.toml                 the effective recipe
+//! summary.csv                 a row an epoch: timm's columns, then ours
+//! metrics.jsonl               a line a step
+//! last/state.safetensors      where the run is, to resume from
+//! best/                       checkpoint with the best validation accuracy
+//! epochs/0012/                the best few, where `train.keep` asks for more than one
+//! final/                      checkpoint after the last step
+//! ```
+//!
+//! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
+//! whenever a run is killed, its logs continue without a gap and without a repetition.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vitesse_model::storage::atomic_write;
+
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+
+/// What may be done about a folder that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing: it is an error, unless it is empty.
+    Refuse,
+    /// The run in it is deleted.
+    Replace,
+    /// The run in it is continued.
+    Resume,
+}
+
+/// The folder of one run.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// One step, as it stands in `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The optimiser step, from 0.
+    pub step: usize,
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// The learning rate.
+    pub lr: f64,
+    /// What was minimised, mean over the batch.
+    pub loss: f64,
+    /// Its part against the targets.
+    pub base: f64,
+    /// Its part against the teacher, before it is weighted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distill: Option<f64>,
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// Samples in the batch.
+    pub samples: usize,
+    /// Seconds the step took, waiting for images included.
+    pub seconds: f64,
+    /// Of which waiting for images.
+    pub wait: f64,
+}
+
+/// One epoch, as it stands in `summary.csv`. Accuracies are in percent; what was not measured is empty.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Mean training loss over its steps.
+    pub train_loss: f64,
+    /// Validation loss.
+    pub eval_loss: Option<f64>,
+    /// Validation accuracy.
+    pub eval_top1: Option<f64>,
+    /// Share of validation samples whose class is among the five most likely.
+    pub eval_top5: Option<f64>,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Validation accuracy of the class head alone, in a distilled model.
+    pub class_top1: Option<f64>,
+    /// Validation accuracy of the distillation head alone.
+    pub distillation_top1: Option<f64>,
+    /// Validation accuracy of the averaged weights, where an average is kept.
+    pub ema_top1: Option<f64>,
+    /// Optimiser steps taken since the beginning.
+    pub steps: usize,
+    /// Seconds the epoch took, evaluation included (since the last resume).
+    pub seconds: f64,
+}
+
+/// The header of `summary.csv`: the fields of [`EpochRecord`].
+const COLUMNS: &str =
+    "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr,class_top1,distillation_top1,ema_top1,steps,seconds";
+
+const RECIPE: &str = "recipe.toml";
+const SUMMARY: &str = "summary.csv";
+const METRICS: &str = "metrics.jsonl";
+
+impl RunFolder {
+    /// Opens the folder of a new run, with its recipe, or of one that is resumed, whose recipe must be the same but
+    /// for what does not change the result.
+    ///
+    /// # Errors
+    /// A folder that exists and is neither replaced nor resumed, or holds no run to replace or resume, or one of
+    /// another recipe.
+    pub fn open(path: &Path, recipe: &Recipe, existing: Existing) -> Result<RunFolder> {
+        let run = RunFolder {
+            path: path.to_owned(),
+        };
+        let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file();
+        match existing {
+            Existing::Resume => {
+                run.same_recipe(recipe)?;
+                return Ok(run);
+            }
+            Existing::Replace if occupied => run.delete()?,
+            Existing::Refuse if occupied => {
+                return Err(Error::RunExists {
+                    path: path.to_owned(),
+                });
+            }
+            _ => {}
+        }
+        fs::create_dir_all(path.join("last")).map_err(Error::io("create", path))?;
+        let text = recipe.to_toml()?;
+        atomic_write(&path.join(RECIPE), |file| file.write_all(text.as_bytes()))?;
+        Ok(run)
+    }
+
+    /// The effective recipe of the run in `path`.
+    ///
+    /// # Errors
+    /// A folder without a run, or a recipe that cannot be read.
+    pub fn recipe(path: &Path) -> Result<Recipe> {
+        let file = path.join(RECIPE);
+        if !file.is_file() {
+            let reason =
+                format!("it holds no {RECIPE}, so there is no run in it; start one without `--resume`");
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason,
+            });
+        }
+        Recipe::read(&file, &[])
+    }
+
+    fn same_recipe(&self, recipe: &Recipe) -> Result<()> {
+        let neutral = |recipe: &Recipe| {
+            let mut recipe = recipe.clone();
+            (recipe.train.workers, recipe.train.save_every) = Default::default();
+            recipe
+        };
+        let saved = RunFolder::recipe(&self.path)?;
+        if neutral(&saved) == neutral(recipe) {
+            return Ok(());
+        }
+        let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);
+        let differing = asked
+            .lines()
+            .find(|line| !saved.lines().any(|other| other == *line));
+        let reason = format!(
+            "its recipe is another one (`{}` is new); resume with the recipe it was started with, or start a new run",
+            differing.unwrap_or("a value")
+        );
+        Err(Error::Resume {
+            path: self.path.clone(),
+            reason,
+        })
+    }
+
+    /// Removes what a run writes, and nothing else.
+    fn delete(&self) -> Result<()> {
+        if !self.path.join(RECIPE).is_file() {
+            return Err(Error::NotARun {
+                path: self.path.clone(),
+            });
+        }
+        for folder in ["last", "best", "epochs", "final"] {
+            let folder = self.path.join(folder);
+            if folder.is_dir() {
+                fs::remove_dir_all(&folder).map_err(Error::io("delete", &folder))?;
+            }
+        }
+        for file in [SUMMARY, METRICS, RECIPE] {
+            let file = self.path.join(file);
+            if file.is_file() {
+                fs::remove_file(&file).map_err(Error::io("delete", &file))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file of the state to resume from.
+    pub fn state(&self) -> PathBuf {
+        self.path.join("last").join("state.safetensors")
+    }
+
+    /// The checkpoint with the best validation accuracy.
+    pub fn best(&self) -> PathBuf {
+        self.path.join("best")
+    }
+
+    /// The checkpoint after the last step.
+    pub fn last_checkpoint(&self) -> PathBuf {
+        self.path.join("final")
+    }
+
+    /// The checkpoint of one of the best epochs.
+    pub fn epoch(&self, epoch: usize) -> PathBuf {
+        self.path.join("epochs").join(format!("{epoch:04}"))
+    }
+
+    /// Removes the checkpoints of all epochs but these.
+    pub(crate) fn keep_epochs(&self, kept: &[usize]) -> Result<()> {
+        let folder = self.path.join("epochs");
+        let Ok(entries) = fs::read_dir(&folder) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let epoch = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<usize>().ok());
+            if epoch.is_some_and(|epoch| !kept.contains(&epoch)) {
+                fs::remove_dir_all(entry.path()).map_err(Error::io("delete", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the logs, having dropped what is ahead of a state after `steps` steps and `epochs` finished epochs.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn logs(&self, steps: usize, epochs: usize) -> Result<Logs> {
+        let step =
+            |line: &str| serde_json::from_str::<StepRecord>(line).is_ok_and(|record| record.step < steps);
+        let row = |line: &str| {
+            let epoch = line
+                .split(',')
+                .next()
+                .and_then(|field| field.parse::<usize>().ok());
+            line == COLUMNS || epoch.is_some_and(|epoch| epoch < epochs)
+        };
+        let metrics = reopen(&self.path.join(METRICS), "", step)?;
+        let summary = reopen(&self.path.join(SUMMARY), COLUMNS, row)?;
+        Ok(Logs { metrics, summary })
+    }
+
+    /// The rows of `summary.csv`.
+    ///
+    /// # Errors
+    /// A file that is not there or holds something else.
+    pub fn summary(&self) -> Result<Vec<EpochRecord>> {
+        let path = self.path.join(SUMMARY);
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let broken = || Error::Resume {
+            path: path.clone(),
+            reason: "a row of it cannot be read".into(),
+        };
+        text.lines()
+            .skip(1)
+            .map(|line| EpochRecord::parse(line).ok_or_else(broken))
+            .collect()
+    }
+}
+
+/// A log in append mode, holding only those whole lines of the old one that `keep` keeps.
+fn reopen(path: &Path, header: &str, keep: impl Fn(&str) -> bool) -> Result<Log> {
+    let old = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let old = String::from_utf8_lossy(&old);
+    let whole = old.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let mut text: String = whole.filter(|line| keep(line.trim_end())).collect();
+    if text.is_empty() && !header.is_empty() {
+        text = format!("{header}\n");
+    }
+    atomic_write(path, |file| file.write_all(text.as_bytes()))?;
+    let file = OpenOptions::new()
+        .append(true)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    Ok(Log {
+        file,
+        path: path.to_owned(),
+    })
+}
+
+/// The logs of a run.
+#[derive(Debug)]
+pub struct Logs {
+    metrics: Log,
+    summary: Log,
+}
+
+#[derive(Debug)]
+struct Log {
+    file: File,
+    path: PathBuf,
+}
+
+impl Log {
+    fn line(&mut self, mut text: String) -> Result<()> {
+        text.push('\n');
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(Error::io("write", &self.path))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("write", &self.path))
+    }
+}
+
+impl Logs {
+    /// Appends a step.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn step(&mut self, record: &StepRecord) -> Result<()> {
+        let line = serde_json::to_string(record);
+        self.metrics
+            .line(line.map_err(|error| Error::Backend(format!("writing a step: {error}")))?)
+    }
+
+    /// Appends an epoch.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
+        self.summary.line(record.row())
+    }
+
+    /// Brings everything to the disk, before a state is written that counts on it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync()?;
+        self.summary.sync()
+    }
+}
+
+impl EpochRecord {
+    fn row(&self) -> String {
+        let percent = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.3}"));
+        let loss = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.6}"));
+        [
+            self.epoch.to_string(),
+            format!("{:.6}", self.train_loss),
+            loss(self.eval_loss),
+            percent(self.eval_top1),
+            percent(self.eval_top5),
+            format!("{:e}", self.lr),
+            percent(self.class_top1),
+            percent(self.distillation_top1),
+            percent(self.ema_top1),
+            self.steps.to_string(),
+            format!("{:.1}", self.seconds),
+        ]
+        .join(",")
+    }
+
+    fn parse(row: &str) -> Option<EpochRecord> {
+        let mut fields = row.split(',');
+        let number = |field: Option<&str>| field?.parse::<f64>().ok();
+        // `?` for fields that are always there, a plain `Option` for those that may be empty.
+        Some(EpochRecord {
+            epoch: fields.next()?.parse().ok()?,
+            train_loss: number(fields.next())?,
+            eval_loss: number(fields.next()),
+            eval_top1: number(fields.next()),
+            eval_top5: number(fields.next()),
+            lr: number(fields.next())?,
+            class_top1: number(fields.next()),
+            distillation_top1: number(fields.next()),
+            ema_top1: number(fields.next()),
+            steps: fields.next()?.parse().ok()?,
+            seconds: number(fields.next())?,
+        })
+    }
+}

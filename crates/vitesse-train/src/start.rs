@@ -1,0 +1,144 @@
+//! From a recipe to a run: opens the data, builds or loads the model, loads the teacher, and trains.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use vitesse_data::{DataSet, OpenOptions, Split, open};
+use vitesse_model::{Checkpoint, LoadOptions};
+
+use crate::prepare::preprocess;
+use crate::recipe::{DataConfig, ModelConfig, Recipe};
+use crate::run::{Existing, RunFolder};
+use crate::state::State;
+use crate::teacher::Teacher;
+use crate::trainer::{Events, Outcome, Start, train};
+use crate::{Error, Result};
+
+/// Runs a recipe in the folder `path`, from the beginning or from where it was left.
+///
+/// # Errors
+/// Whatever keeps the recipe from being followed, in a sentence; [`Error::Interrupted`] when `stop` was set.
+pub fn run(
+    recipe: &Recipe,
+    path: &Path,
+    existing: Existing,
+    device: &Device,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
+    recipe.validate()?;
+    let (learn, validation) = recipe.data.open()?;
+    // What can be refused is refused before the folder is touched.
+    let fresh = match existing {
+        Existing::Resume => None,
+        _ => Some(recipe.model.checkpoint(&learn, recipe.train.seed)?),
+    };
+    let folder = RunFolder::open(path, recipe, existing)?;
+    let saved = folder.state();
+    let state = match fresh {
+        None if saved.is_file() => State::load(&saved, &recipe.optim)?,
+        // Killed before its first state was saved: the beginning is where it was left.
+        None => recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?,
+        Some(checkpoint) => recipe.first_state(&checkpoint, events)?,
+    };
+    let teacher = match &recipe.distill.teacher {
+        Some(teacher) if recipe.distill.distils() => {
+            let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+            Some(Teacher::load(teacher, &state.spec, &prepared, device)?)
+        }
+        _ => None,
+    };
+    let start = Start {
+        state,
+        train: learn,
+        validation,
+        teacher,
+        device: device.clone(),
+    };
+    train(recipe, start, &folder, stop, events)
+}
+
+impl Recipe {
+    /// The state before the first step; all parameters of the model are trained.
+    fn first_state(&self, checkpoint: &Checkpoint, events: &mut dyn Events) -> Result<State> {
+        checkpoint
+            .source
+            .notes
+            .iter()
+            .for_each(|note| events.warning(note));
+        State::new(checkpoint, &self.optim, self.train.ema_decay.is_some(), &|_| true)
+    }
+}
+
+impl ModelConfig {
+    /// The model to begin with: of the zoo with weights drawn from `seed`, or a checkpoint that is fitted to the
+    /// recipe's image size and to the classes of `data`.
+    ///
+    /// # Errors
+    /// An unknown name, or a checkpoint that cannot be loaded or fitted.
+    pub fn checkpoint(&self, data: &DataSet, seed: u64) -> Result<Checkpoint> {
+        let classes = self.num_classes.unwrap_or(data.class_names().len());
+        let img_size = self.img_size.map(|side| [side; 2]);
+        if let Some(path) = &self.checkpoint {
+            let options = LoadOptions {
+                num_classes: Some(classes),
+                img_size,
+                seed,
+                ..LoadOptions::default()
+            };
+            return Ok(Checkpoint::load(path, &options)?);
+        }
+        let name = self.name.as_deref().unwrap_or_default();
+        let mut checkpoint = Checkpoint::fresh(name, Some(classes), img_size, seed)?;
+        // Small images are not enlarged to be cropped again.
+        if checkpoint.spec.input_size()[1] <= 32 {
+            checkpoint.config.pretrained_cfg.crop_pct = 1.0;
+        }
+        Ok(checkpoint)
+    }
+}
+
+impl DataConfig {
+    /// What is learned from, and what is evaluated on.
+    ///
+    /// # Errors
+    /// A path that holds no data set, or lacks the split.
+    pub fn open(&self) -> Result<(DataSet, Option<DataSet>)> {
+        let options = |split, val_fraction| OpenOptions {
+            split: Some(split),
+            val_fraction,
+            seed: self.seed,
+            ..OpenOptions::default()
+        };
+        let limit = |data: DataSet, most: Option<usize>| match most {
+            Some(most) => data.limit(most, self.seed),
+            None => data,
+        };
+        let learn = open(&self.path, &options(self.split, self.val_fraction))?;
+        let validation = match &self.validation {
+            // A set of its own: its validation split, or all of it.
+            Some(path) => {
+                let stored = open(path, &options(Split::Validation, 0.0));
+                Some(stored.or_else(|_| open(path, &options(Split::All, 0.0)))?)
+            }
+            // Everything is learned from.
+            None if self.split == Split::All => None,
+            // Nothing is held back: only what is stored.
+            None if self.val_fraction == 0.0 => open(&self.path, &options(Split::Validation, 0.0)).ok(),
+            None => Some(open(&self.path, &options(Split::Validation, self.val_fraction))?),
+        };
+        if let Some(validation) = &validation
+            && validation.class_names() != learn.class_names()
+        {
+            return Err(Error::Classes {
+                train: learn.class_names().len(),
+                validation: validation.class_names().len(),
+            });
+        }
+        Ok((
+            limit(learn, self.limit),
+            validation.map(|data| limit(data, self.validation_limit)),
+        ))
+    }
+}

@@ -1,0 +1,578 @@
+//! The loop: epochs of steps, evaluation, what is kept, when it stops.
+//!
+//! The order of the images, their augmentation, mixing and drop path are functions of the seed, the epoch and the
+//! step, so the loop has no state but the [`State`](crate::state::State): a run that is killed at any moment and
+//! resumed ends with the same bits as one that was not, for any number of threads.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use serde_json::{Map, Value, json};
+use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess};
+use vitesse_model::Checkpoint;
+use vitesse_model::config::HistoryStep;
+use vitesse_rng::Key;
+
+use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
+use crate::learner::{Learner, Lesson, Settings, Taken};
+use crate::loss::{Distillation, Kind};
+use crate::prepare::preprocess;
+use crate::recipe::Recipe;
+use crate::run::{EpochRecord, Logs, RunFolder, StepRecord};
+use crate::state::{Best, Running, State};
+use crate::teacher::Teacher;
+use crate::{Error, Result};
+
+/// What a run is made of, besides its recipe.
+#[derive(Debug)]
+pub struct Start {
+    /// Where the run is: a fresh state, or one to resume from.
+    pub state: State,
+    /// What is learned from.
+    pub train: DataSet,
+    /// What is evaluated on after an epoch, and what the best checkpoint is chosen by.
+    pub validation: Option<DataSet>,
+    /// The teacher, where the recipe distils.
+    pub teacher: Option<Teacher>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// What is about to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The architecture.
+    pub model: String,
+    /// Numbers in the model.
+    pub parameters: usize,
+    /// Those of them that are trained.
+    pub trained: usize,
+    /// The teacher, if there is one.
+    pub teacher: Option<String>,
+    /// Classes.
+    pub classes: usize,
+    /// Images learned from.
+    pub train_samples: usize,
+    /// Images evaluated on.
+    pub validation_samples: usize,
+    /// Epochs.
+    pub epochs: usize,
+    /// Optimiser steps an epoch.
+    pub steps_per_epoch: usize,
+    /// Samples a step.
+    pub batch_size: usize,
+    /// Steps taken before, when a run is resumed.
+    pub done: usize,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The best evaluation; its checkpoint is the folder `best`.
+    pub best: Option<Best>,
+    /// Epochs finished.
+    pub epochs: usize,
+    /// Optimiser steps taken.
+    pub steps: usize,
+    /// Whether it ended because the accuracy had not improved for `train.early_stop` epochs.
+    pub stopped_early: bool,
+}
+
+/// Is told how a run goes. Every method does nothing unless it is written.
+pub trait Events {
+    /// The run begins.
+    fn begin(&mut self, _: &Plan) {}
+    /// A step was taken.
+    fn step(&mut self, _: &StepRecord) {}
+    /// An evaluation goes on.
+    fn evaluating(&mut self, _: EvalProgress) {}
+    /// An epoch is finished; `best` if its accuracy is the best so far.
+    fn epoch(&mut self, _: &EpochRecord, _best: bool) {}
+    /// Something can be used but is hardly meant, or an image cannot be read.
+    fn warning(&mut self, _: &str) {}
+}
+
+/// Tells nobody.
+impl Events for () {}
+
+/// Trains. `stop` ends the run after the current step, with its state saved.
+///
+/// # Errors
+/// Data that do not fit the model, [`Error::Diverged`], whatever the file system says, and [`Error::Interrupted`].
+pub fn train(
+    recipe: &Recipe,
+    start: Start,
+    folder: &RunFolder,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
+    let mut run = Run::new(recipe, start, folder, stop, events)?;
+    let mut stopped_early = false;
+    for epoch in run.learner.state().progress.epochs..recipe.train.epochs {
+        if run.exhausted() {
+            stopped_early = true;
+            break;
+        }
+        run.epoch(epoch)?;
+    }
+    run.save_checkpoint(&folder.last_checkpoint())?;
+    let progress = &run.learner.state().progress;
+    Ok(Outcome {
+        best: progress.best,
+        epochs: progress.epochs,
+        steps: progress.step,
+        stopped_early,
+    })
+}
+
+/// A run that goes on.
+struct Run<'a> {
+    recipe: &'a Recipe,
+    folder: &'a RunFolder,
+    stop: &'a AtomicBool,
+    events: &'a mut dyn Events,
+    learner: Learner,
+    loader: Loader,
+    validation: Option<DataSet>,
+    preprocess: Preprocess,
+    logs: Logs,
+    steps_per_epoch: usize,
+    /// Training images that could not be read, each mentioned once.
+    unreadable: HashSet<usize>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        recipe: &'a Recipe,
+        start: Start,
+        folder: &'a RunFolder,
+        stop: &'a AtomicBool,
+        events: &'a mut dyn Events,
+    ) -> Result<Run<'a>> {
+        let Start {
+            state,
+            train,
+            validation,
+            teacher,
+            device,
+        } = start;
+        check(&state, &train, recipe)?;
+        let preprocess = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+        let options = LoaderOptions {
+            batch_size: recipe.train.batch_size,
+            workers: recipe.train.workers,
+            order: recipe.augment.order(),
+            seed: recipe.train.seed,
+            drop_last: true,
+            on_error: OnError::Replace,
+            ..LoaderOptions::default()
+        };
+        let transform = recipe.augment.transform(&preprocess)?;
+        let loader = Loader::new(train, transform, options)?;
+        let steps_per_epoch = loader.batches()?;
+        if steps_per_epoch == 0 {
+            let expected = format!(
+                "at most the {} images there are to learn from",
+                loader.data().len()
+            );
+            return Err(Error::recipe(
+                "train.batch_size",
+                recipe.train.batch_size,
+                expected,
+            ));
+        }
+        let plan = Plan {
+            model: state.spec.architecture.clone(),
+            parameters: state.tensors(false)?.parameters(),
+            trained: state.slots.iter().map(|slot| slot.weight.len()).sum(),
+            teacher: teacher.as_ref().map(|teacher| teacher.name().to_owned()),
+            classes: state.spec.num_classes,
+            train_samples: loader.data().len(),
+            validation_samples: validation.as_ref().map_or(0, DataSet::len),
+            epochs: recipe.train.epochs,
+            steps_per_epoch,
+            batch_size: recipe.train.batch_size,
+            done: state.progress.step,
+        };
+        let distillation = recipe.distill.distillation();
+        let logs = folder.logs(state.progress.step, state.progress.epochs)?;
+        events.begin(&plan);
+        for warning in warnings(recipe, &state, &distillation) {
+            events.warning(&warning);
+        }
+        let settings = Settings {
+            optim: recipe.optim.clone(),
+            ema_decay: recipe.train.ema_decay.unwrap_or(0.0),
+            distillation,
+            drop_path: recipe.model.drop_path,
+            eval_mode: recipe.model.eval_mode,
+            accumulate: recipe.train.accumulate,
+            seed: recipe.train.seed,
+        };
+        let learner = Learner::new(state, settings, teacher, &device)?;
+        Ok(Run {
+            recipe,
+            folder,
+            stop,
+            events,
+            learner,
+            loader,
+            validation,
+            preprocess,
+            logs,
+            steps_per_epoch,
+            unreadable: HashSet::new(),
+        })
+    }
+
+    /// Whether the accuracy has not improved for so long that the recipe gives up.
+    fn exhausted(&self) -> bool {
+        let progress = &self.learner.state().progress;
+        match (self.recipe.train.early_stop, progress.best) {
+            (Some(patience), Some(best)) => progress.epochs > best.epoch + patience,
+            _ => false,
+        }
+    }
+
+    /// The rest of an epoch, and what comes after it.
+    fn epoch(&mut self, epoch: usize) -> Result<()> {
+        let began = Instant::now();
+        let done = self
+            .learner
+            .state()
+            .progress
+            .step
+            .saturating_sub(epoch * self.steps_per_epoch);
+        if done < self.steps_per_epoch {
+            let mut waiting = Instant::now();
+            for batch in self.loader.epoch(epoch as u64)?.skip(done) {
+                if self.stop.load(Ordering::Relaxed) {
+                    return self.interrupted();
+                }
+                let batch = batch?;
+                let wait = waiting.elapsed().as_secs_f64();
+                self.step(epoch, batch, wait)?;
+                waiting = Instant::now();
+            }
+        }
+        let record = match self.evaluate_epoch(epoch) {
+            Err(Error::Interrupted) => return self.interrupted(),
+            other => other?,
+        };
+        self.finish_epoch(
+            epoch,
+            &EpochRecord {
+                seconds: began.elapsed().as_secs_f64(),
+                ..record
+            },
+        )
+    }
+
+    fn step(&mut self, epoch: usize, batch: Batch, wait: f64) -> Result<()> {
+        let began = Instant::now();
+        for failure in &batch.failures {
+            if self.unreadable.insert(failure.index) {
+                self.events
+                    .warning(&format!("{}; another image takes its place", failure.reason));
+            }
+        }
+        let step = self.learner.state().progress.step;
+        let lr = self.lr(step);
+        let (samples, indices) = (batch.len(), batch.indices.clone());
+        let lesson = self.lesson(step, batch)?;
+        let taken = self.learner.step(&lesson, lr).map_err(|error| match error {
+            Error::NotFinite { what, value } => Error::Diverged {
+                what,
+                value,
+                step,
+                epoch,
+                lr,
+                files: self.names(&indices),
+            },
+            other => other,
+        })?;
+        let running = &mut self.learner.state_mut().progress.running;
+        running.steps += 1;
+        running.loss += taken.loss;
+        let Taken {
+            loss,
+            base,
+            distill,
+            grad_norm,
+        } = taken;
+        let seconds = wait + began.elapsed().as_secs_f64();
+        let record = StepRecord {
+            step,
+            epoch,
+            lr,
+            loss,
+            base,
+            distill,
+            grad_norm,
+            samples,
+            seconds,
+            wait,
+        };
+        self.logs.step(&record)?;
+        self.events.step(&record);
+        match self.recipe.train.save_every {
+            Some(every) if (step + 1).is_multiple_of(every) => self.save_state(),
+            _ => Ok(()),
+        }
+    }
+
+    fn lr(&self, step: usize) -> f64 {
+        let peak = self.recipe.optim.peak_lr(self.recipe.train.batch_size);
+        self.recipe
+            .schedule
+            .lr(peak, self.recipe.train.epochs, self.steps_per_epoch, step)
+    }
+
+    /// A batch as it is learned from: mixed, with target probabilities.
+    fn lesson(&self, step: usize, batch: Batch) -> Result<Lesson> {
+        let labels = batch.classes(self.loader.data())?;
+        let Batch {
+            mut images, shape, ..
+        } = batch;
+        let classes = self.learner.state().spec.num_classes;
+        let key = Key::new(self.recipe.train.seed).with("mix").at(step as u64);
+        let smoothing = self.recipe.train.smoothing;
+        let targets = self
+            .recipe
+            .augment
+            .mix(&mut images, shape, &labels, classes, smoothing, key)?;
+        Ok(Lesson {
+            images,
+            shape,
+            targets,
+        })
+    }
+
+    /// The first few names of a batch.
+    fn names(&self, indices: &[usize]) -> String {
+        const SHOWN: usize = 8;
+        let names: Vec<String> = indices
+            .iter()
+            .take(SHOWN)
+            .map(|&i| self.loader.data().name(i))
+            .collect();
+        let more = indices.len().saturating_sub(SHOWN);
+        names.join(", ")
+            + &if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            }
+    }
+
+    fn interrupted(&mut self) -> Result<()> {
+        self.save_state()?;
+        Err(Error::Interrupted)
+    }
+
+    /// The state, after the log lines that belong to it.
+    fn save_state(&mut self) -> Result<()> {
+        self.logs.sync()?;
+        self.learner.state().save(&self.folder.state())
+    }
+
+    fn evaluate_epoch(&mut self, epoch: usize) -> Result<EpochRecord> {
+        let progress = &self.learner.state().progress;
+        let Running { steps, loss } = progress.running;
+        let mut record = EpochRecord {
+            epoch,
+            train_loss: loss / steps.max(1) as f64,
+            lr: self.lr(progress.step.saturating_sub(1)),
+            steps: progress.step,
+            ..EpochRecord::default()
+        };
+        let due =
+            (epoch + 1).is_multiple_of(self.recipe.train.eval_every) || epoch + 1 == self.recipe.train.epochs;
+        if !due || self.validation.is_none() {
+            return Ok(record);
+        }
+        let weights = self.evaluate(false)?;
+        let average = self
+            .recipe
+            .train
+            .ema_decay
+            .map(|_| self.evaluate(true))
+            .transpose()?;
+        record.ema_top1 = average.as_ref().map(|average| average.joint.top1);
+        let chosen = average.filter(|_| self.recipe.train.use_ema).unwrap_or(weights);
+        record.eval_loss = Some(chosen.joint.loss);
+        record.eval_top1 = Some(chosen.joint.top1);
+        record.eval_top5 = Some(chosen.joint.top5);
+        record.class_top1 = chosen.heads.as_ref().map(|heads| heads.class.top1);
+        record.distillation_top1 = chosen.heads.as_ref().map(|heads| heads.distillation.top1);
+        Ok(record)
+    }
+
+    fn evaluate(&mut self, ema: bool) -> Result<Evaluation> {
+        let Some(validation) = &self.validation else {
+            return Err(Error::Empty {
+                what: "the validation set",
+            });
+        };
+        let (network, device) = (self.learner.network(ema), self.learner.device());
+        let train = &self.recipe.train;
+        let options = EvalOptions {
+            batch_size: train.batch_size.div_ceil(train.accumulate).clamp(1, 256),
+            workers: train.workers,
+            fusion: self.recipe.distill.joint,
+        };
+        let (stop, events) = (self.stop, &mut *self.events);
+        let mut progress = |progress: EvalProgress| {
+            events.evaluating(progress);
+            if stop.load(Ordering::Relaxed) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let mut model = Evaluated {
+            network: &network,
+            device: &device,
+        };
+        evaluate(&mut model, validation, &self.preprocess, options, &mut progress)
+    }
+
+    /// Keeps what is worth keeping, writes the logs, and then the state that makes it final.
+    fn finish_epoch(&mut self, epoch: usize, record: &EpochRecord) -> Result<()> {
+        let keep = self.recipe.train.keep;
+        let progress = &mut self.learner.state_mut().progress;
+        progress.epochs = epoch + 1;
+        progress.running = Running::default();
+        progress.metrics = metrics(record);
+        let found = match (record.eval_top1, record.eval_loss) {
+            (Some(top1), Some(loss)) => Some(Best { epoch, top1, loss }),
+            _ => None,
+        };
+        let improved = found.is_some_and(|found| progress.best.is_none_or(|best| found.beats(&best)));
+        if improved {
+            progress.best = found;
+        }
+        if let Some(found) = found {
+            let place = progress
+                .kept
+                .iter()
+                .position(|other| found.beats(other))
+                .unwrap_or(progress.kept.len());
+            progress.kept.insert(place, found);
+            progress.kept.truncate(keep);
+        }
+        let kept: Vec<usize> = progress.kept.iter().map(|best| best.epoch).collect();
+        if improved {
+            self.save_checkpoint(&self.folder.best())?;
+        }
+        if keep > 1 && kept.contains(&epoch) {
+            self.save_checkpoint(&self.folder.epoch(epoch))?;
+        }
+        self.logs.epoch(record)?;
+        self.save_state()?;
+        self.folder.keep_epochs(&kept)?;
+        self.events.epoch(record, improved);
+        Ok(())
+    }
+
+    /// The model as it is now, as a checkpoint folder that says how it came about.
+    fn save_checkpoint(&self, path: &Path) -> Result<()> {
+        let state = self.learner.state();
+        let mut config = state.config.clone();
+        let names = self.loader.data().class_names();
+        if names.len() == state.spec.num_classes {
+            config.label_names = names.iter().cloned().enumerate().collect();
+            config.label_descriptions.retain(|name, _| names.contains(name));
+        }
+        // The tag names the published weights, which these no longer are.
+        config.pretrained_cfg.tag = None;
+        let distils = self.recipe.distill.distils();
+        let Value::Object(settings) = json!(self.recipe) else {
+            return Err(Error::Backend("a recipe that is no table".into()));
+        };
+        config.history.push(HistoryStep {
+            step: if distils { "distill" } else { "train" }.to_owned(),
+            method: distils.then(|| "deit".to_owned()),
+            config: settings,
+            parent_sha256: state.parent_sha256.clone(),
+            metrics: state.progress.metrics.clone(),
+        });
+        let tensors = state.tensors(self.recipe.train.use_ema)?;
+        let checkpoint = Checkpoint {
+            spec: state.spec.clone(),
+            tensors,
+            config,
+            source: Default::default(),
+        };
+        Ok(checkpoint.save(path, true)?)
+    }
+}
+
+impl Best {
+    /// More accurate, or as accurate with a lower loss.
+    fn beats(&self, other: &Best) -> bool {
+        self.top1 > other.top1 || (self.top1 == other.top1 && self.loss < other.loss)
+    }
+}
+
+fn metrics(record: &EpochRecord) -> Map<String, Value> {
+    let mut metrics = Map::new();
+    metrics.insert("epoch".into(), json!(record.epoch));
+    metrics.insert("train_loss".into(), json!(record.train_loss));
+    let measured = [
+        ("eval_loss", record.eval_loss),
+        ("eval_top1", record.eval_top1),
+        ("eval_top5", record.eval_top5),
+    ];
+    metrics.extend(
+        measured
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))),
+    );
+    metrics
+}
+
+fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {
+    let classes = state.spec.num_classes;
+    if classes == 0 {
+        return Err(Error::NoClasses {
+            architecture: state.spec.architecture.clone(),
+        });
+    }
+    if train.is_empty() {
+        return Err(Error::Empty {
+            what: "the training set",
+        });
+    }
+    if train.class_names().len() > classes {
+        return Err(Error::Label {
+            label: train.class_names().len() - 1,
+            classes,
+        });
+    }
+    if recipe.train.use_ema && state.slots.iter().any(|slot| slot.ema.is_none()) {
+        return Err(Error::recipe(
+            "train.use_ema",
+            true,
+            "false, unless `train.ema_decay` is set",
+        ));
+    }
+    Ok(())
+}
+
+fn warnings(recipe: &Recipe, state: &State, distillation: &Distillation) -> Vec<String> {
+    let mut warnings = recipe.warnings();
+    let distilled = state.spec.vit().is_ok_and(|vit| vit.is_distilled());
+    if distilled && distillation.kind == Kind::None {
+        warnings.push(
+            "the model has a distillation head but no teacher, so nothing trains that head; evaluate with the class \
+             head alone, or set `distill.teacher`"
+                .into(),
+        );
+    }
+    warnings
+}

@@ -1,0 +1,101 @@
+//! Weights and gradients between the Burn network and plain slices.
+//!
+//! The optimiser owns the weights, as `f32` slices by tensor name; the network is a view that is refreshed after each
+//! step. What links the two are the parameters' ids, which are hashes of the tensors' names.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Gradients, Tensor, TensorData};
+use vitesse_model::network::{Network, param_id};
+
+use crate::{Error, Result};
+
+/// Where in a list the tensor of each parameter stands.
+#[derive(Debug, Clone)]
+pub struct Ids(HashMap<ParamId, usize>);
+
+impl Ids {
+    /// The ids of these tensors, in this order.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Ids(names
+            .into_iter()
+            .enumerate()
+            .map(|(i, name)| (param_id(name), i))
+            .collect())
+    }
+}
+
+/// Adds the network's gradients to `sums`, which has one entry for each of `ids`. A tensor that the loss does not
+/// depend on leaves its entry as it is.
+///
+/// # Errors
+/// None that a network built from its own spec could cause.
+pub fn add_gradients(
+    network: &Network,
+    gradients: &mut Gradients,
+    ids: &Ids,
+    sums: &mut [Option<Vec<f32>>],
+) -> Result<()> {
+    struct Collect<'a> {
+        gradients: &'a mut Gradients,
+        ids: &'a Ids,
+        sums: &'a mut [Option<Vec<f32>>],
+        failed: Option<String>,
+    }
+    impl ModuleVisitor for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(sum) = self.ids.0.get(&param.id).and_then(|&i| self.sums.get_mut(i)) else {
+                return;
+            };
+            let Some(gradient) = param.val().grad_remove(self.gradients) else {
+                return;
+            };
+            match (gradient.into_data().try_into_vec::<f32>(), sum) {
+                (Ok(new), Some(sum)) => sum.iter_mut().zip(new).for_each(|(sum, new)| *sum += new),
+                (Ok(new), sum) => *sum = Some(new),
+                (Err(error), _) => self.failed = Some(format!("{error:?}")),
+            }
+        }
+    }
+    let mut collect = Collect {
+        gradients,
+        ids,
+        sums,
+        failed: None,
+    };
+    network.visit(&mut collect);
+    match collect.failed {
+        Some(error) => Err(Error::Backend(format!("reading gradients: {error}"))),
+        None => Ok(()),
+    }
+}
+
+/// The network with new values for the tensors of `ids`; all others keep theirs.
+pub fn refresh<'a>(network: Network, ids: &Ids, values: impl Fn(usize) -> Option<&'a [f32]>) -> Network {
+    struct Replace<'a, F>(&'a Ids, F);
+    impl<'a, F: Fn(usize) -> Option<&'a [f32]>> ModuleMapper for Replace<'_, F> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let Some(values) = self.0.0.get(&param.id).and_then(|&i| (self.1)(i)) else {
+                return param;
+            };
+            param.map(|old| {
+                let data = TensorData::new(values.to_vec(), old.shape());
+                Tensor::from_data(data, &old.device()).set_require_grad(old.is_require_grad())
+            })
+        }
+    }
+    network.map(&mut Replace(ids, values))
+}
+
+/// The network in which only the tensors of `ids` ask for gradients.
+pub fn train_only(network: Network, ids: &Ids) -> Network {
+    struct Freeze<'a>(&'a Ids);
+    impl ModuleMapper for Freeze<'_> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let trained = self.0.0.contains_key(&param.id);
+            param.set_require_grad(trained)
+        }
+    }
+    network.map(&mut Freeze(ids))
+}

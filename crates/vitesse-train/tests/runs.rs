@@ -1,0 +1,245 @@
+//! Whole runs on a tiny model: they learn, and they can be killed and continued.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Device;
+use vitesse_data::{DataSet, Image, Samples};
+use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse_rng::Key;
+use vitesse_train::run::{Existing, RunFolder, StepRecord};
+use vitesse_train::state::State;
+use vitesse_train::trainer::{Events, Outcome, Start, train};
+use vitesse_train::{Error, Recipe};
+
+/// Noisy pictures, each of one of three colours.
+#[derive(Debug)]
+struct Colours(usize);
+
+impl Samples for Colours {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        Some(index % 3)
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("colour-{index}")
+    }
+
+    fn load(&self, index: usize) -> vitesse_data::Result<Image> {
+        let mut rng = Key::new(3).at(index as u64).rng();
+        let pixel = |channel| if channel == index % 3 { 160 } else { 90 };
+        let data = (0..8 * 8 * 3)
+            .map(|i| (pixel(i % 3) + rng.below(60)) as u8)
+            .collect();
+        Image::new(8, 8, data)
+    }
+}
+
+fn data(n: usize) -> DataSet {
+    DataSet::new(Colours(n), ["red", "green", "blue"].map(String::from).to_vec())
+}
+
+fn recipe(more: &str) -> Recipe {
+    let text = format!(
+        "[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"memory\"\n[schedule]\nwarmup_epochs = 1\n{more}"
+    );
+    Recipe::parse(&text, "test.toml", &[]).unwrap()
+}
+
+const TRAIN: &str =
+    "[train]\nepochs = 3\nbatch_size = 8\nworkers = 1\nema_decay = 0.9\naccumulate = 2\nkeep = 2\n";
+
+fn state(recipe: &Recipe) -> State {
+    let spec = ModelSpec {
+        architecture: "vit_nano_patch4_32".into(),
+        num_classes: 3,
+        network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 2, 3, vec![PrefixToken::Class])),
+    };
+    let tensors = spec.init(recipe.train.seed).unwrap();
+    let mut checkpoint = Checkpoint {
+        spec,
+        tensors,
+        config: Default::default(),
+        source: Default::default(),
+    };
+    checkpoint.config.pretrained_cfg.crop_pct = 1.0;
+    State::new(
+        &checkpoint,
+        &recipe.optim,
+        recipe.train.ema_decay.is_some(),
+        &|_| true,
+    )
+    .unwrap()
+}
+
+/// Sets the flag once so many steps were taken.
+struct StopAt<'a>(usize, &'a AtomicBool);
+
+impl Events for StopAt<'_> {
+    fn step(&mut self, record: &StepRecord) {
+        if record.step + 1 >= self.0 {
+            self.1.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Trains from `state`, stopping after `steps` steps.
+fn go(
+    recipe: &Recipe,
+    path: &Path,
+    existing: Existing,
+    state: State,
+    steps: usize,
+) -> Result<Outcome, Error> {
+    let folder = RunFolder::open(path, recipe, existing)?;
+    let stop = AtomicBool::new(false);
+    let start = Start {
+        state,
+        train: data(36),
+        validation: Some(data(12)),
+        teacher: None,
+        device: Device::flex(),
+    };
+    train(recipe, start, &folder, &stop, &mut StopAt(steps, &stop))
+}
+
+fn bytes(path: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(path.join(file)).unwrap()
+}
+
+/// The log with what depends on the clock left out.
+fn log(path: &Path) -> Vec<(usize, f64, f64)> {
+    let text = String::from_utf8(bytes(path, "metrics.jsonl")).unwrap();
+    let records = text
+        .lines()
+        .map(|line| serde_json::from_str::<StepRecord>(line).unwrap());
+    records
+        .map(|record| (record.step, record.loss, record.lr))
+        .collect()
+}
+
+#[test]
+fn a_run_that_is_killed_and_continued_ends_with_the_same_bits() {
+    let place = tempfile::tempdir().unwrap();
+    let recipe = recipe(&format!("{TRAIN}save_every = 3\n"));
+    let whole = place.path().join("whole");
+    let pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+    };
+    let outcome = pool(1)
+        .install(|| go(&recipe, &whole, Existing::Refuse, state(&recipe), usize::MAX))
+        .unwrap();
+    assert_eq!(
+        (outcome.epochs, outcome.steps, outcome.stopped_early),
+        (3, 12, false)
+    );
+
+    // Interrupted in the middle of an epoch, and once more at an epoch's end; two threads; a log that is ahead.
+    let cut = place.path().join("cut");
+    let stopped = pool(2).install(|| go(&recipe, &cut, Existing::Refuse, state(&recipe), 6));
+    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    let folder = RunFolder::open(&cut, &recipe, Existing::Resume).unwrap();
+    let load = || State::load(&folder.state(), &recipe.optim).unwrap();
+    assert_eq!((load().progress.step, load().progress.epochs), (6, 1));
+    let ahead = bytes(&cut, "metrics.jsonl");
+    std::fs::write(
+        cut.join("metrics.jsonl"),
+        [&ahead[..], b"{\"step\":6,\"epoch\":1,\"lr\":0"].concat(),
+    )
+    .unwrap();
+    assert!(go(&recipe, &cut, Existing::Resume, load(), 8).is_err());
+    let resumed = go(&recipe, &cut, Existing::Resume, load(), usize::MAX).unwrap();
+
+    assert_eq!(resumed, outcome);
+    for file in [
+        "final/model.safetensors",
+        "final/config.json",
+        "best/model.safetensors",
+        "best/config.json",
+    ] {
+        assert!(bytes(&whole, file) == bytes(&cut, file), "{file}");
+    }
+    assert_eq!(log(&whole), log(&cut));
+    let summary = |path: &Path| -> Vec<_> {
+        let rows = RunFolder::open(path, &recipe, Existing::Resume)
+            .unwrap()
+            .summary()
+            .unwrap();
+        rows.into_iter()
+            .map(|row| (row.epoch, row.train_loss, row.eval_loss, row.ema_top1, row.steps))
+            .collect()
+    };
+    assert_eq!(summary(&whole), summary(&cut));
+    assert_eq!(
+        std::fs::read_dir(cut.join("epochs")).unwrap().count(),
+        2,
+        "the best two are kept"
+    );
+    // Nothing is left to do, and doing it changes nothing.
+    let again = go(&recipe, &cut, Existing::Resume, load(), usize::MAX).unwrap();
+    assert_eq!(again, outcome);
+    assert!(bytes(&whole, "final/config.json") == bytes(&cut, "final/config.json"));
+}
+
+#[test]
+fn a_run_learns_and_leaves_a_checkpoint_that_loads() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("run");
+    let recipe =
+        recipe("[train]\nepochs = 12\nbatch_size = 12\nworkers = 1\nearly_stop = 3\n[optim]\nlr = 5e-3\n");
+    let outcome = go(&recipe, &path, Existing::Refuse, state(&recipe), usize::MAX).unwrap();
+    let best = outcome.best.unwrap();
+    assert!(best.top1 > 90.0, "{best:?}");
+    assert!(outcome.stopped_early == (outcome.epochs < 12));
+    let loaded = Checkpoint::load(path.join("best"), &LoadOptions::default()).unwrap();
+    assert_eq!(loaded.config.label_names[&1], "green");
+    let step = loaded.config.history.last().unwrap();
+    assert_eq!(
+        (step.step.as_str(), &step.metrics["eval_top1"]),
+        ("train", &serde_json::json!(best.top1))
+    );
+
+    let refused = go(&recipe, &path, Existing::Refuse, state(&recipe), 1)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("`--resume`"), "{refused}");
+    let mut other = recipe.clone();
+    other.optim.lr = 1e-3;
+    let refused = go(&other, &path, Existing::Resume, state(&recipe), 1)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("lr = 0.001"), "{refused}");
+    let foreign = place.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("thesis.txt"), "").unwrap();
+    assert!(matches!(
+        go(&recipe, &foreign, Existing::Replace, state(&recipe), 1),
+        Err(Error::NotARun { .. })
+    ));
+    let replaced = go(&recipe, &path, Existing::Replace, state(&recipe), 1);
+    assert!(matches!(replaced, Err(Error::Interrupted)) && !path.join("best").exists());
+}
+
+#[test]
+fn a_run_that_diverges_says_where() {
+    let place = tempfile::tempdir().unwrap();
+    let recipe = recipe("[train]\nepochs = 2\nbatch_size = 6\nworkers = 1\n");
+    let mut state = state(&recipe);
+    state.slots[0].weight[0] = f32::NAN;
+    let error = go(&recipe, &place.path().join("run"), Existing::Refuse, state, 9)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the loss is NaN at step 0 (epoch 0, learning rate 1.000e-6)"),
+        "{error}"
+    );
+    assert!(error.contains("colour-"), "{error}");
+}
