@@ -6,3 +6,5 @@ pub use vitesse_data as data;
 pub use vitesse_model as model;
 pub use vitesse_report as report;
 pub use vitesse_rng as rng;
+#[cfg(feature = "train")]
+pub use vitesse_train as train;

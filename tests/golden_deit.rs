@@ -8,10 +8,11 @@ use std::path::Path;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use support::{Report, Vectors, golden_root, walk};
-use vitesse::data::{CropMode, Image, Interpolation, Preprocess, Replica};
+use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::storage::safetensors;
 use vitesse::model::{ModelSpec, Site};
 use vitesse::train::adamw::{self, OptimConfig, Slot, Step};
 use vitesse::train::groups::groups;
@@ -29,15 +30,24 @@ fn golden_deit() {
 #[test]
 fn golden_deit_notices_a_wrong_value() {
     let source = golden_root().join("deit");
-    for (file, key) in [("vit_cls", "out.block1.attn"), ("vit_cls", "grad.pos_embed"), ("pos_embed_resize", "c2.out.pos_embed")] {
+    for (file, key) in [
+        ("vit_cls", "out.block1.attn"),
+        ("vit_cls", "grad.pos_embed"),
+        ("pos_embed_resize", "c2.out.pos_embed"),
+    ] {
         let copy = tempfile::tempdir().unwrap();
         let path = source.join(format!("{file}.safetensors"));
         if !path.exists() {
             continue;
         }
         shift_one_value(&path, &copy.path().join(format!("{file}.safetensors")), key);
-        let failures = walk("golden_deit (one value moved)", copy.path(), check).err().expect("the moved value passed");
-        assert!(failures.contains(key) && failures.lines().count() == 1, "{failures}");
+        let failures = walk("golden_deit (one value moved)", copy.path(), check)
+            .err()
+            .expect("the moved value passed");
+        assert!(
+            failures.contains(key) && failures.lines().count() == 1,
+            "{failures}"
+        );
     }
 }
 
@@ -47,6 +57,18 @@ fn golden_deit_refuses_empty_folders_and_unknown_files() {
     assert!(walk("golden_deit (empty)", folder.path(), check).is_err());
     std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
     assert!(walk("golden_deit (unknown)", folder.path(), check).is_err());
+}
+
+/// Copies a file of vectors with the first value of `key` moved by ten tolerances.
+fn shift_one_value(from: &Path, to: &Path, key: &str) {
+    let (mut tensors, metadata) = safetensors::read(from).unwrap();
+    let tensor = tensors.get(key).unwrap();
+    let shape = tensor.shape().to_vec();
+    let mut values = tensor.to_f32().into_owned();
+    let scale = values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+    values[0] += 10.0 * 1e-4 * scale;
+    tensors.insert_f32(key, &shape, values).unwrap();
+    safetensors::write(to, &tensors, &metadata).unwrap();
 }
 
 /// Chooses the check by what the file's config describes.
@@ -72,7 +94,8 @@ fn check(v: &Vectors, report: &mut Report) {
 /// `[32, 32]` or `32`.
 fn sides(v: &Vectors, key: &str) -> [usize; 2] {
     let value = &v.config[key];
-    let side = |x: &serde_json::Value| x.as_u64().unwrap_or_else(|| panic!("{}: config.{key}", v.file)) as usize;
+    let side =
+        |x: &serde_json::Value| x.as_u64().unwrap_or_else(|| panic!("{}: config.{key}", v.file)) as usize;
     match value.as_array() {
         Some(sides) => [side(&sides[0]), side(&sides[1])],
         None => [side(value); 2],
@@ -88,10 +111,20 @@ fn spec_of(v: &Vectors, img_size: [usize; 2]) -> ModelSpec {
     };
     let dim = v.usize("embed_dim");
     let heads = v.usize("num_heads");
-    let mut vit = VitSpec::plain(img_size[0], v.usize("patch_size"), dim, v.usize("depth"), heads, prefix);
+    let mut vit = VitSpec::plain(
+        img_size[0],
+        v.usize("patch_size"),
+        dim,
+        v.usize("depth"),
+        heads,
+        prefix,
+    );
     vit.img_size = img_size;
     vit.norm_eps = v.number("norm_eps");
-    vit.in_chans = v.config.get("in_chans").map_or(3, |c| c.as_u64().unwrap() as usize);
+    vit.in_chans = v
+        .config
+        .get("in_chans")
+        .map_or(3, |c| c.as_u64().unwrap() as usize);
     for core in &mut vit.cores {
         core.mlp.as_mut().unwrap().hidden = (dim as f64 * v.number("mlp_ratio")) as usize;
         core.attn.as_mut().unwrap().qkv_bias = v.config.get("qkv_bias").is_none_or(|b| b.as_bool().unwrap());
@@ -108,7 +141,7 @@ fn tensor<const D: usize>(v: &Vectors, key: &str, device: &Device) -> Tensor<D> 
 }
 
 fn values<const D: usize>(x: &Tensor<D>) -> Vec<f32> {
-    x.to_data().to_vec().unwrap()
+    x.try_to_vec_as::<f32>().unwrap()
 }
 
 /// Every parameter's gradient, compared under the parameter's own name.
@@ -123,8 +156,13 @@ impl ModuleVisitor for CompareGradients<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let name = &self.names[&param.id];
         match param.val().grad(self.gradients) {
-            Some(grad) => self.report.compare(self.vectors, &format!("grad.{name}"), &values(&grad)),
-            None => self.report.failures.push(format!("{}: no gradient for {name}", self.vectors.file)),
+            Some(grad) => self
+                .report
+                .compare(self.vectors, &format!("grad.{name}"), &values(&grad)),
+            None => self
+                .report
+                .failures
+                .push(format!("{}: no gradient for {name}", self.vectors.file)),
         }
     }
 }
@@ -134,9 +172,17 @@ fn forward_and_gradients(v: &Vectors, report: &mut Report) {
     let device = Device::flex().autodiff();
     let network = Network::new(&spec, &v.under("w."), &v.file, &device).unwrap_or_else(|e| panic!("{e}"));
     let image = tensor::<4>(v, "in.image", &device).require_grad();
-    let sites = [Site::PatchOut, Site::BlockIn, Site::AttnOut, Site::BlockOut, Site::FinalNorm];
+    let sites = [
+        Site::PatchOut,
+        Site::BlockIn,
+        Site::AttnOut,
+        Site::BlockOut,
+        Site::FinalNorm,
+    ];
     let mut ctx = Ctx::tracing(Trace::sites(sites));
-    let logits = network.forward(image.clone(), &mut ctx).unwrap_or_else(|e| panic!("{e}"));
+    let logits = network
+        .forward(image.clone(), &mut ctx)
+        .unwrap_or_else(|e| panic!("{e}"));
 
     let traced = |site, layer| values(&ctx.trace.tokens(site, layer).expect("the site was traced"));
     let mut compare = |key: &str, found: Vec<f32>| {
@@ -150,14 +196,23 @@ fn forward_and_gradients(v: &Vectors, report: &mut Report) {
     compare("out.features_after_norm", traced(Site::FinalNorm, None));
     for layer in 0..v.usize("depth") {
         compare(&format!("out.block{layer}"), traced(Site::BlockOut, Some(layer)));
-        compare(&format!("out.block{layer}.attn"), traced(Site::AttnOut, Some(layer)));
+        compare(
+            &format!("out.block{layer}.attn"),
+            traced(Site::AttnOut, Some(layer)),
+        );
     }
     compare("out.logits", values(&logits.class));
     compare("out.logits_class", values(&logits.class));
     if let Some(distillation) = &logits.distillation {
         compare("out.logits_distill", values(distillation));
-        compare("out.eval_logits_mean", values(&logits.clone().joint(Fusion::LogitMean)));
-        compare("out.eval_prob_mean", values(&logits.clone().joint(Fusion::SoftmaxMean)));
+        compare(
+            "out.eval_logits_mean",
+            values(&logits.clone().joint(Fusion::LogitMean)),
+        );
+        compare(
+            "out.eval_prob_mean",
+            values(&logits.clone().joint(Fusion::SoftmaxMean)),
+        );
     }
     if v.config.get("loss_for_gradients").is_some() {
         losses_and_gradients(v, report, &network, &image, logits);
@@ -167,12 +222,15 @@ fn forward_and_gradients(v: &Vectors, report: &mut Report) {
 fn resized_forward(v: &Vectors, report: &mut Report) {
     let old = spec_of(v, sides(v, "img_size"));
     let spec = spec_of(v, sides(v, "new_img_size"));
-    let grid = |spec: &ModelSpec| spec.vit().unwrap().grid();
+    let grid = |spec: &ModelSpec| {
+        let [rows, columns] = spec.vit().unwrap().grid();
+        (rows, columns)
+    };
     let mut tensors = v.under("w.");
     let resized = pos_embed::resize(
         tensors.get("pos_embed").unwrap(),
         spec.vit().unwrap().prefix.len(),
-        grid(&old),
+        Some(grid(&old)),
         grid(&spec),
         Flavour::Deit,
     )
@@ -181,15 +239,21 @@ fn resized_forward(v: &Vectors, report: &mut Report) {
     tensors.insert("pos_embed", resized);
     let device = Device::flex();
     let network = Network::new(&spec, &tensors, &v.file, &device).unwrap_or_else(|e| panic!("{e}"));
-    let logits = network.forward(tensor(v, "in.image", &device), &mut Ctx::eval()).unwrap();
-    report.compare(v, "out.eval_logits_mean", &values(&logits.joint(Fusion::LogitMean)));
+    let logits = network
+        .forward(tensor(v, "in.image", &device), &mut Ctx::eval())
+        .unwrap();
+    report.compare(
+        v,
+        "out.eval_logits_mean",
+        &values(&logits.joint(Fusion::LogitMean)),
+    );
 }
 
 fn position_embeddings(v: &Vectors, report: &mut Report) {
     for case in v.config["cases"].as_array().expect("config.cases is a list") {
         let prefix = case["prefix"].as_str().unwrap();
         let number = |x: &serde_json::Value| x.as_u64().unwrap() as usize;
-        let grid = |key: &str| [number(&case[key][0]), number(&case[key][1])];
+        let grid = |key: &str| (number(&case[key][0]), number(&case[key][1]));
         let input = v.tensors.get(&format!("{prefix}in.pos_embed")).unwrap();
         let extra = number(&case["extra_tokens"]);
         for (key, flavour) in [
@@ -199,7 +263,9 @@ fn position_embeddings(v: &Vectors, report: &mut Report) {
         ] {
             let key = format!("{prefix}{key}");
             if v.has(&key) {
-                let resized = pos_embed::resize(input, extra, grid("old_grid"), grid("new_grid"), flavour).unwrap();
+                let resized =
+                    pos_embed::resize(input, extra, Some(grid("old_grid")), grid("new_grid"), flavour)
+                        .unwrap();
                 report.compare(v, &key, &resized.to_f32());
             }
         }
@@ -231,7 +297,12 @@ fn distillation(config: &serde_json::Value, kind: &str) -> Distillation {
         Some(other) => panic!("unknown kind of distillation {other}"),
     };
     let number = |key: &str, default| config.get(key).map_or(default, |x| x.as_f64().expect("a number"));
-    Distillation { kind, alpha: number("alpha", 0.5), tau: number("tau", 1.0), normaliser: Normaliser::PerElement }
+    Distillation {
+        kind,
+        alpha: number("alpha", 0.5),
+        tau: number("tau", 1.0),
+        normaliser: Normaliser::PerElement,
+    }
 }
 
 fn scalar(x: &Tensor<1>) -> Vec<f32> {
@@ -247,7 +318,9 @@ fn losses_and_gradients(
 ) {
     let device = Device::flex().autodiff();
     let distill = distillation(&v.config, "distillation");
-    let teacher = v.has("in.teacher_logits").then(|| tensor::<2>(v, "in.teacher_logits", &device));
+    let teacher = v
+        .has("in.teacher_logits")
+        .then(|| tensor::<2>(v, "in.teacher_logits", &device));
 
     // Leaves of zeros, so that the gradients of the logits themselves can be read.
     let leaf = |x: &Tensor<2>| x.zeros_like().detach().require_grad();
@@ -255,11 +328,19 @@ fn losses_and_gradients(
     let other_leaf = logits.distillation.as_ref().map(leaf);
     let logits = Logits {
         class: logits.class + class_leaf.clone(),
-        distillation: logits.distillation.zip(other_leaf.clone()).map(|(x, leaf)| x + leaf),
+        distillation: logits
+            .distillation
+            .zip(other_leaf.clone())
+            .map(|(x, leaf)| x + leaf),
     };
     let loss = |smoothing, normaliser| {
-        let distill = Distillation { normaliser, ..distill };
-        distill.loss(logits.clone(), targets(v, smoothing), teacher.clone()).unwrap_or_else(|e| panic!("{e}"))
+        let distill = Distillation {
+            normaliser,
+            ..distill
+        };
+        distill
+            .loss(logits.clone(), targets(v, smoothing), teacher.clone())
+            .unwrap_or_else(|e| panic!("{e}"))
     };
     let smoothing = 0.1;
     let code = loss(smoothing, Normaliser::PerElement);
@@ -288,18 +369,34 @@ fn losses_and_gradients(
     let gradients = code.total.backward();
     let image_gradient = image.grad(&gradients).expect("the image asked for its gradient");
     report.compare(v, "gradin.image", &values(&image_gradient));
-    let class_gradient = values(&class_leaf.grad(&gradients).expect("the class logits have a gradient"));
+    let class_gradient = values(
+        &class_leaf
+            .grad(&gradients)
+            .expect("the class logits have a gradient"),
+    );
     for key in ["gradout.logits", "gradout.logits_class"] {
         if v.has(key) {
             report.compare(v, key, &class_gradient);
         }
     }
     if let Some(leaf) = other_leaf {
-        report.compare(v, "gradout.logits_distill", &values(&leaf.grad(&gradients).unwrap()));
+        report.compare(
+            v,
+            "gradout.logits_distill",
+            &values(&leaf.grad(&gradients).unwrap()),
+        );
     }
     let tensors = network.spec().tensors().unwrap();
-    let names = tensors.into_iter().map(|tensor| (param_id(&tensor.name), tensor.name)).collect();
-    network.visit(&mut CompareGradients { vectors: v, report, names, gradients: &gradients });
+    let names = tensors
+        .into_iter()
+        .map(|tensor| (param_id(&tensor.name), tensor.name))
+        .collect();
+    network.visit(&mut CompareGradients {
+        vectors: v,
+        report,
+        names,
+        gradients: &gradients,
+    });
 }
 
 fn distillation_losses(v: &Vectors, report: &mut Report) {
@@ -310,15 +407,22 @@ fn distillation_losses(v: &Vectors, report: &mut Report) {
         let other = tensor::<2>(v, &at("in.distill"), &device).require_grad();
         let distill = distillation(combo, "kind");
         let targets = smoothed(&v.i64(&at("in.labels")), v.usize("classes"), 0.0);
-        let logits = Logits { class: class.clone(), distillation: Some(other.clone()) };
-        let loss = distill.loss(logits, targets, Some(tensor(v, &at("in.teacher"), &device))).unwrap();
+        let logits = Logits {
+            class: class.clone(),
+            distillation: Some(other.clone()),
+        };
+        let loss = distill
+            .loss(logits, targets, Some(tensor(v, &at("in.teacher"), &device)))
+            .unwrap();
         report.compare(v, &at("out.base"), &scalar(&loss.base));
         report.compare(v, &at("out.total"), &scalar(&loss.total));
         let gradients = loss.total.backward();
         for (key, leaf) in [("grad.class", class), ("grad.distill", other)] {
             // A head that the loss does not touch has no gradient; the reference writes zeros.
             let zeros = || vec![0.0; v.f32(&at(key)).len()];
-            let found = leaf.grad(&gradients).map_or_else(zeros, |gradient| values(&gradient));
+            let found = leaf
+                .grad(&gradients)
+                .map_or_else(zeros, |gradient| values(&gradient));
             report.compare(v, &at(key), &found);
         }
     }
@@ -350,8 +454,15 @@ fn preprocessing(v: &Vectors, report: &mut Report) {
         report.compare_levels(v, &at("out.cropped_u8_hwc"), cropped.data());
         // From the recorded pixels, so that a level of difference there does not count twice.
         let recorded = Image::new(crop, crop, bytes("out.cropped_u8_hwc")).unwrap();
-        let only_normalise = Preprocess { crop_pct: 1.0, ..preprocess };
-        report.compare(v, &at("out.normalized_chw"), &only_normalise.run(&recorded).unwrap());
+        let only_normalise = Preprocess {
+            crop_pct: 1.0,
+            ..preprocess
+        };
+        report.compare(
+            v,
+            &at("out.normalized_chw"),
+            &only_normalise.run(&recorded).unwrap(),
+        );
     }
 }
 
@@ -364,10 +475,22 @@ fn recipe(v: &Vectors, report: &mut Report) {
 
 fn learning_rates(v: &Vectors, report: &mut Report) {
     let lr = &v.config["lr"];
-    let number = |key: &str| lr[key].as_f64().unwrap_or_else(|| panic!("{}: config.lr.{key}", v.file));
-    let optim = OptimConfig { lr: number("base_lr"), lr_base_size: Some(512), ..OptimConfig::default() };
+    let number = |key: &str| {
+        lr[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{}: config.lr.{key}", v.file))
+    };
+    let optim = OptimConfig {
+        lr: number("base_lr"),
+        lr_base_size: Some(512),
+        ..OptimConfig::default()
+    };
     let peak = optim.peak_lr(number("global_batch") as usize);
-    assert!((peak - number("scaled_lr")).abs() < 1e-12, "{}: scaled_lr", v.file);
+    assert!(
+        (peak - number("scaled_lr")).abs() < 1e-12,
+        "{}: scaled_lr",
+        v.file
+    );
     let schedule = Schedule {
         warmup_epochs: number("warmup_epochs"),
         warmup_lr: number("warmup_lr"),
@@ -376,7 +499,9 @@ fn learning_rates(v: &Vectors, report: &mut Report) {
     };
     let epochs = number("epochs") as usize;
     let count = v.shape("f64.out.lr_after_step")[0];
-    let found: Vec<f64> = (0..count).map(|epoch| schedule.lr(peak, epochs, 1, epoch)).collect();
+    let found: Vec<f64> = (0..count)
+        .map(|epoch| schedule.lr(peak, epochs, 1, epoch))
+        .collect();
     report.compare_f64(v, "f64.out.lr_after_step", &found, 1e-12);
 }
 
@@ -385,7 +510,10 @@ fn repeated_augmentation(v: &Vectors, report: &mut Report) {
     let number = |key: &str| config[key].as_u64().unwrap() as usize;
     let permutation: Vec<usize> = v.i64("in.ra.permutation").iter().map(|&i| i as usize).collect();
     for rank in 0..number("replicas") {
-        let replica = Replica { rank, of: number("replicas") };
+        let replica = Replica {
+            rank,
+            of: number("replicas"),
+        };
         let picks = vitesse::data::repeated_augmentation(&permutation, number("repeats"), replica);
         let found: Vec<f64> = picks.iter().map(|pick| pick.index as f64).collect();
         report.compare_f64(v, &format!("out.ra.rank{rank}"), &found, 0.0);
@@ -396,12 +524,21 @@ fn adamw_and_ema(v: &Vectors, report: &mut Report) {
     let config = &v.config["adamw"];
     let number = |key: &str| config[key].as_f64().unwrap();
     let names = ["bias", "dist_token", "pos_embed", "weight"];
-    let shapes: Vec<Vec<usize>> = names.iter().map(|name| v.shape(&format!("in.adamw.init.{name}"))).collect();
-    let tensors: Vec<(&str, &[usize])> =
-        names.iter().zip(&shapes).map(|(name, shape)| (*name, shape.as_slice())).collect();
+    let shapes: Vec<Vec<usize>> = names
+        .iter()
+        .map(|name| v.shape(&format!("in.adamw.init.{name}")))
+        .collect();
+    let tensors: Vec<(&str, &[usize])> = names
+        .iter()
+        .zip(&shapes)
+        .map(|(name, shape)| (*name, shape.as_slice()))
+        .collect();
     let optim = OptimConfig {
         weight_decay: number("weight_decay"),
-        betas: [config["betas"][0].as_f64().unwrap(), config["betas"][1].as_f64().unwrap()],
+        betas: [
+            config["betas"][0].as_f64().unwrap(),
+            config["betas"][1].as_f64().unwrap(),
+        ],
         eps: number("eps"),
         ..OptimConfig::default()
     };
@@ -409,19 +546,77 @@ fn adamw_and_ema(v: &Vectors, report: &mut Report) {
     let mut slots: Vec<Slot> = tensors
         .iter()
         .zip(groups)
-        .map(|((name, shape), group)| Slot::new(*name, shape, group, v.f32(&format!("in.adamw.init.{name}")), true))
+        .map(|((name, shape), group)| {
+            Slot::new(*name, shape, group, v.f32(&format!("in.adamw.init.{name}")), true)
+        })
         .collect();
-    let steps = (0..).take_while(|step| v.has(&format!("in.adamw.grad{step}.weight"))).count();
+    let steps = (0..)
+        .take_while(|step| v.has(&format!("in.adamw.grad{step}.weight")))
+        .count();
     for step in 0..steps {
-        let gradients: Vec<Option<Vec<f32>>> =
-            names.iter().map(|name| Some(v.f32(&format!("in.adamw.grad{step}.{name}")))).collect();
-        let numbers = Step { t: step as u64 + 1, lr: number("lr"), ema_decay: number("ema_decay") };
+        let gradients: Vec<Option<Vec<f32>>> = names
+            .iter()
+            .map(|name| Some(v.f32(&format!("in.adamw.grad{step}.{name}"))))
+            .collect();
+        let numbers = Step {
+            t: step as u64 + 1,
+            lr: number("lr"),
+            ema_decay: number("ema_decay"),
+        };
         adamw::step(&optim, &mut slots, &gradients, 1.0, numbers);
         for slot in &slots {
             report.compare(v, &format!("out.adamw.step{step}.{}", slot.name), &slot.weight);
         }
     }
     for slot in &slots {
-        report.compare(v, &format!("out.ema.{}", slot.name), slot.ema.as_ref().expect("an average is kept"));
+        report.compare(
+            v,
+            &format!("out.ema.{}", slot.name),
+            slot.ema.as_ref().expect("an average is kept"),
+        );
     }
+}
+
+fn mixing(v: &Vectors, report: &mut Report) {
+    let mix = &v.config["mix"];
+    let lam = mix["lam"].as_f64().unwrap();
+    let smoothing = mix["smoothing"].as_f64().unwrap();
+    let classes = mix["classes"].as_u64().unwrap() as usize;
+    let labels: Vec<usize> = v
+        .i64("in.mix.labels")
+        .iter()
+        .map(|&label| label as usize)
+        .collect();
+    let shape: [usize; 4] = v.shape("in.mix.image").try_into().unwrap();
+
+    let mut images = v.f32("in.mix.image");
+    Mix::Mixup(lam).apply(&mut images, shape).unwrap();
+    report.compare(v, "out.mixup.image", &images);
+    report.compare(
+        v,
+        "out.mixup.targets",
+        &vitesse::data::targets(&labels, lam, smoothing, classes).unwrap(),
+    );
+
+    let side = |i: usize| mix["cutmix_box_y0_y1_x0_x1"][i].as_u64().unwrap() as usize;
+    let cut = CutBox {
+        top: side(0),
+        bottom: side(1),
+        left: side(2),
+        right: side(3),
+    };
+    let mut images = v.f32("in.mix.image");
+    let lam = Mix::Cutmix(cut).apply(&mut images, shape).unwrap();
+    let corrected = mix["cutmix_lam_after_area_correction"].as_f64().unwrap();
+    assert!(
+        (lam - corrected).abs() < 1e-12,
+        "{}: lambda {lam} after the cut, expected {corrected}",
+        v.file
+    );
+    report.compare(v, "out.cutmix.image", &images);
+    report.compare(
+        v,
+        "out.cutmix.targets",
+        &vitesse::data::targets(&labels, lam, smoothing, classes).unwrap(),
+    );
 }

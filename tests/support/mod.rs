@@ -14,8 +14,10 @@ const EXPECTED: [&str; 5] = ["out", "grad", "gradin", "gradout", "merged"];
 
 /// The folder of golden vectors: `VITESSE_GOLDEN`, or the project's `tests/golden`.
 pub fn golden_root() -> PathBuf {
-    std::env::var_os("VITESSE_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
+    std::env::var_os("VITESSE_GOLDEN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
+        PathBuf::from,
+    )
 }
 
 /// The project's `../shared`, if it is there; prints why a test is skipped otherwise.
@@ -39,31 +41,58 @@ impl Vectors {
     pub fn read(path: &Path) -> Self {
         let (tensors, metadata) = safetensors::read(path).unwrap_or_else(|e| panic!("{e}"));
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let text = metadata.get("config").unwrap_or_else(|| panic!("{file}: no `config` in the metadata"));
+        let text = metadata
+            .get("config")
+            .unwrap_or_else(|| panic!("{file}: no `config` in the metadata"));
         let config = serde_json::from_str(text).unwrap_or_else(|e| panic!("{file}: config: {e}"));
-        Vectors { file, config, tensors }
+        Vectors {
+            file,
+            config,
+            tensors,
+        }
     }
 
     /// The values of a key.
     pub fn f32(&self, key: &str) -> Vec<f32> {
-        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        let tensor = self
+            .tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.file));
         tensor.to_f32().into_owned()
     }
 
     pub fn shape(&self, key: &str) -> Vec<usize> {
-        self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file)).shape().to_vec()
+        self.tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.file))
+            .shape()
+            .to_vec()
     }
 
     /// Integers stored as I64.
     pub fn i64(&self, key: &str) -> Vec<i64> {
-        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
-        tensor.bytes().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+        let tensor = self
+            .tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        tensor
+            .bytes()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     /// Values stored as F64.
     pub fn f64(&self, key: &str) -> Vec<f64> {
-        let tensor = self.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", self.file));
-        tensor.bytes().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+        let tensor = self
+            .tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.file));
+        tensor
+            .bytes()
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -82,17 +111,25 @@ impl Vectors {
     }
 
     pub fn usize(&self, key: &str) -> usize {
-        self.config[key].as_u64().unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file)) as usize
+        self.config[key]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file)) as usize
     }
 
     pub fn number(&self, key: &str) -> f64 {
-        self.config[key].as_f64().unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file))
+        self.config[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{}: config.{key} is no number", self.file))
     }
 
     /// The keys that hold expected values, in order.
     fn expected(&self) -> BTreeSet<String> {
         let is_expected = |key: &&str| key.split('.').any(|part| EXPECTED.contains(&part));
-        self.tensors.names().filter(is_expected).map(str::to_owned).collect()
+        self.tensors
+            .names()
+            .filter(is_expected)
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -117,7 +154,10 @@ impl Report {
     /// The same for doubles, with a tolerance of its own.
     pub fn compare_f64(&mut self, vectors: &Vectors, key: &str, found: &[f64], tolerance: f64) {
         use vitesse::model::DType;
-        let tensor = vectors.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", vectors.file));
+        let tensor = vectors
+            .tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", vectors.file));
         let expected: Vec<f64> = match tensor.dtype() {
             DType::F64 => vectors.f64(key),
             DType::I64 => vectors.i64(key).into_iter().map(|x| x as f64).collect(),
@@ -130,7 +170,11 @@ impl Report {
         }
         self.keys += 1;
         if expected.len() != found.len() {
-            self.failures.push(format!("{at}: {} values expected, {} found", expected.len(), found.len()));
+            self.failures.push(format!(
+                "{at}: {} values expected, {} found",
+                expected.len(),
+                found.len()
+            ));
             return;
         }
         let scale = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
@@ -139,10 +183,21 @@ impl Report {
             let difference = (e - f).abs();
             // A NaN must not hide behind a comparison that is always false.
             if !(difference <= largest.0) {
-                largest = (if difference.is_nan() { f64::INFINITY } else { difference }, i);
+                largest = (
+                    if difference.is_nan() {
+                        f64::INFINITY
+                    } else {
+                        difference
+                    },
+                    i,
+                );
             }
         }
-        if self.worst.as_ref().is_none_or(|(ratio, ..)| largest.0 / scale > *ratio) {
+        if self
+            .worst
+            .as_ref()
+            .is_none_or(|(ratio, ..)| largest.0 / scale > *ratio)
+        {
             self.worst = Some((largest.0 / scale, largest.0, at.clone()));
         }
         if !(largest.0 <= tolerance * scale) {
@@ -159,10 +214,18 @@ impl Report {
 
     /// Compares 8-bit pixels: within one level everywhere, equal on at least 99.9 % of them.
     pub fn compare_levels(&mut self, vectors: &Vectors, key: &str, found: &[u8]) {
-        let expected = vectors.tensors.get(key).unwrap_or_else(|e| panic!("{}: {e}", vectors.file)).bytes();
+        let expected = vectors
+            .tensors
+            .get(key)
+            .unwrap_or_else(|e| panic!("{}: {e}", vectors.file))
+            .bytes();
         let unequal = expected.iter().zip(found).filter(|(e, f)| e != f).count();
         if unequal * 1000 > expected.len() {
-            self.failures.push(format!("{}/{key}: {unequal} of {} pixels differ", vectors.file, expected.len()));
+            self.failures.push(format!(
+                "{}/{key}: {unequal} of {} pixels differ",
+                vectors.file,
+                expected.len()
+            ));
         }
         let found: Vec<f64> = found.iter().map(|&b| f64::from(b)).collect();
         self.compare_f64(vectors, key, &found, 1.0 / 255.0);
@@ -179,7 +242,8 @@ impl Report {
         self.files += 1;
         let seen = std::mem::take(&mut self.seen);
         for key in vectors.expected().difference(&seen) {
-            self.failures.push(format!("{}/{key}: nothing compared it", vectors.file));
+            self.failures
+                .push(format!("{}/{key}: nothing compared it", vectors.file));
         }
     }
 
@@ -193,7 +257,11 @@ impl Report {
 }
 
 /// Walks `folder`, hands every file to `check`, prints the summary and what was skipped, and returns the failures.
-pub fn walk(name: &str, folder: &Path, mut check: impl FnMut(&Vectors, &mut Report)) -> Result<Report, String> {
+pub fn walk(
+    name: &str,
+    folder: &Path,
+    mut check: impl FnMut(&Vectors, &mut Report),
+) -> Result<Report, String> {
     let listing = std::fs::read_dir(folder).map_err(|e| format!("{name}: {}: {e}", folder.display()))?;
     let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -206,7 +274,9 @@ pub fn walk(name: &str, folder: &Path, mut check: impl FnMut(&Vectors, &mut Repo
                 report.finish_file(&vectors);
             }
             Some("md") => {}
-            _ => report.failures.push(format!("{}: unknown kind of file", path.display())),
+            _ => report
+                .failures
+                .push(format!("{}: unknown kind of file", path.display())),
         }
     }
     println!("{}", report.summary(name));
@@ -216,5 +286,9 @@ pub fn walk(name: &str, folder: &Path, mut check: impl FnMut(&Vectors, &mut Repo
     if report.files == 0 {
         return Err(format!("{name}: no file of vectors in {}", folder.display()));
     }
-    if report.failures.is_empty() { Ok(report) } else { Err(report.failures.join("\n")) }
+    if report.failures.is_empty() {
+        Ok(report)
+    } else {
+        Err(report.failures.join("\n"))
+    }
 }

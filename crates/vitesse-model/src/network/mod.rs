@@ -105,17 +105,17 @@ impl Network {
         let [batch, channels, height, width] = images.dims();
         let [want_channels, want_height, want_width] = self.spec.input_size();
         if [channels, height, width] != [want_channels, want_height, want_width] {
-            return Err(Error::unsupported(
-                format!("images of {channels}x{height}x{width}"),
-                format!(
+            return Err(Error::Unsupported {
+                what: format!("images of {channels}x{height}x{width}"),
+                why: format!(
                     "`{}` takes {want_channels}x{want_height}x{want_width}; resize the images, or load the \
                      checkpoint with another image size",
                     self.spec.architecture
                 ),
-            ));
+            });
         }
         if batch == 0 {
-            return Err(Error::unsupported("an empty batch".into(), "give at least one image".into()));
+            return Err(Error::Unsupported { what: "an empty batch".into(), why: "give at least one image".into() });
         }
         Ok(match &self.body {
             Body::Vit(vit) => vit.forward(images, ctx),

@@ -70,7 +70,7 @@ pub(super) fn export<M: Module>(module: &M, spec: &ModelSpec) -> Result<Tensors>
             let data = collect.0.remove(&param_id(&tensor.name)).ok_or_else(|| {
                 Error::invalid_spec(format!("the network holds no parameter for tensor `{}`", tensor.name))
             })?;
-            let values = data.to_vec::<f32>().map_err(|e| Error::invalid_spec(format!("{}: {e:?}", tensor.name)))?;
+            let values = data.try_to_vec::<f32>().map_err(|e| Error::invalid_spec(format!("{}: {e:?}", tensor.name)))?;
             tensors::Tensor::from_f32(&tensor.shape, values)?
         };
         out.insert(tensor.name, value);

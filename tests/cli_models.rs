@@ -1,0 +1,266 @@
+//! `eval`, `predict` and `run`: what they compute, and the accuracy of published weights on real images.
+
+mod cli_support;
+mod support;
+
+use std::fs;
+
+use cli_support::Place;
+use serde_json::Value;
+use vitesse::model::Tensors;
+use vitesse::model::storage::safetensors::{self, Metadata};
+
+fn number(document: &Value, key: &str) -> f64 {
+    document[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("`{key}` is no number in {document}"))
+}
+
+#[test]
+fn eval_reports_numbers() {
+    let place = Place::new();
+    let ran = place
+        .run("eval --model vit_nano_patch4_32 --data shapes --limit 60 -b 7 --json")
+        .ended(0);
+    ran.says(&["note: `vit_nano_patch4_32` is a name: its weights are fresh"]);
+    let found = ran.json();
+    for key in [
+        "top1",
+        "top5",
+        "top1_err",
+        "top5_err",
+        "loss",
+        "balanced_accuracy",
+        "param_count",
+        "macs",
+        "img_size",
+        "crop_pct",
+        "images",
+        "unreadable",
+        "images_per_second",
+        "seconds",
+        "load_seconds",
+        "forward_seconds",
+        "threads",
+    ] {
+        assert!(found[key].is_number(), "`{key}` in {found}");
+    }
+    assert_eq!(number(&found, "images"), 60.0);
+    // The name got the data set's eight classes.
+    assert_eq!(number(&found, "num_classes"), 8.0);
+    assert!((number(&found, "top1") + number(&found, "top1_err") - 100.0).abs() < 1e-6);
+    assert_eq!(
+        (found["interpolation"].as_str(), found["weights"].as_str()),
+        (Some("bicubic"), Some("fresh"))
+    );
+
+    // Neither the batch size nor the threads change the result.
+    let other =
+        place.run("eval --model vit_nano_patch4_32 --data shapes --limit 60 -b 60 --threads 1 -j 1 --json");
+    let other = other.ended(0).json();
+    assert_eq!(other["top1"], found["top1"]);
+    assert!((number(&other, "loss") - number(&found, "loss")).abs() < 1e-5);
+    assert_eq!(number(&other, "threads"), 1.0);
+
+    let text =
+        place.run("eval --model vit_nano_patch4_32 --data shapes --limit 16 --crop-pct 0.9 --img-size 48");
+    let text = text.ended(0).stdout;
+    for part in [
+        "top-1",
+        "balanced accuracy",
+        "48 x 48 pixels, crop 0.9, bicubic",
+        "images/s",
+        "waiting for images",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn eval_of_a_distilled_model_shows_both_heads() {
+    let place = Place::new();
+    let checkpoint = place.model("m", "deit_micro_distilled_patch4_32", 8);
+    assert!(checkpoint.spec.vit().unwrap().is_distilled());
+    let args = "eval --model m --data shapes --limit 24 --json --joint";
+    let found = |joint: &str| place.run(&format!("{args} {joint}")).ended(0).json();
+    let (mean, class, distillation) = (found("logit-mean"), found("class"), found("distillation"));
+    assert_eq!(class["loss"], class["heads"]["class"]["loss"]);
+    assert_eq!(
+        distillation["loss"],
+        distillation["heads"]["distillation"]["loss"]
+    );
+    assert_ne!(class["loss"], distillation["loss"]);
+    assert_ne!(mean["loss"], class["loss"]);
+    found("softmax");
+}
+
+#[test]
+fn eval_leaves_out_and_names_what_cannot_be_read() {
+    let place = Place::new();
+    place.run("data draw shapes -o drawn --count 16").ended(0);
+    place.write("drawn/000_circle/00000.png", "no picture");
+    let args = "eval --model vit_nano_patch4_32 --data drawn";
+    let found = place.run(&format!("{args} --json")).ended(0).json();
+    assert_eq!(
+        (number(&found, "images"), number(&found, "unreadable")),
+        (15.0, 1.0)
+    );
+    assert_eq!(found["unreadable_files"][0]["name"], "000_circle/00000.png");
+    let strict = place.run(&format!("{args} --strict")).ended(3);
+    assert!(
+        strict.stdout.contains("000_circle/00000.png"),
+        "{}",
+        strict.stdout
+    );
+}
+
+#[test]
+fn predict_names_classes_and_survives_a_bad_file() {
+    let place = Place::new();
+    place.model("m", "vit_nano_patch4_32", 8);
+    place.run("data draw shapes -o d --count 16").ended(0);
+    place.write("bad.jpg", "no picture");
+    let files = "d/000_circle/00000.png bad.jpg d/001_ring/00001.png";
+    let ran = place
+        .run(&format!(
+            "predict --model m --labels d/labels.csv --topk 3 --json {files}"
+        ))
+        .ended(1);
+    ran.says(&["error: `bad.jpg` cannot be decoded"]);
+    let found = ran.json();
+    let predictions = found["predictions"].as_array().unwrap();
+    assert_eq!(predictions.len(), 3);
+    assert!(
+        predictions[1]["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("bad.jpg")
+    );
+    for prediction in [&predictions[0], &predictions[2]] {
+        let classes = prediction["classes"].as_array().unwrap();
+        let scores: Vec<f64> = classes.iter().map(|class| number(class, "score")).collect();
+        assert_eq!(scores.len(), 3);
+        assert!(
+            scores.is_sorted_by(|a, b| a >= b) && scores.iter().sum::<f64>() <= 1.0,
+            "{scores:?}"
+        );
+        assert!(
+            classes
+                .iter()
+                .all(|class| class["name"].as_str().unwrap().parse::<usize>().is_err()),
+            "{classes:?}"
+        );
+    }
+    // Each file by itself says the same, whatever the batch.
+    let alone = place
+        .run("predict --model m --topk 8 -b 1 --json d/001_ring/00001.png")
+        .ended(0)
+        .json();
+    let alone = &alone["predictions"][0]["classes"];
+    assert_eq!(
+        alone[0]["class_index"],
+        predictions[2]["classes"][0]["class_index"]
+    );
+    assert!((number(&alone[0], "score") - number(&predictions[2]["classes"][0], "score")).abs() < 1e-6);
+    let sum: f64 = alone
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|class| number(class, "score"))
+        .sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    // Without names, classes are numbers.
+    assert_eq!(alone[0]["name"], alone[0]["class_index"].to_string());
+}
+
+/// The logits that `run` writes for raw tensors.
+#[test]
+fn run_writes_what_the_heads_say() {
+    let place = Place::new();
+    place.model("m", "deit_micro_distilled_patch4_32", 8);
+    let pixels: Vec<f32> = (0..5 * 3 * 32 * 32)
+        .map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0)
+        .collect();
+    let mut tensors = Tensors::new();
+    tensors
+        .insert_f32("pixel_values", &[5, 3, 32, 32], pixels)
+        .unwrap();
+    safetensors::write(&place.path("x.safetensors"), &tensors, &Metadata::new()).unwrap();
+
+    let args = "run --model m --input x.safetensors --output";
+    let report = place
+        .run(&format!("{args} y.safetensors -b 2 --json"))
+        .ended(0)
+        .json();
+    assert_eq!(report["shape"], serde_json::json!([5, 8]));
+    let read = |name: &str| safetensors::read(&place.path(name)).unwrap().0;
+    let y = read("y.safetensors");
+    let values = |key: &str| y.get_shaped(key, &[5, 8]).unwrap().to_f32().into_owned();
+    let (joint, class, distill) = (values("logits"), values("logits_class"), values("logits_distill"));
+    for ((joint, class), distill) in joint.iter().zip(&class).zip(&distill) {
+        assert_eq!(*joint, (class + distill) / 2.0);
+    }
+    // Another batch size, the same logits.
+    place.run(&format!("{args} z.safetensors -b 5")).ended(0);
+    for (a, b) in joint
+        .iter()
+        .zip(read("z.safetensors").get("logits").unwrap().to_f32().iter())
+    {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+
+    let before = fs::read(place.path("y.safetensors")).unwrap();
+    place
+        .run(&format!("{args} y.safetensors"))
+        .ended(1)
+        .says(&["`y.safetensors` exists already", "--force"]);
+    assert_eq!(fs::read(place.path("y.safetensors")).unwrap(), before);
+    place
+        .run(&format!("{args} y.safetensors --force --joint class"))
+        .ended(0);
+    assert_eq!(read("y.safetensors").get("logits").unwrap().to_f32(), class);
+}
+
+const WEIGHTS: &str = "weights/deit_tiny_patch16_224.fb_in1k";
+const IMAGES: &str = "data/imagenet-sample";
+
+/// The published weights on a thousand real images, against PyTorch and timm.
+#[test]
+fn published_weights_have_their_published_accuracy() {
+    accuracy("", 78.1, 94.0);
+}
+
+/// The same with another crop.
+#[test]
+#[ignore = "takes as long as the one above, and differs in preprocessing only"]
+fn published_weights_with_another_crop() {
+    accuracy("--crop-pct 0.875", 78.7, 93.5);
+}
+
+#[track_caller]
+fn accuracy(args: &str, top1: f64, top5: f64) {
+    let (Some(weights), Some(images)) = (support::shared(WEIGHTS), support::shared(IMAGES)) else {
+        return;
+    };
+    let command = format!(
+        "eval --model {} --data {} --json {args}",
+        weights.display(),
+        images.display()
+    );
+    let found = Place::new().run(&command).ended(0).json();
+    assert_eq!(number(&found, "images"), 1000.0);
+    println!(
+        "top-1 {}, top-5 {}, {} images/s",
+        found["top1"], found["top5"], found["images_per_second"]
+    );
+    assert!(
+        (number(&found, "top1") - top1).abs() < 0.1 + 1e-9,
+        "top-1 {}",
+        found["top1"]
+    );
+    assert!(
+        (number(&found, "top5") - top5).abs() < 0.1 + 1e-9,
+        "top-5 {}",
+        found["top5"]
+    );
+}

@@ -1,0 +1,116 @@
+//! What the tests of the command line share: running the program, and folders to run it in.
+
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use vitesse::model::Checkpoint;
+
+/// A folder of its own for one test, in which the program runs.
+pub struct Place(tempfile::TempDir);
+
+/// What a run of the program left.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        Place(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `vitesse` with arguments that are separated by spaces.
+    pub fn run(&self, args: &str) -> Ran {
+        self.run_into(args, Stdio::piped())
+    }
+
+    /// As [`Place::run`], with standard output going elsewhere.
+    pub fn run_into(&self, args: &str, stdout: Stdio) -> Ran {
+        let child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
+            .args(args.split_whitespace())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Writes a file, and the folders above it.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// Saves a checkpoint folder: a model of the zoo with fresh weights.
+    pub fn model(&self, name: &str, architecture: &str, classes: usize) -> Checkpoint {
+        let checkpoint = Checkpoint::fresh(architecture, Some(classes), None, 1).unwrap();
+        checkpoint.save(&self.path(name), false).unwrap();
+        checkpoint
+    }
+
+    /// The paths of all files and folders, with their sizes.
+    pub fn listing(&self) -> Vec<(PathBuf, u64)> {
+        let mut found = Vec::new();
+        walk(self.0.path(), &mut found);
+        found.sort();
+        found
+    }
+}
+
+fn walk(folder: &Path, found: &mut Vec<(PathBuf, u64)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.push((path.clone(), 0));
+            walk(&path, found);
+        } else {
+            let size = path.metadata().unwrap().len();
+            found.push((path, size));
+        }
+    }
+}
+
+impl Ran {
+    /// The run, which must have ended with `code`.
+    #[track_caller]
+    pub fn ended(self, code: i32) -> Ran {
+        assert_eq!(
+            self.code, code,
+            "\nstdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+
+    /// The one JSON document on standard output.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}\nstdout: {}\nstderr: {}", self.stdout, self.stderr))
+    }
+
+    /// Standard error, which must contain each of `parts`.
+    #[track_caller]
+    pub fn says(&self, parts: &[&str]) {
+        for part in parts {
+            assert!(self.stderr.contains(part), "`{part}` is not in: {}", self.stderr);
+        }
+    }
+}

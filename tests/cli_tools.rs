@@ -1,0 +1,301 @@
+//! The command line itself, and the verbs that need no model: `--help`, `inspect`, `data`, `doctor`, `quickstart`.
+
+mod cli_support;
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use cli_support::Place;
+
+const VERBS: [&str; 11] = [
+    "quickstart",
+    "eval",
+    "predict",
+    "run",
+    "inspect",
+    "data",
+    "data info",
+    "data list",
+    "data check",
+    "data draw",
+    "doctor",
+];
+
+#[test]
+fn every_verb_explains_itself() {
+    let place = Place::new();
+    for verb in VERBS {
+        let help = place.run(&format!("{verb} --help")).ended(0);
+        assert!(help.stdout.contains("Usage: vitesse"), "{verb}: {}", help.stdout);
+        assert!(
+            verb == "data" || help.stdout.contains("Examples:"),
+            "{verb} has no example"
+        );
+        assert!(help.stderr.is_empty(), "{verb}: {}", help.stderr);
+        place.run(&format!("{verb} -h")).ended(0);
+    }
+    let version = place.run("--version").ended(0);
+    assert_eq!(version.stdout, format!("vitesse {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// What the help shows, every verb does; no verb is missing from the list above.
+#[test]
+fn the_list_of_verbs_is_complete() {
+    let help = Place::new().run("--help").ended(0).stdout;
+    let verbs = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let verbs: Vec<&str> = verbs
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    for verb in verbs.iter().filter(|verb| **verb != "help") {
+        assert!(VERBS.contains(verb), "{verb} is not tested");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_document() {
+    let place = Place::new();
+    for args in [
+        "",
+        "fly",
+        "eval",
+        "eval --model x --data y --fast",
+        "inspect",
+        "inspect --list --model x",
+    ] {
+        let ran = place.run(args).ended(2);
+        assert!(
+            ran.stdout.is_empty() && !ran.stderr.is_empty(),
+            "{args}: {}",
+            ran.stdout
+        );
+    }
+    let ran = place
+        .run("eval --model x --data y --precision int3 --json")
+        .ended(2);
+    ran.says(&["--precision", "f32"]);
+    let document = ran.json();
+    assert_eq!(document["error"]["code"], "E_USAGE");
+    assert!(
+        document["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("--precision")
+    );
+}
+
+#[test]
+fn an_error_is_a_sentence_and_with_json_a_document_too() {
+    let ran = Place::new().run("inspect --model ./nothing --json").ended(1);
+    ran.says(&["error: ", "./nothing"]);
+    let error = &ran.json()["error"];
+    assert_eq!(error["code"], "E_IO");
+    assert!(
+        error["message"].as_str().unwrap().contains("./nothing"),
+        "{error}"
+    );
+}
+
+/// `vitesse inspect --list | head -1`
+#[test]
+fn a_reader_that_stops_reading_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
+        .args(["data", "list", "--data", "shapes", "--split", "train", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_standard_output_is_an_error() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran = Place::new().run_into("inspect --list", full.into()).ended(1);
+    ran.says(&["error: cannot write to standard output"]);
+}
+
+#[test]
+fn inspect_lists_the_zoo() {
+    let place = Place::new();
+    let zoo = place.run("inspect --list --json").ended(0).json();
+    let models = zoo["models"].as_array().unwrap();
+    let tiny = models
+        .iter()
+        .find(|model| model["name"] == "deit_tiny_patch16_224")
+        .unwrap();
+    assert_eq!(tiny["param_count"], 5_717_416);
+    assert_eq!(tiny["input_size"], serde_json::json!([3, 224, 224]));
+    let text = place.run("inspect --list").ended(0).stdout;
+    assert_eq!(text.lines().count(), models.len() + 2);
+}
+
+#[test]
+fn inspect_shows_a_checkpoint() {
+    let place = Place::new();
+    let checkpoint = place.model("m", "deit_micro_distilled_patch4_32", 8);
+    let found = place.run("inspect --model m --tensors --json").ended(0).json();
+    assert_eq!(found["architecture"], "deit_micro_distilled_patch4_32");
+    assert_eq!(
+        found["param_count"],
+        checkpoint.spec.costs().unwrap().parameters()
+    );
+    assert_eq!(
+        found["file"]["tensors"].as_array().unwrap().len(),
+        checkpoint.tensors.len()
+    );
+    assert_eq!(found["file"]["dtypes"]["F32"], checkpoint.tensors.parameters());
+    assert_eq!(found["file"]["sha256"].as_str().unwrap().len(), 64);
+    let layers = found["layers"].as_array().unwrap();
+    let sum: u64 = layers.iter().map(|layer| layer["macs"].as_u64().unwrap()).sum();
+    assert_eq!(found["macs"], sum);
+    let text = place.run("inspect --model m").ended(0).stdout;
+    for part in [
+        "blocks.5.attn",
+        "3 heads, q/k 32, v 32",
+        "384 hidden",
+        "head_dist",
+        "bicubic",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // A name is described without weights; a name with a tag means weights that are not there.
+    assert!(
+        place
+            .run("inspect --model deit_base_patch16_224 --json")
+            .ended(0)
+            .json()["file"]
+            .is_null()
+    );
+    place
+        .run("inspect --model deit_base_patch16_224.fb_in1k")
+        .ended(1)
+        .says(&["fb_in1k", "hint: fetch"]);
+}
+
+#[test]
+fn data_is_counted_listed_drawn_and_checked() {
+    let place = Place::new();
+    let info = place
+        .run("data info --data shapes:location --json")
+        .ended(0)
+        .json();
+    let parts = info["parts"].as_array().unwrap();
+    let splits: Vec<&str> = parts.iter().map(|part| part["split"].as_str().unwrap()).collect();
+    assert_eq!(splits, ["train", "validation", "test"]);
+    assert_eq!(info["classes"].as_array().unwrap().len(), 9);
+
+    let drawn = place
+        .run("data draw shapes:location -o drawn --count 45")
+        .ended(0)
+        .stdout;
+    assert!(drawn.contains("45 pictures of 9 classes in `drawn`"), "{drawn}");
+    let png = fs::read(place.path("drawn/000_top_left/00000.png"));
+    assert!(
+        png.is_ok_and(|png| png.starts_with(b"\x89PNG")),
+        "{:?}",
+        place.listing()
+    );
+
+    let info = place.run("data info --data drawn").ended(0).stdout;
+    assert!(
+        info.contains("45 images") && info.contains("32 x 32 pixels") && info.contains("top left"),
+        "{info}"
+    );
+    let list = place.run("data list --data drawn").ended(0).stdout;
+    assert_eq!(list, fs::read_to_string(place.path("drawn/labels.csv")).unwrap());
+
+    place.run("data check --data drawn").ended(0);
+    place.write("drawn/000_top_left/00000.png", b"\x89PNG");
+    let check = place.run("data check --data drawn --json").ended(3).json();
+    assert_eq!(check["images"], 45);
+    assert_eq!(check["unreadable"].as_array().unwrap().len(), 1);
+    assert!(
+        check["unreadable"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("00000.png"),
+        "{check}"
+    );
+
+    place
+        .run("data draw shapes -o drawn")
+        .ended(1)
+        .says(&["`drawn` exists already", "--force"]);
+    place.run("data draw shapes -o drawn --count 8 --force").ended(0);
+    place.run("data check --data drawn").ended(0);
+}
+
+/// A class folder set without a validation part holds some of train back, and says so.
+#[test]
+fn data_info_says_what_is_held_back() {
+    let place = Place::new();
+    place.run("data draw shapes:count -o drawn --count 24").ended(0);
+    fs::remove_file(place.path("drawn/labels.csv")).unwrap();
+    fs::create_dir(place.path("set")).unwrap();
+    fs::rename(place.path("drawn"), place.path("set/train")).unwrap();
+    place.run("data draw shapes:count -o drawn --count 6").ended(0);
+    fs::remove_file(place.path("drawn/labels.csv")).unwrap();
+    fs::rename(place.path("drawn"), place.path("set/test")).unwrap();
+    let info = place.run("data info --data set").ended(0).stdout;
+    for part in [
+        "train",
+        "validation",
+        "held back from train",
+        "test",
+        "6 images",
+        "000_1",
+    ] {
+        assert!(info.contains(part), "{part}: {info}");
+    }
+    // A whole without parts is shown as one.
+    let whole = place.run("data info --data set/test --json").ended(0).json();
+    assert_eq!(whole["parts"][0]["split"], "all");
+    assert_eq!(whole["parts"][0]["images"], 6);
+}
+
+#[test]
+fn doctor_measures_this_machine() {
+    let found = Place::new().run("doctor --threads 2 --json").ended(0).json();
+    assert!(found["machine"]["cores"].as_u64().unwrap() >= 1);
+    let peaks = found["peaks"].as_array().unwrap();
+    assert_eq!(peaks.len(), 2);
+    for peak in peaks {
+        assert!(peak["memory_bytes_per_second"].as_f64().unwrap() > 1e8, "{peak}");
+        assert!(peak["f32_flops"].as_f64().unwrap() > 1e8, "{peak}");
+    }
+    assert!(!found["advice"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn quickstart_runs_the_chain() {
+    let place = Place::new();
+    let story = place.run("quickstart -o q").ended(0).stdout;
+    for part in [
+        "draw",
+        "build",
+        "eval",
+        "predict",
+        "fresh",
+        "chance",
+        "vitesse eval --model q/model",
+    ] {
+        assert!(story.contains(part), "{part}: {story}");
+    }
+    place.run("inspect --model q/model").ended(0);
+    place
+        .run("predict --model q/model q/images/000_circle/00000.png")
+        .ended(0);
+    place
+        .run("quickstart -o q")
+        .ended(1)
+        .says(&["`q` exists already"]);
+}
