@@ -1,0 +1,125 @@
+//! Standard error: notes, errors, progress. And the one thing that comes the other way: Ctrl-C.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vitesse::report::format;
+
+use super::failure::{Exit, Failure, Result};
+
+/// Where a verb speaks to whoever waits for it.
+#[derive(Debug)]
+pub(crate) struct Console {
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Console {
+    /// Takes over Ctrl-C and the system's request to end: the first asks the running verb to stop where nothing is left
+    /// half done, the second stops at once.
+    pub(crate) fn start() -> Result<Console> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&interrupted);
+        let handler = move || {
+            if seen.swap(true, Ordering::SeqCst) {
+                std::process::exit(Exit::Interrupted as i32);
+            }
+            line("note", "stopping; once more to stop at once");
+        };
+        ctrlc::set_handler(handler)
+            .map_err(|error| Failure::new("E_INTERNAL", format!("cannot listen for Ctrl-C: {error}")))?;
+        Ok(Console { interrupted })
+    }
+
+    /// Says something that is no error.
+    pub(crate) fn note(&self, text: &str) {
+        line("note", text);
+    }
+
+    /// An error once the user has asked to stop. Long verbs ask between two pieces of work.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::SeqCst) {
+            Err(Failure::interrupted())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Begins to show progress over `total` things called `unit`, such as `images`.
+    pub(crate) fn progress(&self, unit: &'static str, total: usize) -> Progress<'_> {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+            let template =
+                format!("{{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left");
+            // The template is right or the default is shown.
+            if let Ok(style) = ProgressStyle::with_template(&template) {
+                bar.set_style(style);
+            }
+            bar
+        });
+        let now = Instant::now();
+        Progress {
+            console: self,
+            bar,
+            unit,
+            total,
+            begun: now,
+            spoken: now,
+        }
+    }
+}
+
+/// How long standard error stays silent where it is no terminal.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Progress of one piece of work: a bar on a terminal, else a line every ten seconds.
+#[derive(Debug)]
+pub(crate) struct Progress<'a> {
+    console: &'a Console,
+    bar: Option<ProgressBar>,
+    unit: &'static str,
+    total: usize,
+    begun: Instant,
+    spoken: Instant,
+}
+
+impl Progress<'_> {
+    /// Says that `done` things are done. An error once the user has asked to stop.
+    pub(crate) fn at(&mut self, done: usize) -> Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+        } else if self.spoken.elapsed() >= INTERVAL {
+            self.spoken = Instant::now();
+            let rate = done as f64 / self.begun.elapsed().as_secs_f64();
+            let left = self.total.saturating_sub(done) as f64 / rate;
+            let (of, unit) = (self.total, self.unit);
+            let text = format!("{done}/{of} {unit}, {rate:.1}/s, {} left", format::duration(left));
+            line("progress", &text);
+        }
+        self.console.check()
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Writes `kind: text` to standard error. Names of files may hold terminal control sequences: they are shown, not obeyed.
+/// Where standard error is closed there is nobody to tell.
+pub(super) fn line(kind: &str, text: &str) {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    let _ = writeln!(io::stderr().lock(), "{kind}: {shown}");
+}

@@ -1,0 +1,190 @@
+//! `doctor`: what this machine offers, and how fast its memory and its arithmetic are.
+
+mod bandwidth;
+#[cfg(feature = "train")]
+mod gemm;
+mod machine;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use vitesse::report::{Table, format, right};
+
+use super::Console;
+use super::args::{positive, start_threads};
+use super::failure::Result;
+use super::outcome::{Outcome, pairs};
+use machine::Machine;
+
+/// Tell what this machine offers: cores, memory, instruction sets, measured peaks
+///
+/// Two peaks bound everything a model can do: how many bytes a second come out of memory (a triad, `a = b + s·c`, over
+/// arrays larger than the caches) and how many multiply-adds a second the cores do (products of 1024 x 1024 matrices in
+/// f32). Each is measured with one thread and with more. Takes a few seconds; other programs running meanwhile make it
+/// worse.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse doctor
+  vitesse doctor --threads 4
+  vitesse doctor --json > machine.json")]
+pub(super) struct Args {
+    /// The most threads to measure with [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<NonZeroUsize>,
+}
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        start_threads(self.threads)?;
+        Outcome::new(&examine(rayon::current_num_threads(), console)?)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    backend: Option<String>,
+    machine: Machine,
+    /// With one thread, then with more.
+    peaks: Vec<Peak>,
+    advice: String,
+}
+
+/// What a number of threads reaches.
+#[derive(Debug, Serialize)]
+struct Peak {
+    threads: usize,
+    memory_bytes_per_second: f64,
+    f32_flops: Option<f64>,
+}
+
+fn examine(threads: usize, console: &Console) -> Result<Report> {
+    let machine = Machine::look();
+    let mut peaks = Vec::new();
+    for threads in powers_of_two_up_to(threads) {
+        console.check()?;
+        peaks.push(Peak {
+            threads,
+            memory_bytes_per_second: bandwidth::measure(threads, &machine),
+            f32_flops: f32_flops(threads)?,
+        });
+    }
+    let advice = advice(&machine, &peaks);
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        backend: backend(),
+        machine,
+        peaks,
+        advice,
+    })
+}
+
+/// 1, 2, 4, … and the number itself.
+fn powers_of_two_up_to(threads: usize) -> Vec<usize> {
+    let mut counts: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2))
+        .take_while(|&n| n < threads)
+        .collect();
+    counts.push(threads);
+    counts
+}
+
+#[cfg(feature = "train")]
+fn f32_flops(threads: usize) -> Result<Option<f64>> {
+    gemm::measure(threads).map(Some)
+}
+
+#[cfg(not(feature = "train"))]
+fn f32_flops(_: usize) -> Result<Option<f64>> {
+    Ok(None)
+}
+
+/// What does the arithmetic.
+fn backend() -> Option<String> {
+    cfg!(feature = "train").then(|| "Burn 0.22.1, flex (CPU), f32".to_owned())
+}
+
+/// The one thing to know about this machine.
+fn advice(machine: &Machine, peaks: &[Peak]) -> String {
+    if machine.lacks_simd() {
+        return "the processor has none of the vector instructions that make models fast (AVX2 with FMA, or NEON): \
+                expect a tenth of the usual speed"
+            .to_owned();
+    }
+    let (Some(one), Some(all)) = (peaks.first(), peaks.last()) else {
+        return String::new();
+    };
+    let fastest = |peak: &&Peak| peak.f32_flops.unwrap_or(peak.memory_bytes_per_second);
+    let best = peaks
+        .iter()
+        .max_by(|a, b| fastest(a).total_cmp(&fastest(b)))
+        .map_or(1, |peak| peak.threads);
+    if best < all.threads {
+        return format!(
+            "{best} of {} threads are fastest here: try `--threads {best}`",
+            all.threads
+        );
+    }
+    let gain = fastest(&all) / fastest(&one);
+    if all.threads > 1 && gain < 0.6 * all.threads as f64 {
+        return format!(
+            "{} threads compute only {gain:.1} times as much as one: the cores share units or other programs are running",
+            all.threads
+        );
+    }
+    format!(
+        "the default of {} thread{} suits this machine",
+        all.threads,
+        if all.threads == 1 { "" } else { "s" }
+    )
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let machine = &self.machine;
+        let unknown = || "not known".to_owned();
+        let mut rows = vec![
+            ("vitesse", self.version.to_owned()),
+            (
+                "arithmetic",
+                self.backend
+                    .clone()
+                    .unwrap_or_else(|| "none in this build".to_owned()),
+            ),
+            ("system", format!("{} {}", machine.os, machine.arch)),
+            ("processor", machine.processor.clone().unwrap_or_else(unknown)),
+            ("cores", machine.cores.to_string()),
+            (
+                "largest cache",
+                machine.largest_cache_bytes.map_or_else(unknown, format::bytes),
+            ),
+            ("memory", machine.memory_bytes.map_or_else(unknown, format::bytes)),
+            (
+                "available",
+                machine.available_bytes.map_or_else(unknown, format::bytes),
+            ),
+        ];
+        rows.push(("instructions", machine.instructions.join(" ")));
+        f.write_str(&pairs(rows))?;
+        let mut table = Table::new([right("threads"), right("memory"), right("f32 arithmetic")]);
+        for peak in &self.peaks {
+            table.push([
+                peak.threads.to_string(),
+                format::si(peak.memory_bytes_per_second, "B/s"),
+                peak.f32_flops
+                    .map_or_else(|| format::MISSING.to_owned(), |flops| format::si(flops, "FLOP/s")),
+            ]);
+        }
+        write!(f, "\n{table}\n{}\n", capitalised(&self.advice))
+    }
+}
+
+fn capitalised(sentence: &str) -> String {
+    let mut chars = sentence.chars();
+    let first = chars
+        .next()
+        .map(|c| c.to_uppercase().to_string())
+        .unwrap_or_default();
+    format!("{first}{}.", chars.as_str())
+}

@@ -1,0 +1,154 @@
+//! Why a verb did not do what was asked: one sentence, a stable code, a hint, an exit status.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::json;
+use vitesse::{data, model};
+
+use super::console;
+use super::outcome;
+
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    CheckNotMet = 3,
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// What went wrong, for people and for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Failure {
+    #[serde(skip)]
+    exit: Exit,
+    code: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// Something could not be done.
+    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Failure {
+        Failure {
+            exit: Exit::Failed,
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// The command line asks for something that cannot be meant.
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure {
+            exit: Exit::Usage,
+            ..Failure::new("E_USAGE", message)
+        }
+    }
+
+    /// The system refused to `action` (a verb) a file.
+    pub(crate) fn io(action: &str, path: &Path, error: impl Display) -> Failure {
+        Failure::new("E_IO", format!("cannot {action} `{}`: {error}", path.display()))
+    }
+
+    /// Someone pressed Ctrl-C, or the system asked the program to end.
+    pub(crate) fn interrupted() -> Failure {
+        Failure {
+            exit: Exit::Interrupted,
+            ..Failure::new("E_INTERRUPTED", "interrupted; nothing was written")
+        }
+    }
+
+    /// The same with a hint what to try.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// Tells people, on standard error.
+    pub(crate) fn tell(&self) {
+        console::line("error", &self.message);
+        if let Some(hint) = &self.hint {
+            console::line("hint", hint);
+        }
+    }
+
+    /// Tells people, and programs on standard output if that is where they look.
+    pub(crate) fn print(&self, json: bool) -> Exit {
+        self.tell();
+        if json {
+            self.print_document();
+        }
+        self.exit
+    }
+
+    /// The failure as the only document on standard output.
+    pub(crate) fn print_document(&self) {
+        // Whoever closed or filled standard output has been told on standard error already.
+        let _ = outcome::write_json(&format!("{:#}", json!({ "error": self })));
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<model::Error> for Failure {
+    fn from(error: model::Error) -> Failure {
+        Failure::new(error.code(), error.to_string())
+    }
+}
+
+impl From<data::Error> for Failure {
+    fn from(error: data::Error) -> Failure {
+        use data::Error as E;
+        let code = match &error {
+            E::Io { .. } => "E_IO",
+            E::Decode { .. } => "E_IMAGE_DECODE",
+            E::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
+            E::DataSet { .. } => "E_DATA_SET",
+            E::NoSplit { .. } => "E_DATA_SPLIT",
+            E::Setting { .. } => "E_SETTING",
+            E::NoLabel { .. } => "E_DATA_LABEL",
+            _ => "E_DATA",
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+#[cfg(feature = "train")]
+impl From<vitesse_train::Error> for Failure {
+    fn from(error: vitesse_train::Error) -> Failure {
+        use vitesse_train::Error as E;
+        let code = match error {
+            E::Model(error) => return error.into(),
+            E::Data(error) => return error.into(),
+            E::Interrupted => return Failure::interrupted(),
+            E::Io { .. } => "E_IO",
+            E::Label { .. } => "E_DATA_LABEL",
+            E::NoClasses { .. } => "E_MODEL_NO_CLASSES",
+            E::Preprocess { .. } | E::InputSize { .. } => "E_MODEL_INPUT",
+            E::Empty { .. } => "E_DATA_EMPTY",
+            E::NothingReadable { .. } => "E_DATA_UNREADABLE",
+            _ => "E_TRAIN",
+        };
+        Failure::new(code, error.to_string())
+    }
+}

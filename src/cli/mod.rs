@@ -1,0 +1,110 @@
+//! The command line: what is typed, and how it becomes a run.
+//!
+//! Every verb is one file of the same shape: `Args`, as typed (clap); `Plan`, as meant (checked, with defaults filled in);
+//! and a report, which is at once a JSON document and text for people. Documents go to standard output, everything else
+//! (notes, progress, errors) to standard error.
+
+mod args;
+#[cfg(feature = "train")]
+mod classify;
+mod console;
+mod data;
+mod doctor;
+#[cfg(feature = "train")]
+mod eval;
+mod failure;
+mod inspect;
+#[cfg(feature = "train")]
+mod labels;
+mod model;
+mod outcome;
+#[cfg(feature = "train")]
+mod predict;
+#[cfg(feature = "train")]
+mod quickstart;
+#[cfg(feature = "train")]
+mod run;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use console::Console;
+use failure::{Exit, Failure, Result};
+use outcome::Outcome;
+
+/// Makes Vision Transformers small, adapts them to new tasks and runs them fast.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vitesse",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 a check was not met, 130 interrupted.
+With --json, standard output holds exactly one JSON document: the result, or
+{\"error\": {\"code\", \"message\", \"hint\"}}. Notes and progress go to standard error.
+
+New here? `vitesse quickstart` shows the whole chain without a download.
+`vitesse help VERB` explains one verb, with examples."
+)]
+pub(crate) struct Cli {
+    /// Write the result as one JSON document
+    #[arg(long, global = true, display_order = 100)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    #[cfg(feature = "train")]
+    Quickstart(quickstart::Args),
+    #[cfg(feature = "train")]
+    Eval(eval::Args),
+    #[cfg(feature = "train")]
+    Predict(predict::Args),
+    #[cfg(feature = "train")]
+    Run(run::Args),
+    Inspect(inspect::Args),
+    Data(data::Args),
+    Doctor(doctor::Args),
+}
+
+impl Cli {
+    pub(crate) fn run(self, console: &Console) -> Result<Outcome> {
+        match self.verb {
+            #[cfg(feature = "train")]
+            Verb::Quickstart(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Eval(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Predict(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Run(args) => args.run(console),
+            Verb::Inspect(args) => args.run(),
+            Verb::Data(args) => args.run(console),
+            Verb::Doctor(args) => args.run(console),
+        }
+    }
+}
+
+/// What clap has to say instead of a command line: help and the version to standard output, a wrong usage to standard
+/// error (and, where JSON is asked for, as a document).
+pub(crate) fn refuse(error: &clap::Error) -> Exit {
+    // A closed pipe is no one's fault.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return Exit::Done;
+    }
+    if std::env::args_os().any(|arg| arg == "--json") {
+        // Only the first paragraph says what is wrong; the rest is how to call the program.
+        let text = error.render().to_string();
+        let sentence = text
+            .trim_start_matches("error: ")
+            .split("\n\n")
+            .next()
+            .unwrap_or_default();
+        Failure::usage(sentence.trim_end()).print_document();
+    }
+    Exit::Usage
+}

@@ -1,0 +1,218 @@
+//! `run`: raw tensors in, raw logits out, to compare with other programs or to feed them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use vitesse::model::network::Fusion;
+use vitesse::model::storage::safetensors::{self, Metadata};
+use vitesse::model::{Checkpoint, Tensors};
+use vitesse::report::format;
+use vitesse_train::evaluate::{Classifier, Evaluated};
+
+use super::Console;
+use super::args::ComputeArgs;
+use super::classify::{Joint, network};
+use super::failure::{Failure, Result};
+use super::model::ModelArgs;
+use super::outcome::Outcome;
+
+/// Run a model on tensors from a file and write its logits to a file
+///
+/// The input holds one tensor `pixel_values` [images, channels, height, width] of a floating-point type, normalised as the
+/// checkpoint says: nothing is resized, cropped or normalised here. The output holds `logits` [images, classes] in f32, and
+/// for a distilled model also `logits_class` and `logits_distill`, its heads; a model without classes writes its features.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse run --model ./deit_tiny_patch16_224.fb_in1k --input x.safetensors --output y.safetensors
+
+In Python, x.safetensors is made by
+  safetensors.torch.save_file({\"pixel_values\": x}, \"x.safetensors\")")]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// File to read: safetensors with `pixel_values`
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+    /// File to write: safetensors with `logits`
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+    /// How the two heads of a distilled model answer together
+    #[arg(long, value_enum, default_value_t = Joint::LogitMean, help_heading = "Model")]
+    joint: Joint,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// The name of the input tensor.
+const PIXELS: &str = "pixel_values";
+
+/// What is meant: everything opened and checked.
+struct Plan {
+    checkpoint: Checkpoint,
+    /// Normalised images, in one piece.
+    images: Vec<f32>,
+    /// `[images, channels, height, width]`.
+    shape: [usize; 4],
+    output: PathBuf,
+    fusion: Fusion,
+    batch_size: usize,
+}
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        self.compute.start()?;
+        may_write(&self.output, self.force)?;
+        let checkpoint = self.model.load(None, console)?;
+        let (images, shape) = read_images(&self.input, checkpoint.spec.input_size())?;
+        let plan = Plan {
+            checkpoint,
+            images,
+            shape,
+            output: self.output,
+            fusion: self.joint.fusion(),
+            batch_size: self.compute.batch_size.get(),
+        };
+        Outcome::new(&plan.run(console)?)
+    }
+}
+
+/// Whether `path` may become the output: a new file in a folder that exists, or with `force` in the place of a file.
+fn may_write(path: &Path, force: bool) -> Result<()> {
+    let refuse = |sentence: String, hint: &str| Err(Failure::new("E_EXISTS", sentence).hint(hint));
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_file() => refuse(
+            format!("`{}` exists and is not a regular file", path.display()),
+            "choose another name",
+        ),
+        Ok(_) if !force => refuse(
+            format!("`{}` exists already", path.display()),
+            "choose another name, or replace it with --force",
+        ),
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            // Known before any work is done.
+            if folder.is_dir() {
+                Ok(())
+            } else {
+                Err(Failure::io("write", path, "its folder does not exist"))
+            }
+        }
+    }
+}
+
+/// The images of a file, for a model that takes images of `size`.
+fn read_images(path: &Path, size: [usize; 3]) -> Result<(Vec<f32>, [usize; 4])> {
+    let [channels, height, width] = size;
+    let expected = format!("[images, {channels}, {height}, {width}]");
+    let bad = |found: String| {
+        let sentence = format!(
+            "`{}`: tensor `{PIXELS}` should have shape {expected}, but {found}",
+            path.display()
+        );
+        Err(Failure::new("E_TENSOR_SHAPE", sentence))
+    };
+    let (tensors, _) = safetensors::read(path)?;
+    let Ok(tensor) = tensors.get(PIXELS) else {
+        let names: Vec<&str> = tensors.names().take(5).collect();
+        let found = if names.is_empty() {
+            "no tensor".to_owned()
+        } else {
+            format!("`{}`", names.join("`, `"))
+        };
+        let sentence = format!(
+            "`{}` has no tensor `{PIXELS}` {expected}; it has {found}",
+            path.display()
+        );
+        return Err(Failure::new("E_TENSOR_MISSING", sentence));
+    };
+    if !tensor.dtype().is_float() {
+        let dtype = tensor.dtype();
+        let sentence = format!(
+            "`{}`: tensor `{PIXELS}` should be of type F32, but is {dtype}",
+            path.display()
+        );
+        return Err(Failure::new("E_TENSOR_TYPE", sentence).hint("scale and normalise the pixels first"));
+    }
+    match *tensor.shape() {
+        [0, ..] => bad("holds no image".to_owned()),
+        [images, c, h, w] if [c, h, w] == size => Ok((tensor.to_f32().into_owned(), [images, c, h, w])),
+        ref other => bad(format!("has {other:?}")),
+    }
+}
+
+impl Plan {
+    fn run(&self, console: &Console) -> Result<Report> {
+        let (network, device) = network(&self.checkpoint)?;
+        let mut classifier = Evaluated {
+            network: &network,
+            device: &device,
+        };
+        let [images, channels, height, width] = self.shape;
+        let (mut joint, mut class, mut distillation) = (Vec::new(), Vec::new(), Vec::new());
+        let mut progress = console.progress("images", images);
+        let begun = Instant::now();
+        let mut done = 0;
+        for batch in self.images.chunks(self.batch_size * channels * height * width) {
+            let count = batch.len() / (channels * height * width);
+            let heads = classifier.classify(batch.to_vec(), [count, channels, height, width])?;
+            joint.extend(heads.joint(self.fusion, heads.class.len() / count));
+            class.extend(heads.class);
+            distillation.extend(heads.distillation.into_iter().flatten());
+            done += count;
+            progress.at(done)?;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        drop(progress);
+
+        let shape = [images, joint.len() / images];
+        let mut tensors = Tensors::new();
+        tensors.insert_f32("logits", &shape, joint)?;
+        if !distillation.is_empty() {
+            tensors.insert_f32("logits_class", &shape, class)?;
+            tensors.insert_f32("logits_distill", &shape, distillation)?;
+        }
+        safetensors::write(&self.output, &tensors, &Metadata::new())?;
+        Ok(Report {
+            model: self.checkpoint.spec.architecture.clone(),
+            output: self.output.display().to_string(),
+            tensors: tensors.names().map(str::to_owned).collect(),
+            shape,
+            seconds,
+            images_per_second: images as f64 / seconds,
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    output: String,
+    tensors: Vec<String>,
+    /// `[images, classes]`, of each of the tensors.
+    shape: [usize; 2],
+    seconds: f64,
+    images_per_second: f64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (names, [images, classes]) = (self.tensors.join("`, `"), self.shape);
+        writeln!(f, "`{names}` [{images}, {classes}] written to `{}`", self.output)?;
+        let seconds = format::duration(self.seconds);
+        writeln!(
+            f,
+            "{images} images in {seconds}, {:.1} images/s",
+            self.images_per_second
+        )
+    }
+}

@@ -1,0 +1,22 @@
+//! The program `vitesse`: parse → plan → run → report. Each verb is one file in `cli/`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Console};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse(&error).into(),
+    };
+    let json = cli.json;
+    let outcome = Console::start().and_then(|console| cli.run(&console));
+    match outcome.and_then(|outcome| outcome.print(json)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.print(json).into(),
+    }
+}
