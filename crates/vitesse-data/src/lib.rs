@@ -41,6 +41,7 @@
 //! # }
 //! ```
 
+mod augment;
 mod dataset;
 mod decode;
 mod error;
@@ -49,7 +50,12 @@ mod loader;
 mod preprocess;
 mod resize;
 mod sampler;
+#[cfg(test)]
+mod testing;
 
+pub use augment::{
+    Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
+};
 pub use dataset::{DataSet, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, open};
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};

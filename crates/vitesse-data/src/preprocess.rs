@@ -65,15 +65,7 @@ impl Preprocess {
     /// # Errors
     /// [`Error::Setting`] naming the first field that is not.
     pub fn validate(&self) -> Result<()> {
-        let [channels, height, width] = self.input_size;
-        if channels != 3 || !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
-            let expected = format!("[3, height, width] with sides from 1 to {MAX_SIDE}");
-            return Err(Error::setting(
-                "input_size",
-                &format!("{:?}", self.input_size),
-                expected,
-            ));
-        }
+        check_input_size(self.input_size)?;
         if !(0.01..=100.0).contains(&self.crop_pct) {
             return Err(Error::setting(
                 "crop_pct",
@@ -185,6 +177,15 @@ pub(crate) fn normalise(image: &Image, mean: [f32; 3], std: [f32; 3]) -> Vec<f32
         out.extend(pixels.iter().map(|pixel| table[usize::from(pixel[channel])]));
     }
     out
+}
+
+pub(crate) fn check_input_size(input_size: [usize; 3]) -> Result<()> {
+    let [channels, height, width] = input_size;
+    if channels != 3 || !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
+        let expected = format!("[3, height, width] with sides from 1 to {MAX_SIDE}");
+        return Err(Error::setting("input_size", &format!("{input_size:?}"), expected));
+    }
+    Ok(())
 }
 
 pub(crate) fn check_normalisation(mean: [f32; 3], std: [f32; 3]) -> Result<()> {

@@ -381,26 +381,7 @@ fn vertical_pass(input: Part<'_>, axis: &Axis, columns: std::ops::Range<usize>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A picture with flat parts, edges and noise.
-    fn picture(width: usize, height: usize) -> Image {
-        let mut state = 12_345u32;
-        let data = (0..width * height * RGB).map(|i| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            match i / RGB % width / 4 % 3 {
-                0 => 255,
-                1 => (i % 251) as u8,
-                _ => (state >> 24) as u8,
-            }
-        });
-        Image::new(width, height, data.collect()).unwrap()
-    }
-
-    fn checksum(image: &Image) -> u32 {
-        image.data().iter().fold(0, |sum: u32, &byte| {
-            sum.wrapping_mul(31).wrapping_add(u32::from(byte))
-        })
-    }
+    use crate::testing::{checksum, picture};
 
     #[test]
     fn pillow_gives_the_same_bytes() {
