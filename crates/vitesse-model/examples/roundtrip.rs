@@ -14,7 +14,9 @@ use vitesse_model::{Checkpoint, LoadOptions};
 
 fn run(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let [source, target, flags @ ..] = arguments else {
-        return Err("usage: roundtrip SOURCE TARGET [--num-classes N] [--img-size N] [--architecture NAME]".into());
+        return Err(
+            "usage: roundtrip SOURCE TARGET [--num-classes N] [--img-size N] [--architecture NAME]".into(),
+        );
     };
     let mut options = LoadOptions::default();
     for flag in flags.chunks(2) {

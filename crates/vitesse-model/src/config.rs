@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub(crate) use fields::Fields;
+pub(crate) use network::believe;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
 use crate::spec::ModelSpec;
@@ -137,7 +138,8 @@ impl Config {
             num_classes,
             network: network::read_delta(base, vitesse)?,
         };
-        spec.validate().map_err(|error| match error {
+        let believed = network::believe(&spec.network).and_then(|()| spec.validate());
+        believed.map_err(|error| match error {
             Error::InvalidSpec(sentence) => Error::invalid_spec(format!("`{}`: {sentence}", file.display())),
             other => other,
         })?;

@@ -43,7 +43,7 @@ pub enum Error {
     },
 
     /// No architecture of this name is known.
-    #[error("unknown architecture `{name}`{}", did_you_mean(.similar))]
+    #[error("unknown architecture `{name}`{}", known_architectures(.similar))]
     UnknownArchitecture {
         /// The name asked for.
         name: String,
@@ -522,6 +522,13 @@ fn did_you_mean(similar: &[String]) -> String {
     match similar {
         [] => String::new(),
         names => format!("; did you mean `{}`?", names.join("`, `")),
+    }
+}
+
+fn known_architectures(similar: &[String]) -> String {
+    match similar {
+        [] => format!("; known are {}", crate::zoo::names().collect::<Vec<_>>().join(", ")),
+        names => did_you_mean(names),
     }
 }
 

@@ -152,6 +152,17 @@ fn what_timm_cannot_express_stands_under_one_key() {
     model.layers = [0, 0, 1, 1, 2, 2].map(|core| LayerSpec { core }).to_vec();
     let file = round_trip(&spec, &config);
     assert_eq!(file["vitesse"]["share"]["layers"][3], json!({ "core": 1 }));
+
+    // A convolutional network at another size needs no words of ours, with other stages it does.
+    let (mut spec, config) = zoo("regnety_002");
+    if let NetworkSpec::RegNet(regnet) = &mut spec.network {
+        regnet.img_size = [64, 96];
+    }
+    assert_eq!(round_trip(&spec, &config).get("vitesse"), None);
+    if let NetworkSpec::RegNet(regnet) = &mut spec.network {
+        regnet.stages[0].depth += 1;
+    }
+    assert_eq!(round_trip(&spec, &config)["vitesse"]["stages"][0]["depth"], 2);
 }
 
 /// A model that need not make sense to anyone, drawn from a seed.
@@ -272,8 +283,63 @@ fn draw_config(rng: &mut Rng, in_chans: usize) -> Config {
     config
 }
 
+/// Replaces something in a file by something else.
+fn spoil(value: &mut Value, rng: &mut Rng) {
+    let inner: Vec<&mut Value> = match value {
+        Value::Object(map) => map.values_mut().collect(),
+        Value::Array(list) => list.iter_mut().collect(),
+        _ => Vec::new(),
+    };
+    let count = inner.len();
+    if count > 0 && rng.below(5) > 0 {
+        let chosen = rng.below(count);
+        inner
+            .into_iter()
+            .skip(chosen)
+            .take(1)
+            .for_each(|value| spoil(value, rng));
+        return;
+    }
+    let others = [
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(u64::MAX),
+        json!(1u64 << 33),
+        json!(0.5),
+        json!(1e300),
+        json!(true),
+        json!(null),
+        json!(""),
+        json!("avg"),
+        json!([]),
+        json!([1, 1]),
+        json!([u64::MAX, 2]),
+        json!({}),
+    ];
+    *value = others[rng.below(others.len())].clone();
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_value_makes_reading_panic(seed: u64) {
+        let mut rng = Key::new(seed).rng();
+        let spec = draw_spec(&mut rng);
+        prop_assume!(spec.validate().is_ok());
+        let config = draw_config(&mut rng, spec.input_size()[0]);
+        let mut file: Value = serde_json::from_str(&config.to_json(&spec).unwrap()).unwrap();
+        for _ in 0..3 {
+            spoil(&mut file, &mut rng);
+        }
+        // Whatever is read can be counted and written again.
+        if let Ok((spec, config)) = parse(&file) {
+            prop_assert!(spec.costs().is_ok());
+            let text = config.to_json(&spec).unwrap();
+            prop_assert_eq!(parse(&serde_json::from_str(&text).unwrap()).unwrap().0, spec);
+        }
+    }
 
     #[test]
     fn any_model_reads_back_exactly(seed: u64) {
@@ -416,7 +482,7 @@ fn errors_name_file_key_expected_and_found() {
             json!(true),
             "`false` where `global_pool` is `token`",
         ),
-        ("model_args.init_values", json!(1e-5), "absent"),
+        ("model_args.init_values", json!(1e-5), "left out"),
         ("model_args.pre_norm", json!(true), "false"),
         (
             "vitesse.schema",
@@ -470,6 +536,7 @@ fn errors_name_file_key_expected_and_found() {
         own(json!({ "architecture": "vit_nano_patch4_32" }))
             .contains("timm builds as `deit_tiny_patch16_224`")
     );
+    assert!(own(json!({ "norm_eps": 0.0 })).contains("must be a positive number, but is 0"));
     // What no model can be is said with the file's name.
     let block = json!({ "attn": null, "mlp": { "hidden": 0 } });
     assert!(

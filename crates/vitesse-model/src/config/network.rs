@@ -19,9 +19,15 @@ use super::fields::Fields;
 use crate::spec::{BlockSpec, LayerSpec, ModelSpec, NetworkSpec, Pool, PrefixToken, RegNetSpec, VitSpec};
 use crate::{Error, Result, zoo};
 
-/// The longest image side, widest stream and deepest model that are believed.
+/// The longest image side that is believed, and the most channels or tokens besides patches.
 const SIDE: usize = 4096;
-const WIDTH: usize = 16384;
+/// The most patches.
+const PATCHES: usize = 1 << 20;
+/// The widest stream, and the widest attention, all heads together.
+const WIDTH: usize = 1 << 14;
+/// The most hidden units.
+const HIDDEN: usize = 1 << 18;
+/// The deepest model.
 const DEPTH: usize = 256;
 
 /// Arguments that change how a model is trained or which images it would take besides its own size, not what it
@@ -158,8 +164,8 @@ impl VitArgs {
             return Err(args.wrong("num_heads", &expected, Some(&json!(self.num_heads))));
         }
         let expected = "a positive number, the hidden width of the MLP relative to the stream's";
-        self.mlp_ratio = match args.take("mlp_ratio", expected)? {
-            Some(ratio) if !(ratio > 0.0 && ratio <= WIDTH as f64) => {
+        self.mlp_ratio = match args.take::<f64>("mlp_ratio", expected)? {
+            Some(ratio) if !(ratio > 0.0 && ratio.is_finite()) => {
                 return Err(args.wrong("mlp_ratio", expected, Some(&json!(ratio))));
             }
             ratio => ratio.unwrap_or(self.mlp_ratio),
@@ -189,56 +195,27 @@ impl VitArgs {
         Ok(())
     }
 
-    /// The arguments that differ from `base`'s, as they stand in the file.
-    fn write(&self, base: &VitArgs) -> Map<String, Value> {
-        let mut out = Map::new();
-        let mut put = |key: &str, differs: bool, value: Value| {
-            if differs {
-                out.insert(key.to_owned(), value);
-            }
-        };
-        put("img_size", self.img_size != base.img_size, json!(self.img_size));
-        put(
-            "patch_size",
-            self.patch_size != base.patch_size,
-            json!(self.patch_size),
-        );
-        put("in_chans", self.in_chans != base.in_chans, json!(self.in_chans));
-        put(
-            "embed_dim",
-            self.embed_dim != base.embed_dim,
-            json!(self.embed_dim),
-        );
-        put("depth", self.depth != base.depth, json!(self.depth));
-        put(
-            "num_heads",
-            self.num_heads != base.num_heads,
-            json!(self.num_heads),
-        );
-        put(
-            "mlp_ratio",
-            self.mlp_ratio != base.mlp_ratio,
-            json!(self.mlp_ratio),
-        );
-        put("qkv_bias", self.qkv_bias != base.qkv_bias, json!(self.qkv_bias));
-        put(
-            "class_token",
-            self.class_token != base.class_token,
-            json!(self.class_token),
-        );
-        put(
-            "reg_tokens",
-            self.reg_tokens != base.reg_tokens,
-            json!(self.reg_tokens),
-        );
-        put(
-            "no_embed_class",
-            self.no_embed_class != base.no_embed_class,
-            json!(self.no_embed_class),
-        );
-        put("global_pool", self.pool != base.pool, json!(pool_name(self.pool)));
-        put("fc_norm", self.pool == Pool::Avg, json!(false));
-        out
+    /// The arguments as they stand in a file.
+    fn to_value(&self) -> Value {
+        let mut args = json!({
+            "img_size": self.img_size,
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "qkv_bias": self.qkv_bias,
+            "class_token": self.class_token,
+            "reg_tokens": self.reg_tokens,
+            "no_embed_class": self.no_embed_class,
+            "global_pool": pool_name(self.pool),
+        });
+        if self.pool == Pool::Avg {
+            // timm's own choice would be the norm after pooling.
+            args["fc_norm"] = json!(false);
+        }
+        args
     }
 }
 
@@ -303,7 +280,7 @@ pub(super) fn read_base(
         .keys()
         .find(|key| args.has(key) && !TRAINING_ARGS.contains(&key.as_str()))
     {
-        Some(key) => Err(args.wrong(key, "absent: it is no argument that is known here", args.get(key))),
+        Some(key) => Err(args.wrong(key, "left out, since no model here has it", args.get(key))),
         None => Ok(base),
     }
 }
@@ -328,6 +305,55 @@ pub(super) fn read_delta(base: NetworkSpec, mut fields: Fields<'_>) -> Result<Ne
         }
         NetworkSpec::RegNet(regnet) => NetworkSpec::RegNet(replace_fields(regnet, &fields)?),
     })
+}
+
+/// Refuses sizes that no model has, and a norm that would divide by nothing, before anything is computed or allocated from them.
+pub(crate) fn believe(network: &NetworkSpec) -> Result<()> {
+    // A RegNet's spec looks after itself.
+    let NetworkSpec::Vit(vit) = network else {
+        return Ok(());
+    };
+    let within = |what: &str, size: usize, limit: usize| {
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::invalid_spec(format!(
+            "{what} is {size}, but at most {limit} is believed"
+        )))
+    };
+    let total = |widths: &[usize]| {
+        widths
+            .iter()
+            .fold(0, |sum: usize, width| sum.saturating_add(*width))
+    };
+    if !(vit.norm_eps.is_finite() && vit.norm_eps > 0.0) {
+        let eps = vit.norm_eps;
+        return Err(Error::invalid_spec(format!(
+            "the epsilon of the layer norms must be a positive number, but is {eps}"
+        )));
+    }
+    within("the image height", vit.img_size[0], SIDE)?;
+    within("the image width", vit.img_size[1], SIDE)?;
+    within("the patch size", vit.patch_size, SIDE)?;
+    within("the number of patches", vit.patches(), PATCHES)?;
+    within("the number of channels", vit.in_chans, SIDE)?;
+    within("the number of prefix tokens", vit.prefix.len(), SIDE)?;
+    within("the width", vit.embed_dim, WIDTH)?;
+    within(
+        "the number of blocks",
+        vit.cores.len().max(vit.layers.len()),
+        DEPTH,
+    )?;
+    for core in &vit.cores {
+        if let Some(attn) = &core.attn {
+            within("the width of the queries of a block", total(&attn.qk_dims), WIDTH)?;
+            within("the width of the values of a block", total(&attn.v_dims), WIDTH)?;
+        }
+        if let Some(mlp) = &core.mlp {
+            within("the number of hidden units of a block", mlp.hidden, HIDDEN)?;
+        }
+    }
+    Ok(())
 }
 
 /// A network as it stands in a file.
@@ -361,7 +387,7 @@ pub(super) fn write(spec: &ModelSpec) -> Result<Written> {
                     delta.insert("share".into(), json!({ "layers": vit.layers }));
                 }
             }
-            (args.write(&base), delta)
+            (differences(&args.to_value(), &base.to_value()), delta)
         }
         (NetworkSpec::RegNet(regnet), NetworkSpec::RegNet(base)) => {
             let base = RegNetSpec {

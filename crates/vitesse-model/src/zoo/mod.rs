@@ -29,7 +29,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// What `name` stands for. A trailing tag, as in `deit_tiny_patch16_224.fb_in1k`, says where weights come from and is
-/// ignored. An unknown name is an error that suggests the names closest to it.
+/// ignored. An unknown name is an error with the names closest to it, or with all.
 pub fn get(name: &str) -> Result<Entry> {
     let bare = name.split_once('.').map_or(name, |(bare, _tag)| bare);
     vit::get(bare)
@@ -88,6 +88,11 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_closest() {
         let text = get("deit_tinny_patch16_224").unwrap_err().to_string();
         assert!(text.contains("did you mean `deit_tiny_patch16_224`"), "{text}");
-        assert_eq!(get("resnet50").unwrap_err().code(), "E_ARCH_UNKNOWN");
+        let stranger = get("swiss_cheese").unwrap_err();
+        assert_eq!(stranger.code(), "E_ARCH_UNKNOWN");
+        assert!(
+            stranger.to_string().contains("known are vit_nano_patch4_32, "),
+            "{stranger}"
+        );
     }
 }

@@ -44,7 +44,9 @@ const TIMM: [Row; 17] = [
 ];
 
 #[rustfmt::skip]
-const OURS: [Row; 4] = [
+const OURS: [Row; 6] = [
+    ("deit_nano_patch8_32",              Deit,       32,  8,   64,  4,  2, 1.0),
+    ("deit_nano_distilled_patch8_32",    Distilled,  32,  8,   64,  4,  2, 1.0),
     ("vit_nano_patch4_32",               Vit,        32,  4,   64,  4,  2, 1.0),
     ("vit_micro_patch4_32",              Vit,        32,  4,   96,  6,  3, 1.0),
     ("deit_micro_patch4_32",             Deit,       32,  4,   96,  6,  3, 1.0),
