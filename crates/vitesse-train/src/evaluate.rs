@@ -292,3 +292,130 @@ impl Tally {
         (self.joint.finish(), heads)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{noise, prepared, vit};
+
+    fn network() -> Network {
+        let model = vit(4);
+        Network::new(&model.spec, &model.tensors, "test", &Device::flex()).unwrap()
+    }
+
+    fn run(data: &DataSet, batch_size: usize, fusion: Fusion) -> Result<Evaluation> {
+        let (network, device) = (network(), Device::flex());
+        let options = EvalOptions {
+            batch_size,
+            workers: 1,
+            fusion,
+        };
+        let mut model = Evaluated {
+            network: &network,
+            device: &device,
+        };
+        evaluate(&mut model, data, &prepared(), options, &mut |_| {
+            ControlFlow::Continue(())
+        })
+    }
+
+    #[test]
+    fn the_batch_size_changes_nothing_and_torn_files_are_named() {
+        let data = noise(23);
+        let whole = run(&data, 23, Fusion::LogitMean).unwrap();
+        let names: Vec<&str> = whole
+            .failures
+            .iter()
+            .map(|failure| failure.name.as_str())
+            .collect();
+        assert_eq!((names, whole.joint.samples), (vec!["noise-5", "noise-15"], 21));
+        for size in [1, 4] {
+            let parts = run(&data, size, Fusion::LogitMean).unwrap();
+            assert_eq!(parts.joint.confusion, whole.joint.confusion);
+            assert!((parts.joint.loss - whole.joint.loss).abs() < 1e-6);
+            assert_eq!(parts.failures, whole.failures);
+        }
+    }
+
+    #[test]
+    fn every_fusion_is_the_networks() {
+        let network = network();
+        let images = Tensor::from_data(
+            TensorData::new(vec![0.3f32; 2 * 3 * 64], [2, 3, 8, 8]),
+            &Device::flex(),
+        );
+        let logits = network.forward(images, &mut Ctx::eval()).unwrap();
+        let mut heads = Heads {
+            class: rows(&logits.class).unwrap(),
+            distillation: Some(rows(logits.distillation.as_ref().unwrap()).unwrap()),
+        };
+        let mut one = logits.clone();
+        for _ in 0..2 {
+            for fusion in [
+                Fusion::LogitMean,
+                Fusion::SoftmaxMean,
+                Fusion::Class,
+                Fusion::Distillation,
+            ] {
+                let expected = rows(&one.clone().joint(fusion)).unwrap();
+                let found = heads.joint(fusion, 3);
+                assert!(
+                    found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6),
+                    "{fusion:?}"
+                );
+            }
+            // Again with one head.
+            (heads.distillation, one.distillation) = (None, None);
+        }
+    }
+
+    #[test]
+    fn heads_are_measured_by_themselves() {
+        let (data, evaluation) = (noise(9), run(&noise(9), 4, Fusion::SoftmaxMean).unwrap());
+        let heads = evaluation.heads.unwrap();
+        let alone = run(&data, 4, Fusion::Distillation).unwrap();
+        assert_eq!(heads.distillation, alone.joint);
+        assert_eq!(heads.class, run(&data, 4, Fusion::Class).unwrap().joint);
+        let json = serde_json::to_value(&run(&noise(8), 4, Fusion::Class).unwrap()).unwrap();
+        assert_eq!(json["failures"], serde_json::json!(["noise-5"]));
+        assert!(json["timing"]["forward_seconds"].is_number());
+    }
+
+    #[test]
+    fn what_cannot_be_evaluated_is_refused() {
+        assert!(matches!(
+            run(&noise(0), 4, Fusion::Class),
+            Err(Error::Empty { .. })
+        ));
+        assert!(matches!(
+            run(&noise(9).subset(&[5]), 4, Fusion::Class),
+            Err(Error::NothingReadable { .. })
+        ));
+        let (network, device) = (network(), Device::flex());
+        let mut model = Evaluated {
+            network: &network,
+            device: &device,
+        };
+        let options = EvalOptions {
+            batch_size: 2,
+            workers: 1,
+            ..EvalOptions::default()
+        };
+        let broken = evaluate(&mut model, &noise(9), &prepared(), options, &mut |progress| {
+            if progress.done >= 4 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        assert!(matches!(broken, Err(Error::Interrupted)));
+        let wrong = Preprocess {
+            input_size: [3, 16, 16],
+            ..prepared()
+        };
+        let refused = evaluate(&mut model, &noise(9), &wrong, options, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(refused, Err(Error::InputSize { .. })));
+    }
+}

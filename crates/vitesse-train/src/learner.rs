@@ -310,24 +310,10 @@ fn scalar(loss: &Tensor<1>) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::loss::{Kind, target_rows};
-    use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
-    use vitesse_model::{Checkpoint, ModelSpec};
+    use crate::testing::{CLASSES, prepared, regnet, vit};
+    use vitesse_model::Checkpoint;
 
-    fn checkpoint(seed: u64) -> Checkpoint {
-        let prefix = vec![PrefixToken::Class, PrefixToken::Distillation];
-        let spec = ModelSpec {
-            architecture: "deit_micro_distilled_patch4_32".into(),
-            num_classes: 5,
-            network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 3, 3, prefix)),
-        };
-        let tensors = spec.init(seed).unwrap();
-        Checkpoint {
-            spec,
-            tensors,
-            config: Default::default(),
-            source: Default::default(),
-        }
-    }
+    const SAMPLES: usize = 7;
 
     fn settings(accumulate: usize) -> Settings {
         Settings {
@@ -351,19 +337,23 @@ mod tests {
 
     fn lesson(step: u64) -> Lesson {
         let mut rng = Key::new(9).at(step).rng();
+        let labels: Vec<usize> = (0..SAMPLES).map(|i| i % CLASSES).collect();
         Lesson {
-            images: (0..7 * 3 * 64).map(|_| rng.normal() as f32).collect(),
-            shape: [7, 3, 8, 8],
-            targets: target_rows(&[0, 1, 2, 3, 4, 0, 1], 5, 0.1).unwrap(),
+            images: (0..SAMPLES * 3 * 64).map(|_| rng.normal() as f32).collect(),
+            shape: [SAMPLES, 3, 8, 8],
+            targets: target_rows(&labels, CLASSES, 0.1).unwrap(),
         }
     }
 
+    fn learner_of(student: &Checkpoint, settings: Settings, trained: &dyn Fn(&str) -> bool) -> Learner {
+        let device = Device::flex();
+        let state = State::new(student, &settings.optim, true, trained).unwrap();
+        let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &device).unwrap();
+        Learner::new(state, settings, Some(teacher), &device).unwrap()
+    }
+
     fn learner(accumulate: usize, trained: &dyn Fn(&str) -> bool) -> Learner {
-        let (student, device) = (checkpoint(1), Device::flex());
-        let state = State::new(&student, &OptimConfig::default(), true, trained).unwrap();
-        let prepared = crate::prepare::preprocess(&student.spec, &student.config.pretrained_cfg).unwrap();
-        let teacher = Teacher::new(&checkpoint(2), &student.spec, &prepared, &device).unwrap();
-        Learner::new(state, settings(accumulate), Some(teacher), &device).unwrap()
+        learner_of(&vit(1), settings(accumulate), trained)
     }
 
     fn largest_difference(a: &State, b: &State) -> f32 {
@@ -389,7 +379,6 @@ mod tests {
             );
         }
         let difference = largest_difference(whole.state(), parts.state());
-        // Adam divides by the gradient's size, so that rounding counts most where a gradient is nearly zero.
         assert!(difference < 1e-5, "{difference}");
         assert!(
             largest_difference(whole.state(), learner(1, &|_| true).state()) > 1e-3,
@@ -419,24 +408,50 @@ mod tests {
     #[test]
     fn a_state_continues_with_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.safetensors");
-        let mut learner = learner(1, &|name| name != "pos_embed");
+        for (student, count) in [(vit(1), 0), (regnet(1), 18)] {
+            let path = folder.path().join(&student.spec.architecture);
+            let mut whole = learner_of(&student, settings(1), &|name| name != "pos_embed");
+            whole.step(&lesson(0), 1e-3).unwrap();
+            whole.state().save(&path).unwrap();
+            let loaded = State::load(&path, &whole.settings.optim).unwrap();
+            assert!(loaded == *whole.state());
+            assert_eq!(loaded.buffers.len(), count);
+            let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &Device::flex()).unwrap();
+            let mut resumed = Learner::new(loaded, settings(1), Some(teacher), &Device::flex()).unwrap();
+            assert_eq!(
+                whole.step(&lesson(1), 1e-3).unwrap(),
+                resumed.step(&lesson(1), 1e-3).unwrap()
+            );
+            assert!(whole.state() == resumed.state());
+        }
+    }
+
+    #[test]
+    fn running_statistics_move_in_training_and_only_there() {
+        let student = regnet(1);
+        let mut learner = learner_of(&student, settings(1), &|_| true);
+        let before = learner.state().buffers.clone();
         learner.step(&lesson(0), 1e-3).unwrap();
-        learner.state().save(&path).unwrap();
-        let state = State::load(&path, &OptimConfig::default()).unwrap();
-        assert!(state == *learner.state());
-        let Learner {
-            settings,
-            teacher,
-            device,
-            ..
-        } = learner;
-        let device = device.without_autodiff();
-        let mut a = Learner::new(state.clone(), settings.clone(), None, &device).unwrap();
-        let mut b = Learner::new(state, settings, teacher, &device).unwrap();
-        assert!(matches!(a.step(&lesson(1), 1e-3), Err(Error::TeacherMissing)));
-        b.step(&lesson(1), 1e-3).unwrap();
-        assert_eq!(b.state().progress.step, 2);
+        let after = learner.state().buffers.clone();
+        assert!(
+            !after.is_empty()
+                && before
+                    .iter()
+                    .zip(&after)
+                    .all(|(old, new)| old.values != new.values)
+        );
+        let average = after[0].ema.as_ref().unwrap()[0];
+        assert!((average - (0.9 * before[0].values[0] + 0.1 * after[0].values[0])).abs() < 1e-6);
+        let mut still = learner_of(
+            &student,
+            Settings {
+                eval_mode: true,
+                ..settings(1)
+            },
+            &|_| true,
+        );
+        still.step(&lesson(0), 1e-3).unwrap();
+        assert_eq!(still.state().buffers, before);
     }
 
     #[test]
@@ -444,7 +459,7 @@ mod tests {
         let mut learner = learner(2, &|_| true);
         let before = learner.state().clone();
         let mut broken = lesson(0);
-        broken.targets[34] = f32::NAN;
+        *broken.targets.last_mut().unwrap() = f32::NAN;
         let error = learner.step(&broken, 1e-3).unwrap_err();
         assert!(
             matches!(error, Error::NotFinite { what: "the loss", .. }),
@@ -453,5 +468,15 @@ mod tests {
         broken.targets.pop();
         assert!(matches!(learner.step(&broken, 1e-3), Err(Error::Shape { .. })));
         assert!(*learner.state() == before);
+    }
+
+    #[test]
+    fn a_teacher_that_is_asked_for_must_be_there() {
+        let state = State::new(&vit(1), &OptimConfig::default(), true, &|_| true).unwrap();
+        let mut learner = Learner::new(state, settings(1), None, &Device::flex()).unwrap();
+        assert!(matches!(
+            learner.step(&lesson(0), 1e-3),
+            Err(Error::TeacherMissing)
+        ));
     }
 }

@@ -109,7 +109,8 @@ impl Counter {
             self.samples += 1;
             self.loss += match self.scores {
                 Scores::Logits => log_sum_exp(row) - f64::from(score),
-                Scores::Probabilities => -f64::from(score).ln(),
+                // What has underflowed to zero counts as the smallest probability there is.
+                Scores::Probabilities => -f64::from(score.max(f32::MIN_POSITIVE)).ln(),
             };
             let rank = rank(row, label, score);
             self.top5 += usize::from(rank < 5);

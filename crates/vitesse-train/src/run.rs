@@ -102,29 +102,40 @@ const SUMMARY: &str = "summary.csv";
 const METRICS: &str = "metrics.jsonl";
 
 impl RunFolder {
-    /// Opens the folder of a new run, with its recipe, or of one that is resumed, whose recipe must be the same but
-    /// for what does not change the result.
+    /// Refuses what [`RunFolder::open`] would refuse, and touches nothing.
     ///
     /// # Errors
     /// A folder that exists and is neither replaced nor resumed, or holds no run to replace or resume, or one of
     /// another recipe.
+    pub fn check(path: &Path, recipe: &Recipe, existing: Existing) -> Result<()> {
+        let occupied = path.is_file() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        match existing {
+            Existing::Resume => same_recipe(path, recipe),
+            Existing::Refuse if occupied => Err(Error::RunExists {
+                path: path.to_owned(),
+            }),
+            Existing::Replace if occupied && !path.join(RECIPE).is_file() => Err(Error::NotARun {
+                path: path.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the folder of a new run, with its recipe, or of one that is resumed, whose recipe must be the same but
+    /// for what does not change the result.
+    ///
+    /// # Errors
+    /// As [`RunFolder::check`], and whatever the file system says.
     pub fn open(path: &Path, recipe: &Recipe, existing: Existing) -> Result<RunFolder> {
+        RunFolder::check(path, recipe, existing)?;
         let run = RunFolder {
             path: path.to_owned(),
         };
-        let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) || path.is_file();
-        match existing {
-            Existing::Resume => {
-                run.same_recipe(recipe)?;
-                return Ok(run);
-            }
-            Existing::Replace if occupied => run.delete()?,
-            Existing::Refuse if occupied => {
-                return Err(Error::RunExists {
-                    path: path.to_owned(),
-                });
-            }
-            _ => {}
+        if existing == Existing::Resume {
+            return Ok(run);
+        }
+        if existing == Existing::Replace {
+            run.delete()?;
         }
         fs::create_dir_all(path.join("last")).map_err(Error::io("create", path))?;
         let text = recipe.to_toml()?;
@@ -149,37 +160,8 @@ impl RunFolder {
         Recipe::read(&file, &[])
     }
 
-    fn same_recipe(&self, recipe: &Recipe) -> Result<()> {
-        let neutral = |recipe: &Recipe| {
-            let mut recipe = recipe.clone();
-            (recipe.train.workers, recipe.train.save_every) = Default::default();
-            recipe
-        };
-        let saved = RunFolder::recipe(&self.path)?;
-        if neutral(&saved) == neutral(recipe) {
-            return Ok(());
-        }
-        let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);
-        let differing = asked
-            .lines()
-            .find(|line| !saved.lines().any(|other| other == *line));
-        let reason = format!(
-            "its recipe is another one (`{}` is new); resume with the recipe it was started with, or start a new run",
-            differing.unwrap_or("a value")
-        );
-        Err(Error::Resume {
-            path: self.path.clone(),
-            reason,
-        })
-    }
-
     /// Removes what a run writes, and nothing else.
     fn delete(&self) -> Result<()> {
-        if !self.path.join(RECIPE).is_file() {
-            return Err(Error::NotARun {
-                path: self.path.clone(),
-            });
-        }
         for folder in ["last", "best", "epochs", "final"] {
             let folder = self.path.join(folder);
             if folder.is_dir() {
@@ -202,7 +184,12 @@ impl RunFolder {
 
     /// The file of the state to resume from.
     pub fn state(&self) -> PathBuf {
-        self.path.join("last").join("state.safetensors")
+        RunFolder::state_in(&self.path)
+    }
+
+    /// The file of the state of the run in `path`, if it has saved one.
+    pub fn state_in(path: &Path) -> PathBuf {
+        path.join("last").join("state.safetensors")
     }
 
     /// The checkpoint with the best validation accuracy.
@@ -273,6 +260,31 @@ impl RunFolder {
             .map(|line| EpochRecord::parse(line).ok_or_else(broken))
             .collect()
     }
+}
+
+/// Whether the run in `path` has this recipe, but for what does not change the result.
+fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
+    let neutral = |recipe: &Recipe| {
+        let mut recipe = recipe.clone();
+        (recipe.train.workers, recipe.train.save_every) = Default::default();
+        recipe
+    };
+    let saved = RunFolder::recipe(path)?;
+    if neutral(&saved) == neutral(recipe) {
+        return Ok(());
+    }
+    let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);
+    let differing = asked
+        .lines()
+        .find(|line| !saved.lines().any(|other| other == *line));
+    let reason = format!(
+        "its recipe is another one (`{}` is new); resume with the recipe it was started with, or start a new run",
+        differing.unwrap_or("a value")
+    );
+    Err(Error::Resume {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 /// A log in append mode, holding only those whole lines of the old one that `keep` keeps.

@@ -28,19 +28,14 @@ pub fn run(
     events: &mut dyn Events,
 ) -> Result<Outcome> {
     recipe.validate()?;
+    RunFolder::check(path, recipe, existing)?;
     let (learn, validation) = recipe.data.open()?;
-    // What can be refused is refused before the folder is touched.
-    let fresh = match existing {
-        Existing::Resume => None,
-        _ => Some(recipe.model.checkpoint(&learn, recipe.train.seed)?),
-    };
-    let folder = RunFolder::open(path, recipe, existing)?;
-    let saved = folder.state();
-    let state = match fresh {
-        None if saved.is_file() => State::load(&saved, &recipe.optim)?,
-        // Killed before its first state was saved: the beginning is where it was left.
-        None => recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?,
-        Some(checkpoint) => recipe.first_state(&checkpoint, events)?,
+    let saved = RunFolder::state_in(path);
+    // A run that was killed before its first state was saved goes on where it was left: at the beginning.
+    let state = if existing == Existing::Resume && saved.is_file() {
+        State::load(&saved, &recipe.optim)?
+    } else {
+        recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?
     };
     let teacher = match &recipe.distill.teacher {
         Some(teacher) if recipe.distill.distils() => {
@@ -56,7 +51,7 @@ pub fn run(
         teacher,
         device: device.clone(),
     };
-    train(recipe, start, &folder, stop, events)
+    train(recipe, start, path, existing, stop, events)
 }
 
 impl Recipe {

@@ -122,3 +122,68 @@ impl Teacher {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::rows;
+    use crate::testing::{prepared, regnet, vit};
+
+    #[test]
+    fn it_sees_the_same_picture_in_its_own_normalisation() {
+        let (student, device) = (vit(1).spec, Device::flex());
+        let mut checkpoint = regnet(2);
+        let same = Teacher::new(&checkpoint, &student, &prepared(), &device).unwrap();
+        let cfg = &mut checkpoint.config.pretrained_cfg;
+        (cfg.mean, cfg.std) = (vec![0.5, 0.4, 0.3], vec![0.5, 0.25, 1.0]);
+        let other = Teacher::new(&checkpoint, &student, &prepared(), &device).unwrap();
+
+        // One picture, normalised for each.
+        let shape = [2, 3, 8, 8];
+        let level = |i: usize| (i % 17) as f32 / 17.0;
+        let normalise = |mean: [f32; 3], std: [f32; 3]| -> Vec<f32> {
+            (0..2 * 3 * 64)
+                .map(|i| (level(i) - mean[i / 64 % 3]) / std[i / 64 % 3])
+                .collect()
+        };
+        let students = normalise(prepared().mean, prepared().std);
+        let own = normalise([0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
+        let expected = rows(&same.logits(&own, shape).unwrap()).unwrap();
+        let found = rows(&other.logits(&students, shape).unwrap()).unwrap();
+        assert!(
+            found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{found:?} {expected:?}"
+        );
+        assert!(rows(&same.logits(&students, shape).unwrap()).unwrap() != expected);
+    }
+
+    #[test]
+    fn one_that_cannot_teach_is_refused_in_a_sentence() {
+        let (student, device) = (vit(1), Device::flex());
+        let mut teacher = vit(2);
+        teacher.set_num_classes(4, 0).unwrap();
+        let error = Teacher::new(&teacher, &student.spec, &prepared(), &device)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("it knows 4 classes and the student 3"), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("teacher");
+        let mut teacher = regnet(2);
+        teacher
+            .set_img_size([16, 16], vitesse_model::pos_embed::Flavour::Deit)
+            .unwrap();
+        let error = Teacher::new(&teacher, &student.spec, &prepared(), &device)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("images of [3, 16, 16] and the student of [3, 8, 8]"),
+            "{error}"
+        );
+        // Loaded from a folder, it is made to fit.
+        teacher.save(&path, false).unwrap();
+        let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
+        assert_eq!(teacher.logits(&[0.0; 192], [1, 3, 8, 8]).unwrap().dims(), [1, 3]);
+        assert!(teacher.logits(&[f32::NAN; 192], [1, 3, 8, 8]).is_err());
+    }
+}

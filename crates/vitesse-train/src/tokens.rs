@@ -134,6 +134,41 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
+    use crate::testing::{noise, prepared, regnet, vit};
+
+    #[test]
+    fn similarity_is_measured_at_every_depth() {
+        let (model, device) = (vit(3), Device::flex());
+        let network = Network::new(&model.spec, &model.tensors, "test", &device).unwrap();
+        let measure = |network: &Network, batch_size| {
+            let options = EvalOptions {
+                batch_size,
+                workers: 1,
+                ..EvalOptions::default()
+            };
+            let go_on = &mut |_| ControlFlow::Continue(());
+            token_similarity(network, &device, &noise(9), &prepared(), options, go_on)
+        };
+        let found = measure(&network, 9).unwrap();
+        assert_eq!((found.blocks.len(), found.images), (3, 8));
+        // Before the first block a token is its parameter and its position, whatever the image.
+        let row =
+            |name: &str, i: usize| model.tensors.get(name).unwrap().to_f32()[i * 12..(i + 1) * 12].to_vec();
+        let sum = |a: Vec<f32>, b: Vec<f32>| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+        let (class, distil) = (row("cls_token", 0), row("dist_token", 0));
+        assert_eq!(found.learned, cosine(&class, &distil));
+        let input = cosine(
+            &sum(class, row("pos_embed", 0)),
+            &sum(distil, row("pos_embed", 1)),
+        );
+        assert!((found.input - input).abs() < 1e-6);
+        assert!((measure(&network, 2).unwrap().norm - found.norm).abs() < 1e-6);
+
+        let other = regnet(3);
+        let network = Network::new(&other.spec, &other.tensors, "test", &device).unwrap();
+        assert!(measure(&network, 2).is_err());
+    }
+
     #[test]
     fn cosines() {
         assert!((cosine(&[1.0, 0.0], &[1.0, 1.0]) - 0.5f64.sqrt()).abs() < 1e-12);

@@ -22,7 +22,7 @@ use crate::learner::{Learner, Lesson, Settings, Taken};
 use crate::loss::{Distillation, Kind};
 use crate::prepare::preprocess;
 use crate::recipe::Recipe;
-use crate::run::{EpochRecord, Logs, RunFolder, StepRecord};
+use crate::run::{EpochRecord, Existing, Logs, RunFolder, StepRecord};
 use crate::state::{Best, Running, State};
 use crate::teacher::Teacher;
 use crate::{Error, Result};
@@ -99,18 +99,20 @@ pub trait Events {
 /// Tells nobody.
 impl Events for () {}
 
-/// Trains. `stop` ends the run after the current step, with its state saved.
+/// Trains in the folder `path`, which is touched only when nothing is left to refuse. `stop` ends the run after the
+/// current step, with its state saved.
 ///
 /// # Errors
 /// Data that do not fit the model, [`Error::Diverged`], whatever the file system says, and [`Error::Interrupted`].
 pub fn train(
     recipe: &Recipe,
     start: Start,
-    folder: &RunFolder,
+    path: &Path,
+    existing: Existing,
     stop: &AtomicBool,
     events: &mut dyn Events,
 ) -> Result<Outcome> {
-    let mut run = Run::new(recipe, start, folder, stop, events)?;
+    let mut run = Run::new(recipe, start, path, existing, stop, events)?;
     let mut stopped_early = false;
     for epoch in run.learner.state().progress.epochs..recipe.train.epochs {
         if run.exhausted() {
@@ -119,7 +121,7 @@ pub fn train(
         }
         run.epoch(epoch)?;
     }
-    run.save_checkpoint(&folder.last_checkpoint())?;
+    run.save_checkpoint(&run.folder.last_checkpoint())?;
     let progress = &run.learner.state().progress;
     Ok(Outcome {
         best: progress.best,
@@ -132,7 +134,7 @@ pub fn train(
 /// A run that goes on.
 struct Run<'a> {
     recipe: &'a Recipe,
-    folder: &'a RunFolder,
+    folder: RunFolder,
     stop: &'a AtomicBool,
     events: &'a mut dyn Events,
     learner: Learner,
@@ -149,7 +151,8 @@ impl<'a> Run<'a> {
     fn new(
         recipe: &'a Recipe,
         start: Start,
-        folder: &'a RunFolder,
+        path: &Path,
+        existing: Existing,
         stop: &'a AtomicBool,
         events: &'a mut dyn Events,
     ) -> Result<Run<'a>> {
@@ -199,6 +202,7 @@ impl<'a> Run<'a> {
             done: state.progress.step,
         };
         let distillation = recipe.distill.distillation();
+        let folder = RunFolder::open(path, recipe, existing)?;
         let logs = folder.logs(state.progress.step, state.progress.epochs)?;
         events.begin(&plan);
         for warning in warnings(recipe, &state, &distillation) {
@@ -249,11 +253,14 @@ impl<'a> Run<'a> {
             .saturating_sub(epoch * self.steps_per_epoch);
         if done < self.steps_per_epoch {
             let mut waiting = Instant::now();
-            for batch in self.loader.epoch(epoch as u64)?.skip(done) {
+            for (i, batch) in self.loader.epoch(epoch as u64)?.enumerate() {
                 if self.stop.load(Ordering::Relaxed) {
                     return self.interrupted();
                 }
                 let batch = batch?;
+                if i < done {
+                    continue;
+                }
                 let wait = waiting.elapsed().as_secs_f64();
                 self.step(epoch, batch, wait)?;
                 waiting = Instant::now();
@@ -449,7 +456,7 @@ impl<'a> Run<'a> {
         progress.running = Running::default();
         progress.metrics = metrics(record);
         let found = match (record.eval_top1, record.eval_loss) {
-            (Some(top1), Some(loss)) => Some(Best { epoch, top1, loss }),
+            (Some(top1), Some(loss)) if loss.is_finite() => Some(Best { epoch, top1, loss }),
             _ => None,
         };
         let improved = found.is_some_and(|found| progress.best.is_none_or(|best| found.beats(&best)));

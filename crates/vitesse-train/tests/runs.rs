@@ -96,7 +96,6 @@ fn go(
     state: State,
     steps: usize,
 ) -> Result<Outcome, Error> {
-    let folder = RunFolder::open(path, recipe, existing)?;
     let stop = AtomicBool::new(false);
     let start = Start {
         state,
@@ -105,7 +104,7 @@ fn go(
         teacher: None,
         device: Device::flex(),
     };
-    train(recipe, start, &folder, &stop, &mut StopAt(steps, &stop))
+    train(recipe, start, path, existing, &stop, &mut StopAt(steps, &stop))
 }
 
 fn bytes(path: &Path, file: &str) -> Vec<u8> {
