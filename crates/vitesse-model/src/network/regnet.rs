@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Values are `[channels, batch, height, width]`, channels first of all: a 1×1 convolution is then one matrix product
-//! over all pixels of the batch, and a batch norm reads each channel in one run. Each forward and backward pass of
-//! both is two to five times as fast on a CPU as with the batch first.
+//! over all pixels of the batch, and a batch norm reads each channel in one run. On a CPU a forward and backward pass
+//! through either takes about a third of the time it takes with the batch first.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{relu, sigmoid};

@@ -25,8 +25,8 @@ pub const NAMES: [&str; 12] = [
 /// The spec of this name for RGB images of its usual size.
 pub fn get(name: &str) -> Option<RegNetSpec> {
     Some(match name {
-        "regnety_nano_32" => small(16, &[(1, 32), (2, 64), (4, 96)]),
-        "regnety_micro_32" => small(32, &[(2, 64), (3, 128), (5, 208)]),
+        "regnety_nano_32" => small(16, &[(1, 32), (2, 64), (4, 128)]),
+        "regnety_micro_32" => small(24, &[(1, 48), (3, 112), (6, 240)]),
         "regnety_002" => published(24, 36.44, 2.49, 13, 8),
         "regnety_004" => published(48, 27.89, 2.09, 16, 8),
         "regnety_008" => published(56, 38.84, 2.4, 14, 16),
@@ -57,7 +57,12 @@ fn published(w0: usize, wa: f64, wm: f64, depth: usize, group_width: usize) -> R
 
 /// A model for 32-pixel images whose last map is 4×4: three stages of `(depth, width)`, each halving the resolution.
 fn small(stem_width: usize, stages: &[(usize, usize)]) -> RegNetSpec {
-    let stage = |&(depth, width)| RegNetStage { depth, width, group_width: 16, stride: 2 };
+    let stage = |&(depth, width)| RegNetStage {
+        depth,
+        width,
+        group_width: 16,
+        stride: 2,
+    };
     RegNetSpec {
         img_size: [32, 32],
         in_chans: 3,
@@ -83,7 +88,12 @@ fn stages(w0: usize, wa: f64, wm: f64, depth: usize, group_width: usize) -> Vec<
     for width in widths {
         match stages.last_mut() {
             Some(stage) if stage.width == width => stage.depth += 1,
-            _ => stages.push(RegNetStage { depth: 1, width, group_width, stride: 2 }),
+            _ => stages.push(RegNetStage {
+                depth: 1,
+                width,
+                group_width,
+                stride: 2,
+            }),
         }
     }
     for stage in &mut stages {
@@ -91,4 +101,76 @@ fn stages(w0: usize, wa: f64, wm: f64, depth: usize, group_width: usize) -> Vec<
         stage.width = multiple(stage.width as f64, stage.group_width);
     }
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{ModelSpec, NetworkSpec};
+
+    fn model(name: &str) -> ModelSpec {
+        let regnet = get(name).unwrap();
+        let num_classes = if regnet.img_size == [32, 32] { 10 } else { 1000 };
+        ModelSpec {
+            architecture: name.into(),
+            num_classes,
+            network: NetworkSpec::RegNet(regnet),
+        }
+    }
+
+    /// Counted on timm's models at 224 pixels and 1000 classes; ours at 32 pixels and 10 classes.
+    #[test]
+    fn parameters_and_macs_are_the_published_ones() {
+        let counts = [
+            ("regnety_nano_32", 285_318, 8_864_256),
+            ("regnety_micro_32", 1_218_420, 29_109_792),
+            ("regnety_002", 3_162_996, 199_514_080),
+            ("regnety_004", 4_344_144, 401_842_848),
+            ("regnety_008", 6_263_168, 797_176_832),
+            ("regnety_016", 11_202_430, 1_612_076_160),
+            ("regnety_032", 19_436_338, 3_176_482_752),
+            ("regnety_040", 20_646_656, 3_973_288_448),
+            ("regnety_064", 30_583_252, 6_355_204_992),
+            ("regnety_080", 39_180_068, 7_963_057_312),
+            ("regnety_120", 51_822_544, 12_092_376_576),
+            ("regnety_160", 83_590_140, 15_911_510_272),
+        ];
+        assert_eq!(counts.map(|(name, ..)| name), NAMES);
+        for (name, parameters, macs) in counts {
+            let cost = model(name).costs().unwrap();
+            assert_eq!((cost.parameters(), cost.macs()), (parameters, macs), "{name}");
+        }
+        assert_eq!(get("regnety_320"), None);
+    }
+
+    #[test]
+    fn stages_follow_from_the_parameters() {
+        let shape = |name| -> Vec<_> {
+            let stages = get(name).unwrap().stages;
+            stages
+                .iter()
+                .map(|stage| (stage.depth, stage.width, stage.group_width))
+                .collect()
+        };
+        assert_eq!(
+            shape("regnety_160"),
+            [(2, 224, 112), (4, 448, 112), (11, 1232, 112), (1, 3024, 112)]
+        );
+        assert_eq!(
+            shape("regnety_080"),
+            [(2, 168, 56), (4, 448, 56), (10, 896, 56), (1, 2016, 56)]
+        );
+        assert_eq!(
+            shape("regnety_002"),
+            [(1, 24, 8), (1, 56, 8), (4, 152, 8), (7, 368, 8)]
+        );
+    }
+
+    #[test]
+    fn our_small_models_end_in_a_map_of_four_by_four() {
+        for name in ["regnety_nano_32", "regnety_micro_32"] {
+            let last = get(name).unwrap().blocks().pop().unwrap();
+            assert_eq!(last.conv3.out_size(), [4, 4], "{name}");
+        }
+    }
 }
