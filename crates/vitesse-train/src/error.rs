@@ -220,7 +220,7 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 
-    pub(crate) fn recipe(key: &str, found: impl ToString, expected: impl Into<String>) -> Error {
+    pub(crate) fn recipe(key: &str, found: &impl ToString, expected: impl Into<String>) -> Error {
         Error::Recipe {
             key: key.to_owned(),
             found: found.to_string(),

@@ -376,7 +376,7 @@ mod tests {
         let alone = run(&data, 4, Fusion::Distillation).unwrap();
         assert_eq!(heads.distillation, alone.joint);
         assert_eq!(heads.class, run(&data, 4, Fusion::Class).unwrap().joint);
-        let json = serde_json::to_value(&run(&noise(8), 4, Fusion::Class).unwrap()).unwrap();
+        let json = serde_json::to_value(run(&noise(8), 4, Fusion::Class).unwrap()).unwrap();
         assert_eq!(json["failures"], serde_json::json!(["noise-5"]));
         assert!(json["timing"]["forward_seconds"].is_number());
     }

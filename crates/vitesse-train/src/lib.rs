@@ -5,7 +5,7 @@
 //! | what is minimised | [`loss`], with a [`teacher`] or without |
 //! | how weights follow gradients | [`adamw`], tensors in [`groups`], rates by [`schedule`] |
 //! | one step, and what it changes | [`learner`], [`state`] |
-//! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], in the folder of a [`mod@run`] |
+//! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
 //! | how good a model is | [`evaluate`], [`metrics`], [`tokens`] |
 //!
 //! Everything random is a function of the seed, the epoch, the step and the sample, and every sum has a fixed order. So
@@ -37,6 +37,7 @@
 pub mod adamw;
 mod error;
 pub mod evaluate;
+pub mod events;
 pub mod groups;
 pub mod learner;
 pub mod loss;

@@ -127,7 +127,7 @@ impl Distillation {
                 });
             }
             (_, None) => return Err(Error::TeacherMissing),
-            (Kind::Hard, Some(teacher)) => self.hard(student, &teacher)?,
+            (Kind::Hard, Some(teacher)) => hard(student, &teacher)?,
             (Kind::Soft, Some(teacher)) => self.soft(student, teacher)?,
         };
         let total = base.clone() * (1.0 - self.alpha) + distill.clone() * self.alpha;
@@ -136,14 +136,6 @@ impl Distillation {
             distill: Some(distill),
             total,
         })
-    }
-
-    fn hard(&self, student: Tensor<2>, teacher: &Tensor<2>) -> Result<Tensor<1>> {
-        same_shape("teacher's logits", &student, teacher)?;
-        let [batch, classes] = student.dims();
-        let labels: Vec<usize> = rows(teacher)?.chunks_exact(classes.max(1)).map(argmax).collect();
-        let targets = TensorData::new(target_rows(&labels, classes, 0.0)?, [batch, classes]);
-        cross_entropy(student.clone(), constant(targets, &student))
     }
 
     fn soft(&self, student: Tensor<2>, teacher: Tensor<2>) -> Result<Tensor<1>> {
@@ -157,6 +149,16 @@ impl Distillation {
         let divergence = (probabilities * (reference - log_softmax(student / self.tau, 1))).sum();
         Ok(divergence * (self.tau * self.tau / divisor as f64))
     }
+}
+
+/// Against the teacher's most likely classes.
+fn hard(student: Tensor<2>, teacher: &Tensor<2>) -> Result<Tensor<1>> {
+    same_shape("teacher's logits", &student, teacher)?;
+    let [batch, classes] = student.dims();
+    let labels: Vec<usize> = rows(teacher)?.chunks_exact(classes.max(1)).map(argmax).collect();
+    let targets = TensorData::new(target_rows(&labels, classes, 0.0)?, [batch, classes]);
+    let targets = constant(targets, &student);
+    cross_entropy(student, targets)
 }
 
 /// The index of the largest value, the lowest of equals.

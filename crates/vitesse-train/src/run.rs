@@ -89,7 +89,7 @@ pub struct EpochRecord {
     pub ema_top1: Option<f64>,
     /// Optimiser steps taken since the beginning.
     pub steps: usize,
-    /// Seconds the epoch took, evaluation included (since the last resume).
+    /// Seconds the epoch took, evaluation included, all resumed parts together.
     pub seconds: f64,
 }
 
@@ -244,12 +244,12 @@ impl RunFolder {
         Ok(Logs { metrics, summary })
     }
 
-    /// The rows of `summary.csv`.
+    /// The rows of the `summary.csv` of the run in `path`.
     ///
     /// # Errors
     /// A file that is not there or holds something else.
-    pub fn summary(&self) -> Result<Vec<EpochRecord>> {
-        let path = self.path.join(SUMMARY);
+    pub fn summary(path: &Path) -> Result<Vec<EpochRecord>> {
+        let path = path.join(SUMMARY);
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let broken = || Error::Resume {
             path: path.clone(),
@@ -259,6 +259,14 @@ impl RunFolder {
             .skip(1)
             .map(|line| EpochRecord::parse(line).ok_or_else(broken))
             .collect()
+    }
+
+    /// Seconds of all finished epochs of the run in `path`, evaluation included.
+    ///
+    /// # Errors
+    /// As [`RunFolder::summary`].
+    pub fn earlier_seconds(path: &Path) -> Result<f64> {
+        Ok(RunFolder::summary(path)?.iter().map(|row| row.seconds).sum())
     }
 }
 

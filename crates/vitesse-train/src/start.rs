@@ -7,12 +7,13 @@ use burn::tensor::Device;
 use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
+use crate::events::{Events, Outcome};
 use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, ModelConfig, Recipe};
 use crate::run::{Existing, RunFolder};
 use crate::state::State;
 use crate::teacher::Teacher;
-use crate::trainer::{Events, Outcome, Start, train};
+use crate::trainer::{Start, train};
 use crate::{Error, Result};
 
 /// Runs a recipe in the folder `path`, from the beginning or from where it was left.

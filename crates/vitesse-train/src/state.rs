@@ -45,6 +45,8 @@ pub struct Running {
     pub steps: usize,
     /// Sum of their losses.
     pub loss: f64,
+    /// Seconds they took.
+    pub seconds: f64,
 }
 
 /// An evaluated epoch.

@@ -18,8 +18,8 @@ use vitesse_model::config::HistoryStep;
 use vitesse_rng::Key;
 
 use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
+use crate::events::{Events, Outcome, Plan, warnings};
 use crate::learner::{Learner, Lesson, Settings, Taken};
-use crate::loss::{Distillation, Kind};
 use crate::prepare::preprocess;
 use crate::recipe::Recipe;
 use crate::run::{EpochRecord, Existing, Logs, RunFolder, StepRecord};
@@ -41,63 +41,6 @@ pub struct Start {
     /// Where to compute.
     pub device: Device,
 }
-
-/// What is about to happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// The architecture.
-    pub model: String,
-    /// Numbers in the model.
-    pub parameters: usize,
-    /// Those of them that are trained.
-    pub trained: usize,
-    /// The teacher, if there is one.
-    pub teacher: Option<String>,
-    /// Classes.
-    pub classes: usize,
-    /// Images learned from.
-    pub train_samples: usize,
-    /// Images evaluated on.
-    pub validation_samples: usize,
-    /// Epochs.
-    pub epochs: usize,
-    /// Optimiser steps an epoch.
-    pub steps_per_epoch: usize,
-    /// Samples a step.
-    pub batch_size: usize,
-    /// Steps taken before, when a run is resumed.
-    pub done: usize,
-}
-
-/// What a run came to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// The best evaluation; its checkpoint is the folder `best`.
-    pub best: Option<Best>,
-    /// Epochs finished.
-    pub epochs: usize,
-    /// Optimiser steps taken.
-    pub steps: usize,
-    /// Whether it ended because the accuracy had not improved for `train.early_stop` epochs.
-    pub stopped_early: bool,
-}
-
-/// Is told how a run goes. Every method does nothing unless it is written.
-pub trait Events {
-    /// The run begins.
-    fn begin(&mut self, _: &Plan) {}
-    /// A step was taken.
-    fn step(&mut self, _: &StepRecord) {}
-    /// An evaluation goes on.
-    fn evaluating(&mut self, _: EvalProgress) {}
-    /// An epoch is finished; `best` if its accuracy is the best so far.
-    fn epoch(&mut self, _: &EpochRecord, _best: bool) {}
-    /// Something can be used but is hardly meant, or an image cannot be read.
-    fn warning(&mut self, _: &str) {}
-}
-
-/// Tells nobody.
-impl Events for () {}
 
 /// Trains in the folder `path`, which is touched only when nothing is left to refuse. `stop` ends the run after the
 /// current step, with its state saved.
@@ -184,7 +127,7 @@ impl<'a> Run<'a> {
             );
             return Err(Error::recipe(
                 "train.batch_size",
-                recipe.train.batch_size,
+                &recipe.train.batch_size,
                 expected,
             ));
         }
@@ -205,7 +148,7 @@ impl<'a> Run<'a> {
         let folder = RunFolder::open(path, recipe, existing)?;
         let logs = folder.logs(state.progress.step, state.progress.epochs)?;
         events.begin(&plan);
-        for warning in warnings(recipe, &state, &distillation) {
+        for warning in warnings(recipe, &state) {
             events.warning(&warning);
         }
         let settings = Settings {
@@ -244,7 +187,6 @@ impl<'a> Run<'a> {
 
     /// The rest of an epoch, and what comes after it.
     fn epoch(&mut self, epoch: usize) -> Result<()> {
-        let began = Instant::now();
         let done = self
             .learner
             .state()
@@ -266,17 +208,13 @@ impl<'a> Run<'a> {
                 waiting = Instant::now();
             }
         }
-        let record = match self.evaluate_epoch(epoch) {
+        let began = Instant::now();
+        let mut record = match self.evaluate_epoch(epoch) {
             Err(Error::Interrupted) => return self.interrupted(),
             other => other?,
         };
-        self.finish_epoch(
-            epoch,
-            &EpochRecord {
-                seconds: began.elapsed().as_secs_f64(),
-                ..record
-            },
-        )
+        record.seconds += began.elapsed().as_secs_f64();
+        self.finish_epoch(epoch, &record)
     }
 
     fn step(&mut self, epoch: usize, batch: Batch, wait: f64) -> Result<()> {
@@ -312,6 +250,7 @@ impl<'a> Run<'a> {
             grad_norm,
         } = taken;
         let seconds = wait + began.elapsed().as_secs_f64();
+        self.learner.state_mut().progress.running.seconds += seconds;
         let record = StepRecord {
             step,
             epoch,
@@ -389,12 +328,13 @@ impl<'a> Run<'a> {
 
     fn evaluate_epoch(&mut self, epoch: usize) -> Result<EpochRecord> {
         let progress = &self.learner.state().progress;
-        let Running { steps, loss } = progress.running;
+        let Running { steps, loss, seconds } = progress.running;
         let mut record = EpochRecord {
             epoch,
             train_loss: loss / steps.max(1) as f64,
             lr: self.lr(progress.step.saturating_sub(1)),
             steps: progress.step,
+            seconds,
             ..EpochRecord::default()
         };
         let due =
@@ -564,22 +504,9 @@ fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {
     if recipe.train.use_ema && state.slots.iter().any(|slot| slot.ema.is_none()) {
         return Err(Error::recipe(
             "train.use_ema",
-            true,
+            &true,
             "false, unless `train.ema_decay` is set",
         ));
     }
     Ok(())
-}
-
-fn warnings(recipe: &Recipe, state: &State, distillation: &Distillation) -> Vec<String> {
-    let mut warnings = recipe.warnings();
-    let distilled = state.spec.vit().is_ok_and(|vit| vit.is_distilled());
-    if distilled && distillation.kind == Kind::None {
-        warnings.push(
-            "the model has a distillation head but no teacher, so nothing trains that head; evaluate with the class \
-             head alone, or set `distill.teacher`"
-                .into(),
-        );
-    }
-    warnings
 }

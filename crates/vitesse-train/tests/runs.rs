@@ -1,5 +1,7 @@
 //! Whole runs on a tiny model: they learn, and they can be killed and continued.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,9 +10,10 @@ use vitesse_data::{DataSet, Image, Samples};
 use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 use vitesse_rng::Key;
+use vitesse_train::events::{Events, Outcome};
 use vitesse_train::run::{Existing, RunFolder, StepRecord};
 use vitesse_train::state::State;
-use vitesse_train::trainer::{Events, Outcome, Start, train};
+use vitesse_train::trainer::{Start, train};
 use vitesse_train::{Error, Recipe};
 
 /// Noisy pictures, each of one of three colours.
@@ -168,10 +171,7 @@ fn a_run_that_is_killed_and_continued_ends_with_the_same_bits() {
     }
     assert_eq!(log(&whole), log(&cut));
     let summary = |path: &Path| -> Vec<_> {
-        let rows = RunFolder::open(path, &recipe, Existing::Resume)
-            .unwrap()
-            .summary()
-            .unwrap();
+        let rows = RunFolder::summary(path).unwrap();
         rows.into_iter()
             .map(|row| (row.epoch, row.train_loss, row.eval_loss, row.ema_top1, row.steps))
             .collect()

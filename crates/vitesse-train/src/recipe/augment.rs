@@ -81,7 +81,7 @@ impl Default for AugmentConfig {
 impl AugmentConfig {
     pub(super) fn validate(&self) -> Result<()> {
         if self.aug_repeats == 0 {
-            return Err(Error::recipe("augment.aug_repeats", 0, "at least 1"));
+            return Err(Error::recipe("augment.aug_repeats", &0, "at least 1"));
         }
         let refused = |error: vitesse_data::Error| match error {
             vitesse_data::Error::Setting { key, found, expected } => Error::Recipe {

@@ -86,6 +86,14 @@ impl Recipe {
         for (key, value) in overrides {
             keys::set(&mut file, key, value.clone());
         }
+        Recipe::from_table(file, name)
+    }
+
+    /// As [`Recipe::parse`], from the table of the file `name`.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn from_table(mut file: Table, name: &str) -> Result<Recipe> {
         let mut root = match file.remove("preset") {
             None => Table::new(),
             Some(preset) => keys::table(self::preset(&preset)?, "preset")?,
@@ -139,7 +147,11 @@ impl Recipe {
         self.augment.validate()?;
         if self.augment.mixes() && self.train.batch_size % 2 == 1 {
             let expected = "an even number, since mixup and cutmix pair the samples of a batch";
-            return Err(Error::recipe("train.batch_size", self.train.batch_size, expected));
+            return Err(Error::recipe(
+                "train.batch_size",
+                &self.train.batch_size,
+                expected,
+            ));
         }
         Ok(())
     }
@@ -173,7 +185,7 @@ impl Recipe {
         if optim.lr_base_size == Some(0) {
             return Err(Error::recipe(
                 "optim.lr_base_size",
-                0,
+                &0,
                 "a batch size such as 512, or nothing",
             ));
         }
@@ -229,7 +241,7 @@ fn number(key: &str, value: f64, valid: bool, expected: &str) -> Result<()> {
     if value.is_finite() && valid {
         Ok(())
     } else {
-        Err(Error::recipe(key, value, expected))
+        Err(Error::recipe(key, &value, expected))
     }
 }
 

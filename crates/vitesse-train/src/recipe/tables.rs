@@ -51,7 +51,7 @@ impl ModelConfig {
         match (&self.name, &self.checkpoint) {
             (None, None) => {
                 let expected = "the name of a model, such as \"deit_micro_patch4_32\", or `model.checkpoint`";
-                return Err(Error::recipe("model.name", "not set", expected));
+                return Err(Error::recipe("model.name", &"not set", expected));
             }
             (Some(name), Some(_)) => {
                 return Err(Error::recipe(
@@ -63,7 +63,7 @@ impl ModelConfig {
             _ => {}
         }
         if self.num_classes == Some(0) {
-            return Err(Error::recipe("model.num_classes", 0, "at least 1"));
+            return Err(Error::recipe("model.num_classes", &0, "at least 1"));
         }
         number(
             "model.drop_path",
@@ -117,7 +117,7 @@ impl DataConfig {
         if self.path.is_empty() {
             return Err(Error::recipe(
                 "data.path",
-                "not set",
+                &"not set",
                 "the path of a data set, or \"shapes\"",
             ));
         }
@@ -126,7 +126,7 @@ impl DataConfig {
             ("data.validation_limit", self.validation_limit),
         ] {
             if limit == Some(0) {
-                return Err(Error::recipe(key, 0, "at least 1"));
+                return Err(Error::recipe(key, &0, "at least 1"));
             }
         }
         number(
@@ -202,11 +202,11 @@ impl TrainConfig {
             ("train.save_every", self.save_every),
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
-            return Err(Error::recipe(key, 0, "at least 1"));
+            return Err(Error::recipe(key, &0, "at least 1"));
         }
         if self.accumulate > self.batch_size {
             let expected = format!("at most `train.batch_size`, {}", self.batch_size);
-            return Err(Error::recipe("train.accumulate", self.accumulate, expected));
+            return Err(Error::recipe("train.accumulate", &self.accumulate, expected));
         }
         let share =
             |key, value: f64| number(key, value, (0.0..1.0).contains(&value), "at least 0 and below 1");
@@ -215,7 +215,7 @@ impl TrainConfig {
             Some(decay) => share("train.ema_decay", decay),
             None if self.use_ema => Err(Error::recipe(
                 "train.use_ema",
-                true,
+                &true,
                 "false, unless `train.ema_decay` is set",
             )),
             None => Ok(()),
