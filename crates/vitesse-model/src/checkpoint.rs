@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
-use crate::config::{CONFIG_FILE, Config};
+use crate::config::{CONFIG_FILE, Config, believe};
 use crate::import::{Imported, bare, hf};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
@@ -99,6 +99,7 @@ impl Checkpoint {
         if let Some(size) = img_size {
             set_input(&mut spec, &mut config, size);
         }
+        believe(&spec)?;
         let tensors = spec.init(seed)?;
         Ok(Checkpoint {
             spec,
@@ -196,8 +197,12 @@ impl Checkpoint {
         if num_classes == old {
             return Ok(());
         }
-        self.spec.num_classes = num_classes;
-        let heads = self.spec.classifiers();
+        let spec = ModelSpec {
+            num_classes,
+            ..self.spec.clone()
+        };
+        believe(&spec)?;
+        let heads = spec.classifiers();
         let parameters = heads
             .iter()
             .flat_map(|head| [format!("{head}.weight"), format!("{head}.bias")]);
@@ -206,9 +211,10 @@ impl Checkpoint {
             self.tensors.remove(name)?;
         }
         let fresh = |spec: &TensorSpec| parameters.contains(&spec.name);
-        for spec in self.spec.tensors()?.iter().filter(|spec| fresh(spec)) {
-            self.tensors.insert(spec.name.clone(), spec.init(seed)?);
+        for tensor in spec.tensors()?.iter().filter(|tensor| fresh(tensor)) {
+            self.tensors.insert(tensor.name.clone(), tensor.init(seed)?);
         }
+        self.spec = spec;
         self.config.label_names.clear();
         self.config.label_descriptions.clear();
         self.config.pretrained_cfg.extra.shift_remove("label_offset");
@@ -226,8 +232,9 @@ impl Checkpoint {
         if img_size == [height, width] {
             return Ok(());
         }
-        let mut spec = self.spec.clone();
-        set_input(&mut spec, &mut self.config, img_size);
+        let (mut spec, mut config) = (self.spec.clone(), self.config.clone());
+        set_input(&mut spec, &mut config, img_size);
+        believe(&spec)?;
         spec.validate()?;
         if let (NetworkSpec::Vit(old), NetworkSpec::Vit(new)) = (&self.spec.network, &spec.network) {
             let ([rows, columns], [new_rows, new_columns]) = (old.grid(), new.grid());
@@ -240,7 +247,7 @@ impl Checkpoint {
                 img_size[0], img_size[1]
             ));
         }
-        self.spec = spec;
+        (self.spec, self.config) = (spec, config);
         Ok(())
     }
 

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub(crate) use fields::Fields;
+use network::CLASSES;
 pub(crate) use network::believe;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
@@ -35,8 +36,6 @@ pub const CONFIG_FILE: &str = "config.json";
 
 /// The version of what stands under `vitesse`.
 const SCHEMA: u64 = 1;
-/// The most classes that are believed.
-const CLASSES: usize = 1 << 24;
 
 /// Everything in `config.json` but the description of the model itself, which is a [`ModelSpec`].
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -138,7 +137,7 @@ impl Config {
             num_classes,
             network: network::read_delta(base, vitesse)?,
         };
-        let believed = network::believe(&spec.network).and_then(|()| spec.validate());
+        let believed = network::believe(&spec).and_then(|()| spec.validate());
         believed.map_err(|error| match error {
             Error::InvalidSpec(sentence) => Error::invalid_spec(format!("`{}`: {sentence}", file.display())),
             other => other,

@@ -29,6 +29,8 @@ const WIDTH: usize = 1 << 14;
 const HIDDEN: usize = 1 << 18;
 /// The deepest model.
 const DEPTH: usize = 256;
+/// The most classes.
+pub(super) const CLASSES: usize = 1 << 24;
 
 /// Arguments that change how a model is trained or which images it would take besides its own size, not what it
 /// computes. They are read over.
@@ -308,11 +310,7 @@ pub(super) fn read_delta(base: NetworkSpec, mut fields: Fields<'_>) -> Result<Ne
 }
 
 /// Refuses sizes that no model has, and a norm that would divide by nothing, before anything is computed or allocated from them.
-pub(crate) fn believe(network: &NetworkSpec) -> Result<()> {
-    // A RegNet's spec looks after itself.
-    let NetworkSpec::Vit(vit) = network else {
-        return Ok(());
-    };
+pub(crate) fn believe(spec: &ModelSpec) -> Result<()> {
     let within = |what: &str, size: usize, limit: usize| {
         if size <= limit {
             return Ok(());
@@ -320,6 +318,11 @@ pub(crate) fn believe(network: &NetworkSpec) -> Result<()> {
         Err(Error::invalid_spec(format!(
             "{what} is {size}, but at most {limit} is believed"
         )))
+    };
+    within("the number of classes", spec.num_classes, CLASSES)?;
+    // A RegNet's spec looks after the rest itself.
+    let NetworkSpec::Vit(vit) = &spec.network else {
+        return Ok(());
     };
     let total = |widths: &[usize]| {
         widths

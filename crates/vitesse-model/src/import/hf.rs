@@ -82,7 +82,7 @@ pub(crate) fn import(
         num_classes,
         network: NetworkSpec::Vit(vit),
     };
-    believe(&spec.network)?;
+    believe(&spec)?;
     let tensors = rename(tensors, &spec)?;
     notes.insert(
         0,
@@ -347,4 +347,56 @@ fn join(parts: &[&Tensor]) -> Option<Result<Tensor>> {
         &shape,
         [query.bytes(), key.bytes(), value.bytes()].concat(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::*;
+    use crate::tensors::DType;
+
+    /// The listings of files that transformers wrote become exactly the tensors of the zoo's models.
+    #[test]
+    fn the_names_in_real_files_become_timms() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/names");
+        for (listing, kind, name, dim, heads) in [
+            (
+                "hf_deit_tiny_distilled",
+                "deit",
+                "deit_tiny_distilled_patch16_224",
+                192,
+                3,
+            ),
+            ("hf_vit_base", "vit", "vit_base_patch16_224", 768, 12),
+        ] {
+            let text = fs::read_to_string(golden.join(format!("{listing}.json"))).unwrap();
+            let listing: Value = serde_json::from_str(&text).unwrap();
+            let mut tensors = Tensors::new();
+            for tensor in listing["tensors"].as_array().unwrap() {
+                let shape: Vec<usize> = serde_json::from_value(tensor["shape"].clone()).unwrap();
+                // One byte an element is enough for names and shapes.
+                let bytes = vec![0; shape.iter().product()];
+                let name = tensor["name"].as_str().unwrap();
+                tensors.insert(name, Tensor::from_bytes(DType::U8, &shape, bytes).unwrap());
+            }
+            let config = json!({
+                "model_type": kind, "hidden_size": dim, "num_attention_heads": heads, "intermediate_size": 4 * dim,
+            });
+            let imported = import(&config.to_string(), Path::new("config.json"), None, tensors).unwrap();
+            assert_eq!(
+                (imported.spec.architecture.as_str(), imported.spec.num_classes),
+                (name, 1000)
+            );
+            let shapes = |(name, tensor): (&str, &Tensor)| (name.to_owned(), tensor.shape().to_vec());
+            let found: BTreeMap<_, _> = imported.tensors.iter().map(shapes).collect();
+            let expected = zoo::get(name).unwrap().spec.tensors().unwrap();
+            let expected: BTreeMap<_, _> = expected
+                .into_iter()
+                .map(|tensor| (tensor.name, tensor.shape))
+                .collect();
+            assert_eq!(found, expected);
+        }
+    }
 }
