@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vitesse_data::{DataSet, Loader, LoaderOptions, Preprocess};
 use vitesse_model::Site;
 use vitesse_model::network::{Ctx, Network, Trace};
@@ -17,7 +17,7 @@ use crate::evaluate::{EvalOptions, EvalProgress};
 use crate::{Error, Result};
 
 /// Cosines between the class and the distillation token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenSimilarity {
     /// Of the parameters `cls_token` and `dist_token`.
     pub learned: f64,
