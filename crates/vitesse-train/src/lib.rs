@@ -48,6 +48,7 @@ pub mod run;
 pub mod schedule;
 mod start;
 pub mod state;
+pub mod sweep;
 pub mod teacher;
 #[cfg(test)]
 mod testing;

@@ -100,6 +100,8 @@ const COLUMNS: &str =
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.csv";
 const METRICS: &str = "metrics.jsonl";
+/// The checkpoint after the last step.
+pub(crate) const FINAL: &str = "final";
 
 impl RunFolder {
     /// Refuses what [`RunFolder::open`] would refuse, and touches nothing.
@@ -199,7 +201,7 @@ impl RunFolder {
 
     /// The checkpoint after the last step.
     pub fn last_checkpoint(&self) -> PathBuf {
-        self.path.join("final")
+        self.path.join(FINAL)
     }
 
     /// The checkpoint of one of the best epochs.

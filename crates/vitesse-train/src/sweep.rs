@@ -15,17 +15,18 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use vitesse_data::{OpenOptions, Split, open};
-use vitesse_model::storage::atomic_write;
 use vitesse_model::network::Network;
+use vitesse_model::spec::VitSpec;
+use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, LoadOptions};
 
 use crate::evaluate::{EvalOptions, Evaluated, evaluate};
 use crate::metrics::Spread;
 use crate::prepare::preprocess;
-use crate::recipe::Recipe;
-use crate::run::Existing;
+use crate::recipe::{Recipe, merge, set};
+use crate::run::{Existing, FINAL, RunFolder};
 use crate::tokens::{TokenSimilarity, token_similarity};
-use crate::trainer::Events;
+use crate::events::Events;
 use crate::{Error, Result, start};
 
 /// A study, as its file says it.
@@ -39,7 +40,7 @@ pub struct Sweep {
     /// No run is begun once the finished ones took so many hours together.
     pub budget_hours: f64,
     /// The data set whose test split every finished model is evaluated on, once.
-    pub test: PathBuf,
+    pub test: String,
     /// The recipe that all have in common.
     pub base: Table,
     /// What is trained once, with the first seed, before the arms; by name, keys that differ from `base`.
@@ -83,13 +84,19 @@ pub struct Finished {
 
 /// Is told how a study goes.
 pub trait SweepEvents: Events {
+    /// Those of the single runs.
+    fn as_events(&mut self) -> &mut dyn Events;
     /// A run begins, or goes on.
     fn run(&mut self, _arm: &str, _seed: u64, _index: usize, _of: usize) {}
     /// A run is finished, perhaps long ago.
     fn finished(&mut self, _: &Finished) {}
 }
 
-impl SweepEvents for () {}
+impl SweepEvents for () {
+    fn as_events(&mut self) -> &mut dyn Events {
+        self
+    }
+}
 
 /// What a study came to.
 #[derive(Debug, Clone, Serialize)]
@@ -103,67 +110,90 @@ pub struct Study {
 /// What stands beside a finished run.
 const RESULT: &str = "result.json";
 
+/// Samples a batch of the final test.
+const TEST_BATCH: usize = 128;
+
 impl Sweep {
-    /// Reads a study's file.
+    /// Reads a study's file and checks every recipe in it.
     ///
     /// # Errors
     /// A file that cannot be read or is no study, and recipes in it that are none.
     pub fn read(path: &Path) -> Result<Sweep> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let sweep: Sweep = toml::from_str(&text)
-            .map_err(|error| Error::Recipe { path: path.to_owned(), detail: error.to_string() })?;
+            .map_err(|error| Error::RecipeSyntax { name: name.clone(), detail: error.to_string() })?;
         if sweep.seeds.is_empty() || sweep.arm.is_empty() {
-            return Err(Error::Recipe {
-                path: path.to_owned(),
-                detail: "a study needs at least one seed and one arm".into(),
-            });
+            return Err(Error::recipe("seeds, arm", &"nothing", "at least one seed and one [[arm]]"));
         }
-        for (name, seed, keys) in sweep.runs() {
-            sweep.recipe(keys, seed, Path::new(&name))?.validate()?;
+        for (arm, seed, keys) in sweep.runs() {
+            sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
         }
         Ok(sweep)
     }
 
     /// Every run: what comes first, then the arms, seed by seed.
-    fn runs(&self) -> Vec<(String, u64, &Table)> {
-        let seed = self.seeds.first().copied().unwrap_or_default();
-        let first = self.first.iter().map(|(name, keys)| (name.clone(), seed, keys));
-        let arms = self.seeds.iter().flat_map(|&seed| self.arm.iter().map(move |arm| (arm.name.clone(), seed, &arm.set)));
-        first.chain(arms).collect()
+    fn runs(&self) -> Vec<(&str, u64, &Table)> {
+        let seed = self.first_seed();
+        let first = self.first.iter().map(|(name, keys)| (name.as_str(), seed, keys));
+        let arms = |seed| self.arm.iter().map(move |arm| (arm.name.as_str(), seed, &arm.set));
+        first.chain(self.seeds.iter().flat_map(|&seed| arms(seed))).collect()
     }
 
-    /// The recipe of one run, with teachers looked up in `out`.
-    fn recipe(&self, keys: &Table, seed: u64, out: &Path) -> Result<Recipe> {
+    fn first_seed(&self) -> u64 {
+        self.seeds.first().copied().unwrap_or_default()
+    }
+
+    /// The recipe of one run, with `@NAME` looked up in `out`; `source` names it in an error.
+    fn recipe(&self, keys: &Table, seed: u64, out: &Path, source: &str) -> Result<Recipe> {
         let mut table = self.base.clone();
-        merge(&mut table, keys);
-        let train = table.entry("train").or_insert_with(|| Value::Table(Table::new()));
-        if let Value::Table(train) = train {
-            train.insert("seed".into(), Value::Integer(i64::try_from(seed).unwrap_or(i64::MAX)));
+        merge(&mut table, keys.clone());
+        set(&mut table, "train.seed", Value::Integer(i64::try_from(seed).unwrap_or(i64::MAX)));
+        let trained = |name: &str| run_path(out, name, self.first_seed()).join(FINAL).display().to_string();
+        for value in table.iter_mut().filter_map(|(_, value)| value.as_table_mut()).flat_map(|t| t.iter_mut()) {
+            if let Some(name) = value.1.as_str().and_then(|text| text.strip_prefix('@')) {
+                if !self.first.contains_key(name) {
+                    return Err(Error::recipe(value.0, &format!("@{name}"), "a name under [first]"));
+                }
+                *value.1 = Value::String(trained(name));
+            }
         }
-        let first_seed = self.seeds.first().copied().unwrap_or_default();
-        resolve(&mut Value::Table(table.clone()), &|name| folder(out, name, first_seed).join("last"), &mut table);
-        Recipe::from_table(table)
+        Recipe::from_table(table, source)
     }
 
     /// Runs the study in the folder `out`, or goes on with it.
     ///
     /// # Errors
     /// Whatever keeps a run from being finished; [`Error::Interrupted`] when `stop` was set.
-    pub fn run(&self, out: &Path, device: &Device, stop: &AtomicBool, events: &mut dyn SweepEvents) -> Result<Study> {
-        let runs = self.runs();
+    pub fn run(
+        &self,
+        out: &Path,
+        device: &Device,
+        stop: &AtomicBool,
+        events: &mut dyn SweepEvents,
+    ) -> Result<Study> {
         let mut study = Study { runs: Vec::new(), missing: Vec::new() };
-        for (index, (name, seed, keys)) in runs.iter().enumerate() {
-            let path = folder(out, name, *seed);
-            let result = path.join(RESULT);
-            let finished = if result.is_file() {
-                read_result(&result)?
-            } else if study.runs.iter().map(|run| run.seconds).sum::<f64>() > self.budget_hours * 3600.0 {
-                study.missing.push(format!("{name}/{seed}"));
-                continue;
-            } else {
-                events.run(name, *seed, index, runs.len());
-                let recipe = self.recipe(keys, *seed, out)?;
-                self.one(name, *seed, &recipe, &path, device, stop, events)?
+        let runs = self.runs();
+        for (index, &(name, seed, keys)) in runs.iter().enumerate() {
+            let path = run_path(out, name, seed);
+            let spent: f64 = study.runs.iter().map(|run| run.seconds).sum();
+            let finished = match read_result(&path.join(RESULT))? {
+                Some(finished) => finished,
+                None if spent > self.budget_hours * 3600.0 => {
+                    study.missing.push(format!("{name}, seed {seed}"));
+                    continue;
+                }
+                None => {
+                    events.run(name, seed, index, runs.len());
+                    let recipe = self.recipe(keys, seed, out, name)?;
+                    let existing = if path.exists() { Existing::Resume } else { Existing::Refuse };
+                    start::run(&recipe, &path, existing, device, stop, events.as_events())?;
+                    let finished = self.test(name, seed, &path, stop)?;
+                    let text = serde_json::to_string_pretty(&finished)
+                        .map_err(|error| Error::Backend(format!("writing a result: {error}")))?;
+                    atomic_write(&path.join(RESULT), |file| file.write_all(text.as_bytes()))?;
+                    finished
+                }
             };
             events.finished(&finished);
             study.runs.push(finished);
@@ -171,46 +201,151 @@ impl Sweep {
         Ok(study)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn one(
-        &self,
-        name: &str,
-        seed: u64,
-        recipe: &Recipe,
-        path: &Path,
-        device: &Device,
-        stop: &AtomicBool,
-        events: &mut dyn SweepEvents,
-    ) -> Result<Finished> {
+    /// Evaluates the last weights of the run in `path` on the test split.
+    fn test(&self, arm: &str, seed: u64, path: &Path, stop: &AtomicBool) -> Result<Finished> {
         let begin = Instant::now();
-        let existing = if path.exists() { Existing::Resume } else { Existing::Refuse };
-        let outcome = start::run(recipe, path, existing, device, stop, events)?;
-        let checkpoint = Checkpoint::load(path.join("last"), &LoadOptions::default())?;
-        let plain = Device::flex();
-        let network = Network::new(&checkpoint.spec, &checkpoint.tensors, name, &plain)?;
+        let device = Device::flex();
+        let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
+        let network = Network::new(&checkpoint.spec, &checkpoint.tensors, arm, &device)?;
         let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
-        let test = open(&self.test, &OpenOptions { split: Some(Split::Test), ..OpenOptions::default() })?;
-        let options = EvalOptions { batch_size: 128, ..EvalOptions::default() };
-        let go_on = |_| if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let mut model = Evaluated { network: &network, device: &plain };
-        let found = evaluate(&mut model, &test, &prepared, options, &mut { go_on })?;
-        let distilled = checkpoint.spec.vit().is_ok_and(|vit| vit.is_distilled());
+        let data = open(&self.test, &OpenOptions { split: Some(Split::Test), ..OpenOptions::default() })?;
+        let options = EvalOptions { batch_size: TEST_BATCH, ..EvalOptions::default() };
+        let mut go_on = |_| match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let mut model = Evaluated { network: &network, device: &device };
+        let found = evaluate(&mut model, &data, &prepared, options, &mut go_on)?;
+        let distilled = checkpoint.spec.vit().is_ok_and(VitSpec::is_distilled);
         let tokens = distilled
-            .then(|| token_similarity(&network, &plain, &test, &prepared, options, &mut { go_on }))
+            .then(|| token_similarity(&network, &device, &data, &prepared, options, &mut go_on))
             .transpose()?;
-        let before: f64 = crate::run::RunFolder::earlier_seconds(path)?;
-        let finished = Finished {
-            arm: name.to_owned(),
+        let epochs = RunFolder::summary(path)?;
+        Ok(Finished {
+            arm: arm.to_owned(),
             seed,
             top1: found.joint.top1,
             class_top1: found.heads.as_ref().map(|heads| heads.class.top1),
             distillation_top1: found.heads.as_ref().map(|heads| heads.distillation.top1),
-            epochs: outcome.epochs,
-            seconds: before.max(begin.elapsed().as_secs_f64()),
+            epochs: epochs.len(),
+            seconds: epochs.iter().map(|epoch| epoch.seconds).sum::<f64>() + begin.elapsed().as_secs_f64(),
             tokens,
+        })
+    }
+}
+
+impl Study {
+    /// Mean and spread over the seeds of one number of an arm's runs.
+    pub fn spread(&self, arm: &str, number: impl Fn(&Finished) -> Option<f64>) -> Option<Spread> {
+        let values: Vec<f64> = self.runs.iter().filter(|run| run.arm == arm).filter_map(number).collect();
+        Spread::of(&values)
+    }
+}
+
+/// The folder of one run.
+fn run_path(out: &Path, name: &str, seed: u64) -> PathBuf {
+    out.join(name).join(format!("seed{seed}"))
+}
+
+/// The result of a finished run; `None` if it is not finished.
+fn read_result(path: &Path) -> Result<Option<Finished>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let broken = |error: serde_json::Error| Error::Resume { path: path.to_owned(), reason: error.to_string() };
+    serde_json::from_str(&text).map(Some).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STUDY: &str = r#"
+        name = "two arms"
+        seeds = [3, 4]
+        budget_hours = 1.0
+        test = "shapes"
+        [base]
+        preset = "small"
+        [base.model]
+        name = "deit_nano_patch8_32"
+        [base.data]
+        path = "shapes"
+        limit = 64
+        validation_limit = 32
+        [base.train]
+        epochs = 1
+        batch_size = 32
+        [first.teacher.model]
+        name = "regnety_nano_32"
+        [[arm]]
+        name = "none"
+        [[arm]]
+        name = "token"
+        [arm.set.model]
+        name = "deit_nano_distilled_patch8_32"
+        [arm.set.distill]
+        kind = "hard"
+        teacher = "@teacher"
+    "#;
+
+    fn study(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("study.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn arms_differ_from_the_base_in_their_keys_alone() {
+        let (_folder, path) = study(STUDY);
+        let sweep = Sweep::read(&path).unwrap();
+        let runs: Vec<(&str, u64)> = sweep.runs().iter().map(|run| (run.0, run.1)).collect();
+        assert_eq!(runs, [("teacher", 3), ("none", 3), ("token", 3), ("none", 4), ("token", 4)]);
+        let of = |index: usize| {
+            let (name, seed, keys) = sweep.runs()[index];
+            sweep.recipe(keys, seed, Path::new("out"), name).unwrap()
         };
-        let text = serde_json::to_string_pretty(&finished).map_err(|e| Error::Backend(e.to_string()))?;
-        atomic_write(&path.join(RESULT), |writer| writer.write_all(text.as_bytes()))?;
-        Ok(finished)
+        let (teacher, none, token) = (of(0), of(3), of(4));
+        assert_eq!(teacher.model.name.as_deref(), Some("regnety_nano_32"));
+        assert_eq!((none.train.seed, none.distill.teacher.is_none()), (4, true));
+        let at = Path::new("out/teacher/seed3/final");
+        assert_eq!(token.distill.teacher.as_deref(), Some(at));
+        assert_eq!(token.optim, none.optim);
+    }
+
+    #[test]
+    fn mistakes_are_found_before_anything_runs() {
+        for (from, to, say) in [
+            ("@teacher", "@techer", "techer"),
+            ("kind = \"hard\"", "kidn = \"hard\"", "kidn"),
+            ("seeds = [3, 4]", "seeds = []", "seed"),
+            ("budget_hours", "budget", "budget"),
+        ] {
+            let (_folder, path) = study(&STUDY.replace(from, to));
+            let error = Sweep::read(&path).unwrap_err().to_string();
+            assert!(error.contains(say), "{error}");
+        }
+    }
+
+    #[test]
+    fn finished_runs_are_kept_and_the_budget_ends_a_study() {
+        let text = STUDY.replace("seeds = [3, 4]", "seeds = [3]");
+        let (folder, path) = study(&text);
+        let out = folder.path().join("out");
+        let run = |sweep: &Sweep| sweep.run(&out, &Device::flex().autodiff(), &AtomicBool::new(false), &mut ());
+        let sweep = Sweep::read(&path).unwrap();
+        let broke = Sweep { budget_hours: 0.0, ..sweep.clone() };
+        let study = run(&broke).unwrap();
+        assert_eq!((study.runs.len(), study.missing.len()), (1, 2), "the first run begins, the others do not");
+        let teacher = out.join("teacher/seed3/result.json");
+        let before = std::fs::read(&teacher).unwrap();
+        let study = run(&sweep).unwrap();
+        assert_eq!((study.runs.len(), study.missing.len()), (3, 0));
+        assert_eq!(std::fs::read(&teacher).unwrap(), before);
+        assert!(study.runs[2].tokens.is_some() && study.runs[2].distillation_top1.is_some());
+        assert!(study.spread("token", |run| Some(run.top1)).unwrap().mean > 0.0);
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn table(text: &str, name: &str) -> Result<Table> {
 }
 
 /// Sets `key`, with its tables before it and dots between them.
-pub(super) fn set(root: &mut Table, key: &str, value: Value) {
+pub(crate) fn set(root: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => {
             root.insert(key.to_owned(), value);
@@ -31,7 +31,7 @@ pub(super) fn set(root: &mut Table, key: &str, value: Value) {
 }
 
 /// Puts the values of `over` over those of `base`, table by table.
-pub(super) fn merge(base: &mut Table, over: Table) {
+pub(crate) fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),

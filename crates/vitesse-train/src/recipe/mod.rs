@@ -23,6 +23,7 @@ mod keys;
 mod tables;
 
 pub use augment::AugmentConfig;
+pub(crate) use keys::{merge, set};
 pub use tables::{DataConfig, DistillConfig, ModelConfig, TrainConfig};
 
 use std::path::Path;
