@@ -10,31 +10,31 @@ use serde_json::Value;
 use vitesse::model::Checkpoint;
 
 /// A folder of its own for one test, in which the program runs.
-pub struct Place(tempfile::TempDir);
+pub(crate) struct Place(tempfile::TempDir);
 
 /// What a run of the program left.
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         Place(tempfile::tempdir().unwrap())
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Runs `vitesse` with arguments that are separated by spaces.
-    pub fn run(&self, args: &str) -> Ran {
+    pub(crate) fn run(&self, args: &str) -> Ran {
         self.run_into(args, Stdio::piped())
     }
 
     /// As [`Place::run`], with standard output going elsewhere.
-    pub fn run_into(&self, args: &str, stdout: Stdio) -> Ran {
+    pub(crate) fn run_into(&self, args: &str, stdout: Stdio) -> Ran {
         let child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
             .args(args.split_whitespace())
             .current_dir(self.0.path())
@@ -52,21 +52,21 @@ impl Place {
     }
 
     /// Writes a file, and the folders above it.
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
     /// Saves a checkpoint folder: a model of the zoo with fresh weights.
-    pub fn model(&self, name: &str, architecture: &str, classes: usize) -> Checkpoint {
+    pub(crate) fn model(&self, name: &str, architecture: &str, classes: usize) -> Checkpoint {
         let checkpoint = Checkpoint::fresh(architecture, Some(classes), None, 1).unwrap();
         checkpoint.save(&self.path(name), false).unwrap();
         checkpoint
     }
 
     /// The paths of all files and folders, with their sizes.
-    pub fn listing(&self) -> Vec<(PathBuf, u64)> {
+    pub(crate) fn listing(&self) -> Vec<(PathBuf, u64)> {
         let mut found = Vec::new();
         walk(self.0.path(), &mut found);
         found.sort();
@@ -90,7 +90,7 @@ fn walk(folder: &Path, found: &mut Vec<(PathBuf, u64)>) {
 impl Ran {
     /// The run, which must have ended with `code`.
     #[track_caller]
-    pub fn ended(self, code: i32) -> Ran {
+    pub(crate) fn ended(self, code: i32) -> Ran {
         assert_eq!(
             self.code, code,
             "\nstdout: {}\nstderr: {}",
@@ -101,14 +101,14 @@ impl Ran {
 
     /// The one JSON document on standard output.
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("{error}\nstdout: {}\nstderr: {}", self.stdout, self.stderr))
     }
 
     /// Standard error, which must contain each of `parts`.
     #[track_caller]
-    pub fn says(&self, parts: &[&str]) {
+    pub(crate) fn says(&self, parts: &[&str]) {
         for part in parts {
             assert!(self.stderr.contains(part), "`{part}` is not in: {}", self.stderr);
         }

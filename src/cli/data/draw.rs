@@ -1,5 +1,6 @@
 //! `data draw`: pictures of a data set as PNG files, to look at.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::num::NonZeroUsize;
@@ -83,13 +84,15 @@ pub(in crate::cli) fn draw(data: &DataSet, output: &Path, force: bool, console: 
         fs::create_dir(&path).map_err(|error| Failure::io("create", &output.join(class), error))?;
     }
     let mut list = Table::new([left("filename"), right("class_index"), left("name")]);
+    // The number of each class's last picture.
+    let mut drawn: HashMap<Option<&str>, usize> = HashMap::new();
     let mut progress = console.progress("images", data.len());
     for sample in 0..data.len() {
         let image = data.load(sample)?;
         let label = data.label(sample);
-        let class = label.and_then(|label| classes.get(label));
-        let file = format!("{sample:05}.png");
-        let file = class.map_or(file.clone(), |class| format!("{class}/{file}"));
+        let class = label.and_then(|label| classes.get(label)).map(String::as_str);
+        let number = drawn.entry(class).and_modify(|number| *number += 1).or_insert(0);
+        let file = class.map_or_else(String::new, |class| format!("{class}/")) + &format!("{number:05}.png");
         let (width, height) = (image.width() as u32, image.height() as u32);
         image::save_buffer(
             folder.path().join(&file),
