@@ -38,6 +38,16 @@ impl Console {
         line("note", text);
     }
 
+    /// Is set once the user has asked to stop.
+    pub(crate) fn stop(&self) -> &AtomicBool {
+        &self.interrupted
+    }
+
+    /// Says something of its own `kind`, such as a finished epoch.
+    pub(crate) fn say(&self, kind: &str, text: &str) {
+        line(kind, text);
+    }
+
     /// An error once the user has asked to stop. Long verbs ask between two pieces of work.
     pub(crate) fn check(&self) -> Result<()> {
         if self.interrupted.load(Ordering::SeqCst) {
@@ -52,7 +62,7 @@ impl Console {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
             let template =
-                format!("{{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left");
+                format!("{{msg}}{{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left");
             // The template is right or the default is shown.
             if let Ok(style) = ProgressStyle::with_template(&template) {
                 bar.set_style(style);
@@ -65,6 +75,7 @@ impl Console {
             bar,
             unit,
             total,
+            about: String::new(),
             begun: now,
             spoken: now,
         }
@@ -81,11 +92,28 @@ pub(crate) struct Progress<'a> {
     bar: Option<ProgressBar>,
     unit: &'static str,
     total: usize,
+    about: String,
     begun: Instant,
     spoken: Instant,
 }
 
 impl Progress<'_> {
+    /// What stands before the numbers from now on, such as `epoch 3 of 30`.
+    pub(crate) fn about(&mut self, text: &str) {
+        self.about = format!("{text}: ");
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.about.clone());
+        }
+    }
+
+    /// Writes a note without disturbing the bar.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.console.note(text)),
+            None => self.console.note(text),
+        }
+    }
+
     /// Says that `done` things are done. An error once the user has asked to stop.
     pub(crate) fn at(&mut self, done: usize) -> Result<()> {
         if let Some(bar) = &self.bar {
@@ -95,7 +123,11 @@ impl Progress<'_> {
             let rate = done as f64 / self.begun.elapsed().as_secs_f64();
             let left = self.total.saturating_sub(done) as f64 / rate;
             let (of, unit) = (self.total, self.unit);
-            let text = format!("{done}/{of} {unit}, {rate:.1}/s, {} left", format::duration(left));
+            let text = format!(
+                "{}{done}/{of} {unit}, {rate:.1}/s, {} left",
+                self.about,
+                format::duration(left)
+            );
             line("progress", &text);
         }
         self.console.check()

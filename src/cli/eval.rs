@@ -28,7 +28,7 @@ use super::outcome::{Outcome, pairs};
 Examples:
   vitesse eval --model ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
   vitesse eval --model ./my-run --data shapes:count --split test --json
-  vitesse eval --model ./deit.pth --architecture deit_small_patch16_224 --data ./photos --crop-pct 1.0 --limit 500")]
+  vitesse eval --model ./deit.pth --data ./photos --crop-pct 1.0 --limit 500")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -219,7 +219,7 @@ pub(super) struct Accuracy {
     top5: f64,
     top1_err: f64,
     top5_err: f64,
-    balanced_accuracy: f64,
+    pub(super) balanced_accuracy: f64,
     loss: f64,
 }
 

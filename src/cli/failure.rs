@@ -66,9 +66,14 @@ impl Failure {
 
     /// Someone pressed Ctrl-C, or the system asked the program to end.
     pub(crate) fn interrupted() -> Failure {
+        Failure::stopped("interrupted; nothing was written")
+    }
+
+    /// The same, where something was written.
+    pub(crate) fn stopped(message: impl Into<String>) -> Failure {
         Failure {
             exit: Exit::Interrupted,
-            ..Failure::new("E_INTERRUPTED", "interrupted; nothing was written")
+            ..Failure::new("E_INTERRUPTED", message)
         }
     }
 
@@ -138,6 +143,18 @@ impl From<vitesse_train::Error> for Failure {
     fn from(error: vitesse_train::Error) -> Failure {
         use vitesse_train::Error as E;
         let code = match error {
+            // What was typed, in a file or as a flag, cannot be meant.
+            E::Recipe { .. } | E::RecipeKey { .. } | E::RecipeSyntax { .. } => {
+                return Failure {
+                    code: "E_RECIPE",
+                    ..Failure::usage(error.to_string())
+                };
+            }
+            E::TeacherMissing => return Failure::usage(error.to_string()),
+            E::Teacher { .. } => "E_TEACHER",
+            E::RunExists { .. } | E::NotARun { .. } => "E_EXISTS",
+            E::Resume { .. } => "E_RESUME",
+            E::Diverged { .. } => "E_DIVERGED",
             E::Model(error) => return error.into(),
             E::Data(error) => return error.into(),
             E::Interrupted => return Failure::interrupted(),

@@ -4,11 +4,15 @@
 //! and a report, which is at once a JSON document and text for people. Documents go to standard output, everything else
 //! (notes, progress, errors) to standard error.
 
+#[cfg(feature = "train")]
+mod analyze;
 mod args;
 #[cfg(feature = "train")]
 mod classify;
 mod console;
 mod data;
+#[cfg(feature = "train")]
+mod distill;
 mod doctor;
 #[cfg(feature = "train")]
 mod eval;
@@ -24,6 +28,10 @@ mod predict;
 mod quickstart;
 #[cfg(feature = "train")]
 mod run;
+#[cfg(feature = "train")]
+mod train;
+#[cfg(feature = "train")]
+mod training;
 
 use clap::{Parser, Subcommand};
 
@@ -60,11 +68,17 @@ enum Verb {
     #[cfg(feature = "train")]
     Quickstart(quickstart::Args),
     #[cfg(feature = "train")]
+    Train(train::Args),
+    #[cfg(feature = "train")]
+    Distill(distill::Args),
+    #[cfg(feature = "train")]
     Eval(eval::Args),
     #[cfg(feature = "train")]
     Predict(predict::Args),
     #[cfg(feature = "train")]
     Run(run::Args),
+    #[cfg(feature = "train")]
+    Analyze(analyze::Args),
     Inspect(inspect::Args),
     Data(data::Args),
     Doctor(doctor::Args),
@@ -76,11 +90,17 @@ impl Cli {
             #[cfg(feature = "train")]
             Verb::Quickstart(args) => args.run(console),
             #[cfg(feature = "train")]
+            Verb::Train(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Distill(args) => args.run(console),
+            #[cfg(feature = "train")]
             Verb::Eval(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Predict(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Run(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Analyze(args) => args.run(console),
             Verb::Inspect(args) => args.run(),
             Verb::Data(args) => args.run(console),
             Verb::Doctor(args) => args.run(console),

@@ -1,0 +1,34 @@
+//! `train`: a model learns, as a recipe says.
+
+use super::Console;
+use super::failure::Result;
+use super::outcome::Outcome;
+use super::training::{RecipeArgs, RunArgs, Training};
+
+/// Train or fine-tune a model as a recipe says
+///
+/// A value comes from, last first: a flag, the recipe file, the preset it names, the documented default, which is DeiT's. The
+/// effective recipe is saved in the output folder. The best epoch is chosen on the validation split, where none is stored on
+/// a tenth of the training images that is held back. A run that was interrupted or killed goes on with --resume and ends with
+/// the same bits, with any number of threads.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse train --preset small --model deit_micro_patch4_32 --data shapes -o runs/first
+  vitesse train --recipe recipes/finetune-clothing.toml --test -o runs/clothing
+  vitesse train --recipe my.toml --lr 3e-4 --epochs 10 --dry-run -o runs/mine
+  vitesse train --resume -o runs/first")]
+pub(super) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        self.run.start_threads()?;
+        let recipe = self.recipe.resolve(&self.run, Vec::new())?;
+        Training::new("train", recipe, self.run, console)?.run(console)
+    }
+}

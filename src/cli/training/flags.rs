@@ -1,0 +1,261 @@
+//! What `train` and `distill` are given: a recipe, flags that stand for its keys, and where the run goes.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::{Error, Recipe};
+
+use crate::cli::args;
+use crate::cli::failure::{Failure, Result};
+use crate::cli::model::{is_path, refuse_what_is_no_name};
+
+/// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct RecipeArgs {
+    /// Recipe file; flags override its keys
+    #[arg(long, value_name = "FILE", help_heading = "Recipe")]
+    recipe: Option<PathBuf>,
+    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune
+    #[arg(long, value_name = "NAME", help_heading = "Recipe", value_parser = Recipe::presets().collect::<Vec<_>>())]
+    preset: Option<String>,
+
+    /// A checkpoint (folder, `.safetensors` or `.pth` file), or the name of an architecture to train from scratch
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    model: Option<String>,
+    /// Number of classes [default: the data set's]
+    #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole)]
+    num_classes: Option<i64>,
+    /// Image side in pixels; a checkpoint's position embedding is resized to it [default: the model's]
+    #[arg(long, value_name = "PIXELS", help_heading = "Model", value_parser = whole)]
+    img_size: Option<i64>,
+    /// Probability of dropping a residual branch in the last block (stochastic depth)
+    #[arg(long, value_name = "P", help_heading = "Model")]
+    drop_path: Option<f64>,
+
+    /// Data set: a folder, a `.csv` list, or `shapes[:TASK]`, the built-in set
+    #[arg(long, alias = "data-dir", value_name = "DATA", help_heading = "Data")]
+    data: Option<String>,
+    /// Learn from this many images only, drawn with the classes in the proportions they have
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    limit: Option<i64>,
+    /// Threads that read images; 0 for one a core. Does not change the result
+    #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
+    workers: Option<i64>,
+
+    /// Times that all images are gone through
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
+    epochs: Option<i64>,
+    /// Images an optimiser step
+    #[arg(long, short, value_name = "N", help_heading = "Training", value_parser = whole)]
+    batch_size: Option<i64>,
+    /// Parts that a batch is computed in, for less memory
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
+    grad_accum_steps: Option<i64>,
+    /// Decides fresh weights, order, augmentation and drop path
+    #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = whole)]
+    seed: Option<i64>,
+    /// Label smoothing
+    #[arg(long, value_name = "SHARE", help_heading = "Training")]
+    smoothing: Option<f64>,
+    /// Keep a moving average of the weights, with this decay a step
+    #[arg(
+        long,
+        alias = "model-ema-decay",
+        value_name = "DECAY",
+        help_heading = "Training"
+    )]
+    ema_decay: Option<f64>,
+
+    /// Peak learning rate
+    #[arg(long, value_name = "LR", help_heading = "Optimiser")]
+    lr: Option<f64>,
+    /// Batch size that --lr is meant for; the rate is scaled to the one used [default: the rate is used as it is]
+    #[arg(long, value_name = "N", help_heading = "Optimiser", value_parser = whole)]
+    lr_base_size: Option<i64>,
+    /// Weight decay, decoupled from the gradient
+    #[arg(long, value_name = "DECAY", help_heading = "Optimiser")]
+    weight_decay: Option<f64>,
+    /// Largest global norm of the gradients
+    #[arg(long, value_name = "NORM", help_heading = "Optimiser")]
+    clip_grad: Option<f64>,
+    /// Factor of the learning rate from one layer to the one before it
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimiser")]
+    layer_decay: Option<f64>,
+    /// Epochs in which the learning rate grows
+    #[arg(long, value_name = "EPOCHS", help_heading = "Optimiser")]
+    warmup_epochs: Option<f64>,
+    /// Learning rate with which the warm-up begins
+    #[arg(long, value_name = "LR", help_heading = "Optimiser")]
+    warmup_lr: Option<f64>,
+    /// Learning rate with which the run ends
+    #[arg(long, value_name = "LR", help_heading = "Optimiser")]
+    min_lr: Option<f64>,
+
+    /// RandAugment, such as rand-m9-mstd0.5-inc1, or none
+    #[arg(long, value_name = "POLICY", help_heading = "Augmentation")]
+    aa: Option<String>,
+    /// Strength of the colour jitter where RandAugment is off
+    #[arg(long, value_name = "STRENGTH", help_heading = "Augmentation")]
+    color_jitter: Option<f64>,
+    /// Probability of a horizontal flip
+    #[arg(long, value_name = "P", help_heading = "Augmentation")]
+    hflip: Option<f64>,
+    /// Probability of random erasing
+    #[arg(long, value_name = "P", help_heading = "Augmentation")]
+    reprob: Option<f64>,
+    /// Parameter of mixup's Beta distribution; 0 switches it off
+    #[arg(long, value_name = "ALPHA", help_heading = "Augmentation")]
+    mixup: Option<f64>,
+    /// Parameter of CutMix's Beta distribution; 0 switches it off
+    #[arg(long, value_name = "ALPHA", help_heading = "Augmentation")]
+    cutmix: Option<f64>,
+    /// Times each image is taken in succession; 1 switches repeated augmentation off
+    #[arg(long, value_name = "N", help_heading = "Augmentation", value_parser = whole)]
+    aug_repeats: Option<i64>,
+}
+
+/// Where a run goes and how it is made, as typed. None of it changes what is computed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Run")]
+pub(in crate::cli) struct RunArgs {
+    /// Folder of the run
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) output: PathBuf,
+    /// Continue the run in the output folder; where no recipe file is given, with its own recipe
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Replace the run in the output folder
+    #[arg(long)]
+    force: bool,
+    /// Show the effective recipe and what would be done, and write nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// At the very end, evaluate the best checkpoint once on the test split
+    #[arg(long)]
+    pub(super) test: bool,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N", value_parser = args::positive)]
+    threads: Option<NonZeroUsize>,
+}
+
+impl RunArgs {
+    /// Starts the computing threads; before anything else.
+    pub(in crate::cli) fn start_threads(&self) -> Result<()> {
+        args::start_threads(self.threads)
+    }
+
+    /// What may be done about a run that is there.
+    pub(super) fn existing(&self) -> Existing {
+        match (self.resume, self.force) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Replace,
+            _ => Existing::Refuse,
+        }
+    }
+}
+
+impl RecipeArgs {
+    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
+    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
+        let (name, text) = match &self.recipe {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
+                (path.display().to_string(), text)
+            }
+            None if run.resume => {
+                let saved = RunFolder::recipe(&run.output)?;
+                (run.output.display().to_string(), saved.to_toml()?)
+            }
+            None => ("the command line".to_owned(), String::new()),
+        };
+        let mut table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Error::RecipeSyntax {
+                name: name.clone(),
+                detail: error.to_string(),
+            })?;
+        for (key, value) in self.overrides()?.into_iter().chain(more) {
+            set(&mut table, key, value);
+        }
+        Ok(Recipe::from_table(table, &name)?)
+    }
+
+    /// The flags that were typed, as keys of a recipe.
+    fn overrides(&self) -> Result<Vec<(&'static str, Value)>> {
+        let text = |value: &Option<String>| value.clone().map(Value::String);
+        let number = |value: Option<f64>| value.map(Value::Float);
+        let whole = |value: Option<i64>| value.map(Value::Integer);
+        let model = match &self.model {
+            Some(model) if is_path(model) => ("model.checkpoint", text(&self.model)),
+            Some(model) => {
+                refuse_what_is_no_name(model, None)?;
+                ("model.name", text(&self.model))
+            }
+            None => ("model.name", None),
+        };
+        let keys = [
+            ("preset", text(&self.preset)),
+            model,
+            ("model.num_classes", whole(self.num_classes)),
+            ("model.img_size", whole(self.img_size)),
+            ("model.drop_path", number(self.drop_path)),
+            ("data.path", text(&self.data)),
+            ("data.limit", whole(self.limit)),
+            ("train.workers", whole(self.workers)),
+            ("train.epochs", whole(self.epochs)),
+            ("train.batch_size", whole(self.batch_size)),
+            ("train.accumulate", whole(self.grad_accum_steps)),
+            ("train.seed", whole(self.seed)),
+            ("train.smoothing", number(self.smoothing)),
+            ("train.ema_decay", number(self.ema_decay)),
+            ("optim.lr", number(self.lr)),
+            ("optim.lr_base_size", whole(self.lr_base_size)),
+            ("optim.weight_decay", number(self.weight_decay)),
+            ("optim.clip_grad", number(self.clip_grad)),
+            ("optim.layer_decay", number(self.layer_decay)),
+            ("schedule.warmup_epochs", number(self.warmup_epochs)),
+            ("schedule.warmup_lr", number(self.warmup_lr)),
+            ("schedule.min_lr", number(self.min_lr)),
+            ("augment.aa", text(&self.aa)),
+            ("augment.color_jitter", number(self.color_jitter)),
+            ("augment.hflip", number(self.hflip)),
+            ("augment.reprob", number(self.reprob)),
+            ("augment.mixup", number(self.mixup)),
+            ("augment.cutmix", number(self.cutmix)),
+            ("augment.aug_repeats", whole(self.aug_repeats)),
+        ];
+        Ok(keys
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)))
+            .collect())
+    }
+}
+
+/// Sets `key`, `preset` or `table.name`. What a table should be and is not is refused when the recipe is read.
+fn set(root: &mut Table, key: &str, value: Value) {
+    let Some((table, name)) = key.split_once('.') else {
+        root.insert(key.to_owned(), value);
+        return;
+    };
+    let table = root.entry(table).or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(table) = table {
+        // A model is begun with a name or with a checkpoint: the flag takes the place of either.
+        match key {
+            "model.name" => table.remove("checkpoint"),
+            "model.checkpoint" => table.remove("name"),
+            _ => None,
+        };
+        table.insert(name.to_owned(), value);
+    }
+}
+
+/// A whole number from 0; what is too small for its key is refused with the recipe.
+fn whole(text: &str) -> std::result::Result<i64, String> {
+    match text.parse() {
+        Ok(number) if number >= 0 => Ok(number),
+        _ => Err("expected a whole number".to_owned()),
+    }
+}

@@ -1,0 +1,175 @@
+//! What `train` and `distill` have in common: flags → recipe → plan → run → report.
+
+mod flags;
+mod report;
+mod watch;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use vitesse::data::{DataSet, Loader, LoaderOptions, OpenOptions, Split, open};
+use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse_train::evaluate::EvalOptions;
+use vitesse_train::events::{Outcome as Learned, Plan};
+use vitesse_train::prepare::preprocess;
+use vitesse_train::run::RunFolder;
+use vitesse_train::teacher::Teacher;
+use vitesse_train::{Error, Recipe, run};
+
+use super::Console;
+use super::eval;
+use super::failure::{Failure, Result};
+use super::outcome::Outcome;
+pub(super) use flags::{RecipeArgs, RunArgs};
+use report::{DryRun, Report, Test};
+use watch::Watch;
+
+/// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
+pub(super) struct Training<'a> {
+    verb: &'static str,
+    recipe: Recipe,
+    args: RunArgs,
+    test: Option<DataSet>,
+    console: &'a Console,
+}
+
+impl<'a> Training<'a> {
+    /// Checks what can be checked before anything is computed.
+    pub(super) fn new(
+        verb: &'static str,
+        recipe: Recipe,
+        args: RunArgs,
+        console: &'a Console,
+    ) -> Result<Training<'a>> {
+        RunFolder::check(&args.output, &recipe, args.existing())?;
+        let test = args.test.then(|| open_test(&recipe.data.path)).transpose()?;
+        Ok(Training {
+            verb,
+            recipe,
+            args,
+            test,
+            console,
+        })
+    }
+
+    pub(super) fn run(&self, console: &Console) -> Result<Outcome> {
+        if self.args.dry_run {
+            return Outcome::new(&DryRun::new(&self.recipe, self.plan()?)?);
+        }
+        let mut watch = Watch::new(console);
+        let learned = run(
+            &self.recipe,
+            &self.args.output,
+            self.args.existing(),
+            &Device::flex(),
+            console.stop(),
+            &mut watch,
+        )
+        .map_err(|error| self.failure(error))?;
+        let plan = watch.into_plan();
+        let checkpoint = self.checkpoint(&learned);
+        let test = self.test(&checkpoint)?;
+        Outcome::new(&Report::new(&self.args.output, plan, &learned, checkpoint, test)?)
+    }
+
+    /// What would be done.
+    fn plan(&self) -> Result<Plan> {
+        let recipe = &self.recipe;
+        let (learn, validation) = recipe.data.open()?;
+        let student = recipe.model.checkpoint(&learn, recipe.train.seed)?;
+        student
+            .source
+            .notes
+            .iter()
+            .for_each(|note| self.console.note(note));
+        recipe.warnings().iter().for_each(|text| self.console.note(text));
+        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let teacher = match &recipe.distill.teacher {
+            Some(path) if recipe.distill.distils() => {
+                Some(Teacher::load(path, &student.spec, &prepared, &Device::flex())?)
+            }
+            _ => None,
+        };
+        let options = LoaderOptions {
+            batch_size: recipe.train.batch_size,
+            order: recipe.augment.order(),
+            drop_last: true,
+            ..LoaderOptions::default()
+        };
+        let (train_samples, classes) = (learn.len(), student.spec.num_classes);
+        let parameters = student.spec.costs()?.parameters();
+        Ok(Plan {
+            model: student.spec.architecture.clone(),
+            parameters,
+            trained: parameters,
+            teacher: teacher.map(|teacher| teacher.name().to_owned()),
+            classes,
+            train_samples,
+            validation_samples: validation.as_ref().map_or(0, DataSet::len),
+            epochs: recipe.train.epochs,
+            steps_per_epoch: Loader::new(learn, recipe.augment.transform(&prepared)?, options)?.batches()?,
+            batch_size: recipe.train.batch_size,
+            done: 0,
+        })
+    }
+
+    /// The checkpoint that a finished run is known by: the best, or the last where nothing was evaluated.
+    fn checkpoint(&self, learned: &Learned) -> PathBuf {
+        let folder = if learned.best.is_some() { "best" } else { "final" };
+        self.args.output.join(folder)
+    }
+
+    /// One evaluation on the test split, after which nothing is chosen any more.
+    fn test(&self, path: &Path) -> Result<Option<Test>> {
+        let Some(data) = &self.test else { return Ok(None) };
+        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+        let plan = eval::Plan {
+            preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+            checkpoint,
+            data: data.clone(),
+            data_name: self.recipe.data.path.clone(),
+            options: EvalOptions {
+                workers: self.recipe.train.workers,
+                fusion: self.recipe.distill.joint,
+                ..EvalOptions::default()
+            },
+            strict: false,
+        };
+        match plan.run(self.console) {
+            Err(_) if self.console.check().is_err() => {
+                let sentence = "interrupted while testing; the run itself is finished";
+                Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))
+            }
+            found => Ok(Some(Test::from(found?))),
+        }
+    }
+
+    fn failure(&self, error: Error) -> Failure {
+        match error {
+            Error::Interrupted => {
+                let sentence = format!(
+                    "interrupted; the state is saved in `{}`",
+                    self.args.output.display()
+                );
+                Failure::stopped(sentence).hint(format!("continue with `{}`", self.resume()))
+            }
+            other => other.into(),
+        }
+    }
+
+    /// The command that continues the run.
+    fn resume(&self) -> String {
+        format!("vitesse {} --resume -o {}", self.verb, self.args.output.display())
+    }
+}
+
+/// The test split of a data set, which must be stored as one.
+fn open_test(path: &str) -> Result<DataSet> {
+    Ok(open(
+        path,
+        &OpenOptions {
+            split: Some(Split::Test),
+            ..OpenOptions::default()
+        },
+    )?)
+}

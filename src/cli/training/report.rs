@@ -1,0 +1,234 @@
+//! What `train` and `distill` report: what a run came to, or what it would be.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vitesse::report::format;
+use vitesse_train::Recipe;
+use vitesse_train::events::{Outcome as Learned, Plan};
+use vitesse_train::run::RunFolder;
+
+use crate::cli::eval;
+use crate::cli::failure::Result;
+use crate::cli::outcome::pairs;
+
+/// What is learned from what. Keys as in `eval` where it has them.
+#[derive(Debug, Serialize)]
+struct Facts {
+    model: String,
+    param_count: usize,
+    num_classes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<String>,
+    train_images: usize,
+    validation_images: usize,
+    epochs: usize,
+    steps_per_epoch: usize,
+    batch_size: usize,
+}
+
+impl From<Plan> for Facts {
+    fn from(plan: Plan) -> Facts {
+        Facts {
+            model: plan.model,
+            param_count: plan.parameters,
+            num_classes: plan.classes,
+            teacher: plan.teacher,
+            train_images: plan.train_samples,
+            validation_images: plan.validation_samples,
+            epochs: plan.epochs,
+            steps_per_epoch: plan.steps_per_epoch,
+            batch_size: plan.batch_size,
+        }
+    }
+}
+
+impl Facts {
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let count = |n: usize| format::count(n as u64);
+        let mut rows = vec![
+            ("model", self.model.clone()),
+            ("parameters", format::si(self.param_count as f64, "")),
+            ("classes", count(self.num_classes)),
+        ];
+        rows.extend(self.teacher.clone().map(|teacher| ("teacher", teacher)));
+        rows.push((
+            "images",
+            format!(
+                "{} to learn from, {} to validate on",
+                count(self.train_images),
+                count(self.validation_images)
+            ),
+        ));
+        rows.push((
+            "steps",
+            format!(
+                "{} = {} epochs of {}, {} images each",
+                count(self.epochs * self.steps_per_epoch),
+                self.epochs,
+                count(self.steps_per_epoch),
+                self.batch_size
+            ),
+        ));
+        rows
+    }
+}
+
+/// What would be done.
+#[derive(Debug, Serialize)]
+pub(super) struct DryRun {
+    recipe: Recipe,
+    plan: Facts,
+    #[serde(skip)]
+    toml: String,
+}
+
+impl DryRun {
+    pub(super) fn new(recipe: &Recipe, plan: Plan) -> Result<DryRun> {
+        Ok(DryRun {
+            recipe: recipe.clone(),
+            plan: plan.into(),
+            toml: recipe.to_toml()?,
+        })
+    }
+}
+
+impl fmt::Display for DryRun {
+    /// The recipe can be taken from here into a file: the rest is comments.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in pairs(self.plan.rows()).lines() {
+            writeln!(f, "# {line}")?;
+        }
+        write!(f, "\n{}", self.toml)
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    output: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Facts>,
+    /// Epochs finished.
+    epochs: usize,
+    /// Optimiser steps taken.
+    steps: usize,
+    stopped_early: bool,
+    /// Of all epochs, evaluation included, however often the run was resumed.
+    seconds: f64,
+    /// The best evaluation on the validation split, if there was one.
+    best: Option<Best>,
+    /// The best checkpoint, or the last where nothing was evaluated.
+    checkpoint: String,
+    /// The checkpoint after the last step.
+    last_checkpoint: String,
+    /// The one evaluation on the test split, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    test: Option<Test>,
+    /// The next command.
+    next: String,
+    #[serde(skip)]
+    data: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Best {
+    /// Counted from 0, as in `summary.csv`.
+    epoch: usize,
+    top1: f64,
+    loss: f64,
+}
+
+/// An evaluation on the test split.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct Test(eval::Report);
+
+impl From<eval::Report> for Test {
+    fn from(report: eval::Report) -> Test {
+        Test(report)
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        output: &Path,
+        plan: Option<Plan>,
+        learned: &Learned,
+        checkpoint: PathBuf,
+        test: Option<Test>,
+    ) -> Result<Report> {
+        let recipe = RunFolder::recipe(output)?;
+        let checkpoint = checkpoint.display().to_string();
+        let verb = if test.is_some() { "inspect" } else { "eval" };
+        let mut next = format!("vitesse {verb} --model {checkpoint}");
+        if test.is_none() {
+            next.push_str(&format!(" --data {}", recipe.data.path));
+        }
+        Ok(Report {
+            output: output.display().to_string(),
+            plan: plan.map(Facts::from),
+            epochs: learned.epochs,
+            steps: learned.steps,
+            stopped_early: learned.stopped_early,
+            seconds: RunFolder::earlier_seconds(output)?,
+            best: learned.best.map(|best| Best {
+                epoch: best.epoch,
+                top1: best.top1,
+                loss: best.loss,
+            }),
+            checkpoint,
+            last_checkpoint: output.join("final").display().to_string(),
+            test,
+            next,
+            data: recipe.data.path,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = self.plan.as_ref().map(Facts::rows).unwrap_or_default();
+        let early = if self.stopped_early {
+            ", stopped early: no better epoch for long"
+        } else {
+            ""
+        };
+        rows.push((
+            "trained",
+            format!(
+                "{} epochs in {}{early}",
+                self.epochs,
+                format::duration(self.seconds)
+            ),
+        ));
+        match &self.best {
+            Some(best) => rows.push((
+                "best",
+                format!(
+                    "epoch {} of {}: validation top-1 {:.3} %, loss {:.4}",
+                    best.epoch + 1,
+                    self.epochs,
+                    best.top1,
+                    best.loss
+                ),
+            )),
+            None => rows.push(("best", "unknown: there was nothing to validate on".to_owned())),
+        }
+        rows.push(("checkpoint", self.checkpoint.clone()));
+        if let Some(Test(test)) = &self.test {
+            rows.push((
+                "test",
+                format!(
+                    "top-1 {:.3} %, balanced accuracy {:.3} %, on {} images of {}; nothing was chosen by them",
+                    test.joint.top1,
+                    test.joint.balanced_accuracy,
+                    format::count(test.images as u64),
+                    self.data
+                ),
+            ));
+        }
+        write!(f, "{}\nNext:\n  {}\n", pairs(rows), self.next)
+    }
+}

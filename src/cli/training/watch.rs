@@ -1,0 +1,121 @@
+//! How a run is shown while it goes: a bar or lines within an epoch, one line for each epoch.
+
+use std::fmt::Write as _;
+
+use vitesse::report::format;
+use vitesse_train::evaluate::EvalProgress;
+use vitesse_train::events::{Events, Plan};
+use vitesse_train::run::{EpochRecord, StepRecord};
+
+use crate::cli::console::{Console, Progress};
+
+/// Shows a run.
+pub(super) struct Watch<'a> {
+    console: &'a Console,
+    plan: Option<Plan>,
+    shown: Option<Shown<'a>>,
+    /// Finished epochs of this process and the seconds they took, to guess the rest.
+    epochs: usize,
+    seconds: f64,
+}
+
+/// What is in progress.
+struct Shown<'a> {
+    progress: Progress<'a>,
+    evaluating: bool,
+    done: usize,
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(console: &'a Console) -> Watch<'a> {
+        Watch {
+            console,
+            plan: None,
+            shown: None,
+            epochs: 0,
+            seconds: 0.0,
+        }
+    }
+
+    /// The plan that the run began with.
+    pub(super) fn into_plan(self) -> Option<Plan> {
+        self.plan
+    }
+
+    /// The progress of training or evaluation, begun over `total` images if the other was under way.
+    fn show(&mut self, evaluating: bool, total: usize) -> &mut Shown<'a> {
+        if self
+            .shown
+            .as_ref()
+            .is_some_and(|shown| shown.evaluating != evaluating)
+        {
+            self.shown = None;
+        }
+        let console = self.console;
+        self.shown.get_or_insert_with(|| Shown {
+            progress: console.progress("images", total),
+            evaluating,
+            done: 0,
+        })
+    }
+}
+
+impl Events for Watch<'_> {
+    fn begin(&mut self, plan: &Plan) {
+        if plan.done > 0 {
+            self.console.note(&format!(
+                "resumed after step {} of {}",
+                plan.done,
+                plan.epochs * plan.steps_per_epoch
+            ));
+        }
+        self.plan = Some(plan.clone());
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let Some(plan) = &self.plan else { return };
+        let (epochs, steps) = (plan.epochs, plan.steps_per_epoch.max(1));
+        let left = steps - record.step % steps;
+        let shown = self.show(false, left * plan.batch_size);
+        shown.done += record.samples;
+        let about = format!("epoch {} of {epochs}, loss {:.3}", record.epoch + 1, record.loss);
+        shown.progress.about(&about);
+        // Who asked to stop is heard by the trainer, which saves the state first.
+        let _ = shown.progress.at(shown.done);
+    }
+
+    fn evaluating(&mut self, at: EvalProgress) {
+        let shown = self.show(true, at.total);
+        shown.progress.about("evaluating");
+        let _ = shown.progress.at(at.done);
+    }
+
+    fn epoch(&mut self, record: &EpochRecord, best: bool) {
+        self.shown = None;
+        let Some(plan) = &self.plan else { return };
+        self.epochs += 1;
+        self.seconds += record.seconds;
+        let done = record.epoch + 1;
+        let mut text = format!("{done} of {}: loss {:.4}", plan.epochs, record.train_loss);
+        if let (Some(top1), Some(loss)) = (record.eval_top1, record.eval_loss) {
+            let best = if best { ", the best so far" } else { "" };
+            let _ = write!(text, ", validation loss {loss:.4}, top-1 {top1:.2} %{best}");
+        }
+        if let Some(top1) = record.ema_top1 {
+            let _ = write!(text, ", averaged weights {top1:.2} %");
+        }
+        let _ = write!(text, ", {}", format::duration(record.seconds));
+        let left = plan.epochs.saturating_sub(done) as f64 * self.seconds / self.epochs as f64;
+        if left > 0.0 {
+            let _ = write!(text, ", {} left", format::duration(left));
+        }
+        self.console.say("epoch", &text);
+    }
+
+    fn warning(&mut self, text: &str) {
+        match &self.shown {
+            Some(shown) => shown.progress.note(text),
+            None => self.console.note(text),
+        }
+    }
+}
