@@ -15,8 +15,10 @@ type Failure = Box<dyn std::error::Error>;
 
 fn logits(spec: &ModelSpec, tensors: &Tensors, image: &Tensor<4>) -> Result<Vec<f32>, Failure> {
     let network = Network::new(spec, tensors, "the moved checkpoint", &Device::flex())?;
-    let logits = network.forward(image.clone(), &mut Ctx::eval())?.joint(Fusion::LogitMean);
-    logits.to_data().to_vec().map_err(|e| format!("{e:?}").into())
+    let logits = network
+        .forward(image.clone(), &mut Ctx::eval())?
+        .joint(Fusion::LogitMean);
+    logits.try_to_vec_as().map_err(|e| format!("{e:?}").into())
 }
 
 fn run() -> Result<bool, Failure> {
@@ -45,13 +47,20 @@ fn run() -> Result<bool, Failure> {
         let mut changed = tensors.clone();
         changed.insert_f32(&tensor.name, &tensor.shape, values)?;
         let after = logits(spec, &changed, &image)?;
-        if before.iter().zip(&after).any(|(a, b)| (a - b).abs() > 1e-5 * a.abs().max(1.0)) {
+        if before
+            .iter()
+            .zip(&after)
+            .any(|(a, b)| (a - b).abs() > 1e-5 * a.abs().max(1.0))
+        {
             moved += 1;
         } else {
             still.push(tensor.name);
         }
     }
-    println!("{moved} tensors move the logits, {} do not {still:?}", still.len());
+    println!(
+        "{moved} tensors move the logits, {} do not {still:?}",
+        still.len()
+    );
     Ok(still.is_empty())
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
-use crate::config::{CONFIG_FILE, Config, believe};
+use crate::config::{CONFIG_FILE, Config};
 use crate::import::{Imported, bare, hf};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
@@ -99,7 +99,7 @@ impl Checkpoint {
         if let Some(size) = img_size {
             set_input(&mut spec, &mut config, size);
         }
-        believe(&spec)?;
+        spec.validate()?;
         let tensors = spec.init(seed)?;
         Ok(Checkpoint {
             spec,
@@ -201,7 +201,7 @@ impl Checkpoint {
             num_classes,
             ..self.spec.clone()
         };
-        believe(&spec)?;
+        spec.validate()?;
         let heads = spec.classifiers();
         let parameters = heads
             .iter()
@@ -234,7 +234,7 @@ impl Checkpoint {
         }
         let (mut spec, mut config) = (self.spec.clone(), self.config.clone());
         set_input(&mut spec, &mut config, img_size);
-        believe(&spec)?;
+        spec.validate()?;
         spec.validate()?;
         if let (NetworkSpec::Vit(old), NetworkSpec::Vit(new)) = (&self.spec.network, &spec.network) {
             let ([rows, columns], [new_rows, new_columns]) = (old.grid(), new.grid());

@@ -24,8 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 pub(crate) use fields::Fields;
-use network::CLASSES;
-pub(crate) use network::believe;
+use crate::spec::limits::CLASSES;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
 use crate::spec::ModelSpec;
@@ -137,8 +136,7 @@ impl Config {
             num_classes,
             network: network::read_delta(base, vitesse)?,
         };
-        let believed = network::believe(&spec).and_then(|()| spec.validate());
-        believed.map_err(|error| match error {
+        spec.validate().map_err(|error| match error {
             Error::InvalidSpec(sentence) => Error::invalid_spec(format!("`{}`: {sentence}", file.display())),
             other => other,
         })?;

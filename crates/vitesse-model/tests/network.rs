@@ -38,7 +38,7 @@ fn run(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
     let device = Device::flex();
     let network = Network::new(spec, tensors, "test", &device).unwrap();
     let logits = network.forward(images(spec, &device), &mut Ctx::eval()).unwrap();
-    logits.joint(Fusion::LogitMean).to_data().to_vec().unwrap()
+    logits.joint(Fusion::LogitMean).try_to_vec_as().unwrap()
 }
 
 fn assert_close(a: &[f32], b: &[f32]) {
@@ -56,7 +56,7 @@ struct Find<'a> {
 impl ModuleVisitor for Find<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if param.id == param_id(self.name) {
-            self.found = param.val().grad(self.gradients).map(|g| g.to_data().to_vec().unwrap());
+            self.found = param.val().grad(self.gradients).map(|g| g.try_to_vec_as().unwrap());
         }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Imported;
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
-use crate::config::{Config, Fields, Interpolation, PretrainedCfg, believe, take_labels};
+use crate::config::{Config, Fields, Interpolation, PretrainedCfg, take_labels};
 use crate::spec::{ModelSpec, NetworkSpec, PrefixToken, VitSpec};
 use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result, zoo};
@@ -82,7 +82,7 @@ pub(crate) fn import(
         num_classes,
         network: NetworkSpec::Vit(vit),
     };
-    believe(&spec)?;
+    spec.validate()?;
     let tensors = rename(tensors, &spec)?;
     notes.insert(
         0,

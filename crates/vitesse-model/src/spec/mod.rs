@@ -6,6 +6,7 @@
 //! ([`ModelSpec::costs`]). Nothing is inferred from tensor shapes when the spec says it.
 
 mod cost;
+pub(crate) mod limits;
 pub(crate) mod regnet;
 mod vit;
 
@@ -109,8 +110,9 @@ impl ModelSpec {
         })
     }
 
-    /// Checks that the parts fit each other.
+    /// Checks that sizes are believable and that the parts fit each other.
     pub fn validate(&self) -> Result<()> {
+        limits::check(self)?;
         match &self.network {
             NetworkSpec::Vit(vit) => vit.validate(),
             NetworkSpec::RegNet(regnet) => regnet.validate(),
