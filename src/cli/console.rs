@@ -142,9 +142,13 @@ impl Drop for Progress<'_> {
     }
 }
 
-/// Writes `kind: text` to standard error. Names of files may hold terminal control sequences: they are shown, not obeyed.
-/// Where standard error is closed there is nobody to tell.
+/// Writes `kind: text` to standard error. Where that is closed there is nobody to tell.
 pub(super) fn line(kind: &str, text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{kind}: {}", printable(text));
+}
+
+/// The text with its control characters shown, not obeyed: names of files and of tensors may hold terminal sequences.
+pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -153,5 +157,5 @@ pub(super) fn line(kind: &str, text: &str) {
             c => shown.push(c),
         }
     }
-    let _ = writeln!(io::stderr().lock(), "{kind}: {shown}");
+    shown
 }

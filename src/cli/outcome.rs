@@ -1,10 +1,11 @@
 //! What a verb hands back: one document, written as text or as JSON.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
 
+use super::console::printable;
 use super::failure::{Exit, Failure, Result};
 
 /// A verb's result.
@@ -38,10 +39,11 @@ impl Outcome {
 
     /// Writes the document to standard output.
     pub(crate) fn print(&self, json: bool) -> Result<Exit> {
-        let written = if json {
-            write_json(&self.json)
-        } else {
-            write(self.text.as_bytes())
+        let written = match json {
+            true => write_json(&self.json),
+            // Into a file or a pipe goes what there is.
+            false if io::stdout().is_terminal() => write(printable(&self.text).as_bytes()),
+            false => write(self.text.as_bytes()),
         };
         match written {
             Ok(()) => Ok(self.exit),
