@@ -56,7 +56,7 @@ fn to_device<const D: usize>(tensors: &Tensors, name: &str, device: &Device) -> 
     )
 }
 
-fn assert_close(name: &str, found: TensorData, wanted: &[f32]) {
+fn assert_close(name: &str, found: &TensorData, wanted: &[f32]) {
     let found = found.try_to_vec::<f32>().unwrap();
     assert_eq!(found.len(), wanted.len(), "{name}");
     let largest = wanted.iter().fold(1.0f32, |most, value| most.max(value.abs()));
@@ -96,7 +96,7 @@ fn compare(ctx: &mut Ctx, wanted: &Tensors) {
         .class;
     assert_close(
         "logits",
-        logits.clone().into_data(),
+        &logits.to_data(),
         &wanted.get("logits").unwrap().to_f32(),
     );
     let gradients = (logits * to_device(&input, "weights", &device)).sum().backward();
@@ -112,7 +112,7 @@ fn compare(ctx: &mut Ctx, wanted: &Tensors) {
         };
         network.visit(&mut visitor);
         let found = visitor.found.unwrap_or_else(|| panic!("no gradient for {name}"));
-        assert_close(name, found, &tensor.to_f32());
+        assert_close(name, &found, &tensor.to_f32());
         compared += 1;
     }
     assert_eq!(compared, 37);
@@ -149,7 +149,7 @@ fn training_agrees_with_the_reference_and_returns_the_running_statistics() {
     found.sort();
     assert_eq!(names, found);
     for (name, value) in ctx.buffers {
-        assert_close(&name, value.into_data(), &wanted.get(&name).unwrap().to_f32());
+        assert_close(&name, &value.into_data(), &wanted.get(&name).unwrap().to_f32());
     }
 }
 
@@ -178,7 +178,7 @@ fn without_classes_the_network_returns_features() {
     let logits = logits + to_device(&tensors, "bias", &device);
     assert_close(
         "logits",
-        logits.into_data(),
+        &logits.into_data(),
         &fixture("eval.").get("logits").unwrap().to_f32(),
     );
 }
@@ -195,7 +195,7 @@ fn an_image_does_not_depend_on_its_batch() {
         .unwrap();
     assert_close(
         "logits of the second image",
-        class(images).narrow(0, 1, 1).into_data(),
+        &class(images).narrow(0, 1, 1).into_data(),
         &alone,
     );
 }
