@@ -70,13 +70,14 @@ impl Events for Watch<'_> {
             ));
         }
         self.plan = Some(plan.clone());
+        // Begun here and at an epoch's end, so that the first step counts in the rate.
+        self.show(false, left(plan, plan.done));
     }
 
     fn step(&mut self, record: &StepRecord) {
         let Some(plan) = &self.plan else { return };
-        let (epochs, steps) = (plan.epochs, plan.steps_per_epoch.max(1));
-        let left = steps - record.step % steps;
-        let shown = self.show(false, left * plan.batch_size);
+        let (epochs, left) = (plan.epochs, left(plan, record.step));
+        let shown = self.show(false, left);
         shown.done += record.samples;
         let about = format!("epoch {} of {epochs}, loss {:.3}", record.epoch + 1, record.loss);
         shown.progress.about(&about);
@@ -105,11 +106,16 @@ impl Events for Watch<'_> {
             let _ = write!(text, ", averaged weights {top1:.2} %");
         }
         let _ = write!(text, ", {}", format::duration(record.seconds));
-        let left = plan.epochs.saturating_sub(done) as f64 * self.seconds / self.epochs as f64;
-        if left > 0.0 {
-            let _ = write!(text, ", {} left", format::duration(left));
+        let more = plan.epochs.saturating_sub(done);
+        if more > 0 {
+            let rest = more as f64 * self.seconds / self.epochs as f64;
+            let _ = write!(text, ", {} left", format::duration(rest));
         }
         self.console.say("epoch", &text);
+        let next = left(plan, record.steps);
+        if more > 0 {
+            self.show(false, next);
+        }
     }
 
     fn warning(&mut self, text: &str) {
@@ -118,4 +124,10 @@ impl Events for Watch<'_> {
             None => self.console.note(text),
         }
     }
+}
+
+/// Images that are left to learn from in the epoch of this step, from it on.
+fn left(plan: &Plan, step: usize) -> usize {
+    let steps = plan.steps_per_epoch.max(1);
+    (steps - step % steps) * plan.batch_size
 }
