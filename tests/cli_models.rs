@@ -4,6 +4,8 @@ mod cli_support;
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 use cli_support::Place;
 use serde_json::Value;
@@ -219,6 +221,38 @@ fn run_writes_what_the_heads_say() {
         .run(&format!("{args} y.safetensors --force --joint class"))
         .ended(0);
     assert_eq!(read("y.safetensors").get("logits").unwrap().to_f32(), class);
+}
+
+/// Ctrl-C ends a run between two batches, with a status of its own.
+#[cfg(unix)]
+#[test]
+fn a_run_can_be_interrupted() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
+        .args([
+            "eval",
+            "--model",
+            "vit_micro_patch4_32",
+            "--data",
+            "shapes",
+            "--split",
+            "train",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    // Once it has spoken, it listens.
+    let mut said = String::new();
+    stderr.read_line(&mut said).unwrap();
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("error: interrupted"), "{said}");
 }
 
 const WEIGHTS: &str = "weights/deit_tiny_patch16_224.fb_in1k";

@@ -15,7 +15,7 @@ pub(super) struct ComputeArgs {
     /// Images in one forward pass
     #[arg(short, long, value_name = "N", default_value = "16", value_parser = positive)]
     pub(super) batch_size: NonZeroUsize,
-    /// Threads that compute and read images [default: one a core]
+    /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<NonZeroUsize>,
     /// Number format of the arithmetic

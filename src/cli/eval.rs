@@ -47,7 +47,7 @@ pub(super) struct Args {
     joint: Joint,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Threads that read images while the model computes [default: one a core]
+    /// Threads that read images while the model computes [default: as many as compute]
     #[arg(long, short = 'j', value_name = "N", value_parser = positive, help_heading = "Computing")]
     workers: Option<NonZeroUsize>,
 }
@@ -86,7 +86,9 @@ impl Args {
             preprocess,
             options: EvalOptions {
                 batch_size: self.compute.batch_size.get(),
-                workers: self.workers.map_or(0, NonZeroUsize::get),
+                workers: self
+                    .workers
+                    .map_or_else(rayon::current_num_threads, NonZeroUsize::get),
                 fusion: self.joint.fusion(),
             },
             strict: self.strict,
