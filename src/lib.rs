@@ -8,3 +8,8 @@ pub use vitesse_report as report;
 pub use vitesse_rng as rng;
 #[cfg(feature = "train")]
 pub use vitesse_train as train;
+
+/// The README's examples are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
