@@ -1,6 +1,8 @@
 //! What is wrong with a command or a file is said in a sentence that names the file and the cause: exit status 1 or 2, never
 //! a panic, and nothing new on the disk.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod cli_support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! `eval`, `predict` and `run`: what they compute, and the accuracy of published weights on real images.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod cli_support;
 mod support;
 

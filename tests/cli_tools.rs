@@ -1,5 +1,7 @@
 //! The command line itself, and the verbs that need no model: `--help`, `inspect`, `data`, `doctor`, `quickstart`.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod cli_support;
 
 use std::fs;

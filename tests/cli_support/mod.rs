@@ -1,6 +1,6 @@
 //! What the tests of the command line share: running the program, and folders to run it in.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
