@@ -33,6 +33,7 @@ fn recipe(place: &Place, model: &str, drop_path: f64) {
         epochs = 5
         batch_size = 16
         ema_decay = 0.9
+        workers = 2
         save_every = 4
         keep = 2
         [schedule]
@@ -54,18 +55,8 @@ fn start(place: &Place, name: &str, threads: usize) -> Child {
     } else {
         "--recipe=recipe.toml"
     };
-    let threads = threads.to_string();
     Command::new(env!("CARGO_BIN_EXE_vitesse"))
-        .args([
-            "train",
-            begin,
-            "-o",
-            name,
-            "--threads",
-            &threads,
-            "--workers",
-            &threads,
-        ])
+        .args(["train", begin, "-o", name, "--threads", &threads.to_string()])
         .current_dir(place.path(""))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

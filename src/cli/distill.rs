@@ -61,7 +61,7 @@ impl Args {
         if !recipe.distill.distils() && recipe.distill.kind != Some(Kind::None) {
             return Err(Failure::from(Error::TeacherMissing).hint("name one with --teacher"));
         }
-        Training::new("distill", recipe, self.run, console)?.run(console)
+        Training::new("distill", recipe, self.run, console)?.run()
     }
 }
 

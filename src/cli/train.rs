@@ -29,6 +29,6 @@ impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
         let recipe = self.recipe.resolve(&self.run, Vec::new())?;
-        Training::new("train", recipe, self.run, console)?.run(console)
+        Training::new("train", recipe, self.run, console)?.run()
     }
 }

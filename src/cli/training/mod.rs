@@ -21,7 +21,7 @@ use super::eval;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 pub(super) use flags::{RecipeArgs, RunArgs};
-use report::{DryRun, Report, Test};
+use report::{DryRun, Report};
 use watch::Watch;
 
 /// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
@@ -52,17 +52,17 @@ impl<'a> Training<'a> {
         })
     }
 
-    pub(super) fn run(&self, console: &Console) -> Result<Outcome> {
+    pub(super) fn run(&self) -> Result<Outcome> {
         if self.args.dry_run {
             return Outcome::new(&DryRun::new(&self.recipe, self.plan()?)?);
         }
-        let mut watch = Watch::new(console);
+        let mut watch = Watch::new(self.console);
         let learned = run(
             &self.recipe,
             &self.args.output,
             self.args.existing(),
             &Device::flex(),
-            console.stop(),
+            self.console.stop(),
             &mut watch,
         )
         .map_err(|error| self.failure(error))?;
@@ -97,6 +97,14 @@ impl<'a> Training<'a> {
             ..LoaderOptions::default()
         };
         let (train_samples, classes) = (learn.len(), student.spec.num_classes);
+        let steps_per_epoch = Loader::new(learn, recipe.augment.transform(&prepared)?, options)?.batches()?;
+        if steps_per_epoch == 0 {
+            return Err(Failure::from(Error::Recipe {
+                key: "train.batch_size".to_owned(),
+                found: recipe.train.batch_size.to_string(),
+                expected: format!("at most the {train_samples} images there are to learn from"),
+            }));
+        }
         let parameters = student.spec.costs()?.parameters();
         Ok(Plan {
             model: student.spec.architecture.clone(),
@@ -107,7 +115,7 @@ impl<'a> Training<'a> {
             train_samples,
             validation_samples: validation.as_ref().map_or(0, DataSet::len),
             epochs: recipe.train.epochs,
-            steps_per_epoch: Loader::new(learn, recipe.augment.transform(&prepared)?, options)?.batches()?,
+            steps_per_epoch,
             batch_size: recipe.train.batch_size,
             done: 0,
         })
@@ -120,7 +128,7 @@ impl<'a> Training<'a> {
     }
 
     /// One evaluation on the test split, after which nothing is chosen any more.
-    fn test(&self, path: &Path) -> Result<Option<Test>> {
+    fn test(&self, path: &Path) -> Result<Option<eval::Report>> {
         let Some(data) = &self.test else { return Ok(None) };
         let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
         let plan = eval::Plan {
@@ -140,7 +148,7 @@ impl<'a> Training<'a> {
                 let sentence = "interrupted while testing; the run itself is finished";
                 Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))
             }
-            found => Ok(Some(Test::from(found?))),
+            found => found.map(Some),
         }
     }
 

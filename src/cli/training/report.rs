@@ -64,15 +64,20 @@ impl Facts {
         rows.push((
             "steps",
             format!(
-                "{} = {} epochs of {}, {} images each",
+                "{} = {} of {}, {} images each",
                 count(self.epochs * self.steps_per_epoch),
-                self.epochs,
+                epochs(self.epochs),
                 count(self.steps_per_epoch),
                 self.batch_size
             ),
         ));
         rows
     }
+}
+
+fn epochs(n: usize) -> String {
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} epoch{s}")
 }
 
 /// What would be done.
@@ -125,7 +130,7 @@ pub(super) struct Report {
     last_checkpoint: String,
     /// The one evaluation on the test split, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    test: Option<Test>,
+    test: Option<eval::Report>,
     /// The next command.
     next: String,
     #[serde(skip)]
@@ -140,24 +145,13 @@ struct Best {
     loss: f64,
 }
 
-/// An evaluation on the test split.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-pub(super) struct Test(eval::Report);
-
-impl From<eval::Report> for Test {
-    fn from(report: eval::Report) -> Test {
-        Test(report)
-    }
-}
-
 impl Report {
     pub(super) fn new(
         output: &Path,
         plan: Option<Plan>,
         learned: &Learned,
         checkpoint: PathBuf,
-        test: Option<Test>,
+        test: Option<eval::Report>,
     ) -> Result<Report> {
         let recipe = RunFolder::recipe(output)?;
         let checkpoint = checkpoint.display().to_string();
@@ -198,8 +192,8 @@ impl fmt::Display for Report {
         rows.push((
             "trained",
             format!(
-                "{} epochs in {}{early}",
-                self.epochs,
+                "{} in {}{early}",
+                epochs(self.epochs),
                 format::duration(self.seconds)
             ),
         ));
@@ -217,7 +211,7 @@ impl fmt::Display for Report {
             None => rows.push(("best", "unknown: there was nothing to validate on".to_owned())),
         }
         rows.push(("checkpoint", self.checkpoint.clone()));
-        if let Some(Test(test)) = &self.test {
+        if let Some(test) = &self.test {
             rows.push((
                 "test",
                 format!(
