@@ -372,4 +372,18 @@ mod tests {
             1e-3
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn clipped_gradients_are_within_the_limit(
+            gradients in proptest::collection::vec(proptest::collection::vec(-1e3f32..1e3, 0..20), 0..6),
+            limit in 1e-3f64..1e3,
+        ) {
+            let gradients: Vec<Option<Vec<f32>>> = gradients.into_iter().map(Some).collect();
+            let norm = global_norm(&gradients);
+            let factor = clip_factor(norm, Some(limit));
+            proptest::prop_assert!(factor <= 1.0 && norm * factor <= limit);
+            proptest::prop_assert!(norm > limit || factor > 1.0 - 1e-2);
+        }
+    }
 }

@@ -298,4 +298,27 @@ mod tests {
         assert!(Spread::of(&[]).is_none());
         assert_eq!(spread.to_string(), "2.00 ± 1.00");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn how_samples_come_in_batches_changes_nothing(
+            rows in proptest::collection::vec((proptest::array::uniform4(-5f32..5.0), 0usize..4), 1..30),
+            cut in 0usize..30,
+        ) {
+            let add = |counter: &mut Counter, rows: &[([f32; 4], usize)]| {
+                let scores: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).collect();
+                let labels: Vec<usize> = rows.iter().map(|(_, label)| *label).collect();
+                counter.add(&scores, &labels).unwrap();
+            };
+            let (mut whole, mut parts) = (Counter::new(4, Scores::Logits), Counter::new(4, Scores::Logits));
+            add(&mut whole, &rows);
+            let (first, second) = rows.split_at(cut.min(rows.len()));
+            add(&mut parts, first);
+            add(&mut parts, second);
+            let (whole, parts) = (whole.finish(), parts.finish());
+            proptest::prop_assert_eq!(&whole, &parts);
+            let right = rows.iter().filter(|(row, label)| argmax(row) == *label).count();
+            proptest::prop_assert_eq!(whole.top1, 100.0 * right as f64 / rows.len() as f64);
+        }
+    }
 }

@@ -18,6 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
@@ -377,6 +378,23 @@ impl Logs {
 }
 
 impl EpochRecord {
+    /// What a checkpoint's history says about the epoch.
+    pub(crate) fn metrics(&self) -> Map<String, Value> {
+        let mut metrics = Map::new();
+        metrics.insert("epoch".into(), json!(self.epoch));
+        metrics.insert("train_loss".into(), json!(self.train_loss));
+        let measured = [
+            ("eval_loss", self.eval_loss),
+            ("eval_top1", self.eval_top1),
+            ("eval_top5", self.eval_top5),
+        ];
+        let measured = measured
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)));
+        metrics.extend(measured.map(|(key, value)| (key.to_owned(), json!(value))));
+        metrics
+    }
+
     fn row(&self) -> String {
         let percent = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.3}"));
         let loss = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.6}"));
@@ -413,5 +431,89 @@ impl EpochRecord {
             steps: fields.next()?.parse().ok()?,
             seconds: number(fields.next())?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        let text = "[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"shapes\"\n";
+        Recipe::parse(text, "test.toml", &[]).unwrap()
+    }
+
+    #[test]
+    fn rows_are_read_as_they_are_written() {
+        let whole = EpochRecord {
+            epoch: 3,
+            train_loss: 1.25,
+            eval_loss: Some(0.5),
+            eval_top1: Some(81.125),
+            eval_top5: Some(95.0),
+            lr: 1e-5,
+            class_top1: None,
+            distillation_top1: Some(80.5),
+            ema_top1: None,
+            steps: 40,
+            seconds: 2.5,
+        };
+        assert_eq!(COLUMNS.split(',').count(), whole.row().split(',').count());
+        for record in [whole, EpochRecord::default()] {
+            assert_eq!(EpochRecord::parse(&record.row()), Some(record));
+        }
+        assert_eq!(EpochRecord::parse("3,0.5"), None);
+    }
+
+    #[test]
+    fn logs_go_on_behind_the_state() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run");
+        let folder = RunFolder::open(&path, &recipe(), Existing::Refuse).unwrap();
+        let mut logs = folder.logs(0, 0).unwrap();
+        for epoch in 0..4 {
+            logs.epoch(&EpochRecord {
+                epoch,
+                seconds: 2.0,
+                ..EpochRecord::default()
+            })
+            .unwrap();
+        }
+        logs.sync().unwrap();
+        assert_eq!(RunFolder::earlier_seconds(&path).unwrap(), 8.0);
+        // The last row was being written when the process died.
+        let file = path.join(SUMMARY);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, &text[..text.len() - 4]).unwrap();
+        drop(folder.logs(0, 9).unwrap());
+        assert_eq!(RunFolder::summary(&path).unwrap().len(), 3);
+        drop(folder.logs(0, 1).unwrap());
+        assert_eq!(RunFolder::summary(&path).unwrap().len(), 1);
+        assert!(fs::read_to_string(file).unwrap().starts_with(COLUMNS));
+    }
+
+    #[test]
+    fn only_a_run_is_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run");
+        // An empty folder is as good as none.
+        fs::create_dir(&path).unwrap();
+        RunFolder::open(&path, &recipe(), Existing::Refuse).unwrap();
+        fs::write(path.join("notes.txt"), "mine").unwrap();
+        assert!(matches!(
+            RunFolder::open(&path, &recipe(), Existing::Refuse),
+            Err(Error::RunExists { .. })
+        ));
+        RunFolder::open(&path, &recipe(), Existing::Replace).unwrap();
+        assert!(path.join("notes.txt").exists(), "what no run wrote is left alone");
+        fs::remove_file(path.join(RECIPE)).unwrap();
+        assert!(matches!(
+            RunFolder::open(&path, &recipe(), Existing::Replace),
+            Err(Error::NotARun { .. })
+        ));
+        assert!(matches!(
+            RunFolder::open(&path, &recipe(), Existing::Resume),
+            Err(Error::Resume { .. })
+        ));
     }
 }

@@ -136,4 +136,27 @@ mod tests {
         };
         assert!((0..50).all(|step| schedule.lr(LR, 4, 5, step) == LR));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn the_rate_stays_between_its_ends(
+            step in 0usize..500,
+            epochs in 1usize..40,
+            warmup_epochs in 0.0f64..50.0,
+            [lr, warmup_lr, min_lr] in [1e-7f64..1.0, 1e-7f64..1.0, 1e-7f64..1.0],
+            per_step in proptest::bool::ANY,
+            constant in proptest::bool::ANY,
+        ) {
+            let schedule = Schedule {
+                curve: if constant { Curve::Constant } else { Curve::Cosine },
+                warmup_epochs,
+                warmup_lr,
+                min_lr,
+                per: if per_step { Per::Step } else { Per::Epoch },
+            };
+            let found = schedule.lr(lr, epochs, 7, step);
+            let (low, high) = (lr.min(warmup_lr).min(min_lr), lr.max(warmup_lr).max(min_lr));
+            proptest::prop_assert!(found >= low * (1.0 - 1e-12) && found <= high * (1.0 + 1e-12), "{found}");
+        }
+    }
 }

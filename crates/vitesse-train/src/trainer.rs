@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess};
 use vitesse_model::Checkpoint;
 use vitesse_model::config::HistoryStep;
@@ -130,6 +130,18 @@ impl<'a> Run<'a> {
                 &recipe.train.batch_size,
                 expected,
             ));
+        }
+        let progress = &state.progress;
+        let reached = progress.step.checked_sub(progress.epochs * steps_per_epoch);
+        if reached.is_none_or(|steps| steps > steps_per_epoch) {
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason: format!(
+                    "it has taken {} steps in {} epochs, but an epoch now has {steps_per_epoch}: the training set has \
+                     changed since; restore it, or start a new run",
+                    progress.step, progress.epochs
+                ),
+            });
         }
         let plan = Plan {
             model: state.spec.architecture.clone(),
@@ -265,10 +277,10 @@ impl<'a> Run<'a> {
         };
         self.logs.step(&record)?;
         self.events.step(&record);
-        match self.recipe.train.save_every {
-            Some(every) if (step + 1).is_multiple_of(every) => self.save_state(),
-            _ => Ok(()),
+        if (step + 1).is_multiple_of(self.recipe.train.save_every) {
+            self.save_state()?;
         }
+        Ok(())
     }
 
     fn lr(&self, step: usize) -> f64 {
@@ -394,7 +406,7 @@ impl<'a> Run<'a> {
         let progress = &mut self.learner.state_mut().progress;
         progress.epochs = epoch + 1;
         progress.running = Running::default();
-        progress.metrics = metrics(record);
+        progress.metrics = record.metrics();
         let found = match (record.eval_top1, record.eval_loss) {
             (Some(top1), Some(loss)) if loss.is_finite() => Some(Best { epoch, top1, loss }),
             _ => None,
@@ -464,23 +476,6 @@ impl Best {
     fn beats(&self, other: &Best) -> bool {
         self.top1 > other.top1 || (self.top1 == other.top1 && self.loss < other.loss)
     }
-}
-
-fn metrics(record: &EpochRecord) -> Map<String, Value> {
-    let mut metrics = Map::new();
-    metrics.insert("epoch".into(), json!(record.epoch));
-    metrics.insert("train_loss".into(), json!(record.train_loss));
-    let measured = [
-        ("eval_loss", record.eval_loss),
-        ("eval_top1", record.eval_top1),
-        ("eval_top5", record.eval_top5),
-    ];
-    metrics.extend(
-        measured
-            .into_iter()
-            .filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))),
-    );
-    metrics
 }
 
 fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {

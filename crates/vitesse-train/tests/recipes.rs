@@ -74,7 +74,6 @@ fn a_teacher_teaches_and_its_student_is_tuned() {
     assert!(plan.teacher.unwrap().contains("teacher"));
     // The teacher was trained with another normalisation and is only told so.
     assert!(heard.warnings.is_empty(), "{:?}", heard.warnings);
-    let recipe = Recipe::parse(&text, "test.toml", &[]).unwrap();
     let rows = RunFolder::summary(&student).unwrap();
     assert!(
         rows.len() == 2

@@ -216,6 +216,19 @@ fn a_run_learns_and_leaves_a_checkpoint_that_loads() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("lr = 0.001"), "{refused}");
+    let loaded = State::load(&RunFolder::state_in(&path), &recipe.optim).unwrap();
+    let changed = Start {
+        state: loaded,
+        train: data(30),
+        validation: None,
+        teacher: None,
+        device: Device::flex(),
+    };
+    let stop = AtomicBool::new(false);
+    let refused = train(&recipe, changed, &path, Existing::Resume, &stop, &mut ())
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("the training set has changed"), "{refused}");
     let foreign = place.path().join("foreign");
     std::fs::create_dir(&foreign).unwrap();
     std::fs::write(foreign.join("thesis.txt"), "").unwrap();

@@ -166,9 +166,8 @@ pub struct TrainConfig {
     pub eval_every: usize,
     /// Checkpoints kept of the most accurate epochs; `best` is always there. Default 1.
     pub keep: usize,
-    /// Save the training state after every so many steps besides the end of each epoch. Does not change the result.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub save_every: Option<usize>,
+    /// Save the training state after every so many steps, and after each epoch. Default 1000. Does not change the result.
+    pub save_every: usize,
 }
 
 impl Default for TrainConfig {
@@ -185,7 +184,7 @@ impl Default for TrainConfig {
             use_ema: false,
             eval_every: 1,
             keep: 1,
-            save_every: None,
+            save_every: 1000,
         }
     }
 }
@@ -199,7 +198,7 @@ impl TrainConfig {
             ("train.early_stop", self.early_stop),
             ("train.eval_every", Some(self.eval_every)),
             ("train.keep", Some(self.keep)),
-            ("train.save_every", self.save_every),
+            ("train.save_every", Some(self.save_every)),
         ];
         if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
             return Err(Error::recipe(key, &0, "at least 1"));
