@@ -322,7 +322,10 @@ impl Job {
             };
             state.begun += 1;
             drop(state);
-            let result = self.make(piece);
+            let result = guarded(
+                || format!("samples of batch {}", piece.batch),
+                || self.make(piece),
+            );
             self.lock().done.insert(index, result);
             self.changed.notify_all();
         }
@@ -387,28 +390,33 @@ impl Job {
     }
 
     fn sample(&self, pick: Pick) -> Result<Vec<f32>> {
-        let work = || {
+        let name = || self.data.name(pick.index);
+        let pixels = guarded(name, || {
             let key = self.key.at(pick.index as u64).at(pick.copy as u64);
             self.transform.apply(&self.data.load(pick.index)?, key)
-        };
-        let worker = |reason: String| Error::Worker {
-            name: self.data.name(pick.index),
-            reason,
-        };
-        let pixels = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            Err(worker(text.unwrap_or_else(|| "a panic".to_owned())))
         })?;
         let expected: usize = self.transform.output().iter().product();
         if pixels.len() != expected {
-            return Err(worker(format!(
+            let reason = format!(
                 "its transform gave {} numbers instead of {expected}",
                 pixels.len()
-            )));
+            );
+            return Err(Error::Worker { name: name(), reason });
         }
         Ok(pixels)
     }
+}
+
+/// Turns a panic into an error: a thread that died silently would leave the consumer waiting.
+fn guarded<T>(name: impl FnOnce() -> String, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::Worker {
+            name: name(),
+            reason: text.unwrap_or_else(|| "a panic".to_owned()),
+        })
+    })
 }
 
 /// The batches of one epoch, in order. After an error there are no more. Dropping it stops the threads.

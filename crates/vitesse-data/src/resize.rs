@@ -162,8 +162,15 @@ fn nearest(
 const PRECISION: u32 = 32 - 8 - 2;
 const HALF: i32 = 1 << (PRECISION - 1);
 
-fn round_to_byte(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
+#[inline(always)]
+fn round_to_byte(sum: i32) -> u32 {
+    (sum >> PRECISION).clamp(0, 255) as u32
+}
+
+/// The weights of an output sum to one and their magnitudes to less than two, so that the sum fits; wrapping says so to the compiler.
+#[inline(always)]
+fn add_product(sum: &mut i32, weight: i32, byte: u8) {
+    *sum = sum.wrapping_add(weight.wrapping_mul(i32::from(byte)));
 }
 
 /// One axis of a resize: which inputs each wanted output is made of, and how much of each.
@@ -312,31 +319,45 @@ fn horizontal_pass(input: Part<'_>, axis: &Axis, rows: std::ops::Range<usize>) -
         }
         return out;
     }
-    let mut turned = vec![[0u8; BAND]; columns.len() * RGB];
+    // Pixels move between rows and lanes as 32 bits, the cheapest way to carry three bytes.
+    let mut packed = vec![[0u32; BAND]; columns.len().max(axis.taps.len())];
+    let mut turned = vec![[[0u8; BAND]; RGB]; columns.len()];
     for (band, out) in out.chunks_mut(BAND * stride).enumerate() {
         let top = rows.start + band * BAND;
-        let lanes = out.len() / stride;
-        for lane in 0..lanes {
-            for (bytes, &byte) in turned.iter_mut().zip(input.row(top + lane, columns.clone())) {
-                bytes[lane] = byte;
+        for lane in 0..out.len() / stride {
+            let (pixels, _) = input.row(top + lane, columns.clone()).as_chunks::<RGB>();
+            for (packed, &[red, green, blue]) in packed.iter_mut().zip(pixels) {
+                packed[lane] = u32::from_le_bytes([red, green, blue, 0]);
             }
         }
-        for (column, (first, weights)) in axis.taps.iter().enumerate() {
+        for (turned, packed) in turned.iter_mut().zip(&packed) {
+            for lane in 0..BAND {
+                turned[0][lane] = packed[lane] as u8;
+                turned[1][lane] = (packed[lane] >> 8) as u8;
+                turned[2][lane] = (packed[lane] >> 16) as u8;
+            }
+        }
+        for (packed, (first, weights)) in packed.iter_mut().zip(&axis.taps) {
             let weights = &axis.weights[weights.clone()];
             let first = first - columns.start;
-            let (pixels, _) = turned[first * RGB..(first + weights.len()) * RGB].as_chunks::<RGB>();
             let mut sums = [[HALF; BAND]; RGB];
-            for (pixel, &weight) in pixels.iter().zip(weights) {
-                for (sums, bytes) in sums.iter_mut().zip(pixel) {
-                    for (sum, &byte) in sums.iter_mut().zip(bytes) {
-                        *sum += weight * i32::from(byte);
+            for (pixel, &weight) in turned[first..first + weights.len()].iter().zip(weights) {
+                for channel in 0..RGB {
+                    for lane in 0..BAND {
+                        add_product(&mut sums[channel][lane], weight, pixel[channel][lane]);
                     }
                 }
             }
-            let [red, green, blue] = sums.map(|sums| sums.map(round_to_byte));
-            for lane in 0..lanes {
-                let at = lane * stride + column * RGB;
-                out[at..at + RGB].copy_from_slice(&[red[lane], green[lane], blue[lane]]);
+            for lane in 0..BAND {
+                let level = |channel: usize| round_to_byte(sums[channel][lane]);
+                packed[lane] = level(0) | level(1) << 8 | level(2) << 16;
+            }
+        }
+        for (lane, out) in out.chunks_exact_mut(stride).enumerate() {
+            let (pixels, _) = out.as_chunks_mut::<RGB>();
+            for (pixel, packed) in pixels.iter_mut().zip(&packed) {
+                let [red, green, blue, _] = packed[lane].to_le_bytes();
+                *pixel = [red, green, blue];
             }
         }
     }
@@ -354,25 +375,23 @@ fn vertical_pass(input: Part<'_>, axis: &Axis, columns: std::ops::Range<usize>) 
             continue;
         }
         let weights = &axis.weights[weights.clone()];
-        let rows = || {
-            weights
-                .iter()
-                .zip(*first..)
-                .map(|(&weight, row)| (weight, input.row(row, columns.clone())))
-        };
-        let (strips, rest) = out.as_chunks_mut::<STRIP>();
-        let whole = strips.len() * STRIP;
-        for (index, strip) in strips.iter_mut().enumerate() {
+        for (strip, out) in out.chunks_mut(STRIP).enumerate() {
             let mut sums = [HALF; STRIP];
-            for (weight, row) in rows() {
-                for (sum, &byte) in sums.iter_mut().zip(&row[index * STRIP..(index + 1) * STRIP]) {
-                    *sum += weight * i32::from(byte);
+            for (tap, &weight) in weights.iter().enumerate() {
+                let row = &input.row(first + tap, columns.clone())[strip * STRIP..];
+                if let Some(bytes) = row.first_chunk::<STRIP>() {
+                    for (sum, &byte) in sums.iter_mut().zip(bytes) {
+                        add_product(sum, weight, byte);
+                    }
+                } else {
+                    for (sum, &byte) in sums.iter_mut().zip(row) {
+                        add_product(sum, weight, byte);
+                    }
                 }
             }
-            *strip = sums.map(round_to_byte);
-        }
-        for (byte, at) in rest.iter_mut().zip(whole..) {
-            *byte = round_to_byte(rows().fold(HALF, |sum, (weight, row)| sum + weight * i32::from(row[at])));
+            for (byte, &sum) in out.iter_mut().zip(&sums) {
+                *byte = round_to_byte(sum) as u8;
+            }
         }
     }
     out

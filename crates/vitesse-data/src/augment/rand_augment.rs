@@ -404,7 +404,7 @@ mod tests {
                 Operation::SolarizeAdd(add) => assert_eq!(add, 99),
                 Operation::Color(factor) | Operation::Contrast(factor) => near((factor - 1.0).abs(), 0.81),
                 Operation::Brightness(factor) | Operation::Sharpness(factor) => {
-                    near((factor - 1.0).abs(), 0.81)
+                    near((factor - 1.0).abs(), 0.81);
                 }
                 Operation::ShearX(shear) | Operation::ShearY(shear) => near(shear.abs(), 0.27),
                 Operation::TranslateX(share) | Operation::TranslateY(share) => near(share.abs(), 0.405),

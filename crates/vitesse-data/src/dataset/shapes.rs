@@ -8,7 +8,7 @@
 //! | task | label | classes |
 //! | --- | --- | --- |
 //! | `shapes:shape` | what the large figure is | 8 figures |
-//! | `shapes:count` | how many figures there are | 1 to 6 |
+//! | `shapes:count` | how many figures there are | 1 to 5 |
 //! | `shapes:orientation` | where the arrow points | 8 directions |
 //! | `shapes:location` | where the large figure is | 9 cells of a 3 x 3 grid |
 //!
@@ -67,7 +67,7 @@ impl ShapesTask {
             ShapesTask::Shape => &[
                 "circle", "ring", "crescent", "triangle", "square", "pentagon", "star", "cross",
             ],
-            ShapesTask::Count => &["1", "2", "3", "4", "5", "6"],
+            ShapesTask::Count => &["1", "2", "3", "4", "5"],
             ShapesTask::Orientation => &[
                 "east",
                 "south-east",
@@ -303,9 +303,9 @@ enum Texture {
 }
 
 impl Texture {
-    /// Half of the figures are flat.
+    /// Two thirds are flat.
     fn draw(rng: &mut Rng) -> Texture {
-        match rng.below(4) {
+        match rng.below(6) {
             0 => Texture::Stripes(rng.uniform_in(1.0, 2.5)),
             1 => Texture::Checks(rng.uniform_in(1.0, 2.0)),
             _ => Texture::Flat,
@@ -336,6 +336,14 @@ struct Figure {
     colours: [Colour; 2],
 }
 
+/// Where a figure may be: ranges of its size and of its centre.
+struct Place {
+    outline: Outline,
+    radius: (f64, f64),
+    columns: (f64, f64),
+    rows: (f64, f64),
+}
+
 /// Everything but the noise.
 #[derive(Debug)]
 struct Scene {
@@ -352,54 +360,58 @@ struct Scene {
 impl Scene {
     fn draw(task: ShapesTask, label: usize, rng: &mut Rng) -> Scene {
         let base = colour(rng);
-        let corners = std::array::from_fn(|_| nearby(base, 40.0, rng));
+        let corners = std::array::from_fn(|_| nearby(base, 25.0, rng));
         let texture = Texture::draw(rng);
         let mut scene = Scene {
             corners,
             texture,
-            relief: rng.uniform_in(5.0, 25.0),
+            relief: rng.uniform_in(3.0, 12.0),
             figures: Vec::new(),
-            noise: rng.uniform_in(4.0, 22.0),
+            noise: rng.uniform_in(2.0, 10.0),
         };
-        let any_outline = |rng: &mut Rng| OUTLINES[rng.below(OUTLINES.len())];
+        let any = |rng: &mut Rng| OUTLINES[rng.below(OUTLINES.len())];
         match task {
             ShapesTask::Shape => {
                 let outline = OUTLINES[label % OUTLINES.len()];
+                let middle = (0.3, 0.7);
                 scene.place(
-                    outline,
-                    rng.uniform_in(0.17, 0.34),
-                    (0.22, 0.78),
-                    (0.22, 0.78),
-                    turn(rng),
+                    Place {
+                        outline,
+                        radius: (0.25, 0.4),
+                        columns: middle,
+                        rows: middle,
+                    },
+                    tilt(rng),
                     base,
                     rng,
                 );
                 scene.distract(2, base, rng);
             }
             ShapesTask::Count => {
+                let outline = any(rng);
                 for _ in 0..=label {
-                    let outline = any_outline(rng);
-                    scene.place(
+                    let anywhere = (0.12, 0.88);
+                    let place = Place {
                         outline,
-                        rng.uniform_in(0.08, 0.15),
-                        (0.1, 0.9),
-                        (0.1, 0.9),
-                        turn(rng),
-                        base,
-                        rng,
-                    );
+                        radius: (0.1, 0.14),
+                        columns: anywhere,
+                        rows: anywhere,
+                    };
+                    scene.place(place, turn(rng), base, rng);
                 }
             }
             ShapesTask::Orientation => {
                 // Eighths of a turn, the middle four fifths of each: the borders between classes are left out.
                 let eighth = std::f64::consts::PI / 4.0;
                 let angle = (label as f64 + rng.uniform_in(-0.4, 0.4)) * eighth;
-                let radius = rng.uniform_in(0.15, 0.32);
+                let (outline, middle) = (Outline::Arrow, (0.25, 0.75));
                 scene.place(
-                    Outline::Arrow,
-                    radius,
-                    (0.25, 0.75),
-                    (0.25, 0.75),
+                    Place {
+                        outline,
+                        radius: (0.2, 0.34),
+                        columns: middle,
+                        rows: middle,
+                    },
                     angle,
                     base,
                     rng,
@@ -411,13 +423,14 @@ impl Scene {
                     let first = at as f64 / 3.0;
                     (first + 0.03, first + 1.0 / 3.0 - 0.03)
                 };
-                let outline = any_outline(rng);
                 let (columns, rows) = (cell(label % 3), cell(label / 3 % 3));
                 scene.place(
-                    outline,
-                    rng.uniform_in(0.13, 0.2),
-                    columns,
-                    rows,
+                    Place {
+                        outline: any(rng),
+                        radius: (0.13, 0.2),
+                        columns,
+                        rows,
+                    },
                     turn(rng),
                     base,
                     rng,
@@ -428,27 +441,15 @@ impl Scene {
         scene
     }
 
-    /// Adds a figure whose centre is in the given columns and rows, apart from the figures already there if a few tries find
-    /// such a place.
-    #[allow(clippy::too_many_arguments)]
-    fn place(
-        &mut self,
-        outline: Outline,
-        radius: f64,
-        columns: (f64, f64),
-        rows: (f64, f64),
-        angle: f64,
-        background: Colour,
-        rng: &mut Rng,
-    ) {
+    /// Adds a figure, apart from the figures already there if a few tries find such a place.
+    fn place(&mut self, place: Place, angle: f64, background: Colour, rng: &mut Rng) {
+        let radius = rng.uniform_in(place.radius.0, place.radius.1);
         let (mut x, mut y) = (0.0, 0.0);
         for _ in 0..40 {
-            (x, y) = (
-                rng.uniform_in(columns.0, columns.1),
-                rng.uniform_in(rows.0, rows.1),
-            );
+            x = rng.uniform_in(place.columns.0, place.columns.1);
+            y = rng.uniform_in(place.rows.0, place.rows.1);
             let apart = |other: &Figure| {
-                let (dx, dy, reach) = (x - other.x, y - other.y, 0.9 * (radius + other.radius));
+                let (dx, dy, reach) = (x - other.x, y - other.y, radius + other.radius);
                 dx * dx + dy * dy > reach * reach
             };
             if self.figures.iter().all(apart) {
@@ -456,17 +457,18 @@ impl Scene {
             }
         }
         let first = distant(background, rng);
-        let second = nearby(first, 60.0, rng);
+        let second = nearby(first, 35.0, rng);
         let direction = (libm::cos(angle), libm::sin(angle));
         let texture = Texture::draw(rng);
+        let colours = [first, second];
         self.figures.push(Figure {
-            outline,
+            outline: place.outline,
             x,
             y,
             radius,
             direction,
             texture,
-            colours: [first, second],
+            colours,
         });
     }
 
@@ -474,15 +476,14 @@ impl Scene {
     fn distract(&mut self, most: usize, background: Colour, rng: &mut Rng) {
         for _ in 0..rng.below(most + 1) {
             let outline = OUTLINES[rng.below(OUTLINES.len())];
-            self.place(
+            let anywhere = (0.05, 0.95);
+            let place = Place {
                 outline,
-                rng.uniform_in(0.05, 0.09),
-                (0.05, 0.95),
-                (0.05, 0.95),
-                turn(rng),
-                background,
-                rng,
-            );
+                radius: (0.05, 0.08),
+                columns: anywhere,
+                rows: anywhere,
+            };
+            self.place(place, turn(rng), background, rng);
         }
     }
 
@@ -560,6 +561,11 @@ fn turn(rng: &mut Rng) -> f64 {
     rng.uniform_in(0.0, 2.0 * std::f64::consts::PI)
 }
 
+/// About upright, a sixth of a half-turn to either side.
+fn tilt(rng: &mut Rng) -> f64 {
+    rng.uniform_in(-1.0, 1.0) * std::f64::consts::PI / 6.0
+}
+
 fn colour(rng: &mut Rng) -> Colour {
     std::array::from_fn(|_| rng.uniform_in(20.0, 235.0))
 }
@@ -573,7 +579,7 @@ fn distant(from: Colour, rng: &mut Rng) -> Colour {
     let mut found = colour(rng);
     for _ in 0..40 {
         let difference: f64 = found.iter().zip(from).map(|(a, b)| (a - b).abs()).sum();
-        if difference > 110.0 {
+        if difference > 200.0 {
             break;
         }
         found = colour(rng);
@@ -608,7 +614,7 @@ mod tests {
                 checksum(&data.load(5).unwrap())
             })
             .collect();
-        assert_eq!(sums, [3_370_523_210, 4_292_338_776, 3_764_733_798, 1_105_342_462]);
+        assert_eq!(sums, [37_131_431, 833_421_769, 1_400_299_670, 787_627_046]);
     }
 
     #[test]
