@@ -21,12 +21,12 @@ use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, LoadOptions};
 
 use crate::evaluate::{EvalOptions, Evaluated, evaluate};
+use crate::events::Events;
 use crate::metrics::Spread;
 use crate::prepare::preprocess;
 use crate::recipe::{Recipe, merge, set};
 use crate::run::{Existing, FINAL, RunFolder};
 use crate::tokens::{TokenSimilarity, token_similarity};
-use crate::events::Events;
 use crate::{Error, Result, start};
 
 /// A study, as its file says it.
@@ -121,10 +121,16 @@ impl Sweep {
     pub fn read(path: &Path) -> Result<Sweep> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let sweep: Sweep = toml::from_str(&text)
-            .map_err(|error| Error::RecipeSyntax { name: name.clone(), detail: error.to_string() })?;
+        let sweep: Sweep = toml::from_str(&text).map_err(|error| Error::RecipeSyntax {
+            name: name.clone(),
+            detail: error.to_string(),
+        })?;
         if sweep.seeds.is_empty() || sweep.arm.is_empty() {
-            return Err(Error::recipe("seeds, arm", &"nothing", "at least one seed and one [[arm]]"));
+            return Err(Error::recipe(
+                "seeds, arm",
+                &"nothing",
+                "at least one seed and one [[arm]]",
+            ));
         }
         for (arm, seed, keys) in sweep.runs() {
             sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
@@ -136,8 +142,14 @@ impl Sweep {
     fn runs(&self) -> Vec<(&str, u64, &Table)> {
         let seed = self.first_seed();
         let first = self.first.iter().map(|(name, keys)| (name.as_str(), seed, keys));
-        let arms = |seed| self.arm.iter().map(move |arm| (arm.name.as_str(), seed, &arm.set));
-        first.chain(self.seeds.iter().flat_map(|&seed| arms(seed))).collect()
+        let arms = |seed| {
+            self.arm
+                .iter()
+                .map(move |arm| (arm.name.as_str(), seed, &arm.set))
+        };
+        first
+            .chain(self.seeds.iter().flat_map(|&seed| arms(seed)))
+            .collect()
     }
 
     fn first_seed(&self) -> u64 {
@@ -148,12 +160,29 @@ impl Sweep {
     fn recipe(&self, keys: &Table, seed: u64, out: &Path, source: &str) -> Result<Recipe> {
         let mut table = self.base.clone();
         merge(&mut table, keys.clone());
-        set(&mut table, "train.seed", Value::Integer(i64::try_from(seed).unwrap_or(i64::MAX)));
-        let trained = |name: &str| run_path(out, name, self.first_seed()).join(FINAL).display().to_string();
-        for value in table.iter_mut().filter_map(|(_, value)| value.as_table_mut()).flat_map(|t| t.iter_mut()) {
+        set(
+            &mut table,
+            "train.seed",
+            Value::Integer(i64::try_from(seed).unwrap_or(i64::MAX)),
+        );
+        let trained = |name: &str| {
+            run_path(out, name, self.first_seed())
+                .join(FINAL)
+                .display()
+                .to_string()
+        };
+        for value in table
+            .iter_mut()
+            .filter_map(|(_, value)| value.as_table_mut())
+            .flat_map(|t| t.iter_mut())
+        {
             if let Some(name) = value.1.as_str().and_then(|text| text.strip_prefix('@')) {
                 if !self.first.contains_key(name) {
-                    return Err(Error::recipe(value.0, &format!("@{name}"), "a name under [first]"));
+                    return Err(Error::recipe(
+                        value.0,
+                        &format!("@{name}"),
+                        "a name under [first]",
+                    ));
                 }
                 *value.1 = Value::String(trained(name));
             }
@@ -172,7 +201,10 @@ impl Sweep {
         stop: &AtomicBool,
         events: &mut dyn SweepEvents,
     ) -> Result<Study> {
-        let mut study = Study { runs: Vec::new(), missing: Vec::new() };
+        let mut study = Study {
+            runs: Vec::new(),
+            missing: Vec::new(),
+        };
         let runs = self.runs();
         for (index, &(name, seed, keys)) in runs.iter().enumerate() {
             let path = run_path(out, name, seed);
@@ -186,7 +218,11 @@ impl Sweep {
                 None => {
                     events.run(name, seed, index, runs.len());
                     let recipe = self.recipe(keys, seed, out, name)?;
-                    let existing = if path.exists() { Existing::Resume } else { Existing::Refuse };
+                    let existing = if path.exists() {
+                        Existing::Resume
+                    } else {
+                        Existing::Refuse
+                    };
                     start::run(&recipe, &path, existing, device, stop, events.as_events())?;
                     let finished = self.test(name, seed, &path, stop)?;
                     let text = serde_json::to_string_pretty(&finished)
@@ -208,13 +244,25 @@ impl Sweep {
         let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
         let network = Network::new(&checkpoint.spec, &checkpoint.tensors, arm, &device)?;
         let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
-        let data = open(&self.test, &OpenOptions { split: Some(Split::Test), ..OpenOptions::default() })?;
-        let options = EvalOptions { batch_size: TEST_BATCH, ..EvalOptions::default() };
+        let data = open(
+            &self.test,
+            &OpenOptions {
+                split: Some(Split::Test),
+                ..OpenOptions::default()
+            },
+        )?;
+        let options = EvalOptions {
+            batch_size: TEST_BATCH,
+            ..EvalOptions::default()
+        };
         let mut go_on = |_| match stop.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
-        let mut model = Evaluated { network: &network, device: &device };
+        let mut model = Evaluated {
+            network: &network,
+            device: &device,
+        };
         let found = evaluate(&mut model, &data, &prepared, options, &mut go_on)?;
         let distilled = checkpoint.spec.vit().is_ok_and(VitSpec::is_distilled);
         let tokens = distilled
@@ -237,7 +285,12 @@ impl Sweep {
 impl Study {
     /// Mean and spread over the seeds of one number of an arm's runs.
     pub fn spread(&self, arm: &str, number: impl Fn(&Finished) -> Option<f64>) -> Option<Spread> {
-        let values: Vec<f64> = self.runs.iter().filter(|run| run.arm == arm).filter_map(number).collect();
+        let values: Vec<f64> = self
+            .runs
+            .iter()
+            .filter(|run| run.arm == arm)
+            .filter_map(number)
+            .collect();
         Spread::of(&values)
     }
 }
@@ -254,7 +307,10 @@ fn read_result(path: &Path) -> Result<Option<Finished>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path)(error)),
     };
-    let broken = |error: serde_json::Error| Error::Resume { path: path.to_owned(), reason: error.to_string() };
+    let broken = |error: serde_json::Error| Error::Resume {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
     serde_json::from_str(&text).map(Some).map_err(broken)
 }
 
@@ -303,7 +359,16 @@ mod tests {
         let (_folder, path) = study(STUDY);
         let sweep = Sweep::read(&path).unwrap();
         let runs: Vec<(&str, u64)> = sweep.runs().iter().map(|run| (run.0, run.1)).collect();
-        assert_eq!(runs, [("teacher", 3), ("none", 3), ("token", 3), ("none", 4), ("token", 4)]);
+        assert_eq!(
+            runs,
+            [
+                ("teacher", 3),
+                ("none", 3),
+                ("token", 3),
+                ("none", 4),
+                ("token", 4)
+            ]
+        );
         let of = |index: usize| {
             let (name, seed, keys) = sweep.runs()[index];
             sweep.recipe(keys, seed, Path::new("out"), name).unwrap()
@@ -335,11 +400,19 @@ mod tests {
         let text = STUDY.replace("seeds = [3, 4]", "seeds = [3]");
         let (folder, path) = study(&text);
         let out = folder.path().join("out");
-        let run = |sweep: &Sweep| sweep.run(&out, &Device::flex().autodiff(), &AtomicBool::new(false), &mut ());
+        let run =
+            |sweep: &Sweep| sweep.run(&out, &Device::flex().autodiff(), &AtomicBool::new(false), &mut ());
         let sweep = Sweep::read(&path).unwrap();
-        let broke = Sweep { budget_hours: 0.0, ..sweep.clone() };
+        let broke = Sweep {
+            budget_hours: 0.0,
+            ..sweep.clone()
+        };
         let study = run(&broke).unwrap();
-        assert_eq!((study.runs.len(), study.missing.len()), (1, 2), "the first run begins, the others do not");
+        assert_eq!(
+            (study.runs.len(), study.missing.len()),
+            (1, 2),
+            "the first run begins, the others do not"
+        );
         let teacher = out.join("teacher/seed3/result.json");
         let before = std::fs::read(&teacher).unwrap();
         let study = run(&sweep).unwrap();

@@ -1,0 +1,247 @@
+//! `quickstart`: the chain from data to a report on the built-in set, without a download.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `experiment` | which runs there are, and their recipes |
+//! | `learn` | one run: trained, reloaded, tested |
+//! | `report` | what was found: the JSON document and the text |
+//! | `page` | the same as `report.html` |
+//! | `machine` | processor and memory |
+
+mod experiment;
+mod learn;
+mod machine;
+mod page;
+mod report;
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::model::network::Fusion;
+use vitesse::model::storage::AtomicDir;
+use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse::report::Thumbnail;
+use vitesse_train::evaluate::EvalOptions;
+use vitesse_train::prepare::preprocess;
+
+use super::args::{positive, start_threads};
+use super::data::draw::draw;
+use super::failure::{Failure, Result};
+use super::labels::Labels;
+use super::outcome::Outcome;
+use super::{Console, predict};
+use experiment::{Method, Size};
+use report::{Prediction, Report, Run};
+
+/// Show the whole chain on the built-in data set, without a download, in a few minutes
+///
+/// Draws pictures, trains a small CNN on them and, with and without it as a teacher, the same small DeiT four times: on the
+/// labels alone, with soft, with hard distillation, and with a distillation token. Tests all of them and writes report.html,
+/// one file that needs no network. Needs up to five minutes and 2 GB of memory on two cores. The same seed gives the same
+/// numbers, times aside, with any number of threads.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse quickstart
+  vitesse quickstart --short
+  vitesse quickstart --seed 7 -o ./first-steps --json")]
+pub(super) struct Args {
+    /// Folder to write
+    #[arg(short, long, value_name = "DIR", default_value = "vitesse-quickstart")]
+    output: PathBuf,
+    /// Replace a folder that this verb wrote before
+    #[arg(long)]
+    force: bool,
+    /// Take every step in seconds, on so few pictures that nothing is learned
+    #[arg(long)]
+    short: bool,
+    /// Decides first weights, order and augmentation; the pictures are the same for every seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u32,
+    /// Threads that compute and read images [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<NonZeroUsize>,
+}
+
+/// The data set and its task.
+const TASK: &str = "shapes:shape";
+/// What the folder holds besides a folder for each run.
+const IMAGES: &str = "images";
+const PAGE: &str = "report.html";
+const DOCUMENT: &str = "quickstart.json";
+/// Test pictures that the similarity of the tokens is a mean over.
+const TOKEN_IMAGES: usize = 500;
+
+/// How all models are tested.
+fn test_options(workers: usize) -> EvalOptions {
+    EvalOptions {
+        batch_size: 64,
+        workers,
+        ..EvalOptions::default()
+    }
+}
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        start_threads(self.threads)?;
+        let began = Instant::now();
+        let folder = AtomicDir::create(&self.output, self.force, DOCUMENT)?;
+        let quickstart = Quickstart {
+            size: if self.short { Size::SHORT } else { Size::FULL },
+            workers: self.threads.map_or(0, NonZeroUsize::get),
+            folder: folder.path(),
+            console,
+            args: &self,
+        };
+        let report = quickstart.run(began)?;
+        let outcome = Outcome::new(&report)?;
+        folder.commit()?;
+        Ok(outcome)
+    }
+}
+
+/// What is meant, and where it happens: a temporary folder that gets its name when everything is in it.
+struct Quickstart<'a> {
+    args: &'a Args,
+    size: Size,
+    workers: usize,
+    folder: &'a Path,
+    console: &'a Console,
+}
+
+impl Quickstart<'_> {
+    /// All steps. What a step leaves in the folder, the later ones read.
+    fn run(&self, began: Instant) -> Result<Report> {
+        self.step(
+            1,
+            "draw pictures: the built-in set has no files, every picture is a function of its number",
+        );
+        let test = self.test_pictures()?;
+        draw(
+            &test.limit(self.size.shown, 0),
+            &self.folder.join(IMAGES),
+            false,
+            self.console,
+        )?;
+        let runs = self.runs(&test)?;
+        let students = runs.iter().filter(|run| run.method != Method::Teacher);
+        let best = report::best_of(students).map_or(Method::None, |run| run.method);
+        self.step(
+            7,
+            "predict pictures and compare tokens with the best of what was learned",
+        );
+        let (predictions, pictures) = self.predictions(best)?;
+        let token = self.folder.join(Method::Token.key()).join("best");
+        let tokens = learn::tokens(&token, &test.limit(TOKEN_IMAGES, 0), self.workers, self.console)?;
+        let output = self.args.output.display().to_string();
+        let report = Report {
+            report: self.args.output.join(PAGE).display().to_string(),
+            output,
+            version: env!("CARGO_PKG_VERSION"),
+            seed: u64::from(self.args.seed),
+            short: self.args.short,
+            task: TASK,
+            class_names: test.class_names().to_vec(),
+            chance: 100.0 / test.class_names().len() as f64,
+            train_images: self.size.train,
+            validation_images: self.size.validation,
+            test_images: test.len(),
+            finding: report::finding(&runs, self.args.short),
+            runs,
+            best_student: best,
+            predictions,
+            tokens,
+            threads: rayon::current_num_threads(),
+            processor: machine::processor(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_memory_bytes: machine::peak_memory(),
+        };
+        self.write(&report, &pictures)?;
+        self.console.check()?;
+        Ok(report)
+    }
+
+    fn step(&self, number: usize, text: &str) {
+        self.console.say("step", &format!("{number} of 7: {text}"));
+    }
+
+    fn test_pictures(&self) -> Result<DataSet> {
+        let options = OpenOptions {
+            split: Some(Split::Test),
+            ..OpenOptions::default()
+        };
+        Ok(open(TASK, &options)?.limit(self.size.test, 0))
+    }
+
+    fn runs(&self, test: &DataSet) -> Result<Vec<Run>> {
+        let mut runs = Vec::new();
+        for (i, method) in Method::ALL.into_iter().enumerate() {
+            self.step(i + 2, method.why());
+            let seed = u64::from(self.args.seed);
+            let recipe = self.size.recipe(method, seed, self.workers, &self.args.output);
+            runs.push(learn::learn(method, &recipe, self.folder, test, self.console)?);
+        }
+        Ok(runs)
+    }
+
+    /// What the best student says about the pictures that were drawn.
+    fn predictions(&self, best: Method) -> Result<(Vec<Prediction>, Vec<Thumbnail>)> {
+        let drawn = open(self.folder.join(IMAGES), &OpenOptions::default())?;
+        let checkpoint =
+            Checkpoint::load(self.folder.join(best.key()).join("best"), &LoadOptions::default())?;
+        let plan = predict::Plan {
+            preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+            labels: Labels::of(&checkpoint),
+            checkpoint,
+            topk: 1,
+            fusion: Fusion::default(),
+            batch_size: 16,
+        };
+        let files: Vec<PathBuf> = (0..drawn.len())
+            .map(|i| Path::new(IMAGES).join(drawn.name(i)))
+            .collect();
+        let paths: Vec<PathBuf> = files.iter().map(|file| self.folder.join(file)).collect();
+        let found = plan.run(&paths, self.console)?;
+        let (mut predictions, mut pictures) = (Vec::new(), Vec::new());
+        for (i, (file, found)) in files.iter().zip(found.predictions).enumerate() {
+            let truth = drawn.label(i).and_then(|label| drawn.class_names().get(label));
+            let class = found.classes.and_then(|classes| classes.into_iter().next());
+            let (Some(truth), Some(class)) = (truth, class) else {
+                continue;
+            };
+            let prediction = Prediction {
+                file: file.display().to_string(),
+                truth: truth.clone(),
+                name: class.name,
+                score: class.score,
+            };
+            let image = drawn.load(i)?;
+            pictures.push(page::thumbnail(
+                &prediction,
+                image.width(),
+                image.height(),
+                image.data(),
+            )?);
+            predictions.push(prediction);
+        }
+        Ok((predictions, pictures))
+    }
+
+    /// The page, and the document that is also the mark of a folder that `--force` may replace.
+    fn write(&self, report: &Report, pictures: &[Thumbnail]) -> Result<()> {
+        let document = serde_json::to_string_pretty(report).map_err(|error| {
+            Failure::new(
+                "E_INTERNAL",
+                format!("the result cannot be written as JSON: {error}"),
+            )
+        })?;
+        for (name, text) in [(PAGE, page::page(report, pictures)), (DOCUMENT, document)] {
+            fs::write(self.folder.join(name), text)
+                .map_err(|error| Failure::io("write", &self.args.output.join(name), error))?;
+        }
+        Ok(())
+    }
+}
