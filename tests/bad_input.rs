@@ -31,7 +31,9 @@ fn prepare(place: &Place) {
 
 fn pixels(place: &Place, file: &str, key: &str, shape: &[usize]) {
     let mut tensors = Tensors::new();
-    tensors.insert_f32(key, shape, vec![0.5; shape.iter().product()]).unwrap();
+    tensors
+        .insert_f32(key, shape, vec![0.5; shape.iter().product()])
+        .unwrap();
     safetensors::write(&place.path(file), &tensors, &Metadata::new()).unwrap();
 }
 
@@ -268,7 +270,11 @@ fn check(cases: &[Case]) {
         let before = place.listing();
         let ran = place.run(case.args);
         let mut complain = |what: String| {
-            failures.push(format!("{}: {what}\n  {}", case.name, ran.stderr.trim_end().replace('\n', "\n  ")));
+            failures.push(format!(
+                "{}: {what}\n  {}",
+                case.name,
+                ran.stderr.trim_end().replace('\n', "\n  ")
+            ));
         };
         if ran.code != case.code {
             complain(format!("ended with {}, expected {}", ran.code, case.code));
@@ -293,7 +299,9 @@ fn without_the_damage_everything_works() {
     prepare(&place);
     place.run("inspect --model m").ended(0);
     place.run("predict --model m ok.png").ended(0);
-    place.run("run --model m --input x.safetensors --output y.safetensors").ended(0);
+    place
+        .run("run --model m --input x.safetensors --output y.safetensors")
+        .ended(0);
     place.run("eval --model m --data shapes --limit 4").ended(0);
     assert!(Path::new(&place.path("y.safetensors")).exists());
 }
@@ -314,7 +322,9 @@ fn png_header(width: u32, height: u32) -> Vec<u8> {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }
 

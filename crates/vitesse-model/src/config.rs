@@ -23,8 +23,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-pub(crate) use fields::Fields;
 use crate::spec::limits::CLASSES;
+pub(crate) use fields::Fields;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
 use crate::spec::ModelSpec;

@@ -527,7 +527,10 @@ fn did_you_mean(similar: &[String]) -> String {
 
 fn known_architectures(similar: &[String]) -> String {
     match similar {
-        [] => format!("; known are {}", crate::zoo::names().collect::<Vec<_>>().join(", ")),
+        [] => format!(
+            "; known are {}",
+            crate::zoo::names().collect::<Vec<_>>().join(", ")
+        ),
         names => did_you_mean(names),
     }
 }

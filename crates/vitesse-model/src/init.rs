@@ -5,9 +5,9 @@
 
 use vitesse_rng::Key;
 
+use crate::Result;
 use crate::spec::{Init, ModelSpec, Role, TensorSpec};
 use crate::tensors::{DType, Tensor, Tensors};
-use crate::Result;
 
 /// The bound at which the reference cuts off its truncated normals, an absolute value.
 const TRUNCATION: f64 = 2.0;

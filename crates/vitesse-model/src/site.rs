@@ -110,10 +110,16 @@ impl FromStr for Site {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Site::ALL.into_iter().find(|site| site.name() == text).ok_or_else(|| {
-            let names: Vec<&str> = Site::ALL.iter().map(|site| site.name()).collect();
-            Error::invalid_spec(format!("unknown site `{text}`; the sites are {}", names.join(", ")))
-        })
+        Site::ALL
+            .into_iter()
+            .find(|site| site.name() == text)
+            .ok_or_else(|| {
+                let names: Vec<&str> = Site::ALL.iter().map(|site| site.name()).collect();
+                Error::invalid_spec(format!(
+                    "unknown site `{text}`; the sites are {}",
+                    names.join(", ")
+                ))
+            })
     }
 }
 
@@ -140,6 +146,12 @@ mod tests {
         for site in Site::ALL {
             assert_eq!(site.name().parse::<Site>().unwrap(), site);
         }
-        assert!("attn.nope".parse::<Site>().unwrap_err().to_string().contains("attn.qkv"));
+        assert!(
+            "attn.nope"
+                .parse::<Site>()
+                .unwrap_err()
+                .to_string()
+                .contains("attn.qkv")
+        );
     }
 }

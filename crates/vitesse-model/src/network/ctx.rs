@@ -72,12 +72,18 @@ impl Ctx {
 
     /// For evaluation, recording what `trace` asks for.
     pub fn tracing(trace: Trace) -> Self {
-        Ctx { trace, ..Ctx::default() }
+        Ctx {
+            trace,
+            ..Ctx::default()
+        }
     }
 
     /// For training.
     pub fn train(drop_path: DropPath) -> Self {
-        Ctx { mode: Mode::Train(drop_path), ..Ctx::default() }
+        Ctx {
+            mode: Mode::Train(drop_path),
+            ..Ctx::default()
+        }
     }
 
     /// Records a token stream if the trace wants it, and hands it on.
@@ -92,7 +98,9 @@ impl Ctx {
 
     /// Drops the residual branch `x` `[batch, tokens, dim]` of some samples; `branch` is 0 for attention, 1 for the MLP.
     pub(super) fn drop_path(&self, x: Tensor<3>, depth: usize, branch: u64) -> Tensor<3> {
-        let (Mode::Train(drop), Some(layer)) = (&self.mode, self.layer) else { return x };
+        let (Mode::Train(drop), Some(layer)) = (&self.mode, self.layer) else {
+            return x;
+        };
         let probability = drop.probability(layer, depth);
         if probability == 0.0 {
             return x;
@@ -108,7 +116,11 @@ impl Ctx {
 impl DropPath {
     /// The probability that a branch of `layer` is dropped; a model of one block is never dropped.
     pub fn probability(&self, layer: usize, depth: usize) -> f64 {
-        if depth < 2 { 0.0 } else { self.rate * layer as f64 / (depth - 1) as f64 }
+        if depth < 2 {
+            0.0
+        } else {
+            self.rate * layer as f64 / (depth - 1) as f64
+        }
     }
 
     /// What each sample's branch is multiplied by: 0, or `1 / (1 - probability)`.
@@ -116,8 +128,15 @@ impl DropPath {
         let key = self.key.with("drop-path").at(layer as u64).at(branch);
         (0..batch)
             .map(|i| {
-                let kept = !key.at((self.first_sample + i) as u64).rng().bernoulli(probability);
-                if kept { (1.0 / (1.0 - probability)) as f32 } else { 0.0 }
+                let kept = !key
+                    .at((self.first_sample + i) as u64)
+                    .rng()
+                    .bernoulli(probability);
+                if kept {
+                    (1.0 / (1.0 - probability)) as f32
+                } else {
+                    0.0
+                }
             })
             .collect()
     }
@@ -129,7 +148,11 @@ mod tests {
 
     #[test]
     fn drop_path_keeps_the_mean_and_depends_on_the_sample_alone() {
-        let drop = |first_sample| DropPath { rate: 0.4, key: Key::new(5), first_sample };
+        let drop = |first_sample| DropPath {
+            rate: 0.4,
+            key: Key::new(5),
+            first_sample,
+        };
         assert_eq!(drop(0).probability(0, 12), 0.0);
         assert_eq!(drop(0).probability(11, 12), 0.4);
         assert_eq!(drop(0).probability(0, 1), 0.0);

@@ -18,13 +18,21 @@ impl Linear {
     pub(super) fn new(name: &str, bias: bool, parameters: &Parameters<'_>) -> Result<Self> {
         Ok(Linear {
             weight: parameters.parameter(&format!("{name}.weight"))?,
-            bias: if bias { Some(parameters.parameter(&format!("{name}.bias"))?) } else { None },
+            bias: if bias {
+                Some(parameters.parameter(&format!("{name}.bias"))?)
+            } else {
+                None
+            },
         })
     }
 
     /// `[.., in]` to `[.., out]`.
     pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::linear(x, self.weight.val().transpose(), self.bias.as_ref().map(Param::val))
+        module::linear(
+            x,
+            self.weight.val().transpose(),
+            self.bias.as_ref().map(Param::val),
+        )
     }
 }
 

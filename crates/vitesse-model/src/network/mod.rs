@@ -91,7 +91,10 @@ impl Network {
             NetworkSpec::Vit(vit) => Body::Vit(Vit::new(vit, spec.num_classes, &parameters)?),
             NetworkSpec::RegNet(regnet) => Body::RegNet(RegNet::new(regnet, spec.num_classes, &parameters)?),
         };
-        Ok(Network { body, spec: spec.clone() })
+        Ok(Network {
+            body,
+            spec: spec.clone(),
+        })
     }
 
     /// The description that the network was built from.
@@ -117,11 +120,17 @@ impl Network {
             });
         }
         if batch == 0 {
-            return Err(Error::Unsupported { what: "an empty batch".into(), why: "give at least one image".into() });
+            return Err(Error::Unsupported {
+                what: "an empty batch".into(),
+                why: "give at least one image".into(),
+            });
         }
         Ok(match &self.body {
             Body::Vit(vit) => vit.forward(images, ctx),
-            Body::RegNet(regnet) => Logits { class: regnet.forward(images, ctx), distillation: None },
+            Body::RegNet(regnet) => Logits {
+                class: regnet.forward(images, ctx),
+                distillation: None,
+            },
         })
     }
 

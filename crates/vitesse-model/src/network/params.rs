@@ -33,7 +33,10 @@ impl<'a> Parameters<'a> {
     /// A trained tensor of rank `D`, in `f32`; it asks for its gradient on an autodiff device.
     pub fn parameter<const D: usize>(&self, name: &str) -> Result<Param<Tensor<D>>> {
         let trained = self.device.is_autodiff();
-        Ok(Param::initialized(param_id(name), self.tensor(name)?.set_require_grad(trained)))
+        Ok(Param::initialized(
+            param_id(name),
+            self.tensor(name)?.set_require_grad(trained),
+        ))
     }
 
     /// A tensor of rank `D` that gradients do not train, in `f32`.
@@ -45,10 +48,15 @@ impl<'a> Parameters<'a> {
         let tensor = self.tensors.get(name)?;
         let rank = tensor.shape().len();
         if rank != D {
-            return Err(Error::invalid_spec(format!("tensor `{name}` has rank {rank}; the network needs {D}")));
+            return Err(Error::invalid_spec(format!(
+                "tensor `{name}` has rank {rank}; the network needs {D}"
+            )));
         }
         let values = tensor.to_f32().into_owned();
-        Ok(Tensor::from_data(TensorData::new(values, tensor.shape().to_vec()), self.device))
+        Ok(Tensor::from_data(
+            TensorData::new(values, tensor.shape().to_vec()),
+            self.device,
+        ))
     }
 }
 
@@ -68,9 +76,14 @@ pub(super) fn export<M: Module>(module: &M, spec: &ModelSpec) -> Result<Tensors>
             tensor.init(0)?
         } else {
             let data = collect.0.remove(&param_id(&tensor.name)).ok_or_else(|| {
-                Error::invalid_spec(format!("the network holds no parameter for tensor `{}`", tensor.name))
+                Error::invalid_spec(format!(
+                    "the network holds no parameter for tensor `{}`",
+                    tensor.name
+                ))
             })?;
-            let values = data.try_to_vec::<f32>().map_err(|e| Error::invalid_spec(format!("{}: {e:?}", tensor.name)))?;
+            let values = data
+                .try_to_vec::<f32>()
+                .map_err(|e| Error::invalid_spec(format!("{}: {e:?}", tensor.name)))?;
             tensors::Tensor::from_f32(&tensor.shape, values)?
         };
         out.insert(tensor.name, value);

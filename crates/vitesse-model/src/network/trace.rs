@@ -38,12 +38,18 @@ pub enum Value {
 impl Trace {
     /// Records the given sites in every block.
     pub fn sites(sites: impl Into<Vec<Site>>) -> Self {
-        Trace { wanted: Wanted::Sites(sites.into()), ..Trace::default() }
+        Trace {
+            wanted: Wanted::Sites(sites.into()),
+            ..Trace::default()
+        }
     }
 
     /// Records the given sites of the given blocks.
     pub fn pairs(pairs: impl Into<Vec<(Site, Option<usize>)>>) -> Self {
-        Trace { wanted: Wanted::Pairs(pairs.into()), ..Trace::default() }
+        Trace {
+            wanted: Wanted::Pairs(pairs.into()),
+            ..Trace::default()
+        }
     }
 
     /// Makes the gradients of the recorded values readable by [`Trace::gradient`]; needs an autodiff device.
@@ -97,7 +103,8 @@ impl Trace {
         }
         let (x, leaf) = self.tap(x);
         self.values.insert((site, layer), Value::Tokens(x.clone()));
-        self.leaves.extend(leaf.map(|leaf| ((site, layer), Value::Tokens(leaf))));
+        self.leaves
+            .extend(leaf.map(|leaf| ((site, layer), Value::Tokens(leaf))));
         x
     }
 
@@ -107,7 +114,8 @@ impl Trace {
         }
         let (x, leaf) = self.tap(x);
         self.values.insert((site, layer), Value::Map(x.clone()));
-        self.leaves.extend(leaf.map(|leaf| ((site, layer), Value::Map(leaf))));
+        self.leaves
+            .extend(leaf.map(|leaf| ((site, layer), Value::Map(leaf))));
         x
     }
 

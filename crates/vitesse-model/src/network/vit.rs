@@ -9,10 +9,10 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, softmax};
 
+use super::Logits;
 use super::ctx::{Attention as AttentionState, Ctx, Stream};
 use super::layers::{LayerNorm, Linear};
 use super::params::Parameters;
-use super::Logits;
 use crate::Result;
 use crate::ops::Op;
 use crate::site::Site;
@@ -72,10 +72,18 @@ struct Mlp {
 impl Vit {
     pub(super) fn new(spec: &VitSpec, num_classes: usize, parameters: &Parameters<'_>) -> Result<Self> {
         let token = |kind, name| -> Result<Option<Param<Tensor<3>>>> {
-            if spec.prefix.contains(&kind) { parameters.parameter(name).map(Some) } else { Ok(None) }
+            if spec.prefix.contains(&kind) {
+                parameters.parameter(name).map(Some)
+            } else {
+                Ok(None)
+            }
         };
         let head = |name, wanted| -> Result<Option<Linear>> {
-            if wanted { Linear::new(name, true, parameters).map(Some) } else { Ok(None) }
+            if wanted {
+                Linear::new(name, true, parameters).map(Some)
+            } else {
+                Ok(None)
+            }
         };
         let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
             let here = spec.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
@@ -83,14 +91,26 @@ impl Vit {
         };
         let cores = spec.cores.iter().enumerate().map(|(i, core)| {
             let name = spec.core_name(i);
-            let attn = core.attn.as_ref().map(|attn| Attention::new(attn, &name, parameters)).transpose()?;
-            let mlp = core.mlp.as_ref().map(|mlp| Mlp::new(mlp, &name, parameters)).transpose()?;
+            let attn = core
+                .attn
+                .as_ref()
+                .map(|attn| Attention::new(attn, &name, parameters))
+                .transpose()?;
+            let mlp = core
+                .mlp
+                .as_ref()
+                .map(|mlp| Mlp::new(mlp, &name, parameters))
+                .transpose()?;
             Ok(Core { attn, mlp })
         });
         let layers = (0..spec.layers.len()).map(|i| {
             let norm = |which, present: bool| -> Result<Option<LayerNorm>> {
                 let name = spec.norm_name(i, which);
-                if present { LayerNorm::new(&name, spec.norm_eps, parameters).map(Some) } else { Ok(None) }
+                if present {
+                    LayerNorm::new(&name, spec.norm_eps, parameters).map(Some)
+                } else {
+                    Ok(None)
+                }
             };
             let block = spec.block(i);
             Ok(Layer {
@@ -119,7 +139,10 @@ impl Vit {
     /// `images` `[batch, channels, height, width]` of the spec's size.
     pub(super) fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Logits {
         ctx.layer = None;
-        ctx.stream = Stream { prefix: self.spec.prefix.len(), grid: self.spec.grid() };
+        ctx.stream = Stream {
+            prefix: self.spec.prefix.len(),
+            grid: self.spec.grid(),
+        };
         let x = self.embed_patches(images);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
         let mut x = self.add_tokens(x);
@@ -160,15 +183,27 @@ impl Vit {
         let with_prefix = |x: Tensor<3>| {
             let mut parts = prefix.clone();
             parts.push(x);
-            if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
+            if parts.len() == 1 {
+                parts.remove(0)
+            } else {
+                Tensor::cat(parts, 1)
+            }
         };
-        if self.spec.embed_prefix { with_prefix(patches) + pos } else { with_prefix(patches + pos) }
+        if self.spec.embed_prefix {
+            with_prefix(patches) + pos
+        } else {
+            with_prefix(patches + pos)
+        }
     }
 
     fn classify(&self, x: Tensor<3>, ctx: &mut Ctx) -> Logits {
         let [batch, tokens, dim] = x.dims();
         let prefix = ctx.stream.prefix;
-        let mean = |x: Tensor<3>| x.narrow(1, prefix, tokens - prefix).mean_dim(1).reshape([batch, dim]);
+        let mean = |x: Tensor<3>| {
+            x.narrow(1, prefix, tokens - prefix)
+                .mean_dim(1)
+                .reshape([batch, dim])
+        };
         let token = |x: &Tensor<3>, i| x.clone().narrow(1, i, 1).reshape([batch, dim]);
         let apply = |head: &Option<Linear>, x: Tensor<2>| match head {
             Some(head) => head.forward(x),
@@ -176,28 +211,43 @@ impl Vit {
         };
         if self.spec.pool == Pool::AvgThenNorm {
             let pooled = self.norm.forward(mean(x));
-            return Logits { class: apply(&self.head, pooled), distillation: None };
+            return Logits {
+                class: apply(&self.head, pooled),
+                distillation: None,
+            };
         }
         let x = at(Site::FinalNorm, self.norm.forward(x), &self.ops, ctx);
         if self.spec.pool == Pool::Avg {
-            return Logits { class: apply(&self.head, mean(x)), distillation: None };
+            return Logits {
+                class: apply(&self.head, mean(x)),
+                distillation: None,
+            };
         }
         Logits {
             class: apply(&self.head, token(&x, 0)),
-            distillation: self.spec.is_distilled().then(|| apply(&self.head_dist, token(&x, 1))),
+            distillation: self
+                .spec
+                .is_distilled()
+                .then(|| apply(&self.head_dist, token(&x, 1))),
         }
     }
 }
 
 /// The ops that stand at `site`, in order, then the trace.
 fn at(site: Site, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-    let x = ops.iter().filter(|op| op.site() == site).fold(x, |x, op| op.forward(x, ctx));
+    let x = ops
+        .iter()
+        .filter(|op| op.site() == site)
+        .fold(x, |x, op| op.forward(x, ctx));
     ctx.record(site, x)
 }
 
 /// The same for attention maps.
 fn at_map(site: Site, x: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
-    let x = ops.iter().filter(|op| op.site() == site).fold(x, |x, op| op.forward_map(x, ctx));
+    let x = ops
+        .iter()
+        .filter(|op| op.site() == site)
+        .fold(x, |x, op| op.forward_map(x, ctx));
     ctx.record_map(site, x)
 }
 

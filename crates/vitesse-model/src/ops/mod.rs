@@ -59,7 +59,9 @@ impl OpSpec {
 
     pub(crate) fn validate(&self, index: usize, vit: &VitSpec) -> Result<()> {
         if vit.width_at(self.site, self.layer).is_none() {
-            let layer = self.layer.map_or("no layer".to_owned(), |layer| format!("layer {layer}"));
+            let layer = self
+                .layer
+                .map_or("no layer".to_owned(), |layer| format!("layer {layer}"));
             return Err(Error::invalid_spec(format!(
                 "ops[{index}] stands at `{}` of {layer}, which this model does not have",
                 self.site
@@ -115,7 +117,10 @@ mod network {
             let kind = match &spec.kind {
                 OpKind::ScaleShift(op) => Kind::ScaleShift(ScaleShiftOp::new(op, &prefix, parameters)?),
             };
-            Ok(Op { kind, site: spec.site })
+            Ok(Op {
+                kind,
+                site: spec.site,
+            })
         }
 
         pub(crate) fn site(&self) -> Site {

@@ -27,9 +27,17 @@ impl ScaleShift {
     }
 
     pub(super) fn tensors(&self, prefix: &str, width: usize) -> Vec<TensorSpec> {
-        let mut out = vec![TensorSpec::parameter(format!("{prefix}.scale"), &[width], Init::Ones)];
+        let mut out = vec![TensorSpec::parameter(
+            format!("{prefix}.scale"),
+            &[width],
+            Init::Ones,
+        )];
         if self.shift {
-            out.push(TensorSpec::parameter(format!("{prefix}.shift"), &[width], Init::Zeros));
+            out.push(TensorSpec::parameter(
+                format!("{prefix}.shift"),
+                &[width],
+                Init::Zeros,
+            ));
         }
         out
     }
@@ -59,8 +67,14 @@ mod network {
             prefix: &str,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let shift = spec.shift.then(|| parameters.parameter(&format!("{prefix}.shift"))).transpose()?;
-            Ok(ScaleShiftOp { scale: parameters.parameter(&format!("{prefix}.scale"))?, shift })
+            let shift = spec
+                .shift
+                .then(|| parameters.parameter(&format!("{prefix}.shift")))
+                .transpose()?;
+            Ok(ScaleShiftOp {
+                scale: parameters.parameter(&format!("{prefix}.scale"))?,
+                shift,
+            })
         }
 
         /// `[batch, tokens, width]` to the same shape.

@@ -35,6 +35,10 @@ impl Cost {
     }
 
     pub(super) fn push(&mut self, layer: impl Into<String>, parameters: usize, macs: usize) {
-        self.layers.push(LayerCost { layer: layer.into(), parameters, macs: macs as u64 });
+        self.layers.push(LayerCost {
+            layer: layer.into(),
+            parameters,
+            macs: macs as u64,
+        });
     }
 }

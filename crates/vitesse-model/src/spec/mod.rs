@@ -91,7 +91,12 @@ pub enum Init {
 impl TensorSpec {
     /// A trained tensor.
     pub(crate) fn parameter(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        TensorSpec { name: name.into(), shape: shape.to_vec(), init, role: Role::Parameter }
+        TensorSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+            role: Role::Parameter,
+        }
     }
 
     /// Number of elements.
@@ -177,7 +182,12 @@ impl ModelSpec {
                     misshaped.push((spec.name.clone(), spec.shape.clone(), tensor.shape().to_vec()));
                 }
                 Ok(tensor) if spec.role == Role::Parameter && !tensor.dtype().is_float() => {
-                    return Err(Error::dtype(source, &spec.name, "a floating-point type", tensor.dtype()));
+                    return Err(Error::dtype(
+                        source,
+                        &spec.name,
+                        "a floating-point type",
+                        tensor.dtype(),
+                    ));
                 }
                 Ok(tensor) if spec.role == Role::Counter && tensor.dtype() != DType::I64 => {
                     return Err(Error::dtype(source, &spec.name, "I64", tensor.dtype()));
@@ -186,11 +196,20 @@ impl ModelSpec {
             }
         }
         let known: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        let unexpected: Vec<String> =
-            tensors.names().filter(|name| !known.contains(*name)).map(str::to_owned).collect();
+        let unexpected: Vec<String> = tensors
+            .names()
+            .filter(|name| !known.contains(*name))
+            .map(str::to_owned)
+            .collect();
         if missing.is_empty() && misshaped.is_empty() && unexpected.is_empty() {
             return Ok(());
         }
-        Err(Error::mismatch(source, &self.architecture, missing, unexpected, misshaped))
+        Err(Error::mismatch(
+            source,
+            &self.architecture,
+            missing,
+            unexpected,
+            misshaped,
+        ))
     }
 }

@@ -163,7 +163,10 @@ impl VitSpec {
     ) -> Self {
         let block = BlockSpec {
             attn: Some(AttentionSpec::uniform(embed_dim, heads)),
-            mlp: Some(MlpSpec { hidden: 4 * embed_dim, out_idx: None }),
+            mlp: Some(MlpSpec {
+                hidden: 4 * embed_dim,
+                out_idx: None,
+            }),
         };
         VitSpec {
             img_size: [img_size; 2],
@@ -211,12 +214,19 @@ impl VitSpec {
     }
 
     fn registers(&self) -> usize {
-        self.prefix.iter().filter(|token| **token == PrefixToken::Register).count()
+        self.prefix
+            .iter()
+            .filter(|token| **token == PrefixToken::Register)
+            .count()
     }
 
     /// The name of a core's tensors in the file: `blocks.3`, or `blocks.3.block` in a model that shares.
     pub fn core_name(&self, core: usize) -> String {
-        if self.is_shared() { format!("blocks.{core}.block") } else { format!("blocks.{core}") }
+        if self.is_shared() {
+            format!("blocks.{core}.block")
+        } else {
+            format!("blocks.{core}")
+        }
     }
 
     /// The name of one of a layer's norms (1 or 2) in the file: `blocks.3.norm1`, or, in a model that shares,
@@ -226,13 +236,22 @@ impl VitSpec {
         if !self.is_shared() {
             return format!("blocks.{core}.norm{norm}");
         }
-        let instance = self.layers.iter().take(layer).filter(|other| other.core == core).count();
+        let instance = self
+            .layers
+            .iter()
+            .take(layer)
+            .filter(|other| other.core == core)
+            .count();
         format!("blocks.{core}.block.norm{norm}.instances.{instance}")
     }
 
     /// The name of the norm before the head, and whether it stands before or after pooling.
     pub fn final_norm_name(&self) -> &'static str {
-        if self.pool == Pool::AvgThenNorm { "fc_norm" } else { "norm" }
+        if self.pool == Pool::AvgThenNorm {
+            "fc_norm"
+        } else {
+            "norm"
+        }
     }
 
     /// The core of a layer.
@@ -242,7 +261,10 @@ impl VitSpec {
 
     /// The ops at `site` of `layer` (`None` for the sites outside blocks), with their index in [`VitSpec::ops`].
     pub fn ops_at(&self, site: Site, layer: Option<usize>) -> impl Iterator<Item = (usize, &OpSpec)> {
-        self.ops.iter().enumerate().filter(move |(_, op)| op.site == site && op.layer == layer)
+        self.ops
+            .iter()
+            .enumerate()
+            .filter(move |(_, op)| op.site == site && op.layer == layer)
     }
 
     /// Width of the value at `site` of `layer`; heads for the attention maps.
@@ -267,7 +289,10 @@ impl VitSpec {
         let fail = |text: String| Err(Error::invalid_spec(text));
         let [height, width] = self.img_size;
         if self.patch_size == 0 || height == 0 || width == 0 {
-            return fail(format!("image {height}x{width} with patches of {} pixels has no patch", self.patch_size));
+            return fail(format!(
+                "image {height}x{width} with patches of {} pixels has no patch",
+                self.patch_size
+            ));
         }
         if height % self.patch_size != 0 || width % self.patch_size != 0 {
             return fail(format!(
@@ -291,7 +316,8 @@ impl VitSpec {
             PrefixToken::Register => 2,
         };
         let doubled = |token| order.iter().filter(|other| **other == token).count() > 1;
-        if !order.is_sorted_by_key(rank) || doubled(PrefixToken::Class) || doubled(PrefixToken::Distillation) {
+        if !order.is_sorted_by_key(rank) || doubled(PrefixToken::Class) || doubled(PrefixToken::Distillation)
+        {
             return fail("prefix tokens are at most one class, one distillation, then registers".into());
         }
         for (i, core) in self.cores.iter().enumerate() {
@@ -303,17 +329,26 @@ impl VitSpec {
             }
             if let Some(mlp) = &core.mlp {
                 if mlp.hidden == 0 {
-                    return fail(format!("blocks.{i}.mlp has no hidden unit; write `null` to drop the sub-layer"));
+                    return fail(format!(
+                        "blocks.{i}.mlp has no hidden unit; write `null` to drop the sub-layer"
+                    ));
                 }
                 self.validate_out_idx(i, "mlp", mlp.out_idx.as_deref())?;
             }
         }
         for (i, layer) in self.layers.iter().enumerate() {
             if layer.core >= self.cores.len() {
-                return fail(format!("layer {i} names core {} of {}", layer.core, self.cores.len()));
+                return fail(format!(
+                    "layer {i} names core {} of {}",
+                    layer.core,
+                    self.cores.len()
+                ));
             }
         }
-        self.ops.iter().enumerate().try_for_each(|(i, op)| op.validate(i, self))
+        self.ops
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, op)| op.validate(i, self))
     }
 
     fn validate_attention(&self, core: usize, attn: &AttentionSpec) -> Result<()> {
@@ -322,7 +357,9 @@ impl VitSpec {
             return fail("qk_dims and v_dims must have one entry a head each");
         }
         if attn.qk_dims.is_empty() || attn.qk_dims.contains(&0) || attn.v_dims.contains(&0) {
-            return fail("every head needs at least one q/k and one v channel; write `null` to drop the sub-layer");
+            return fail(
+                "every head needs at least one q/k and one v channel; write `null` to drop the sub-layer",
+            );
         }
         if !attn.scale.is_finite() {
             return fail("the attention scale must be a finite number");
@@ -347,7 +384,9 @@ impl VitSpec {
         let trunc = Init::TruncatedNormal { std: 0.02 };
         let fan_in = self.in_chans * self.patch_size * self.patch_size;
         // The reference leaves the patch convolution at its framework's default.
-        let conv = Init::Uniform { bound: (fan_in as f64).powf(-0.5) };
+        let conv = Init::Uniform {
+            bound: (fan_in as f64).powf(-0.5),
+        };
         let mut out = Vec::new();
         let add = |out: &mut Vec<TensorSpec>, name: String, shape: &[usize], init| {
             out.push(TensorSpec::parameter(name, shape, init));
@@ -363,7 +402,12 @@ impl VitSpec {
             add(&mut out, "dist_token".into(), &[1, 1, d], trunc);
         }
         let side = self.patch_size;
-        add(&mut out, "patch_embed.proj.weight".into(), &[d, self.in_chans, side, side], conv);
+        add(
+            &mut out,
+            "patch_embed.proj.weight".into(),
+            &[d, self.in_chans, side, side],
+            conv,
+        );
         add(&mut out, "patch_embed.proj.bias".into(), &[d], conv);
 
         let norm = |out: &mut Vec<TensorSpec>, name: &str| {
@@ -372,7 +416,9 @@ impl VitSpec {
         };
         let mut seen = vec![false; self.cores.len()];
         for (i, layer) in self.layers.iter().enumerate() {
-            let (Some(core), Some(seen)) = (self.cores.get(layer.core), seen.get_mut(layer.core)) else { continue };
+            let (Some(core), Some(seen)) = (self.cores.get(layer.core), seen.get_mut(layer.core)) else {
+                continue;
+            };
             let name = self.core_name(layer.core);
             let first = !std::mem::replace(seen, true);
             if let Some(attn) = &core.attn {
@@ -384,24 +430,53 @@ impl VitSpec {
                     if attn.qkv_bias {
                         add(&mut out, format!("{name}.attn.qkv.bias"), &[rows], Init::Zeros);
                     }
-                    add(&mut out, format!("{name}.attn.proj.weight"), &[written, attn.v_width()], trunc);
-                    add(&mut out, format!("{name}.attn.proj.bias"), &[written], Init::Zeros);
+                    add(
+                        &mut out,
+                        format!("{name}.attn.proj.weight"),
+                        &[written, attn.v_width()],
+                        trunc,
+                    );
+                    add(
+                        &mut out,
+                        format!("{name}.attn.proj.bias"),
+                        &[written],
+                        Init::Zeros,
+                    );
                 }
             }
             if let Some(mlp) = &core.mlp {
                 norm(&mut out, &self.norm_name(i, 2));
                 if first {
                     let written = mlp.out_idx.as_ref().map_or(d, Vec::len);
-                    add(&mut out, format!("{name}.mlp.fc1.weight"), &[mlp.hidden, d], trunc);
-                    add(&mut out, format!("{name}.mlp.fc1.bias"), &[mlp.hidden], Init::Zeros);
-                    add(&mut out, format!("{name}.mlp.fc2.weight"), &[written, mlp.hidden], trunc);
+                    add(
+                        &mut out,
+                        format!("{name}.mlp.fc1.weight"),
+                        &[mlp.hidden, d],
+                        trunc,
+                    );
+                    add(
+                        &mut out,
+                        format!("{name}.mlp.fc1.bias"),
+                        &[mlp.hidden],
+                        Init::Zeros,
+                    );
+                    add(
+                        &mut out,
+                        format!("{name}.mlp.fc2.weight"),
+                        &[written, mlp.hidden],
+                        trunc,
+                    );
                     add(&mut out, format!("{name}.mlp.fc2.bias"), &[written], Init::Zeros);
                 }
             }
         }
         norm(&mut out, self.final_norm_name());
         if num_classes > 0 {
-            let heads = if self.is_distilled() { &["head", "head_dist"][..] } else { &["head"] };
+            let heads = if self.is_distilled() {
+                &["head", "head_dist"][..]
+            } else {
+                &["head"]
+            };
             for head in heads {
                 add(&mut out, format!("{head}.weight"), &[num_classes, d], trunc);
                 add(&mut out, format!("{head}.bias"), &[num_classes], Init::Zeros);
@@ -421,7 +496,9 @@ impl VitSpec {
         cost.push("tokens", (self.prefix.len() + self.pos_rows()) * d, 0);
         let mut seen = vec![false; self.cores.len()];
         for (i, layer) in self.layers.iter().enumerate() {
-            let (Some(core), Some(seen)) = (self.cores.get(layer.core), seen.get_mut(layer.core)) else { continue };
+            let (Some(core), Some(seen)) = (self.cores.get(layer.core), seen.get_mut(layer.core)) else {
+                continue;
+            };
             let first = !std::mem::replace(seen, true);
             if let Some(attn) = &core.attn {
                 let rows = 2 * attn.qk_width() + attn.v_width();
