@@ -1,9 +1,11 @@
 //! `train`: a model learns, as a recipe says.
 
+use std::path::PathBuf;
+
 use super::Console;
 use super::failure::Result;
 use super::outcome::Outcome;
-use super::training::{RecipeArgs, RunArgs, Training};
+use super::training::{RecipeArgs, RunArgs, Training, study};
 
 /// Train or fine-tune a model as a recipe says
 ///
@@ -17,8 +19,12 @@ Examples:
   vitesse train --preset small --model deit_micro_patch4_32 --data shapes -o runs/first
   vitesse train --recipe recipes/finetune-clothing.toml --test -o runs/clothing
   vitesse train --recipe my.toml --lr 3e-4 --epochs 10 --dry-run -o runs/mine
-  vitesse train --resume -o runs/first")]
+  vitesse train --resume -o runs/first
+  vitesse train --sweep recipes/studies/distillation.toml -o runs/distillation")]
 pub(super) struct Args {
+    /// Run a study: every arm of this file with every seed, each tested once; go on with it if it was begun
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["recipe", "resume", "force", "dry_run", "test"])]
+    sweep: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
@@ -28,6 +34,9 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
+        if let Some(file) = &self.sweep {
+            return study::run(file, &self.run, console);
+        }
         let recipe = self.recipe.resolve(&self.run, Vec::new())?;
         Training::new("train", recipe, self.run, console)?.run()
     }

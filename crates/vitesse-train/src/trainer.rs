@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
         }
         let plan = Plan {
             model: state.spec.architecture.clone(),
-            parameters: state.tensors(false)?.parameters(),
+            parameters: state.spec.costs()?.parameters(),
             trained: state.slots.iter().map(|slot| slot.weight.len()).sum(),
             teacher: teacher.as_ref().map(|teacher| teacher.name().to_owned()),
             classes: state.spec.num_classes,

@@ -2,6 +2,7 @@
 
 mod flags;
 mod report;
+pub(super) mod study;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -337,6 +337,7 @@ struct Figure {
 }
 
 /// Where a figure may be: ranges of its size and of its centre.
+#[derive(Clone, Copy)]
 struct Place {
     outline: Outline,
     radius: (f64, f64),
