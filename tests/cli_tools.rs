@@ -1,4 +1,4 @@
-//! The command line itself, and the verbs that need no model: `--help`, `inspect`, `data`, `doctor`, `quickstart`.
+//! The command line itself, and the verbs that need no model: `--help`, `inspect`, `data`, `doctor`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -273,29 +273,4 @@ fn doctor_measures_this_machine() {
         assert!(peak["f32_flops"].as_f64().unwrap() > 1e8, "{peak}");
     }
     assert!(!found["advice"].as_str().unwrap().is_empty());
-}
-
-#[test]
-fn quickstart_runs_the_chain() {
-    let place = Place::new();
-    let story = place.run("quickstart -o q").ended(0).stdout;
-    for part in [
-        "draw",
-        "build",
-        "eval",
-        "predict",
-        "fresh",
-        "chance",
-        "vitesse eval --model q/model",
-    ] {
-        assert!(story.contains(part), "{part}: {story}");
-    }
-    place.run("inspect --model q/model").ended(0);
-    place
-        .run("predict --model q/model q/images/000_circle/00000.png")
-        .ended(0);
-    place
-        .run("quickstart -o q")
-        .ended(1)
-        .says(&["`q` exists already"]);
 }
