@@ -1,6 +1,13 @@
 //! ViT and DeiT against the original implementation: every recorded site, logits, losses, gradients, position
 //! embeddings, preprocessing. See `tests/golden/README.md`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::needless_pass_by_value
+)]
+
 mod support;
 
 use std::path::Path;

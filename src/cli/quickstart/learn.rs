@@ -73,7 +73,7 @@ pub(super) fn learn(
     let mut progress = console.progress("images", test.len());
     progress.about("testing");
     let found = evaluate(&mut model, test, &prepared, options, &mut |at| {
-        control(progress.at(at.done))
+        control(&progress.at(at.done))
     })?;
     Ok(Run {
         method,
@@ -110,11 +110,11 @@ pub(super) fn tokens(
         data,
         &prepared,
         options,
-        &mut |at| control(progress.at(at.done)),
+        &mut |at| control(&progress.at(at.done)),
     )?)
 }
 
-fn control(gone: Result<()>) -> ControlFlow<()> {
+fn control(gone: &Result<()>) -> ControlFlow<()> {
     if gone.is_ok() {
         ControlFlow::Continue(())
     } else {

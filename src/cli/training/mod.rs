@@ -70,7 +70,13 @@ impl<'a> Training<'a> {
         let plan = watch.into_plan();
         let checkpoint = self.checkpoint(&learned);
         let test = self.test(&checkpoint)?;
-        Outcome::new(&Report::new(&self.args.output, plan, &learned, checkpoint, test)?)
+        Outcome::new(&Report::new(
+            &self.args.output,
+            plan,
+            &learned,
+            &checkpoint,
+            test,
+        )?)
     }
 
     /// What would be done.

@@ -1,7 +1,7 @@
 //! What `train` and `distill` report: what a run came to, or what it would be.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use vitesse::report::format;
@@ -150,7 +150,7 @@ impl Report {
         output: &Path,
         plan: Option<Plan>,
         learned: &Learned,
-        checkpoint: PathBuf,
+        checkpoint: &Path,
         test: Option<eval::Report>,
     ) -> Result<Report> {
         let recipe = RunFolder::recipe(output)?;
