@@ -268,7 +268,6 @@ fn published_weights_have_their_published_accuracy() {
 
 /// The same with another crop.
 #[test]
-#[ignore = "takes as long as the one above, and differs in preprocessing only"]
 fn published_weights_with_another_crop() {
     accuracy("--crop-pct 0.875", 78.7, 93.5);
 }

@@ -1,5 +1,7 @@
 //! `quickstart --short`: every step of the chain, on so few pictures that it takes seconds.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod cli_support;
 
 use std::fs;

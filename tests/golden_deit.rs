@@ -1,6 +1,5 @@
 //! ViT and DeiT against the original implementation: every recorded site, logits, losses, gradients, position
 //! embeddings, preprocessing. See `tests/golden/README.md`.
-
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,7 @@
 //! A run of the real program that is killed, at any moment, and resumed ends with the same bytes as one that was not, for
 //! any number of threads.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg(unix)]
 
 mod cli_support;
