@@ -1,0 +1,42 @@
+//! What can go wrong.
+
+/// Why a model cannot be compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The spec and the tensors do not fit, or describe no possible model.
+    #[error(transparent)]
+    Model(#[from] vitesse_model::Error),
+    /// The engine has no plan for such a model.
+    #[error("{0}")]
+    Unsupported(String),
+    /// `VITESSE_ISA` names no instruction set, or one that this processor lacks.
+    #[error("{0}")]
+    Isa(String),
+    /// The system gives no more threads.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Images of another size than the model's.
+    #[error("{images} images of {channels} x {height} x {width} are {expected} numbers, but there are {found}")]
+    Input {
+        /// How many images were announced.
+        images: usize,
+        /// The model's channels.
+        channels: usize,
+        /// The model's height.
+        height: usize,
+        /// The model's width.
+        width: usize,
+        /// How many numbers that makes.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+}
+
+/// The result of compiling or running.
+pub type Result<T> = std::result::Result<T, Error>;

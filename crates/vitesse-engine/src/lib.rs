@@ -1,0 +1,21 @@
+//! Fast inference on CPUs.
+//!
+//! An [`Engine`] is compiled once from a model's spec and tensors: weights are packed in the order in which the kernels
+//! read them, ops that are linear and per token are folded into their neighbours, and memory for all intermediates is set
+//! aside. Running it allocates nothing.
+//!
+//! How a batch is shared by the threads: every thread takes whole images as long as there is one for each; the images
+//! that are left are computed by all together, each thread a part of the rows, with one meeting a layer, where keys and
+//! values have to be known to all.
+
+mod engine;
+mod error;
+mod forward;
+mod ops;
+mod plan;
+mod profile;
+
+pub use engine::{Engine, Options, Output, Precision};
+pub use error::{Error, Result};
+pub use profile::{Profile, Stage};
+pub use vitesse_kernels::Isa;

@@ -1,0 +1,208 @@
+//! Attention over short sequences: all logits of a few rows at once, in the innermost cache.
+//!
+//! For each block of queries: products with all keys, softmax over the whole row, product with all values. The
+//! probabilities never leave the cache, and the division by their sum waits until the result, which is smaller.
+
+use std::ops::Range;
+
+use crate::isa::{Isa, Kernel};
+use crate::math::exp;
+use crate::packed::Packed;
+use crate::panels::Panels;
+use crate::product::even_parts;
+use crate::real::Real;
+use crate::simd::Simd;
+use crate::tile::{COLUMNS, MAX_ROWS, Operands, Scratch};
+
+/// Keys and values of one head for a run of tokens.
+#[derive(Debug)]
+pub struct Segment<'a, T: Real> {
+    /// One column for each token.
+    pub keys: &'a Packed<T>,
+    /// One row for each token.
+    pub values: &'a Packed<T>,
+}
+
+/// Room for the logits and probabilities of a block of queries.
+#[derive(Debug)]
+pub struct Attention<T: Real> {
+    logits: Panels<f32>,
+    probs: Panels<T>,
+}
+
+impl<T: Real> Attention<T> {
+    /// Room for `panels` panels of 32 keys.
+    pub fn new(panels: usize) -> Self {
+        Attention {
+            logits: Panels::zeros(MAX_ROWS, panels),
+            probs: Panels::zeros(MAX_ROWS, panels),
+        }
+    }
+
+    /// `out[row] = softmax(q[row] · keysᵀ) · values` for one head and each of `rows`.
+    ///
+    /// Keys and values come in one or more segments, `segments(0)`, `segments(1)`, … up to the first `None`, as different
+    /// threads have written them. The head's queries, already scaled, are the panels of `q` from `first` on; its result becomes the panels of `out`
+    /// from `to` on.
+    ///
+    /// # Panics
+    /// Where shapes do not fit.
+    #[allow(clippy::too_many_arguments)]
+    pub fn head<'a>(
+        &mut self,
+        isa: Isa,
+        q: &Panels<T>,
+        first: usize,
+        rows: Range<usize>,
+        segments: &dyn Fn(usize) -> Option<Segment<'a, T>>,
+        out: &mut Panels<T>,
+        to: usize,
+    ) {
+        let all = || (0..).map_while(segments);
+        let panels: usize = all().map(|segment| segment.keys.panels()).sum();
+        let columns = segments(0).map_or(0, |segment| segment.values.panels());
+        assert!(panels > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
+        assert!(all().all(|s| s.keys.panels() == s.values.depths.len() && s.values.panels() == columns));
+        self.logits.reshape(MAX_ROWS, panels);
+        self.probs.reshape(MAX_ROWS, panels);
+        isa.run(Job {
+            room: self,
+            q,
+            first,
+            rows,
+            segments,
+            columns,
+            out,
+            to,
+        });
+    }
+}
+
+struct Job<'a, 's, T: Real> {
+    room: &'a mut Attention<T>,
+    q: &'a Panels<T>,
+    first: usize,
+    rows: Range<usize>,
+    segments: &'a dyn Fn(usize) -> Option<Segment<'s, T>>,
+    columns: usize,
+    out: &'a mut Panels<T>,
+    to: usize,
+}
+
+impl<T: Real> Kernel for Job<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Job {
+            room: Attention { logits, probs },
+            q,
+            first,
+            rows,
+            segments,
+            columns,
+            out,
+            to,
+        } = self;
+        let mut scratch = [[0f32; 32]; MAX_ROWS];
+        let mut inverse = [0f32; MAX_ROWS];
+        S::begin();
+        for block in even_parts(rows.clone(), T::most_rows::<S>()) {
+            let count = block.len();
+            let mut at = 0;
+            for segment in (0..).map_while(segments) {
+                for panel in 0..segment.keys.panels() {
+                    let of = Operands {
+                        a: &q.all()[first * q.rows()..],
+                        stride: q.rows(),
+                        row: block.start,
+                        rows: count,
+                        depths: &segment.keys.depths,
+                        b: segment.keys.panel(panel),
+                        half: segment.keys.widths[panel] <= COLUMNS / 2,
+                    };
+                    let logits = scratch_of(logits.panel_mut(at));
+                    T::tile::<S>(of, logits);
+                    let width = segment.keys.widths[panel];
+                    if width < COLUMNS {
+                        logits[..count].iter_mut().for_each(|row| row[width..].fill(f32::NEG_INFINITY));
+                    }
+                    at += 1;
+                }
+            }
+            for (row, inverse) in inverse[..count].iter_mut().enumerate() {
+                *inverse = 1.0 / softmax::<S, T>(logits, probs, row);
+            }
+            for panel in 0..columns {
+                let mut at = 0;
+                for (i, segment) in (0..).map_while(segments).enumerate() {
+                    let of = Operands {
+                        a: &probs.all()[at * MAX_ROWS..],
+                        stride: MAX_ROWS,
+                        row: 0,
+                        rows: count,
+                        depths: &segment.values.depths,
+                        b: segment.values.panel(panel),
+                        half: segment.values.widths[panel] <= COLUMNS / 2,
+                    };
+                    if i == 0 {
+                        T::tile::<S>(of, &mut scratch);
+                    } else {
+                        let mut more = [[0f32; 32]; MAX_ROWS];
+                        T::tile::<S>(of, &mut more);
+                        for (sums, more) in scratch.iter_mut().zip(&more).take(count) {
+                            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+                        }
+                    }
+                    at += segment.keys.panels();
+                }
+                let start = block.start - rows.start;
+                let rows = &mut out.panel_mut(to + panel)[start..start + count];
+                for ((sums, &inverse), row) in scratch.iter().zip(&inverse).zip(rows) {
+                    let row = row.as_mut();
+                    for at in (0..COLUMNS).step_by(S::LANES) {
+                        T::store::<S>(S::mul(S::load(&sums[at..]), S::splat(inverse)), &mut row[at..]);
+                    }
+                }
+            }
+        }
+        S::end();
+    }
+}
+
+/// A panel of 32 rows as what a tile writes.
+#[inline(always)]
+fn scratch_of(panel: &mut [[f32; 32]]) -> &mut Scratch<f32> {
+    match panel.try_into() {
+        Ok(scratch) => scratch,
+        Err(_) => unreachable!("logits have as many rows as a tile"),
+    }
+}
+
+/// `exp(x − max)` of one row of logits, as probabilities yet to be divided by the sum, which is returned.
+#[inline(always)]
+fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, row: usize) -> f32 {
+    let mut most = [S::splat(f32::NEG_INFINITY); 2];
+    for panel in 0..logits.panels() {
+        let from = &logits.panel(panel)[row];
+        for at in (0..COLUMNS).step_by(2 * S::LANES) {
+            // In this order a value that is not a number is kept until the end, where it makes the whole row so.
+            most[0] = S::max(most[0], S::load(&from[at..]));
+            most[1] = S::max(most[1], S::load(&from[at + S::LANES..]));
+        }
+    }
+    let most = S::splat(S::greatest(S::max(most[0], most[1])));
+    let mut sums = [S::splat(0.0); 2];
+    for panel in 0..logits.panels() {
+        let (from, to) = (&logits.panel(panel)[row], probs.panel_mut(panel)[row].as_mut());
+        for at in (0..COLUMNS).step_by(2 * S::LANES) {
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let at = at + half * S::LANES;
+                let e = exp::<S>(S::sub(S::load(&from[at..]), most));
+                *sum = S::add(*sum, e);
+                T::store::<S>(e, &mut to[at..]);
+            }
+        }
+    }
+    S::sum(S::add(sums[0], sums[1]))
+}

@@ -1,0 +1,28 @@
+//! The arithmetic of inference.
+//!
+//! Everything works on matrices in [`Panels`]; weights are [`Packed`] once. Each kernel is one function, generic over
+//! vectors, compiled for every [`Isa`] and called with the one to use. This is the one crate of the house with `unsafe`
+//! code in it: its functions check shapes once and then compute without looking.
+
+mod attention;
+mod embed;
+mod isa;
+mod math;
+mod norm;
+mod packed;
+mod panels;
+mod pool;
+mod product;
+mod real;
+mod simd;
+mod tile;
+
+pub use attention::{Attention, Segment};
+pub use embed::patches;
+pub use isa::Isa;
+pub use norm::{Norm, layer_norm, quantize, scale_shift};
+pub use packed::{Packed, Weight, panels_of};
+pub use panels::{Bf16, Element, Panels};
+pub use pool::{Barrier, Pool};
+pub use product::{Left, Linear, Quantized, linear, linear_add, linear_gelu};
+pub use real::Real;

@@ -1,0 +1,346 @@
+//! Products of activations with packed weights, and what happens to each row of the result while it is in the cache.
+
+use std::ops::Range;
+
+use crate::isa::{Isa, Kernel};
+use crate::math::gelu;
+use crate::packed::{Packed, Weight};
+use crate::panels::{Element, Panels};
+use crate::real::Real;
+use crate::simd::Simd;
+use crate::tile::{COLUMNS, MAX_ROWS, Operands, Scratch};
+
+/// Activations of which each row has been scaled to 8 bits: `x ≈ scale · (q − 128)`.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    pub(crate) values: Panels<u8>,
+    pub(crate) scales: Vec<f32>,
+}
+
+impl Quantized {
+    /// Zeros for `rows` rows of `panels` panels of 64.
+    pub fn zeros(rows: usize, panels: usize) -> Self {
+        Quantized {
+            values: Panels::zeros(rows, panels),
+            scales: vec![0.0; rows],
+        }
+    }
+
+    /// Another shape; what was there has no meaning any more. Memory is kept.
+    pub fn reshape(&mut self, rows: usize, panels: usize) {
+        self.values.reshape(rows, panels);
+        self.scales.resize(rows, 0.0);
+    }
+
+    /// The value that an element stands for.
+    pub fn at(&self, row: usize, column: usize) -> f32 {
+        self.scales[row] * (f32::from(self.values.at(row, column)) - 128.0)
+    }
+}
+
+/// The left operand of a product.
+pub trait Left: sealed::Rows {}
+impl<T: sealed::Rows> Left for T {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// Rows that can be multiplied.
+    pub trait Rows: Sync {
+        /// The type of the weights they are multiplied with.
+        type Weight: Weight;
+        /// The number of rows.
+        fn len(&self) -> usize;
+        #[doc(hidden)]
+        fn most_rows<S: Simd>() -> usize;
+        #[doc(hidden)]
+        fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<Self::Weight>, panel: usize, out: &mut Scratch<f32>);
+    }
+}
+use sealed::Rows;
+
+pub(crate) fn operands<'a, T: Element>(a: &'a Panels<T>, rows: Range<usize>, of: &'a Packed<T>, panel: usize) -> Operands<'a, T> {
+    Operands {
+        a: a.all(),
+        stride: a.rows(),
+        row: rows.start,
+        rows: rows.len(),
+        depths: &of.depths,
+        b: of.panel(panel),
+        half: of.widths[panel] <= COLUMNS / 2,
+    }
+}
+
+impl<T: Real> Rows for Panels<T> {
+    type Weight = T;
+    fn len(&self) -> usize {
+        self.rows()
+    }
+    #[inline(always)]
+    fn most_rows<S: Simd>() -> usize {
+        T::most_rows::<S>()
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<T>, panel: usize, out: &mut Scratch<f32>) {
+        T::tile::<S>(operands(self, rows, of, panel), out);
+    }
+}
+
+impl Rows for Quantized {
+    type Weight = u8;
+    fn len(&self) -> usize {
+        self.values.rows()
+    }
+    #[inline(always)]
+    fn most_rows<S: Simd>() -> usize {
+        S::ROWS_I8
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<u8>, panel: usize, out: &mut Scratch<f32>) {
+        let mut sums: std::mem::MaybeUninit<Scratch<i32>> = std::mem::MaybeUninit::uninit();
+        // SAFETY: integers have no invalid values, and `tile_i8` writes every row that is read below.
+        let sums = unsafe {
+            let sums = sums.as_mut_ptr();
+            if cfg!(miri) {
+                sums.write([[0; 32]; MAX_ROWS]);
+            }
+            &mut *sums
+        };
+        S::tile_i8(operands(&self.values, rows.clone(), of, panel), sums);
+        let (offsets, steps) = (&of.offsets[panel], &of.scales[panel]);
+        for ((sums, out), row) in sums.iter().zip(out.iter_mut()).zip(rows) {
+            let scale = self.scales[row];
+            for (((out, &sum), &offset), &step) in out.iter_mut().zip(sums).zip(offsets).zip(steps) {
+                *out = (sum - offset) as f32 * (scale * step);
+            }
+        }
+    }
+}
+
+/// What becomes of a row of a product.
+pub(crate) trait Finish {
+    /// `sums` is the product at `row` (counted from the first row of the product) and the columns of `panel`.
+    fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]);
+}
+
+/// `finish(a[rows] · of[panels])`, tile by tile: the panels of `of` one after the other, each against all rows, so that a
+/// panel is read from memory once.
+pub(crate) struct Product<'a, A: Rows, F> {
+    pub(crate) a: &'a A,
+    pub(crate) rows: Range<usize>,
+    pub(crate) of: &'a Packed<A::Weight>,
+    pub(crate) panels: Range<usize>,
+    pub(crate) finish: F,
+}
+
+impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        let mut scratch = [[0f32; 32]; MAX_ROWS];
+        S::begin();
+        for panel in self.panels {
+            for block in even_parts(self.rows.clone(), A::most_rows::<S>()) {
+                self.a.tile::<S>(block.clone(), self.of, panel, &mut scratch);
+                for (row, sums) in block.zip(&scratch) {
+                    self.finish.row::<S>(panel, row - self.rows.start, sums);
+                }
+            }
+        }
+        S::end();
+    }
+}
+
+/// Cuts `rows` into the fewest parts of at most `most`, as equal as can be.
+pub(crate) fn even_parts(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let parts = rows.len().div_ceil(most).max(1);
+    let (each, more) = (rows.len() / parts, rows.len() % parts);
+    let start = rows.start;
+    let at = move |part: usize| start + part * each + part.min(more);
+    (0..parts).map(move |part| at(part)..at(part + 1)).filter(|part| !part.is_empty())
+}
+
+/// A linear layer: packed weights, and a scale and a bias for each output, in panels.
+#[derive(Debug)]
+pub struct Linear<'a, W: Element> {
+    /// The weights.
+    pub weights: &'a Packed<W>,
+    /// What each sum is multiplied by, or nothing for 1.
+    pub scale: Option<&'a [[f32; 32]]>,
+    /// What is added to it.
+    pub bias: &'a [[f32; 32]],
+}
+
+impl<W: Element> Clone for Linear<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<W: Element> Copy for Linear<'_, W> {}
+
+impl<W: Element> Linear<'_, W> {
+    /// `sums · scale + bias`, the lanes from `at` on.
+    #[inline(always)]
+    fn affine<S: Simd>(&self, panel: usize, sums: &[f32; 32], at: usize) -> S::F {
+        let (x, bias) = (S::load(&sums[at..]), S::load(&self.bias[panel][at..]));
+        match self.scale {
+            Some(scale) => S::mul_add(x, S::load(&scale[panel][at..]), bias),
+            None => S::add(x, bias),
+        }
+    }
+
+    fn check(&self, panels: &Range<usize>) {
+        assert!(panels.end <= self.weights.panels() && panels.end <= self.bias.len());
+        assert!(self.scale.is_none_or(|scale| panels.end <= scale.len()));
+    }
+}
+
+/// `out[row] = a[row]·W·scale + bias` for the panels `panels` of `W`, which become the panels of `out` from 0 on.
+///
+/// # Panics
+/// Where shapes do not fit.
+pub fn linear<A: Left, U: Real>(
+    isa: Isa,
+    a: &A,
+    rows: Range<usize>,
+    of: Linear<'_, A::Weight>,
+    panels: Range<usize>,
+    out: &mut Panels<U>,
+) {
+    struct Store<'a, W: Element, U: Real> {
+        of: Linear<'a, W>,
+        first: usize,
+        out: &'a mut Panels<U>,
+    }
+    impl<W: Element, U: Real> Finish for Store<'_, W, U> {
+        #[inline(always)]
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+            let to = self.out.panel_mut(panel - self.first)[row].as_mut();
+            for at in (0..32).step_by(S::LANES) {
+                U::store::<S>(self.of.affine::<S>(panel, sums, at), &mut to[at..]);
+            }
+        }
+    }
+    of.check(&panels);
+    assert!(rows.len() <= out.rows() && panels.len() <= out.panels());
+    isa.run(Product {
+        a,
+        rows,
+        of: of.weights,
+        panels: panels.clone(),
+        finish: Store {
+            of,
+            first: panels.start,
+            out,
+        },
+    });
+}
+
+/// `out[row] = gelu(a[row]·W·scale + bias)`, then times `after.0` plus `after.1` where that is given.
+///
+/// # Panics
+/// Where shapes do not fit.
+pub fn linear_gelu<A: Left, U: Real>(
+    isa: Isa,
+    a: &A,
+    rows: Range<usize>,
+    of: Linear<'_, A::Weight>,
+    after: Option<(&[[f32; 32]], &[[f32; 32]])>,
+    out: &mut Panels<U>,
+) {
+    struct Gelu<'a, W: Element, U: Real> {
+        of: Linear<'a, W>,
+        after: Option<(&'a [[f32; 32]], &'a [[f32; 32]])>,
+        out: &'a mut Panels<U>,
+    }
+    impl<W: Element, U: Real> Finish for Gelu<'_, W, U> {
+        #[inline(always)]
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+            let to = self.out.panel_mut(panel)[row].as_mut();
+            for at in (0..32).step_by(S::LANES) {
+                let mut x = gelu::<S>(self.of.affine::<S>(panel, sums, at));
+                if let Some((scale, shift)) = self.after {
+                    x = S::mul_add(x, S::load(&scale[panel][at..]), S::load(&shift[panel][at..]));
+                }
+                U::store::<S>(x, &mut to[at..]);
+            }
+        }
+    }
+    let panels = 0..of.weights.panels();
+    of.check(&panels);
+    assert!(rows.len() <= out.rows() && panels.len() <= out.panels());
+    assert!(after.is_none_or(|(scale, shift)| scale.len().min(shift.len()) >= panels.len()));
+    isa.run(Product {
+        a,
+        rows,
+        of: of.weights,
+        panels,
+        finish: Gelu { of, after, out },
+    });
+}
+
+/// `x[first + row] += a[row]·W·scale + bias`; with `into`, output `n` goes to the channel `into[n]` of `x`.
+///
+/// # Panics
+/// Where shapes do not fit.
+pub fn linear_add<A: Left>(
+    isa: Isa,
+    a: &A,
+    rows: Range<usize>,
+    of: Linear<'_, A::Weight>,
+    into: Option<&[usize]>,
+    x: &mut Panels<f32>,
+    first: usize,
+) {
+    struct Add<'a, W: Element> {
+        of: Linear<'a, W>,
+        x: &'a mut Panels<f32>,
+        first: usize,
+    }
+    impl<W: Element> Finish for Add<'_, W> {
+        #[inline(always)]
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+            let to = &mut self.x.panel_mut(panel)[self.first + row];
+            for at in (0..32).step_by(S::LANES) {
+                let sum = S::add(S::load(&to[at..]), self.of.affine::<S>(panel, sums, at));
+                S::store(sum, &mut to[at..]);
+            }
+        }
+    }
+    struct Scatter<'a, W: Element> {
+        add: Add<'a, W>,
+        into: &'a [usize],
+    }
+    impl<W: Element> Finish for Scatter<'_, W> {
+        #[inline(always)]
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+            let mut values = [0f32; 32];
+            for at in (0..32).step_by(S::LANES) {
+                S::store(self.add.of.affine::<S>(panel, sums, at), &mut values[at..]);
+            }
+            let Add { x, first, .. } = &mut self.add;
+            for (value, &channel) in values.iter().zip(&self.into[panel * COLUMNS..]) {
+                x.panel_mut(channel / COLUMNS)[*first + row][channel % COLUMNS] += value;
+            }
+        }
+    }
+    let panels = 0..of.weights.panels();
+    of.check(&panels);
+    assert!(first + rows.len() <= x.rows());
+    let add = Add { of, x, first };
+    let weights = of.weights;
+    match into {
+        None => {
+            assert!(panels.len() <= add.x.panels());
+            isa.run(Product { a, rows, of: weights, panels, finish: add });
+        }
+        Some(into) => isa.run(Product {
+            a,
+            rows,
+            of: weights,
+            panels,
+            finish: Scatter { add, into },
+        }),
+    }
+}

@@ -1,0 +1,123 @@
+//! The inner loops: a few rows times one panel of 32 columns, over the whole depth.
+//!
+//! Operands come in blocks. A block of the right operand has 32 columns and as many rows as the left operand's panel
+//! has columns, and lies as the instructions want it:
+//!
+//! ```text
+//! f32    32 rows:  [row][32 columns]                       multiply-add
+//! bf16   16 pairs: [pair of rows][32 columns][2]           vdpbf16ps, tdpbf16ps
+//! u8·i8  16 quads: [four rows][32 columns][4]              vpdpbusd, tdpbusd
+//! ```
+//!
+//! Blocks follow one another down the depth. A row of the left operand's panel is as long as a block is deep, so one
+//! step through a panel uses one block. The sum of each element runs over the depth in order, for every number of rows:
+//! results do not depend on how rows are cut into tiles.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use crate::panels::{Bf16, Element};
+
+/// Whether this process may use AMX on this machine.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn amx_permitted() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        amx::permitted()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        false
+    }
+}
+
+/// Rows of the largest tile of any kind; scratch memory holds as many.
+pub(crate) const MAX_ROWS: usize = 32;
+
+/// The result of a tile.
+pub type Scratch<N> = [[N; 32]; MAX_ROWS];
+
+/// Columns of a panel.
+pub(crate) const COLUMNS: usize = 32;
+
+/// What a tile multiplies.
+#[derive(Debug, Clone, Copy)]
+pub struct Operands<'a, T: Element> {
+    /// The left operand, panel after panel.
+    pub(crate) a: &'a [T::Row],
+    /// Rows from one panel of `a` to the next.
+    pub(crate) stride: usize,
+    /// The first row in each panel.
+    pub(crate) row: usize,
+    /// The number of rows.
+    pub(crate) rows: usize,
+    /// How many columns of each panel of `a` count.
+    pub(crate) depths: &'a [usize],
+    /// The right operand's blocks, one for each panel of `a`.
+    pub(crate) b: &'a [T],
+    /// Whether only the first 16 columns are wanted.
+    pub(crate) half: bool,
+}
+
+impl<T: Element> Operands<'_, T> {
+    /// That all reads will be inside the slices, so that the inner loops need not look.
+    #[inline(always)]
+    pub(crate) fn check(&self, most_rows: usize) {
+        let panels = self.depths.len();
+        assert!(self.rows >= 1 && self.rows <= most_rows);
+        assert!(panels == 0 || (panels - 1) * self.stride + self.row + self.rows <= self.a.len());
+        assert!(self.b.len() >= panels * T::WIDTH * COLUMNS);
+        debug_assert!(self.depths.iter().all(|&depth| depth <= T::WIDTH));
+    }
+}
+
+/// The inner loops of one instruction set.
+///
+/// # Safety
+/// The functions read what [`Operands::check`] has checked, and use the instructions of their type. Implementations may
+/// read columns of `a` past a panel's depth, up to the next multiple of 2 (bf16) or 4 (8-bit); where they do, `b` holds
+/// zeros.
+pub trait Tile {
+    /// The most rows of a tile of f32.
+    const ROWS_F32: usize;
+    /// The most rows of a tile of bf16.
+    const ROWS_BF16: usize;
+    /// The most rows of a tile of 8-bit integers.
+    const ROWS_I8: usize;
+
+    /// `out[r] = a[r] · b`
+    fn tile_f32(of: Operands<'_, f32>, out: &mut Scratch<f32>);
+    /// `out[r] = a[r] · b`, summed in f32.
+    fn tile_bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>);
+    /// `out[r] = a[r] · b` with unsigned `a` and signed `b`, exact.
+    fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>);
+
+    /// To be called before a run of tiles of bf16 or 8-bit integers, and [`Tile::end`] after it.
+    #[inline(always)]
+    fn begin() {}
+    /// See [`Tile::begin`].
+    #[inline(always)]
+    fn end() {}
+}
+
+/// Calls a function generic over the number of rows with the number at hand.
+macro_rules! by_rows {
+    ($rows:expr, $call:ident::<_> $args:tt, [$($n:literal)*]) => {
+        match $rows {
+            $($n => $call::<$n> $args,)*
+            _ => unreachable!("checked before"),
+        }
+    };
+    ($rows:expr, $call:ident::<_, $extra:literal> $args:tt, [$($n:literal)*]) => {
+        match $rows {
+            $($n => $call::<$n, $extra> $args,)*
+            _ => unreachable!("checked before"),
+        }
+    };
+}
+pub(crate) use by_rows;
