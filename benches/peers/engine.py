@@ -6,7 +6,8 @@
 
 First every rival runs alone, which chooses its fastest variant; then all run in interleaved rounds. Samples are appended to
 a file in the cache folder, so that a run that was cut off goes on where it stopped. The document and a CSV file beside it
-are written after every round. `--rivals-only` leaves Vitesse out. Linux only: it reads /proc.
+are written after every round. A sample that others on the machine disturbed is marked in the document, and a rerun takes
+it again. `--rivals-only` leaves Vitesse out. Linux only: it reads /proc.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A sample also says how much of the machine others used while it was taken (`foreign`: the share of all cores' time that
 went to anything but the measured process, stolen time included). A disturbed sample is taken again a few times and the
 least disturbed is kept; the next run takes it again. It matters: beside one other busy thread, torch's pool, which waits for
-its slowest thread after every operation, can be 100 times slower, and OpenVINO's twice, so that ratios of disturbed samples
+its slowest thread after every operation, was seen 80 times slower, and OpenVINO's twice, so that ratios of disturbed samples
 say nothing.
 """
 
