@@ -27,11 +27,13 @@ fn main() {
             times.sort_by(f64::total_cmp);
             println!("  batch {b}: min {:.2} p50 {:.2} ms", times[0], times[times.len() / 2]);
         }
-        let p = engine.profile(&images[..size], 1).unwrap();
+        for b in [1usize, 16] {
+        engine.profile(&images[..size * b], b).unwrap();
+        let p = engine.profile(&images[..size * b], b).unwrap();
         let mut sums = [0.0; 8];
         for l in &p.layers { for (s, d) in sums.iter_mut().zip(l) { *s += d.as_secs_f64() * 1e3; } }
         for (s, stage) in sums.iter().zip(Stage::ALL) { print!(" {stage:?} {s:.2}"); }
         println!();
-    }
+    }}
     let _ = t0;
 }

@@ -17,6 +17,12 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
 
     #[inline(always)]
+    fn prefetch(bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+        }
+    }
+    #[inline(always)]
     fn splat(x: f32) -> __m256 {
         unsafe { _mm256_set1_ps(x) }
     }

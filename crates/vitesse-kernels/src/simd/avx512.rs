@@ -17,6 +17,12 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     const LANES: usize = 16;
 
     #[inline(always)]
+    fn prefetch(bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+        }
+    }
+    #[inline(always)]
     fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
     }

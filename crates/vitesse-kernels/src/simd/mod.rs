@@ -69,4 +69,8 @@ pub trait Simd: Copy + Tile + 'static {
     fn transpose(_rows: &[f32], _width: usize, _to: &mut [f32]) -> bool {
         false
     }
+
+    /// Asks for the cache lines of `bytes` to be brought into the second cache.
+    #[inline(always)]
+    fn prefetch(_bytes: &[u8]) {}
 }
