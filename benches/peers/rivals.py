@@ -103,7 +103,7 @@ def run(model, pixels, seconds):
 
 def predict(model, pixels):
     call = model[0]
-    return {"classes": [int(call(np.ascontiguousarray(image[None])).argmax()) for image in pixels]}
+    return {"classes": [int(call(np.array(image[None])).argmax()) for image in pixels]}
 
 
 def main():
