@@ -3,10 +3,10 @@
 //! This crate is the facade: each part is a crate of its own and re-exported here.
 
 pub use vitesse_data as data;
+pub use vitesse_engine as engine;
 pub use vitesse_model as model;
 pub use vitesse_report as report;
 pub use vitesse_rng as rng;
-#[cfg(feature = "train")]
 pub use vitesse_train as train;
 
 /// The README's examples are compiled with the tests.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::engine::Precision;
 
 use super::failure::{Failure, Result};
 
@@ -18,23 +19,57 @@ pub(super) struct ComputeArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<NonZeroUsize>,
+}
+
+/// How a model is run: on what, in what numbers.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Computing")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) compute: ComputeArgs,
     /// Number format of the arithmetic
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    precision: Precision,
+    #[arg(long, value_enum, default_value_t = Number::F32)]
+    pub(super) precision: Number,
+    /// What computes [default: vitesse, and burn for networks that it does not know]
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub(super) engine: Option<Backend>,
 }
 
 /// Number formats that models are run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
+pub(super) enum Number {
     /// 32-bit floating point
     F32,
+    /// 16-bit floating point with the range of 32 bits; sums in 32 bits
+    Bf16,
+    /// 8-bit integers in the projections, bf16 elsewhere
+    Int8,
+}
+
+/// What can run a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Backend {
+    /// The engine of this program: vision transformers, compiled for this processor
+    Vitesse,
+    /// The network that training uses: every model, f32 only, slower
+    #[cfg(feature = "train")]
+    Burn,
+}
+
+impl Number {
+    pub(super) fn precision(self) -> Precision {
+        match self {
+            Number::F32 => Precision::F32,
+            Number::Bf16 => Precision::Bf16,
+            Number::Int8 => Precision::Int8,
+        }
+    }
 }
 
 impl ComputeArgs {
     /// Starts the threads that everything after it computes on. Before anything else, because the first computation would
     /// start as many as there are cores.
     pub(super) fn start(&self) -> Result<()> {
-        let Precision::F32 = self.precision;
         start_threads(self.threads)
     }
 }

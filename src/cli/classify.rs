@@ -1,14 +1,21 @@
-//! What `eval`, `predict` and `run` have in common: a network ready to classify, and images prepared for it.
+//! What `eval`, `predict` and `run` have in common: a model ready to classify, and images prepared for it.
 
+#[cfg(feature = "train")]
 use burn::tensor::Device;
 use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::data::{Interpolation, Preprocess};
-use vitesse::model::network::{Fusion, Network};
-use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse::engine::{Engine, Options, Precision};
+#[cfg(feature = "train")]
+use vitesse::model::network::Network;
+use vitesse::model::{Checkpoint, Fusion, LoadOptions, ModelSpec};
+use vitesse_train::evaluate::{Classifier, Heads};
 use vitesse_train::prepare::preprocess;
 
-use super::args::share;
+use super::Console;
+use super::args::{Backend, share};
+#[cfg(feature = "train")]
+use super::failure::Failure;
 use super::failure::Result;
 
 /// How images are prepared, as typed. What is not typed is as the checkpoint says.
@@ -84,14 +91,120 @@ impl PreprocessArgs {
 }
 
 /// The network of a checkpoint, for evaluation, and where it computes.
+#[cfg(feature = "train")]
 pub(super) fn network(checkpoint: &Checkpoint) -> Result<(Network, Device)> {
     let device = Device::flex();
+    let network = Network::new(&checkpoint.spec, &checkpoint.tensors, &origin(checkpoint), &device)?;
+    Ok((network, device))
+}
+
+/// Where the weights of a checkpoint come from, for errors.
+pub(super) fn origin(checkpoint: &Checkpoint) -> String {
     let weights = &checkpoint.source.weights;
-    let source = weights
+    weights
         .as_ref()
-        .map_or_else(|| "fresh weights".to_owned(), |path| path.display().to_string());
-    Ok((
-        Network::new(&checkpoint.spec, &checkpoint.tensors, &source, &device)?,
-        device,
-    ))
+        .map_or_else(|| "fresh weights".to_owned(), |path| path.display().to_string())
+}
+
+/// A model ready to classify.
+#[derive(Debug)]
+pub(super) enum Runner {
+    /// Compiled for this processor.
+    Engine(Box<Engine>),
+    /// The network that training uses.
+    #[cfg(feature = "train")]
+    Network(Box<(Network, Device)>),
+}
+
+/// What computed a result.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Arithmetic {
+    pub(super) engine: &'static str,
+    pub(super) precision: Precision,
+    /// The instruction set, where the engine chose one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) isa: Option<&'static str>,
+}
+
+impl Runner {
+    /// The engine, unless another is asked for or the model is none of its networks.
+    pub(super) fn new(
+        checkpoint: &Checkpoint,
+        backend: Option<Backend>,
+        precision: Precision,
+        console: &Console,
+    ) -> Result<Runner> {
+        #[cfg(feature = "train")]
+        {
+            let known = checkpoint.spec.vit().is_ok();
+            if backend == Some(Backend::Burn) || (backend.is_none() && !known) {
+                if precision != Precision::F32 {
+                    let sentence = format!("the network computes in f32 only, not in {precision}");
+                    return Err(Failure::new("E_MODEL_UNSUPPORTED", sentence)
+                        .hint("leave --precision out, or take a vision transformer, which the engine runs"));
+                }
+                if backend.is_none() {
+                    console.note(&format!(
+                        "`{}` is no vision transformer: the network computes it, not the engine",
+                        checkpoint.spec.architecture
+                    ));
+                }
+                return Ok(Runner::Network(Box::new(network(checkpoint)?)));
+            }
+        }
+        #[cfg(not(feature = "train"))]
+        let _ = (backend, console);
+        let options = Options {
+            threads: rayon::current_num_threads(),
+            precision,
+            isa: None,
+        };
+        let engine = Engine::new(&checkpoint.spec, &checkpoint.tensors, &origin(checkpoint), options)?;
+        Ok(Runner::Engine(Box::new(engine)))
+    }
+
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        match self {
+            Runner::Engine(engine) => Arithmetic {
+                engine: "vitesse",
+                precision: engine.precision(),
+                isa: Some(engine.isa().name()),
+            },
+            #[cfg(feature = "train")]
+            Runner::Network(_) => Arithmetic {
+                engine: "burn",
+                precision: Precision::F32,
+                isa: None,
+            },
+        }
+    }
+}
+
+impl Classifier for Runner {
+    fn spec(&self) -> &ModelSpec {
+        match self {
+            Runner::Engine(engine) => engine.spec(),
+            #[cfg(feature = "train")]
+            Runner::Network(network) => network.0.spec(),
+        }
+    }
+
+    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+        match self {
+            Runner::Engine(engine) => {
+                let output = engine
+                    .run(&images, shape[0])
+                    .map_err(|error| vitesse_train::Error::Classifier(Box::new(error)))?;
+                Ok(Heads {
+                    class: output.class,
+                    distillation: Some(output.distillation).filter(|logits| !logits.is_empty()),
+                })
+            }
+            #[cfg(feature = "train")]
+            Runner::Network(network) => {
+                let (network, device) = &**network;
+                vitesse_train::evaluate::Evaluated { network, device }.classify(images, shape)
+            }
+        }
+    }
 }

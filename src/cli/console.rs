@@ -39,11 +39,13 @@ impl Console {
     }
 
     /// Is set once the user has asked to stop.
+    #[cfg(feature = "train")]
     pub(crate) fn stop(&self) -> &AtomicBool {
         &self.interrupted
     }
 
     /// Says something of its own `kind`, such as a finished epoch.
+    #[cfg(feature = "train")]
     pub(crate) fn say(&self, kind: &str, text: &str) {
         line(kind, text);
     }
@@ -99,6 +101,7 @@ pub(crate) struct Progress<'a> {
 
 impl Progress<'_> {
     /// What stands before the numbers from now on, such as `epoch 3 of 30`.
+    #[cfg(feature = "train")]
     pub(crate) fn about(&mut self, text: &str) {
         self.about = format!("{text}: ");
         if let Some(bar) = &self.bar {
@@ -107,6 +110,7 @@ impl Progress<'_> {
     }
 
     /// Writes a note without disturbing the bar.
+    #[cfg(feature = "train")]
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.console.note(text)),

@@ -9,12 +9,12 @@ use serde::Serialize;
 use vitesse::data::{DataSet, Preprocess};
 use vitesse::model::Checkpoint;
 use vitesse::report::format;
-use vitesse_train::evaluate::{EvalOptions, Evaluated, Evaluation, Timing, evaluate};
+use vitesse_train::evaluate::{EvalOptions, Evaluation, Timing, evaluate};
 use vitesse_train::metrics::Metrics;
 
 use super::Console;
-use super::args::{ComputeArgs, DataArgs, positive};
-use super::classify::{Joint, PreprocessArgs, network};
+use super::args::{DataArgs, RunArgs, positive};
+use super::classify::{Arithmetic, Joint, PreprocessArgs, Runner};
 use super::failure::{Exit, Failure, Result};
 use super::model::{ModelArgs, Weights};
 use super::outcome::{Outcome, pairs};
@@ -46,7 +46,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Joint::LogitMean, help_heading = "Model")]
     joint: Joint,
     #[command(flatten)]
-    compute: ComputeArgs,
+    run: RunArgs,
     /// Threads that read images while the model computes [default: as many as compute]
     #[arg(long, short = 'j', value_name = "N", value_parser = positive, help_heading = "Computing")]
     workers: Option<NonZeroUsize>,
@@ -64,9 +64,11 @@ pub(super) struct Plan {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        self.compute.start()?;
+        self.run.compute.start()?;
+        let (precision, backend) = (self.run.precision.precision(), self.run.engine);
         let plan = self.plan(console)?;
-        let report = plan.run(console)?;
+        let mut runner = Runner::new(&plan.checkpoint, backend, precision, console)?;
+        let report = plan.run(&mut runner, console)?;
         let unmet = plan.strict && report.unreadable > 0;
         Ok(Outcome::new(&report)?.with_exit(if unmet { Exit::CheckNotMet } else { Exit::Done }))
     }
@@ -85,7 +87,7 @@ impl Args {
             data_name: self.data.data.display().to_string(),
             preprocess,
             options: EvalOptions {
-                batch_size: self.compute.batch_size.get(),
+                batch_size: self.run.compute.batch_size.get(),
                 workers: self
                     .workers
                     .map_or_else(rayon::current_num_threads, NonZeroUsize::get),
@@ -116,15 +118,11 @@ impl Plan {
     }
 
     /// Evaluates.
-    pub(super) fn run(&self, console: &Console) -> Result<Report> {
-        let (network, device) = network(&self.checkpoint)?;
+    pub(super) fn run(&self, runner: &mut Runner, console: &Console) -> Result<Report> {
         let mut progress = console.progress("images", self.data.len());
         let begun = Instant::now();
         let evaluation = evaluate(
-            &mut Evaluated {
-                network: &network,
-                device: &device,
-            },
+            runner,
             &self.data,
             &self.preprocess,
             self.options,
@@ -136,10 +134,10 @@ impl Plan {
                 }
             },
         )?;
-        self.report(evaluation, begun.elapsed().as_secs_f64())
+        self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
     }
 
-    fn report(&self, evaluation: Evaluation, seconds: f64) -> Result<Report> {
+    fn report(&self, evaluation: Evaluation, arithmetic: Arithmetic, seconds: f64) -> Result<Report> {
         let spec = &self.checkpoint.spec;
         let cost = spec.costs()?;
         let files = evaluation.failures.into_iter();
@@ -178,6 +176,7 @@ impl Plan {
             seconds,
             images_per_second: evaluation.joint.samples as f64 / seconds,
             timing: evaluation.timing,
+            arithmetic,
         })
     }
 }
@@ -212,6 +211,8 @@ pub(super) struct Report {
     pub(super) images_per_second: f64,
     #[serde(flatten)]
     timing: Timing,
+    #[serde(flatten)]
+    arithmetic: Arithmetic,
 }
 
 /// Accuracies in percent, rounded to three decimals.
@@ -300,8 +301,9 @@ impl fmt::Display for Report {
         };
         writeln!(
             f,
-            "\n{:.1} images/s with {threads}, batches of {}: {} computing, {} waiting for images",
+            "\n{:.1} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
             self.images_per_second,
+            self.arithmetic.precision,
             self.batch_size,
             format::duration(forward),
             format::duration(load)

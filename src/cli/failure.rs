@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::json;
-use vitesse::{data, model};
+use vitesse::{data, engine, model};
 
 use super::console;
 use super::outcome;
@@ -138,7 +138,20 @@ impl From<data::Error> for Failure {
     }
 }
 
-#[cfg(feature = "train")]
+impl From<engine::Error> for Failure {
+    fn from(error: engine::Error) -> Failure {
+        use engine::Error as E;
+        let code = match error {
+            E::Model(error) => return error.into(),
+            E::Isa(_) => return Failure::usage(error.to_string()),
+            E::Unsupported(_) => "E_MODEL_UNSUPPORTED",
+            E::Threads { .. } => "E_THREADS",
+            E::Input { .. } => "E_TENSOR_SHAPE",
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
 impl From<vitesse_train::Error> for Failure {
     fn from(error: vitesse_train::Error) -> Failure {
         use vitesse_train::Error as E;

@@ -7,26 +7,21 @@
 #[cfg(feature = "train")]
 mod analyze;
 mod args;
-#[cfg(feature = "train")]
 mod classify;
 mod console;
 mod data;
 #[cfg(feature = "train")]
 mod distill;
 mod doctor;
-#[cfg(feature = "train")]
 mod eval;
 mod failure;
 mod inspect;
-#[cfg(feature = "train")]
 mod labels;
 mod model;
 mod outcome;
-#[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
 mod quickstart;
-#[cfg(feature = "train")]
 mod run;
 #[cfg(feature = "train")]
 mod train;
@@ -71,11 +66,8 @@ enum Verb {
     Train(train::Args),
     #[cfg(feature = "train")]
     Distill(distill::Args),
-    #[cfg(feature = "train")]
     Eval(eval::Args),
-    #[cfg(feature = "train")]
     Predict(predict::Args),
-    #[cfg(feature = "train")]
     Run(run::Args),
     #[cfg(feature = "train")]
     Analyze(analyze::Args),
@@ -93,11 +85,8 @@ impl Cli {
             Verb::Train(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Distill(args) => args.run(console),
-            #[cfg(feature = "train")]
             Verb::Eval(args) => args.run(console),
-            #[cfg(feature = "train")]
             Verb::Predict(args) => args.run(console),
-            #[cfg(feature = "train")]
             Verb::Run(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Analyze(args) => args.run(console),

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 use vitesse::data::{DecodeOptions, Preprocess, decode_file};
-use vitesse::model::Checkpoint;
-use vitesse::model::network::Fusion;
+use vitesse::model::{Checkpoint, Fusion};
 use vitesse::report::{Table, left, right};
-use vitesse_train::evaluate::{Classifier, Evaluated};
+use vitesse_train::evaluate::Classifier;
 
 use super::Console;
-use super::args::{ComputeArgs, positive};
-use super::classify::{Joint, PreprocessArgs, network};
+use super::args::{RunArgs, positive};
+use super::classify::{Joint, PreprocessArgs, Runner};
 use super::failure::{Exit, Failure, Result};
 use super::labels::Labels;
 use super::model::{ModelArgs, Weights};
@@ -47,7 +46,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Joint::LogitMean, help_heading = "Model")]
     joint: Joint,
     #[command(flatten)]
-    compute: ComputeArgs,
+    run: RunArgs,
 }
 
 /// What is meant: everything opened and checked but the images.
@@ -62,7 +61,7 @@ pub(super) struct Plan {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        self.compute.start()?;
+        self.run.compute.start()?;
         let named = self.labels.as_deref().map(Labels::read).transpose()?;
         let mut checkpoint = self.model.load(None, console)?;
         if checkpoint.spec.num_classes == 0 {
@@ -79,10 +78,12 @@ impl Args {
             labels: named.unwrap_or_else(|| Labels::of(&checkpoint)),
             topk: self.topk.get(),
             fusion: self.joint.fusion(),
-            batch_size: self.compute.batch_size.get(),
+            batch_size: self.run.compute.batch_size.get(),
             checkpoint,
         };
-        let report = plan.run(&self.files, console)?;
+        let precision = self.run.precision.precision();
+        let mut runner = Runner::new(&plan.checkpoint, self.run.engine, precision, console)?;
+        let report = plan.run(&mut runner, &self.files, console)?;
         let failed = report
             .predictions
             .iter()
@@ -93,16 +94,11 @@ impl Args {
 
 impl Plan {
     /// Predicts the files, in their order.
-    pub(super) fn run(&self, files: &[PathBuf], console: &Console) -> Result<Report> {
-        let (network, device) = network(&self.checkpoint)?;
-        let mut classifier = Evaluated {
-            network: &network,
-            device: &device,
-        };
+    pub(super) fn run(&self, runner: &mut Runner, files: &[PathBuf], console: &Console) -> Result<Report> {
         let mut progress = console.progress("images", files.len());
         let mut predictions = Vec::new();
         for batch in files.chunks(self.batch_size) {
-            predictions.extend(self.batch(&mut classifier, batch)?);
+            predictions.extend(self.batch(runner, batch)?);
             progress.at(predictions.len())?;
         }
         drop(progress);
@@ -119,7 +115,7 @@ impl Plan {
         })
     }
 
-    fn batch(&self, classifier: &mut Evaluated<'_>, files: &[PathBuf]) -> Result<Vec<Prediction>> {
+    fn batch(&self, classifier: &mut Runner, files: &[PathBuf]) -> Result<Vec<Prediction>> {
         let prepared: Vec<Result<Vec<f32>>> = files.par_iter().map(|file| self.prepare(file)).collect();
         let [channels, height, width] = self.preprocess.input_size;
         let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();

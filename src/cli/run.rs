@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
-use vitesse::model::network::Fusion;
 use vitesse::model::storage::safetensors::{self, Metadata};
-use vitesse::model::{Checkpoint, Tensors};
+use vitesse::model::{Checkpoint, Fusion, Tensors};
 use vitesse::report::format;
-use vitesse_train::evaluate::{Classifier, Evaluated};
+use vitesse_train::evaluate::Classifier;
 
 use super::Console;
-use super::args::ComputeArgs;
-use super::classify::{Joint, network};
+use super::args::RunArgs;
+use super::classify::{Arithmetic, Joint, Runner};
 use super::failure::{Failure, Result};
 use super::model::ModelArgs;
 use super::outcome::Outcome;
@@ -46,7 +45,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Joint::LogitMean, help_heading = "Model")]
     joint: Joint,
     #[command(flatten)]
-    compute: ComputeArgs,
+    run: RunArgs,
 }
 
 /// The name of the input tensor.
@@ -55,6 +54,7 @@ const PIXELS: &str = "pixel_values";
 /// What is meant: everything opened and checked.
 struct Plan {
     checkpoint: Checkpoint,
+    runner: Runner,
     /// Normalised images, in one piece.
     images: Vec<f32>,
     /// `[images, channels, height, width]`.
@@ -66,19 +66,21 @@ struct Plan {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        self.compute.start()?;
+        self.run.compute.start()?;
         may_write(&self.output, self.force)?;
         let checkpoint = self.model.load(None, console)?;
         let (images, shape) = read_images(&self.input, checkpoint.spec.input_size())?;
+        let precision = self.run.precision.precision();
         let plan = Plan {
+            runner: Runner::new(&checkpoint, self.run.engine, precision, console)?,
             checkpoint,
             images,
             shape,
             output: self.output,
             fusion: self.joint.fusion(),
-            batch_size: self.compute.batch_size.get(),
+            batch_size: self.run.compute.batch_size.get(),
         };
-        Outcome::new(&plan.run(console)?)
+        Outcome::new(&plan.execute(console)?)
     }
 }
 
@@ -151,12 +153,7 @@ fn read_images(path: &Path, size: [usize; 3]) -> Result<(Vec<f32>, [usize; 4])> 
 }
 
 impl Plan {
-    fn run(&self, console: &Console) -> Result<Report> {
-        let (network, device) = network(&self.checkpoint)?;
-        let mut classifier = Evaluated {
-            network: &network,
-            device: &device,
-        };
+    fn execute(mut self, console: &Console) -> Result<Report> {
         let [images, channels, height, width] = self.shape;
         let (mut joint, mut class, mut distillation) = (Vec::new(), Vec::new(), Vec::new());
         let mut progress = console.progress("images", images);
@@ -164,7 +161,7 @@ impl Plan {
         let mut done = 0;
         for batch in self.images.chunks(self.batch_size * channels * height * width) {
             let count = batch.len() / (channels * height * width);
-            let heads = classifier.classify(batch.to_vec(), [count, channels, height, width])?;
+            let heads = self.runner.classify(batch.to_vec(), [count, channels, height, width])?;
             joint.extend(heads.joint(self.fusion, heads.class.len() / count));
             class.extend(heads.class);
             distillation.extend(heads.distillation.into_iter().flatten());
@@ -189,6 +186,7 @@ impl Plan {
             shape,
             seconds,
             images_per_second: images as f64 / seconds,
+            arithmetic: self.runner.arithmetic(),
         })
     }
 }
@@ -202,6 +200,8 @@ struct Report {
     shape: [usize; 2],
     seconds: f64,
     images_per_second: f64,
+    #[serde(flatten)]
+    arithmetic: Arithmetic,
 }
 
 impl fmt::Display for Report {

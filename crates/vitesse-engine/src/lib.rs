@@ -11,6 +11,7 @@
 mod engine;
 mod error;
 mod forward;
+mod macs;
 mod ops;
 mod plan;
 mod profile;

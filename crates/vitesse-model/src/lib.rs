@@ -10,6 +10,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+mod fusion;
 mod import;
 pub mod init;
 #[cfg(feature = "train")]
@@ -25,6 +26,7 @@ pub mod zoo;
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use config::{Config, PretrainedCfg};
 pub use error::{Error, Result};
+pub use fusion::Fusion;
 pub use site::Site;
 pub use spec::{ModelSpec, NetworkSpec};
 pub use tensors::{DType, Tensor, Tensors};

@@ -2,7 +2,9 @@
 //! found, what to try.
 
 use std::io;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "train")]
+use std::path::Path;
+use std::path::PathBuf;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -213,6 +215,7 @@ pub enum Error {
     Backend(String),
 }
 
+#[cfg(feature = "train")]
 impl Error {
     /// Turns an [`io::Error`] into ours: `.map_err(Error::io("read", path))`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -6,15 +6,15 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Device, Tensor, TensorData};
 use serde::Serialize;
 use vitesse_data::{Batch, DataSet, Failure, Loader, LoaderOptions, OnError, Preprocess};
-use vitesse_model::ModelSpec;
-use vitesse_model::network::{Ctx, Fusion, Network};
+use vitesse_model::{Fusion, ModelSpec};
 
-use crate::loss::rows;
 use crate::metrics::{Counter, Metrics, Scores};
 use crate::{Error, Result};
+
+#[cfg(feature = "train")]
+pub use network::Evaluated;
 
 /// How to evaluate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// One prediction from both heads, `[batch, classes]`, as [`Logits::joint`](vitesse_model::network::Logits::joint) defines it.
+    /// One prediction from both heads, `[batch, classes]`, as [`Fusion`] defines it.
     pub fn joint(&self, fusion: Fusion, classes: usize) -> Vec<f32> {
         let mean = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a + b) / 2.0).collect();
         match (fusion, &self.distillation) {
@@ -134,30 +134,6 @@ fn softmax(logits: &[f32], classes: usize) -> Vec<f32> {
         exps.into_iter().map(move |x| (x / sum) as f32)
     };
     logits.chunks_exact(classes.max(1)).flat_map(row).collect()
-}
-
-/// A network in evaluation mode on its device.
-#[derive(Debug)]
-pub struct Evaluated<'a> {
-    /// Without gradients: `Module::valid` of a network that is trained.
-    pub network: &'a Network,
-    /// Where it computes.
-    pub device: &'a Device,
-}
-
-impl Classifier for Evaluated<'_> {
-    fn spec(&self) -> &ModelSpec {
-        self.network.spec()
-    }
-
-    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads> {
-        let images = Tensor::from_data(TensorData::new(images, shape), self.device);
-        let logits = self.network.forward(images, &mut Ctx::eval())?;
-        Ok(Heads {
-            class: rows(&logits.class)?,
-            distillation: logits.distillation.as_ref().map(rows).transpose()?,
-        })
-    }
 }
 
 /// Evaluates `model` on `data`. `progress` is called after each batch and may break off.
@@ -293,9 +269,48 @@ impl Tally {
     }
 }
 
-#[cfg(test)]
+#[cfg(feature = "train")]
+mod network {
+    use burn::tensor::{Device, Tensor, TensorData};
+    use vitesse_model::ModelSpec;
+    use vitesse_model::network::{Ctx, Network};
+
+    use super::{Classifier, Heads};
+    use crate::Result;
+    use crate::loss::rows;
+
+    /// A network in evaluation mode on its device.
+    #[derive(Debug)]
+    pub struct Evaluated<'a> {
+        /// Without gradients: `Module::valid` of a network that is trained.
+        pub network: &'a Network,
+        /// Where it computes.
+        pub device: &'a Device,
+    }
+
+    impl Classifier for Evaluated<'_> {
+        fn spec(&self) -> &ModelSpec {
+            self.network.spec()
+        }
+
+        fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads> {
+            let images = Tensor::from_data(TensorData::new(images, shape), self.device);
+            let logits = self.network.forward(images, &mut Ctx::eval())?;
+            Ok(Heads {
+                class: rows(&logits.class)?,
+                distillation: logits.distillation.as_ref().map(rows).transpose()?,
+            })
+        }
+    }
+}
+
+#[cfg(all(test, feature = "train"))]
 mod tests {
+    use burn::tensor::{Device, Tensor, TensorData};
+    use vitesse_model::network::{Ctx, Network};
+
     use super::*;
+    use crate::loss::rows;
     use crate::testing::{noise, prepared, vit};
 
     fn network() -> Network {

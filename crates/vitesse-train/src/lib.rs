@@ -12,6 +12,9 @@
 //! a run has no state but its weights, moments and counters; it can be killed at any moment and resumed, and ends with
 //! the same bits, for any number of threads.
 //!
+//! The feature `train`, on by default, is everything that learns; without it there is what evaluates a model by other
+//! means, and no tensor library.
+//!
 //! ```no_run
 //! use std::path::Path;
 //! use std::sync::atomic::AtomicBool;
@@ -34,28 +37,45 @@
 //! # Ok::<(), vitesse_train::Error>(())
 //! ```
 
+#[cfg(feature = "train")]
 pub mod adamw;
 mod error;
 pub mod evaluate;
+#[cfg(feature = "train")]
 pub mod events;
+#[cfg(feature = "train")]
 pub mod groups;
+#[cfg(feature = "train")]
 pub mod learner;
+#[cfg(feature = "train")]
 pub mod loss;
 pub mod metrics;
 pub mod prepare;
+#[cfg(feature = "train")]
 pub mod recipe;
+#[cfg(feature = "train")]
 pub mod run;
+#[cfg(feature = "train")]
 pub mod schedule;
+#[cfg(feature = "train")]
 mod start;
+#[cfg(feature = "train")]
 pub mod state;
+#[cfg(feature = "train")]
 pub mod sweep;
+#[cfg(feature = "train")]
 pub mod teacher;
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod testing;
+#[cfg(feature = "train")]
 pub mod tokens;
+#[cfg(feature = "train")]
 pub mod trainer;
+#[cfg(feature = "train")]
 pub mod weights;
 
 pub use error::{Error, Result};
+#[cfg(feature = "train")]
 pub use recipe::Recipe;
+#[cfg(feature = "train")]
 pub use start::run;

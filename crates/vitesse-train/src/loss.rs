@@ -19,6 +19,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use vitesse_model::network::Logits;
 
+use crate::metrics::argmax;
 use crate::{Error, Result};
 
 /// How a student learns from a teacher.
@@ -159,12 +160,6 @@ fn hard(student: Tensor<2>, teacher: &Tensor<2>) -> Result<Tensor<1>> {
     let targets = TensorData::new(target_rows(&labels, classes, 0.0)?, [batch, classes]);
     let targets = constant(targets, &student);
     cross_entropy(student, targets)
-}
-
-/// The index of the largest value, the lowest of equals.
-pub(crate) fn argmax(row: &[f32]) -> usize {
-    let better = |best: usize, i: usize| if row.get(i) > row.get(best) { i } else { best };
-    (0..row.len()).fold(0, better)
 }
 
 /// A constant on the device of `like`, outside the gradient's graph.

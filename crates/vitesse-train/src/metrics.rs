@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::loss::argmax;
 use crate::{Error, Result};
 
 /// What the scores of a row are.
@@ -57,6 +56,12 @@ impl ClassMetrics {
     pub fn precision(self) -> Option<f64> {
         (self.predicted > 0).then(|| 100.0 * self.correct as f64 / self.predicted as f64)
     }
+}
+
+/// The index of the largest value, the lowest of equals.
+pub(crate) fn argmax(row: &[f32]) -> usize {
+    let better = |best: usize, i: usize| if row.get(i) > row.get(best) { i } else { best };
+    (0..row.len()).fold(0, better)
 }
 
 /// Counts predictions as they come.

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vitesse::data::{DataSet, OpenOptions, Split, open};
-use vitesse::model::network::Fusion;
+use vitesse::engine::Precision;
+use vitesse::model::Fusion;
 use vitesse::model::storage::AtomicDir;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::Thumbnail;
@@ -28,6 +29,7 @@ use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::prepare::preprocess;
 
 use super::args::{positive, start_threads};
+use super::classify::Runner;
 use super::data::draw::draw;
 use super::failure::{Failure, Result};
 use super::labels::Labels;
@@ -204,7 +206,8 @@ impl Quickstart<'_> {
             .map(|i| Path::new(IMAGES).join(drawn.name(i)))
             .collect();
         let paths: Vec<PathBuf> = files.iter().map(|file| self.folder.join(file)).collect();
-        let found = plan.run(&paths, self.console)?;
+        let mut runner = Runner::new(&plan.checkpoint, None, Precision::F32, self.console)?;
+        let found = plan.run(&mut runner, &paths, self.console)?;
         let (mut predictions, mut pictures) = (Vec::new(), Vec::new());
         for (i, (file, found)) in files.iter().zip(found.predictions).enumerate() {
             let truth = drawn.label(i).and_then(|label| drawn.class_names().get(label));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use vitesse::data::{DataSet, Loader, LoaderOptions, OpenOptions, Split, open};
+use vitesse::engine::Precision;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::events::{Outcome as Learned, Plan};
@@ -18,6 +19,7 @@ use vitesse_train::teacher::Teacher;
 use vitesse_train::{Error, Recipe, run};
 
 use super::Console;
+use super::classify::Runner;
 use super::eval;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
@@ -150,7 +152,8 @@ impl<'a> Training<'a> {
             },
             strict: false,
         };
-        match plan.run(self.console) {
+        let mut runner = Runner::new(&plan.checkpoint, None, Precision::F32, self.console)?;
+        match plan.run(&mut runner, self.console) {
             Err(_) if self.console.check().is_err() => {
                 let sentence = "interrupted while testing; the run itself is finished";
                 Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))

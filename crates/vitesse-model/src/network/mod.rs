@@ -22,6 +22,7 @@ pub use vit::Vit;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+pub use crate::fusion::Fusion;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::tensors::Tensors;
 use crate::{Error, Result};
@@ -49,20 +50,6 @@ pub struct Logits {
     pub class: Tensor<2>,
     /// The distillation head, for distilled models: `[batch, classes]`.
     pub distillation: Option<Tensor<2>>,
-}
-
-/// How two heads become one prediction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fusion {
-    /// The mean of the logits: what the released DeiT code does, and what its published numbers need.
-    #[default]
-    LogitMean,
-    /// The mean of the two softmax outputs, as the paper writes. The result is a probability.
-    SoftmaxMean,
-    /// The class head alone.
-    Class,
-    /// The distillation head alone (the class head where there is no other).
-    Distillation,
 }
 
 impl Logits {
