@@ -68,13 +68,22 @@ fn steps(isa: Isa, arithmetic: Arithmetic, steps: u64) -> u64 {
         (Arithmetic::Bf16, Isa::Amx) => return isa.run(x86::Tiles::<false>(steps)),
         #[cfg(target_os = "linux")]
         (Arithmetic::Int8, Isa::Amx) => return isa.run(x86::Tiles::<true>(steps)),
-        // SAFETY (of the three): the processor has the instructions, or `require` panics.
-        (Arithmetic::Bf16, Isa::Avx512Bf16 | Isa::Amx) => return unsafe { x86::bf16(require(isa, steps)) },
+        (Arithmetic::Bf16, Isa::Avx512Bf16 | Isa::Amx) => {
+            // SAFETY: the processor has the instructions, or `require` panics.
+            return unsafe { x86::bf16(require(isa, steps)) };
+        }
         (Arithmetic::Int8, Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx) => {
+            // SAFETY: as above.
             return unsafe { x86::vnni(require(isa, steps)) };
         }
-        (Arithmetic::Int8, Isa::Avx512) => return unsafe { x86::madd_512(require(isa, steps)) },
-        (Arithmetic::Int8, Isa::Avx2) => return unsafe { x86::madd_256(require(isa, steps)) },
+        (Arithmetic::Int8, Isa::Avx512) => {
+            // SAFETY: as above.
+            return unsafe { x86::madd_512(require(isa, steps)) };
+        }
+        (Arithmetic::Int8, Isa::Avx2) => {
+            // SAFETY: as above.
+            return unsafe { x86::madd_256(require(isa, steps)) };
+        }
         _ => {}
     }
     match arithmetic {
