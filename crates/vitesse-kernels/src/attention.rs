@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::isa::{Isa, Kernel};
-use crate::math::exp;
+use crate::math::exp_above;
 use crate::packed::Packed;
 use crate::panels::Panels;
 use crate::product::even_parts;
@@ -62,6 +62,9 @@ impl<T: Real> Attention<T> {
         let panels: usize = all().map(|segment| segment.keys.panels()).sum();
         let columns = segments(0).map_or(0, |segment| segment.values.panels());
         assert!(panels > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
+        let depths = segments(0).map_or(0, |segment| segment.keys.depths.len());
+        assert!(first + depths <= q.panels() && to + columns <= out.panels());
+        assert!(all().all(|s| s.keys.depths.len() == depths));
         assert!(all().all(|s| s.keys.panels() == s.values.depths.len() && s.values.panels() == columns));
         self.logits.reshape(MAX_ROWS, panels);
         self.probs.reshape(MAX_ROWS, panels);
@@ -186,7 +189,7 @@ fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, ro
     for panel in 0..logits.panels() {
         let from = &logits.panel(panel)[row];
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
-            // In this order a value that is not a number is kept until the end, where it makes the whole row so.
+            // What is not a number may get lost here, but not below, where it makes the sum and so the whole row so.
             most[0] = S::max(most[0], S::load(&from[at..]));
             most[1] = S::max(most[1], S::load(&from[at + S::LANES..]));
         }
@@ -198,7 +201,7 @@ fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, ro
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             for (half, sum) in sums.iter_mut().enumerate() {
                 let at = at + half * S::LANES;
-                let e = exp::<S>(S::sub(S::load(&from[at..]), most));
+                let e = exp_above::<S>(S::sub(S::load(&from[at..]), most));
                 *sum = S::add(*sum, e);
                 T::store::<S>(e, &mut to[at..]);
             }

@@ -37,7 +37,13 @@ pub fn patches<U: Real>(
             let grid = width / side;
             // Whole vectors of a line lie in one panel each where both are whole numbers of vectors.
             let vectors = side.is_multiple_of(S::LANES);
+            let columns = channels * side * side;
             for (row, patch) in self.range.enumerate() {
+                if !columns.is_multiple_of(COLUMNS) {
+                    // What another matrix left in the last panel may be anything, NaN times zero included.
+                    let last = self.out.panel_mut(columns / COLUMNS)[row].as_mut();
+                    last[columns % COLUMNS..].fill(U::from_f32(0.0));
+                }
                 let (top, left) = (patch / grid * side, patch % grid * side);
                 for line in 0..channels * side {
                     let (channel, y) = (line / side, top + line % side);

@@ -89,7 +89,8 @@ fn sum_of<S: Simd>(
 }
 
 /// Scales each of `rows` so that its greatest absolute value becomes 127, and rounds; they become the rows of `out` from 0
-/// on. Two panels of `x` make one of `out`.
+/// on. Two panels of `x` make one of `out`. A row with an infinity or a NaN gets the scale NaN, and so does every product
+/// with it.
 ///
 /// # Panics
 /// Where shapes do not fit.
@@ -101,16 +102,25 @@ pub fn quantize<U: Real>(isa: Isa, x: &Panels<U>, rows: Range<usize>, out: &mut 
         fn run<S: Simd>(self) {
             let Job(x, rows, out) = self;
             for (to, row) in rows.enumerate() {
-                let mut most = S::splat(0.0);
+                let (mut most, mut zero) = (S::splat(0.0), S::splat(0.0));
                 for panel in 0..x.panels() {
                     let from = x.panel(panel)[row].as_ref();
                     for at in (0..COLUMNS).step_by(S::LANES) {
-                        most = S::max(S::abs(U::load::<S>(&from[at..])), most);
+                        let v = U::load::<S>(&from[at..]);
+                        most = S::max(S::abs(v), most);
+                        zero = S::mul_add(v, S::splat(0.0), zero);
                     }
                 }
-                // A row of zeros keeps them, and one with an infinity or none a number becomes zeros.
                 let most = S::greatest(most);
-                let scale = if most > 0.0 && most.is_finite() { most / 127.0 } else { 1.0 };
+                let scale = if S::sum(zero).is_nan() {
+                    // An infinity, or something that is not a number, makes the whole row so.
+                    f32::NAN
+                } else if most >= 127.0 * f32::MIN_POSITIVE {
+                    most / 127.0
+                } else {
+                    // Zeros, or so small that one over the step would be infinite.
+                    1.0
+                };
                 out.scales[to] = scale;
                 let inverse = S::splat(1.0 / scale);
                 for panel in 0..x.panels() {

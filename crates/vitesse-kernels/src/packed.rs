@@ -94,6 +94,13 @@ impl<T: Element> Packed<T> {
         size_of_val(self.blocks.as_slice()) + (self.scales.len() + self.offsets.len()) * 128
     }
 
+    /// Some blocks of one panel of columns.
+    #[inline]
+    pub(crate) fn blocks(&self, panel: usize, blocks: Range<usize>) -> &[T] {
+        let len = T::WIDTH * COLUMNS;
+        &self.panel(panel)[blocks.start * len..blocks.end * len]
+    }
+
     /// The blocks of one panel of columns.
     #[inline]
     pub(crate) fn panel(&self, panel: usize) -> &[T] {
@@ -108,7 +115,9 @@ fn fill(parts: &mut Vec<usize>, total: usize, most: usize) {
     parts.extend((0..total.div_ceil(most)).map(|part| most.min(total - part * most)));
 }
 
+/// How long panels are. None is longer than a panel may be: the inner loops rely on it.
 fn lens(ranges: &[Range<usize>]) -> Vec<usize> {
+    assert!(ranges.iter().all(|range| range.len() <= COLUMNS));
     ranges.iter().map(Range::len).collect()
 }
 
@@ -211,11 +220,19 @@ impl Weight for u8 {
             [_, second] => 32 + second.len(),
             _ => two.iter().map(Range::len).sum(),
         };
+        assert!(depths.iter().all(|depth| depth.len() <= COLUMNS));
         let mut packed = Packed::<u8>::with(depths.chunks(2).map(counted).collect(), lens(columns));
         let len = packed.depths.len() * 64 * COLUMNS;
         let step = |n: usize| {
             let greatest = row(n).iter().fold(0f32, |most, w| most.max(w.abs()));
-            if greatest > 0.0 { greatest / 127.0 } else { 1.0 }
+            if row(n).iter().any(|w| !w.is_finite()) {
+                // As the products would be.
+                f32::NAN
+            } else if greatest > 0.0 {
+                greatest / 127.0
+            } else {
+                1.0
+            }
         };
         packed.scales = columns
             .iter()

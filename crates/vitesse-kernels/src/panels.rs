@@ -120,6 +120,16 @@ impl<T: Pod> Buffer<T> {
 /// Rows after the last one, so that tiles can be read whole.
 const SPARE_ROWS: usize = 15;
 
+/// The elements of a matrix with its spare rows. That their number does not overflow is what lets the inner loops compute
+/// addresses without looking.
+fn elements<T: Element>(rows: usize, panels: usize) -> usize {
+    let all = rows.max(1).checked_mul(panels.max(1)).and_then(|rows| rows.checked_add(SPARE_ROWS));
+    // Bytes, too: no buffer is larger than half of all addresses.
+    let fits = all.and_then(|rows| rows.checked_mul(2 * size_of::<T::Row>())).is_some();
+    assert!(fits, "{rows} rows of {panels} panels are more than memory can hold");
+    (rows * panels + SPARE_ROWS) * T::WIDTH
+}
+
 /// A matrix in panels.
 #[derive(Debug, Clone)]
 pub struct Panels<T: Element> {
@@ -134,7 +144,7 @@ impl<T: Element> Panels<T> {
         Panels {
             rows,
             panels,
-            data: Buffer::zeros((rows * panels + SPARE_ROWS) * T::WIDTH),
+            data: Buffer::zeros(elements::<T>(rows, panels)),
         }
     }
 
@@ -145,7 +155,7 @@ impl<T: Element> Panels<T> {
 
     /// Another shape, for what is written next; what was there has no meaning any more. Memory is kept.
     pub fn reshape(&mut self, rows: usize, panels: usize) {
-        self.data.resize((rows * panels + SPARE_ROWS) * T::WIDTH);
+        self.data.resize(elements::<T>(rows, panels));
         (self.rows, self.panels) = (rows, panels);
     }
 
@@ -162,12 +172,14 @@ impl<T: Element> Panels<T> {
     /// The rows of a panel.
     #[inline]
     pub fn panel(&self, panel: usize) -> &[T::Row] {
+        assert!(panel < self.panels);
         &bytemuck::cast_slice(self.data.as_slice())[panel * self.rows..(panel + 1) * self.rows]
     }
 
     /// The rows of a panel, to write.
     #[inline]
     pub fn panel_mut(&mut self, panel: usize) -> &mut [T::Row] {
+        assert!(panel < self.panels);
         &mut bytemuck::cast_slice_mut(self.data.as_mut_slice())[panel * self.rows..(panel + 1) * self.rows]
     }
 

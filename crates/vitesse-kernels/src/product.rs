@@ -51,28 +51,47 @@ pub(crate) mod sealed {
         type Weight: Weight;
         /// The number of rows.
         fn len(&self) -> usize;
+        /// The most blocks of the depth of which one sum is made, where a result can be added to bit by bit.
+        const BLOCKS: usize;
         #[doc(hidden)]
         fn most_rows<S: Simd>() -> usize;
         #[doc(hidden)]
-        fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<Self::Weight>, panel: usize, out: &mut Scratch<f32>);
+        fn tile<S: Simd>(
+            &self,
+            rows: Range<usize>,
+            of: &Packed<Self::Weight>,
+            panel: usize,
+            blocks: Range<usize>,
+            out: &mut Scratch<f32>,
+        );
     }
 }
 use sealed::Rows;
 
-pub(crate) fn operands<'a, T: Element>(a: &'a Panels<T>, rows: Range<usize>, of: &'a Packed<T>, panel: usize) -> Operands<'a, T> {
+/// The blocks `blocks` of the depth of a tile.
+#[inline(always)]
+fn operands<'a, T: Element>(
+    a: &'a Panels<T>,
+    rows: Range<usize>,
+    of: &'a Packed<T>,
+    panel: usize,
+    blocks: Range<usize>,
+) -> Operands<'a, T> {
     Operands {
-        a: a.all(),
+        a: &a.all()[blocks.start * a.rows()..],
         stride: a.rows(),
         row: rows.start,
         rows: rows.len(),
-        depths: &of.depths,
-        b: of.panel(panel),
+        depths: &of.depths[blocks.clone()],
+        b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,
     }
 }
 
 impl<T: Real> Rows for Panels<T> {
     type Weight = T;
+    // 256 rows of `f32` weights, 32 KB, leave the first cache room for the rest.
+    const BLOCKS: usize = if size_of::<T>() == 4 { 8 } else { usize::MAX };
     fn len(&self) -> usize {
         self.rows()
     }
@@ -81,13 +100,22 @@ impl<T: Real> Rows for Panels<T> {
         T::most_rows::<S>()
     }
     #[inline(always)]
-    fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<T>, panel: usize, out: &mut Scratch<f32>) {
-        T::tile::<S>(operands(self, rows, of, panel), out);
+    fn tile<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        of: &Packed<T>,
+        panel: usize,
+        blocks: Range<usize>,
+        out: &mut Scratch<f32>,
+    ) {
+        T::tile::<S>(operands(self, rows, of, panel, blocks), out);
     }
 }
 
 impl Rows for Quantized {
     type Weight = u8;
+    // The offsets belong to the whole sum.
+    const BLOCKS: usize = usize::MAX;
     fn len(&self) -> usize {
         self.values.rows()
     }
@@ -96,7 +124,14 @@ impl Rows for Quantized {
         S::ROWS_I8
     }
     #[inline(always)]
-    fn tile<S: Simd>(&self, rows: Range<usize>, of: &Packed<u8>, panel: usize, out: &mut Scratch<f32>) {
+    fn tile<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        of: &Packed<u8>,
+        panel: usize,
+        blocks: Range<usize>,
+        out: &mut Scratch<f32>,
+    ) {
         let mut sums: std::mem::MaybeUninit<Scratch<i32>> = std::mem::MaybeUninit::uninit();
         // SAFETY: integers have no invalid values, and `tile_i8` writes every row that is read below.
         let sums = unsafe {
@@ -106,7 +141,7 @@ impl Rows for Quantized {
             }
             &mut *sums
         };
-        S::tile_i8(operands(&self.values, rows.clone(), of, panel), sums);
+        S::tile_i8(operands(&self.values, rows.clone(), of, panel, blocks), sums);
         let (offsets, steps) = (&of.offsets[panel], &of.scales[panel]);
         for ((sums, out), row) in sums.iter().zip(out.iter_mut()).zip(rows) {
             let scale = self.scales[row];
@@ -119,12 +154,17 @@ impl Rows for Quantized {
 
 /// What becomes of a row of a product.
 pub(crate) trait Finish {
-    /// `sums` is the product at `row` (counted from the first row of the product) and the columns of `panel`.
-    fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]);
+    /// Whether it can take a sum in several parts, one after the other.
+    const ADDS: bool = false;
+
+    /// `sums` is the product at `row` (counted from the first row of the product) and the columns of `panel`; for those
+    /// that add, a part of it, and `first` says whether it is the first.
+    fn row<S: Simd>(&mut self, panel: usize, row: usize, first: bool, sums: &[f32; 32]);
 }
 
 /// `finish(a[rows] · of[panels])`, tile by tile: the panels of `of` one after the other, each against all rows, so that a
-/// panel is read from memory once.
+/// panel is read from memory once. Where results are added to something, deep panels are cut, so that a piece stays in
+/// the first cache while all rows pass.
 pub(crate) struct Product<'a, A: Rows, F> {
     pub(crate) a: &'a A,
     pub(crate) rows: Range<usize>,
@@ -139,23 +179,30 @@ impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         let mut scratch = [[0f32; 32]; MAX_ROWS];
+        let depth = self.of.depths.len();
+        let most = if F::ADDS { A::BLOCKS } else { usize::MAX };
+        let tiles = even_parts(self.rows.clone(), A::most_rows::<S>());
+        let count = tiles.clone().count().max(1);
+        let mut pieces = self
+            .panels
+            .clone()
+            .flat_map(|panel| even_parts(0..depth, most).map(move |blocks| (panel, blocks)))
+            .peekable();
         S::begin();
-        let blocks = even_parts(self.rows.clone(), A::most_rows::<S>());
-        let count = blocks.clone().count().max(1);
-        for panel in self.panels.clone() {
-            // While a panel is used, the next one comes nearer: weights lie in the third cache at best.
-            let next: &[u8] = match panel + 1 < self.panels.end {
-                true => bytemuck::cast_slice(self.of.panel(panel + 1)),
-                false => &[],
+        while let Some((panel, blocks)) = pieces.next() {
+            // While a piece is used, the next one comes nearer: weights lie in the third cache at best.
+            let next: &[u8] = match pieces.peek() {
+                Some((panel, blocks)) => bytemuck::cast_slice(self.of.blocks(*panel, blocks.clone())),
+                None => &[],
             };
             let mut ahead = next.chunks((next.len() / count).next_multiple_of(64).max(64));
-            for block in blocks.clone() {
+            for tile in tiles.clone() {
                 if let Some(lines) = ahead.next() {
                     S::prefetch(lines);
                 }
-                self.a.tile::<S>(block.clone(), self.of, panel, &mut scratch);
-                for (row, sums) in block.zip(&scratch) {
-                    self.finish.row::<S>(panel, row - self.rows.start, sums);
+                self.a.tile::<S>(tile.clone(), self.of, panel, blocks.clone(), &mut scratch);
+                for (row, sums) in tile.zip(&scratch) {
+                    self.finish.row::<S>(panel, row - self.rows.start, blocks.start == 0, sums);
                 }
             }
         }
@@ -201,6 +248,16 @@ impl<W: Element> Linear<'_, W> {
         }
     }
 
+    /// The same without the bias.
+    #[inline(always)]
+    fn scaled<S: Simd>(&self, panel: usize, sums: &[f32; 32], at: usize) -> S::F {
+        let x = S::load(&sums[at..]);
+        match self.scale {
+            Some(scale) => S::mul(x, S::load(&scale[panel][at..])),
+            None => x,
+        }
+    }
+
     fn check(&self, panels: &Range<usize>) {
         assert!(panels.end <= self.weights.panels() && panels.end <= self.bias.len());
         assert!(self.scale.is_none_or(|scale| panels.end <= scale.len()));
@@ -226,7 +283,7 @@ pub fn linear<A: Left, U: Real>(
     }
     impl<W: Element, U: Real> Finish for Store<'_, W, U> {
         #[inline(always)]
-        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, _first: bool, sums: &[f32; 32]) {
             let to = self.out.panel_mut(panel - self.first)[row].as_mut();
             for at in (0..32).step_by(S::LANES) {
                 U::store::<S>(self.of.affine::<S>(panel, sums, at), &mut to[at..]);
@@ -267,7 +324,7 @@ pub fn linear_gelu<A: Left, U: Real>(
     }
     impl<W: Element, U: Real> Finish for Gelu<'_, W, U> {
         #[inline(always)]
-        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, _first: bool, sums: &[f32; 32]) {
             let to = self.out.panel_mut(panel)[row].as_mut();
             for at in (0..32).step_by(S::LANES) {
                 let mut x = gelu::<S>(self.of.affine::<S>(panel, sums, at));
@@ -310,12 +367,14 @@ pub fn linear_add<A: Left>(
         first: usize,
     }
     impl<W: Element> Finish for Add<'_, W> {
+        const ADDS: bool = true;
+
         #[inline(always)]
-        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, first: bool, sums: &[f32; 32]) {
             let to = &mut self.x.panel_mut(panel)[self.first + row];
             for at in (0..32).step_by(S::LANES) {
-                let sum = S::add(S::load(&to[at..]), self.of.affine::<S>(panel, sums, at));
-                S::store(sum, &mut to[at..]);
+                let part = if first { self.of.affine::<S>(panel, sums, at) } else { self.of.scaled::<S>(panel, sums, at) };
+                S::store(S::add(S::load(&to[at..]), part), &mut to[at..]);
             }
         }
     }
@@ -325,7 +384,7 @@ pub fn linear_add<A: Left>(
     }
     impl<W: Element> Finish for Scatter<'_, W> {
         #[inline(always)]
-        fn row<S: Simd>(&mut self, panel: usize, row: usize, sums: &[f32; 32]) {
+        fn row<S: Simd>(&mut self, panel: usize, row: usize, _first: bool, sums: &[f32; 32]) {
             let mut values = [0f32; 32];
             for at in (0..32).step_by(S::LANES) {
                 S::store(self.add.of.affine::<S>(panel, sums, at), &mut values[at..]);

@@ -135,7 +135,7 @@ macro_rules! product {
 /// # Safety
 /// `of` was checked, the tiles are configured.
 pub(super) unsafe fn bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>) {
-    whole_tiles(of, |of| {
+    whole_tiles(of, out, |of, out| {
         // SAFETY: `whole_tiles` made sure that whole tiles can be read; at most 32 rows of 128 bytes are written.
         unsafe { product!("tdpbf16ps", of, out) }
     });
@@ -144,7 +144,7 @@ pub(super) unsafe fn bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>) {
 /// # Safety
 /// `of` was checked, the tiles are configured.
 pub(super) unsafe fn i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {
-    whole_tiles(of, |of| {
+    whole_tiles(of, out, |of, out| {
         // SAFETY: as above. `tdpbusd`: unsigned times signed.
         unsafe { product!("tdpbusd", of, out) }
     });
@@ -153,11 +153,17 @@ pub(super) unsafe fn i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {
 /// Calls `run` once it is sure that whole tiles of 16 rows can be read: what follows the last row may be anything, but it
 /// must be there, which is why [`Panels`](crate::Panels) end with spare rows.
 #[inline(always)]
-fn whole_tiles<T: Element>(of: Operands<'_, T>, run: impl FnOnce(Operands<'_, T>)) {
+fn whole_tiles<T: Element, N: Copy + Default>(
+    of: Operands<'_, T>,
+    out: &mut Scratch<N>,
+    run: impl FnOnce(Operands<'_, T>, &mut Scratch<N>),
+) {
     if of.depths.is_empty() {
+        // The loop over the depth looks only after its first turn.
+        out[..of.rows].fill([N::default(); 32]);
         return;
     }
     let read = of.rows.next_multiple_of(16);
     assert!((of.depths.len() - 1) * of.stride + of.row + read <= of.a.len());
-    run(of);
+    run(of, out);
 }
