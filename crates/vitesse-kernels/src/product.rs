@@ -50,7 +50,9 @@ pub(crate) mod sealed {
         /// The type of the weights they are multiplied with.
         type Weight: Weight;
         /// The number of rows.
-        fn len(&self) -> usize;
+        fn rows(&self) -> usize;
+        /// The number of panels.
+        fn panels(&self) -> usize;
         /// The most blocks of the depth of which one sum is made, where a result can be added to bit by bit.
         const BLOCKS: usize;
         #[doc(hidden)]
@@ -92,8 +94,11 @@ impl<T: Real> Rows for Panels<T> {
     type Weight = T;
     // 256 rows of `f32` weights, 32 KB, leave the first cache room for the rest.
     const BLOCKS: usize = if size_of::<T>() == 4 { 8 } else { usize::MAX };
-    fn len(&self) -> usize {
+    fn rows(&self) -> usize {
         self.rows()
+    }
+    fn panels(&self) -> usize {
+        self.panels()
     }
     #[inline(always)]
     fn most_rows<S: Simd>() -> usize {
@@ -116,8 +121,11 @@ impl Rows for Quantized {
     type Weight = u8;
     // The offsets belong to the whole sum.
     const BLOCKS: usize = usize::MAX;
-    fn len(&self) -> usize {
+    fn rows(&self) -> usize {
         self.values.rows()
+    }
+    fn panels(&self) -> usize {
+        self.values.panels()
     }
     #[inline(always)]
     fn most_rows<S: Simd>() -> usize {
@@ -132,21 +140,16 @@ impl Rows for Quantized {
         blocks: Range<usize>,
         out: &mut Scratch<f32>,
     ) {
-        let mut sums: std::mem::MaybeUninit<Scratch<i32>> = std::mem::MaybeUninit::uninit();
-        // SAFETY: integers have no invalid values, and `tile_i8` writes every row that is read below.
-        let sums = unsafe {
-            let sums = sums.as_mut_ptr();
-            if cfg!(miri) {
-                sums.write([[0; 32]; MAX_ROWS]);
-            }
-            &mut *sums
-        };
+        // The integers take the place of the sums that they become.
+        let sums: &mut Scratch<i32> = bytemuck::cast_mut(out);
         S::tile_i8(operands(&self.values, rows.clone(), of, panel, blocks), sums);
         let (offsets, steps) = (&of.offsets[panel], &of.scales[panel]);
-        for ((sums, out), row) in sums.iter().zip(out.iter_mut()).zip(rows) {
+        // Half a tile may leave the other half as it was: zeros, see `Product::run`.
+        let columns = if of.widths[panel] <= COLUMNS / 2 { COLUMNS / 2 } else { COLUMNS };
+        for (out, row) in out.iter_mut().zip(rows) {
             let scale = self.scales[row];
-            for (((out, &sum), &offset), &step) in out.iter_mut().zip(sums).zip(offsets).zip(steps) {
-                *out = (sum - offset) as f32 * (scale * step);
+            for ((out, &offset), &step) in out[..columns].iter_mut().zip(offsets).zip(steps) {
+                *out = (out.to_bits() as i32).wrapping_sub(offset) as f32 * (scale * step);
             }
         }
     }
@@ -186,10 +189,19 @@ impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
         let mut pieces = self
             .panels
             .clone()
-            .flat_map(|panel| even_parts(0..depth, most).map(move |blocks| (panel, blocks)))
+            .flat_map(|panel| {
+                // No depth at all is one piece, too: the result is the bias.
+                let none = (depth == 0).then_some(0..0);
+                even_parts(0..depth, most).chain(none).map(move |blocks| (panel, blocks))
+            })
             .peekable();
         S::begin();
         while let Some((panel, blocks)) = pieces.next() {
+            if self.of.widths[panel] <= COLUMNS / 2 {
+                // Half tiles leave the other half alone. What an earlier panel put there would be taken for this one's
+                // padding, which a later product reads.
+                scratch.iter_mut().for_each(|row| row[COLUMNS / 2..].fill(0.0));
+            }
             // While a piece is used, the next one comes nearer: weights lie in the third cache at best.
             let next: &[u8] = match pieces.peek() {
                 Some((panel, blocks)) => bytemuck::cast_slice(self.of.blocks(*panel, blocks.clone())),
@@ -258,7 +270,11 @@ impl<W: Element> Linear<'_, W> {
         }
     }
 
-    fn check(&self, panels: &Range<usize>) {
+    fn check<A: Rows<Weight = W>>(&self, a: &A, rows: &Range<usize>, panels: &Range<usize>)
+    where
+        W: Weight,
+    {
+        assert!(rows.end <= a.rows() && self.weights.depths.len() == a.panels());
         assert!(panels.end <= self.weights.panels() && panels.end <= self.bias.len());
         assert!(self.scale.is_none_or(|scale| panels.end <= scale.len()));
     }
@@ -290,7 +306,7 @@ pub fn linear<A: Left, U: Real>(
             }
         }
     }
-    of.check(&panels);
+    of.check(a, &rows, &panels);
     assert!(rows.len() <= out.rows() && panels.len() <= out.panels());
     isa.run(Product {
         a,
@@ -336,7 +352,7 @@ pub fn linear_gelu<A: Left, U: Real>(
         }
     }
     let panels = 0..of.weights.panels();
-    of.check(&panels);
+    of.check(a, &rows, &panels);
     assert!(rows.len() <= out.rows() && panels.len() <= out.panels());
     assert!(after.is_none_or(|(scale, shift)| scale.len().min(shift.len()) >= panels.len()));
     isa.run(Product {
@@ -396,7 +412,7 @@ pub fn linear_add<A: Left>(
         }
     }
     let panels = 0..of.weights.panels();
-    of.check(&panels);
+    of.check(a, &rows, &panels);
     assert!(first + rows.len() <= x.rows());
     let add = Add { of, x, first };
     let weights = of.weights;
@@ -405,12 +421,16 @@ pub fn linear_add<A: Left>(
             assert!(panels.len() <= add.x.panels());
             isa.run(Product { a, rows, of: weights, panels, finish: add });
         }
-        Some(into) => isa.run(Product {
-            a,
-            rows,
-            of: weights,
-            panels,
-            finish: Scatter { add, into },
-        }),
+        Some(into) => {
+            assert!(into.len() == weights.widths.iter().sum::<usize>());
+            assert!(into.iter().all(|&channel| channel < add.x.panels() * COLUMNS));
+            isa.run(Product {
+                a,
+                rows,
+                of: weights,
+                panels,
+                finish: Scatter { add, into },
+            });
+        }
     }
 }

@@ -453,7 +453,6 @@ fn what_is_not_finite_stays_in_its_row() {
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
-    std::panic::set_hook(Box::new(|_| {}));
     for isa in isas() {
         let w = f32::pack(&|_| &[1.0; 70], &plain(40), &plain(70));
         let bias = [[0.0; 32]; 2];
@@ -497,7 +496,7 @@ fn shapes_that_do_not_fit_are_refused() {
         refused("new size", || Panels::<f32>::zeros(1, 1).reshape(rows, panels));
     }
     let mut x = Panels::<f32>::zeros(2, 1);
-    refused("column past the last", || drop(x.at(0, 32)));
-    refused("row past the last", || drop(x.at(2, 0)));
+    refused("column past the last", || assert_eq!(x.at(0, 32), 0.0));
+    refused("row past the last", || assert_eq!(x.at(2, 0), 0.0));
     refused("setting past the last", || x.set(0, 32, 1.0));
 }
