@@ -66,3 +66,96 @@ pub(crate) fn gelu<S: Simd>(x: S::F) -> S::F {
     let phi = S::mul_add(S::mul(c, p), S::recip(q), S::splat(0.5));
     S::mul(x, phi)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Isa, Kernel};
+
+    struct Exp<'a>(&'a mut [f32]);
+    impl Kernel for Exp<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for x in self.0.chunks_exact_mut(S::LANES) {
+                let y = exp_above::<S>(S::load(x));
+                S::store(y, x);
+            }
+        }
+    }
+
+    struct Gelu<'a>(&'a mut [f32]);
+    impl Kernel for Gelu<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for x in self.0.chunks_exact_mut(S::LANES) {
+                let y = gelu::<S>(S::load(x));
+                S::store(y, x);
+            }
+        }
+    }
+
+    /// The function's values at `xs`.
+    fn values(function: fn(Isa, &mut [f32]), isa: Isa, xs: &[f32]) -> Vec<f32> {
+        let mut values = xs.to_vec();
+        values.resize(xs.len().next_multiple_of(16), 0.0);
+        function(isa, &mut values);
+        values.truncate(xs.len());
+        values
+    }
+
+    fn supported() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+    }
+
+    /// `count` numbers from `low` to `high`.
+    fn sweep(low: f32, high: f32, count: usize) -> Vec<f32> {
+        let step = (f64::from(high) - f64::from(low)) / count as f64;
+        (0..=count).map(|i| (f64::from(low) + step * i as f64) as f32).collect()
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut xs = sweep(-87.3, 88.7, 400_000);
+        xs.extend(sweep(-1e-3, 1e-3, 20_000));
+        for isa in supported() {
+            for (&x, y) in xs.iter().zip(values(|isa, x| isa.run(Exp(x)), isa, &xs)) {
+                let expected = libm::exp(f64::from(x));
+                let unit = f64::from(f32::from_bits((expected as f32).to_bits() + 1) - expected as f32);
+                let error = (f64::from(y) - expected).abs() / unit;
+                assert!(error <= 2.0, "{isa}: exp({x}) = {y}, {error} units from {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_has_its_edges() {
+        let xs = [0.0, -0.0, 89.0, f32::NAN, -87.5, -100.0, -200.0, f32::MIN, f32::NEG_INFINITY];
+        for isa in supported() {
+            let y = values(|isa, x| isa.run(Exp(x)), isa, &xs);
+            assert_eq!(y[..3], [1.0, 1.0, f32::INFINITY], "{isa}");
+            assert!(y[3].is_nan(), "{isa}");
+            // Not zero, but as good as that beside the 1 that every softmax has.
+            assert!(y[4..].iter().all(|y| (0.0..1.2e-38).contains(y)), "{isa} {y:?}");
+        }
+    }
+
+    #[test]
+    fn gelu_is_within_its_error() {
+        let mut xs = sweep(-30.0, 30.0, 300_000);
+        xs.extend(sweep(-6.0, 6.0, 300_000));
+        xs.extend(sweep(-1e-3, 1e-3, 10_000));
+        xs.extend([5.2, -5.2, 5.199_999_8, -5.199_999_8, 1e30, f32::MAX, 1e-40]);
+        for isa in supported() {
+            for (&x, y) in xs.iter().zip(values(|isa, x| isa.run(Gelu(x)), isa, &xs)) {
+                let z = f64::from(x);
+                let expected = 0.5 * z * (1.0 + libm::erf(z * std::f64::consts::FRAC_1_SQRT_2));
+                let error = (f64::from(y) - expected).abs();
+                assert!(error <= 3e-7 * z.abs().max(1.0), "{isa}: gelu({x}) = {y}, {error:e} from {expected}");
+            }
+            let y = values(|isa, x| isa.run(Gelu(x)), isa, &[f32::NAN, f32::INFINITY, 0.0]);
+            assert!(y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 0.0, "{isa} {y:?}");
+        }
+    }
+}

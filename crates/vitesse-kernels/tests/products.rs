@@ -31,7 +31,9 @@ impl Case {
         let all = between(rng, 1, 70);
         let start = if rng.bernoulli(0.5) { 0 } else { rng.below(all) };
         let end = between(rng, start, all);
-        let (depth, width) = (between(rng, 1, 200), between(rng, 1, 100));
+        // Now and then deep enough for sums in several parts.
+        let depth = if rng.bernoulli(0.1) { between(rng, 200, 600) } else { between(rng, 1, 200) };
+        let width = between(rng, 1, 100);
         let depths = panels_of(widths(rng, depth));
         let columns = panels_of(widths(rng, width));
         Case {
@@ -342,6 +344,14 @@ impl Alone {
         for row in 0..case.all {
             linear(isa, a, row..row + 1, of, 0..panels, &mut one);
             assert_eq!(bits(&one), all[row * panels * 32..(row + 1) * panels * 32], "{isa} {kind} row {row}");
+        }
+        let mut all = filled(case.all, panels, 0.5);
+        linear_add(isa, a, 0..case.all, of, None, &mut all, 0);
+        let all = bits(&all);
+        for row in 0..case.all {
+            let mut one = filled(1, panels, 0.5);
+            linear_add(isa, a, row..row + 1, of, None, &mut one, 0);
+            assert_eq!(bits(&one), all[row * panels * 32..(row + 1) * panels * 32], "{isa} {kind} row {row} added");
         }
     }
 }

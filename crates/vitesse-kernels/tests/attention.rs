@@ -1,0 +1,251 @@
+//! Attention, and the packing of keys and values, against a softmax in `f64`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::ops::Range;
+
+use common::*;
+use vitesse_kernels::{Attention, Bf16, Isa, Packed, Panels, Real, Segment, panels_of};
+use vitesse_rng::Rng;
+
+/// One head among others: where its columns lie, and its tokens in segments.
+struct Case {
+    tokens: usize,
+    segments: Vec<Range<usize>>,
+    qk: usize,
+    v: usize,
+    /// Widths of the heads before it, which take panels of their own.
+    before: [usize; 2],
+    rows: Range<usize>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Case {
+    fn random(rng: &mut Rng) -> Case {
+        let most = if rng.bernoulli(0.3) { 250 } else { 70 };
+        let tokens = between(rng, 1, most);
+        let mut ends: Vec<usize> = (0..rng.below(3)).map(|_| rng.below(tokens)).collect();
+        ends.push(tokens);
+        ends.sort_unstable();
+        ends.dedup();
+        ends.retain(|&end| end > 0);
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let segments = starts.zip(&ends).map(|(start, &end)| start..end).collect();
+        let (qk, v) = (between(rng, 1, 70), between(rng, 1, 70));
+        let start = if rng.bernoulli(0.5) { 0 } else { rng.below(tokens) };
+        let rows = start..between(rng, start, tokens);
+        // Scaled so that the softmax is neither flat nor a choice of one.
+        let scale = 2.0 / (qk as f32).sqrt();
+        Case {
+            q: normals(rng, tokens * qk).iter().map(|q| q * scale).collect(),
+            k: normals(rng, tokens * qk),
+            values: normals(rng, tokens * v),
+            tokens,
+            segments,
+            qk,
+            v,
+            before: [rng.below(40), rng.below(40)],
+            rows,
+        }
+    }
+
+    /// The numbers as `T` keeps them.
+    fn exact<T: Real>(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|&x| f64::from(T::from_f32(x).to_f32())).collect()
+    }
+
+    /// The result, and how large the values are that each is a mean of.
+    fn reference<T: Real>(&self) -> (Vec<f64>, Vec<f64>) {
+        let (q, k, values) = (Self::exact::<T>(&self.q), Self::exact::<T>(&self.k), Self::exact::<T>(&self.values));
+        let (mut out, mut sizes) = (Vec::new(), Vec::new());
+        for row in self.rows.clone() {
+            let q = &q[row * self.qk..][..self.qk];
+            let logits = k.chunks_exact(self.qk).map(|k| q.iter().zip(k).map(|(q, k)| q * k).sum());
+            let logits: Vec<f64> = logits.collect();
+            let most = logits.iter().copied().fold(f64::MIN, f64::max);
+            let e: Vec<f64> = logits.iter().map(|x| libm::exp(x - most)).collect();
+            let sum: f64 = e.iter().sum();
+            for channel in 0..self.v {
+                let column = || values.iter().skip(channel).step_by(self.v);
+                out.push(e.iter().zip(column()).map(|(e, v)| e * v / sum).sum());
+                sizes.push(e.iter().zip(column()).map(|(e, v)| e * v.abs() / sum).sum());
+            }
+        }
+        (out, sizes)
+    }
+
+    /// `room` and `packed` hold what other cases left there.
+    fn run<T: Real>(&self, isa: Isa, room: &mut Attention<T>, packed: &mut [(Packed<T>, Packed<T>)]) -> Vec<f32> {
+        let [before_qk, before_v] = self.before;
+        let (first, to) = (before_qk.div_ceil(32), before_v.div_ceil(32));
+        // Queries lie behind those of another head; where their panels end there are zeros.
+        let after = |values: &[f32], width: usize, before: usize, tokens: Range<usize>| -> Vec<f32> {
+            let other = std::iter::repeat_n(9.0, before);
+            let rows = tokens.map(|token| &values[token * width..(token + 1) * width]);
+            rows.flat_map(|row| other.clone().chain(row.iter().copied())).collect()
+        };
+        let q = panels::<T>(
+            &after(&self.q, self.qk, before_qk, 0..self.tokens),
+            self.tokens,
+            &panels_of([before_qk, self.qk]),
+            0.0,
+        );
+        for (range, (keys, values)) in self.segments.iter().zip(packed.iter_mut()) {
+            let k = after(&self.k, self.qk, before_qk, range.clone());
+            let k = panels::<T>(&k, range.len(), &panels_of([before_qk, self.qk]), 2.0);
+            T::pack_keys(isa, &k, first, self.qk, keys);
+            let v = after(&self.values, self.v, before_v, range.clone());
+            let v = panels::<T>(&v, range.len(), &panels_of([before_v, self.v]), 2.0);
+            T::pack_values(&v, to, self.v, values);
+        }
+        let segments = |i: usize| {
+            let (keys, values) = &packed[..self.segments.len()].get(i)?;
+            Some(Segment { keys, values })
+        };
+        let mut out = Panels::<T>::zeros(self.rows.len(), to + self.v.div_ceil(32));
+        room.head(isa, &q, first, self.rows.clone(), &segments, &mut out, to);
+        let at = |row, channel| out.at(row, to * 32 + channel).to_f32();
+        (0..self.rows.len()).flat_map(|row| (0..self.v).map(move |channel| at(row, channel))).collect()
+    }
+}
+
+fn room<T: Real>() -> (Attention<T>, Vec<(Packed<T>, Packed<T>)>) {
+    (Attention::new(1), (0..3).map(|_| (Packed::zeros(0, 0), Packed::zeros(0, 0))).collect())
+}
+
+/// `error` is that of the result in relation to the values' size.
+fn check<T: Real>(error: f64, count: u64) {
+    for isa in isas() {
+        let (mut attention, mut packed) = room::<T>();
+        for i in 0..count {
+            let case = Case::random(&mut rng("attention", i));
+            let (expected, sizes) = case.reference::<T>();
+            let found = case.run(isa, &mut attention, &mut packed);
+            assert_eq!(found.len(), expected.len());
+            for (at, ((&found, &value), size)) in found.iter().zip(&expected).zip(&sizes).enumerate() {
+                assert_near(found, value, error * (size + 1e-2), &|| {
+                    let Case { tokens, segments, qk, v, rows, .. } = &case;
+                    format!("{isa} case {i}: {at} of {rows:?}, {tokens} tokens in {segments:?}, widths {qk}, {v}")
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_in_f32_is_right_on_every_instruction_set() {
+    check::<f32>(1e-5, 60);
+}
+
+#[test]
+fn attention_in_bf16_is_right_on_every_instruction_set() {
+    // Probabilities and results have eight bits.
+    check::<Bf16>(1.2e-2, 60);
+}
+
+#[test]
+fn a_query_does_not_depend_on_the_queries_beside_it() {
+    for isa in isas() {
+        let (mut attention, mut packed) = room::<f32>();
+        let mut case = Case::random(&mut rng("alone", 1));
+        case.rows = 0..case.tokens;
+        let all = case.run(isa, &mut attention, &mut packed);
+        for row in 0..case.tokens {
+            case.rows = row..row + 1;
+            let one = case.run(isa, &mut attention, &mut packed);
+            assert_eq!(one, all[row * case.v..(row + 1) * case.v], "{isa} row {row}");
+        }
+    }
+}
+
+#[test]
+fn very_different_logits_give_the_nearest_value_and_none_overflows() {
+    for isa in isas() {
+        let (mut attention, mut packed) = room::<f32>();
+        let case = Case {
+            tokens: 40,
+            segments: vec![0..33, 33..40],
+            qk: 1,
+            v: 1,
+            before: [0, 0],
+            rows: 0..40,
+            q: vec![1000.0; 40],
+            k: (0..40).map(|i| i as f32 - 20.0).collect(),
+            values: (0..40).map(|i| i as f32).collect(),
+        };
+        assert_eq!(case.run(isa, &mut attention, &mut packed), [39.0; 40], "{isa}");
+    }
+}
+
+fn contained<T: Real>() {
+    for isa in isas() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut attention, mut packed) = room::<T>();
+            let mut case = Case::random(&mut rng("contained", 3));
+            case.rows = 0..case.tokens;
+            let clean = case.run(isa, &mut attention, &mut packed);
+            let row = case.tokens / 2;
+            case.q[row * case.qk] = bad;
+            let found = case.run(isa, &mut attention, &mut packed);
+            for (at, (found, clean)) in found.iter().zip(&clean).enumerate() {
+                if at / case.v == row {
+                    assert!(found.is_nan(), "{isa} {bad}");
+                } else {
+                    assert_eq!(found, clean, "{isa} {bad}");
+                }
+            }
+            // What a case left behind must not reach the next one, either.
+            case.q[row * case.qk] = 0.0;
+            case.values[0] = bad;
+            case.run(isa, &mut attention, &mut packed);
+            let mut next = Case::random(&mut rng("contained", 4));
+            next.rows = 0..next.tokens;
+            assert!(next.run(isa, &mut attention, &mut packed).iter().all(|x| x.is_finite()), "{isa} {bad}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_query() {
+    contained::<f32>();
+    contained::<Bf16>();
+}
+
+type Segments<'a, 's> = &'a dyn Fn(usize) -> Option<Segment<'s, f32>>;
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let isa = Isa::detect();
+    let (mut keys, mut values) = (Packed::<f32>::zeros(0, 0), Packed::<f32>::zeros(0, 0));
+    let kv = Panels::<f32>::zeros(10, 3);
+    f32::pack_keys(isa, &kv, 0, 40, &mut keys);
+    f32::pack_values(&kv, 2, 20, &mut values);
+    let (mut short_keys, mut short_values) = (Packed::<f32>::zeros(0, 0), Packed::<f32>::zeros(0, 0));
+    f32::pack_keys(isa, &kv, 0, 20, &mut short_keys);
+    f32::pack_values(&Panels::zeros(40, 1), 0, 20, &mut short_values);
+    let q = Panels::<f32>::zeros(10, 2);
+    let run = |q: &Panels<f32>, first, rows, segments: Segments<'_, '_>, rows_out, to| {
+        let mut out = Panels::<f32>::zeros(rows_out, 1);
+        Attention::new(1).head(isa, q, first, rows, segments, &mut out, to);
+    };
+    let one = |i: usize| (i == 0).then_some(Segment { keys: &keys, values: &values });
+    run(&q, 0, 0..10, &one, 10, 0);
+    refused("no keys", || run(&q, 0, 0..10, &|_| None, 10, 0));
+    refused("rows past the last", || run(&q, 0, 0..11, &one, 11, 0));
+    refused("too few rows in the result", || run(&q, 0, 0..10, &one, 9, 0));
+    refused("queries past the last", || run(&q, 1, 0..10, &one, 10, 0));
+    refused("result past the last panel", || run(&q, 0, 0..10, &one, 10, 1));
+    let unlike = |i: usize| (i == 0).then_some(Segment { keys: &keys, values: &short_values });
+    refused("keys and values of different tokens", || run(&q, 0, 0..10, &unlike, 10, 0));
+    let unequal = |i: usize| match i {
+        0 => Some(Segment { keys: &keys, values: &values }),
+        1 => Some(Segment { keys: &short_keys, values: &values }),
+        _ => None,
+    };
+    refused("segments of different widths", || run(&q, 0, 0..10, &unequal, 10, 0));
+    refused("keys past the last panel", || f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0)));
+    refused("values past the last panel", || f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0)));
+}
