@@ -15,11 +15,12 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use support::{Report, Vectors, golden_root, walk};
 use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
+use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
-use vitesse::model::{ModelSpec, Site};
+use vitesse::model::{ModelSpec, Site, Tensors};
 use vitesse::train::adamw::{self, OptimConfig, Slot, Step};
 use vitesse::train::groups::groups;
 use vitesse::train::loss::{self, Distillation, Kind, Normaliser};
@@ -220,8 +221,36 @@ fn forward_and_gradients(v: &Vectors, report: &mut Report) {
             values(&logits.clone().joint(Fusion::SoftmaxMean)),
         );
     }
+    engines(v, report, &spec, &v.under("w."));
     if v.config.get("loss_for_gradients").is_some() {
         losses_and_gradients(v, report, &network, &image, logits);
+    }
+}
+
+/// The same logits from the engine: every instruction set that this processor has, one thread and several.
+fn engines(v: &Vectors, report: &mut Report, spec: &ModelSpec, tensors: &Tensors) {
+    let under = v.under("in.");
+    let image = under.get("image").unwrap();
+    let (images, count) = (image.to_f32(), image.shape()[0]);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        for threads in [1, 3] {
+            let options = Options {
+                threads,
+                isa: Some(isa),
+                ..Options::default()
+            };
+            let engine = Engine::new(spec, tensors, &v.file, options).unwrap_or_else(|e| panic!("{e}"));
+            let found = engine.run(&images, count).unwrap_or_else(|e| panic!("{e}"));
+            let by = format!("engine, {isa}, {threads} threads");
+            for key in ["out.logits", "out.logits_class"] {
+                if v.has(key) {
+                    report.compare_also(v, key, &by, &found.class);
+                }
+            }
+            if v.has("out.logits_distill") {
+                report.compare_also(v, "out.logits_distill", &by, &found.distillation);
+            }
+        }
     }
 }
 
@@ -243,6 +272,7 @@ fn resized_forward(v: &Vectors, report: &mut Report) {
     .unwrap_or_else(|e| panic!("{e}"));
     report.compare(v, "out.pos_embed_resized", &resized.to_f32());
     tensors.insert("pos_embed", resized);
+    engines(v, report, &spec, &tensors);
     let device = Device::flex();
     let network = Network::new(&spec, &tensors, &v.file, &device).unwrap_or_else(|e| panic!("{e}"));
     let logits = network

@@ -154,8 +154,24 @@ impl Report {
         self.compare_f64(vectors, key, &found, 1e-4);
     }
 
+    /// Compares a key once more, with what something else than before computed; `by` says what.
+    pub fn compare_also(&mut self, vectors: &Vectors, key: &str, by: &str, found: &[f32]) {
+        let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
+        let at = format!("{}/{key} ({by})", vectors.file);
+        self.difference(vectors, key, at, &found, 1e-4);
+    }
+
     /// The same for doubles, with a tolerance of its own.
     pub fn compare_f64(&mut self, vectors: &Vectors, key: &str, found: &[f64], tolerance: f64) {
+        let at = format!("{}/{key}", vectors.file);
+        if !self.seen.insert(key.to_owned()) {
+            self.failures.push(format!("{at}: compared twice"));
+        }
+        self.keys += 1;
+        self.difference(vectors, key, at, found, tolerance);
+    }
+
+    fn difference(&mut self, vectors: &Vectors, key: &str, at: String, found: &[f64], tolerance: f64) {
         use vitesse::model::DType;
         let tensor = vectors
             .tensors
@@ -167,11 +183,6 @@ impl Report {
             DType::U8 => tensor.bytes().iter().map(|&b| f64::from(b)).collect(),
             _ => vectors.f32(key).into_iter().map(f64::from).collect(),
         };
-        let at = format!("{}/{key}", vectors.file);
-        if !self.seen.insert(key.to_owned()) {
-            self.failures.push(format!("{at}: compared twice"));
-        }
-        self.keys += 1;
         if expected.len() != found.len() {
             self.failures.push(format!(
                 "{at}: {} values expected, {} found",

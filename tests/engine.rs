@@ -1,0 +1,88 @@
+//! The engine against the network: the same logits from every vision transformer of the zoo.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use vitesse::engine::{Engine, Isa, Options, Precision};
+use vitesse::model::network::{Ctx, Network};
+use vitesse::model::spec::NetworkSpec;
+use vitesse::model::{ModelSpec, Tensors, zoo};
+use vitesse::rng::Key;
+
+/// Larger models are as the smaller ones, but take minutes.
+const MOST_MACS: u64 = 20_000_000_000;
+/// Smaller models are run with every instruction set, the scalar one too.
+const FEW_MACS: u64 = 1_500_000_000;
+
+/// A spec, weights that are not what fresh ones are (biases would be zero, gains one), and images.
+fn drawn(name: &str) -> Option<(ModelSpec, Tensors, Vec<f32>)> {
+    let spec = zoo::get(name).unwrap().spec;
+    let NetworkSpec::Vit(_) = spec.network else { return None };
+    let key = Key::new(5).with(name);
+    let mut tensors = Tensors::new();
+    for tensor in spec.tensors().unwrap() {
+        let mut rng = key.with(&tensor.name).rng();
+        let norm = tensor.name.contains("norm") && tensor.name.ends_with("weight");
+        let (mean, spread) = if norm { (1.0, 0.3) } else { (0.0, 0.06) };
+        let values = (0..tensor.numel()).map(|_| mean + spread * (2.0 * rng.uniform() - 1.0) as f32).collect();
+        tensors.insert_f32(tensor.name, &tensor.shape, values).unwrap();
+    }
+    let mut rng = key.with("images").rng();
+    let size: usize = spec.input_size().iter().product();
+    let images = (0..2 * size).map(|_| (4.0 * rng.uniform() - 2.0) as f32).collect();
+    Some((spec, tensors, images))
+}
+
+fn from_network(spec: &ModelSpec, tensors: &Tensors, images: &[f32]) -> [Vec<f32>; 2] {
+    let device = Device::flex();
+    let network = Network::new(spec, tensors, "zoo", &device).unwrap();
+    let [channels, height, width] = spec.input_size();
+    let images = TensorData::new(images.to_vec(), [2, channels, height, width]);
+    let logits = network.forward(Tensor::from_data(images, &device), &mut Ctx::eval()).unwrap();
+    let values = |x: Tensor<2>| x.into_data().try_to_vec::<f32>().unwrap();
+    [values(logits.class), logits.distillation.map_or(Vec::new(), values)]
+}
+
+#[test]
+fn every_transformer_of_the_zoo_is_computed_as_by_the_network() {
+    let mut skipped = Vec::new();
+    for name in zoo::names() {
+        let macs = zoo::get(name).unwrap().spec.costs().unwrap().macs();
+        if macs > MOST_MACS {
+            skipped.push(name);
+            continue;
+        }
+        let Some((spec, tensors, images)) = drawn(name) else {
+            skipped.push(name);
+            continue;
+        };
+        let expected = from_network(&spec, &tensors, &images);
+        let isas = Isa::ALL.into_iter().filter(|isa| isa.is_supported());
+        for isa in isas.filter(|&isa| macs <= FEW_MACS || isa == Isa::detect()) {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                if isa == Isa::Scalar && precision != Precision::F32 {
+                    continue;
+                }
+                let options = Options {
+                    threads: 2,
+                    precision,
+                    isa: Some(isa),
+                };
+                let engine = Engine::new(&spec, &tensors, "zoo", options).unwrap();
+                let output = engine.run(&images, 2).unwrap();
+                for (found, expected) in [output.class, output.distillation].iter().zip(&expected) {
+                    let scale = expected.iter().fold(1f32, |most, x| most.max(x.abs()));
+                    let tolerance = match precision {
+                        Precision::F32 => 1e-4,
+                        Precision::Bf16 => 0.1,
+                        Precision::Int8 => 0.2,
+                    };
+                    assert_eq!(found.len(), expected.len());
+                    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+                    let worst = differences.fold(0f32, f32::max);
+                    assert!(worst <= tolerance * scale, "{name}, {isa}, {precision}: {worst:e} of {scale}");
+                }
+            }
+        }
+    }
+    println!("skipped, no transformer or too large for a test: {}", skipped.join(", "));
+}
