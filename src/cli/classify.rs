@@ -189,11 +189,11 @@ impl Classifier for Runner {
         }
     }
 
-    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
         match self {
             Runner::Engine(engine) => {
                 let output = engine
-                    .run(&images, shape[0])
+                    .run(images, shape[0])
                     .map_err(|error| vitesse_train::Error::Classifier(Box::new(error)))?;
                 Ok(Heads {
                     class: output.class,

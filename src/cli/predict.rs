@@ -122,7 +122,7 @@ impl Plan {
         let readable = prepared.iter().flatten().count();
         let mut rows = Vec::new();
         if readable > 0 {
-            let heads = classifier.classify(images, [readable, channels, height, width])?;
+            let heads = classifier.classify(&images, [readable, channels, height, width])?;
             let classes = self.checkpoint.spec.num_classes;
             let scores = heads.joint(self.fusion, classes);
             rows.extend(scores.chunks_exact(classes).map(|row| self.best(row)));

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use vitesse::model::storage::safetensors::{self, Metadata};
-use vitesse::model::{Checkpoint, Fusion, Tensors};
+use vitesse::model::{Checkpoint, Fusion, Tensor, Tensors};
 use vitesse::report::format;
 use vitesse_train::evaluate::Classifier;
 
@@ -55,8 +55,8 @@ const PIXELS: &str = "pixel_values";
 struct Plan {
     checkpoint: Checkpoint,
     runner: Runner,
-    /// Normalised images, in one piece.
-    images: Vec<f32>,
+    /// Normalised images, in one piece, read as they are needed.
+    images: Tensor,
     /// `[images, channels, height, width]`.
     shape: [usize; 4],
     output: PathBuf,
@@ -85,7 +85,7 @@ impl Args {
 }
 
 /// Whether `path` may become the output: a new file in a folder that exists, or with `force` in the place of a file.
-fn may_write(path: &Path, force: bool) -> Result<()> {
+pub(super) fn may_write(path: &Path, force: bool) -> Result<()> {
     let refuse = |sentence: String, hint: &str| Err(Failure::new("E_EXISTS", sentence).hint(hint));
     match path.symlink_metadata() {
         Ok(found) if !found.is_file() => refuse(
@@ -113,7 +113,7 @@ fn may_write(path: &Path, force: bool) -> Result<()> {
 }
 
 /// The images of a file, for a model that takes images of `size`.
-fn read_images(path: &Path, size: [usize; 3]) -> Result<(Vec<f32>, [usize; 4])> {
+fn read_images(path: &Path, size: [usize; 3]) -> Result<(Tensor, [usize; 4])> {
     let [channels, height, width] = size;
     let expected = format!("[images, {channels}, {height}, {width}]");
     let bad = |found: String| {
@@ -147,7 +147,7 @@ fn read_images(path: &Path, size: [usize; 3]) -> Result<(Vec<f32>, [usize; 4])> 
     }
     match *tensor.shape() {
         [0, ..] => bad("holds no image".to_owned()),
-        [images, c, h, w] if [c, h, w] == size => Ok((tensor.to_f32().into_owned(), [images, c, h, w])),
+        [images, c, h, w] if [c, h, w] == size => Ok((tensor.clone(), [images, c, h, w])),
         ref other => bad(format!("has {other:?}")),
     }
 }
@@ -159,9 +159,10 @@ impl Plan {
         let mut progress = console.progress("images", images);
         let begun = Instant::now();
         let mut done = 0;
-        for batch in self.images.chunks(self.batch_size * channels * height * width) {
+        let pixels = self.images.to_f32();
+        for batch in pixels.chunks(self.batch_size * channels * height * width) {
             let count = batch.len() / (channels * height * width);
-            let heads = self.runner.classify(batch.to_vec(), [count, channels, height, width])?;
+            let heads = self.runner.classify(batch, [count, channels, height, width])?;
             joint.extend(heads.joint(self.fusion, heads.class.len() / count));
             class.extend(heads.class);
             distillation.extend(heads.distillation.into_iter().flatten());

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::isa::{Isa, Kernel};
-use crate::math::exp_above;
+use crate::math::exp;
 use crate::packed::Packed;
 use crate::panels::Panels;
 use crate::product::even_parts;
@@ -201,7 +201,7 @@ fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, ro
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             for (half, sum) in sums.iter_mut().enumerate() {
                 let at = at + half * S::LANES;
-                let e = exp_above::<S>(S::sub(S::load(&from[at..]), most));
+                let e = exp::<S>(S::sub(S::load(&from[at..]), most));
                 *sum = S::add(*sum, e);
                 T::store::<S>(e, &mut to[at..]);
             }

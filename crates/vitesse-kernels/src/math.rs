@@ -4,33 +4,25 @@ use crate::simd::Simd;
 
 /// `e^x` within 2 units in the last place; 0 below −87.3, where the result would not be a normal number, infinity above
 /// 88.72.
-#[inline(always)]
-pub(crate) fn exp<S: Simd>(x: S::F) -> S::F {
-    // In this order what is not a number stays so.
-    S::where_less(x, S::splat(LEAST), S::splat(0.0), exp_above::<S>(S::min(S::splat(89.0), x)))
-}
-
-/// Where `e^x` is the smallest normal number.
-const LEAST: f32 = -87.336_54;
-
-/// The same for `x` up to 89; below −87.3 the smallest normal number instead of 0.
 ///
 /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; `e^r` is a polynomial of degree 6 (minimax, relative error 3e-9).
 #[inline(always)]
-pub(crate) fn exp_above<S: Simd>(x: S::F) -> S::F {
+pub(crate) fn exp<S: Simd>(x: S::F) -> S::F {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts; the first has so few bits that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = S::max(S::splat(LEAST), x);
-    let n = S::round(S::mul(x, S::splat(LOG2_E)));
-    let r = S::mul_add(n, S::splat(-LN2_HIGH), x);
+    const LEAST: f32 = -87.336_54;
+    // In this order of operands what is not a number stays so.
+    let clamped = S::max(S::splat(LEAST), S::min(S::splat(89.0), x));
+    let n = S::round(S::mul(clamped, S::splat(LOG2_E)));
+    let r = S::mul_add(n, S::splat(-LN2_HIGH), clamped);
     let r = S::mul_add(n, S::splat(-LN2_LOW), r);
     let mut p = S::splat(1.381_430_9e-3);
     for c in [8.368_856e-3, 4.166_84e-2, 1.666_652e-1, 0.5, 1.0, 1.0] {
         p = S::mul_add(p, r, S::splat(c));
     }
-    S::ldexp(p, n)
+    S::where_less(x, S::splat(LEAST), S::splat(0.0), S::ldexp(p, n))
 }
 
 /// The Gaussian error linear unit `x·Φ(x)`, exact form, within 3e-7·max(1, |x|).

@@ -97,7 +97,7 @@ pub trait Classifier {
     ///
     /// # Errors
     /// Whatever keeps the model from computing them; [`Error::Model`] and [`Error::Classifier`] are meant for it.
-    fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads>;
+    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Heads>;
 }
 
 /// What a classifier says about a batch.
@@ -168,7 +168,7 @@ pub fn evaluate(
             let labels = batch.classes(data)?;
             let computing = Instant::now();
             let Batch { images, shape, .. } = batch;
-            tally.add(&model.classify(images, shape)?, &labels)?;
+            tally.add(&model.classify(&images, shape)?, &labels)?;
             timing.forward += computing.elapsed();
         }
         failures.extend(batch.failures);
@@ -293,8 +293,8 @@ mod network {
             self.network.spec()
         }
 
-        fn classify(&mut self, images: Vec<f32>, shape: [usize; 4]) -> Result<Heads> {
-            let images = Tensor::from_data(TensorData::new(images, shape), self.device);
+        fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> Result<Heads> {
+            let images = Tensor::from_data(TensorData::new(images.to_vec(), shape), self.device);
             let logits = self.network.forward(images, &mut Ctx::eval())?;
             Ok(Heads {
                 class: rows(&logits.class)?,

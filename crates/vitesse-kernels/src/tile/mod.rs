@@ -40,7 +40,7 @@ pub(crate) fn amx_permitted() -> bool {
 pub(crate) const MAX_ROWS: usize = 32;
 
 /// The result of a tile.
-pub type Scratch<N> = [[N; 32]; MAX_ROWS];
+pub(crate) type Scratch<N> = [[N; 32]; MAX_ROWS];
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = 32;
