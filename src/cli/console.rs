@@ -45,7 +45,6 @@ impl Console {
     }
 
     /// Says something of its own `kind`, such as a finished epoch.
-    #[cfg(feature = "train")]
     pub(crate) fn say(&self, kind: &str, text: &str) {
         line(kind, text);
     }

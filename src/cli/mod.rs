@@ -7,7 +7,9 @@
 #[cfg(feature = "train")]
 mod analyze;
 mod args;
+mod bench;
 mod classify;
+mod compare;
 mod console;
 mod data;
 #[cfg(feature = "train")]
@@ -71,6 +73,8 @@ enum Verb {
     Run(run::Args),
     #[cfg(feature = "train")]
     Analyze(analyze::Args),
+    Bench(bench::Args),
+    Compare(compare::Args),
     Inspect(inspect::Args),
     Data(data::Args),
     Doctor(doctor::Args),
@@ -90,6 +94,8 @@ impl Cli {
             Verb::Run(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Analyze(args) => args.run(console),
+            Verb::Bench(args) => args.run(console),
+            Verb::Compare(args) => args.run(console),
             Verb::Inspect(args) => args.run(),
             Verb::Data(args) => args.run(console),
             Verb::Doctor(args) => args.run(console),

@@ -29,6 +29,39 @@ pub(super) struct ModelArgs {
     img_size: Option<u32>,
 }
 
+/// What is typed once for several models.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(super) struct ModelsArgs {
+    /// Number of classes; where a checkpoint has another, its head is replaced by a fresh, untrained one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    num_classes: Option<u32>,
+    /// Image side in pixels; position embeddings are resized to it [default: the checkpoint's]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    img_size: Option<u32>,
+}
+
+impl ModelsArgs {
+    /// One of the models, as [`ModelArgs::load`] would; only those that the engine runs.
+    pub(super) fn load(&self, model: &str, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
+        let args = ModelArgs {
+            model: model.to_owned(),
+            architecture: None,
+            num_classes: self.num_classes,
+            img_size: self.img_size,
+        };
+        let checkpoint = args.load(classes, console)?;
+        if checkpoint.spec.vit().is_err() {
+            let sentence = format!(
+                "the engine runs vision transformers, and `{}` is none",
+                checkpoint.spec.architecture
+            );
+            return Err(Failure::new("E_MODEL_UNSUPPORTED", sentence));
+        }
+        Ok(checkpoint)
+    }
+}
+
 /// Where weights come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

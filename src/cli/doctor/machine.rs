@@ -27,7 +27,7 @@ impl Machine {
         Machine {
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
-            processor: cpu_info("model name"),
+            processor: processor(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             largest_cache_bytes: largest_cache(),
             memory_bytes: memory("MemTotal").map(within),
@@ -47,9 +47,24 @@ impl Machine {
     }
 }
 
+/// The processor's name.
+pub(in crate::cli) fn processor() -> Option<String> {
+    cpu_info("model name")
+}
+
+/// The most memory that this process has had in use at once, in bytes.
+pub(in crate::cli) fn peak_memory() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM")
+}
+
 /// A line of Linux's `/proc/meminfo`, in bytes.
 fn memory(key: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    kilobytes("/proc/meminfo", key)
+}
+
+/// A line `key: … kB` of a file of Linux's, in bytes.
+fn kilobytes(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;

@@ -3,7 +3,7 @@
 mod bandwidth;
 #[cfg(feature = "train")]
 mod gemm;
-mod machine;
+pub(in crate::cli) mod machine;
 
 use std::fmt;
 use std::num::NonZeroUsize;

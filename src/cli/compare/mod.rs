@@ -1,0 +1,241 @@
+//! `compare`: several models side by side, measured in turns.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `contest` | the engines, their turns, their predictions |
+//! | `report` | what was found: the JSON document and the text |
+//! | `page` | the same as an HTML page with charts |
+
+mod contest;
+mod page;
+mod report;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::engine::Precision;
+use vitesse::model::storage::atomic_write;
+
+use super::Console;
+use super::args::{Number, positive, split, start_threads};
+use super::bench::measure::Budget;
+use super::bench::{batch_size, default_threads, seconds};
+use super::doctor::machine::{peak_memory, processor};
+use super::failure::{Failure, Result};
+use super::model::ModelsArgs;
+use super::outcome::Outcome;
+use super::run::may_write;
+use contest::{Contest, Contestant};
+use report::{Evaluated, Report};
+
+/// Compare several models on this machine: latency in turns, sizes, and with --data accuracy and agreement
+///
+/// All models are compiled first. Then they take turns, in rounds: everything that happens to the machine meanwhile happens
+/// to all of them. Each round gives every model a median latency and its ratio to the first model's in the same round; of
+/// these ratios the median, the least and the greatest are shown. Two models are told apart where all rounds agree which is
+/// faster. A model that is given twice shows how far equal things seem to differ.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse compare deit_tiny_patch16_224 deit_small_patch16_224
+  vitesse compare ./my-run ./my-run@bf16 ./my-run@int8 --data shapes:count --split test
+  vitesse compare ./teacher ./student --data ./imagenet/val --limit 1000 -o compared.html
+  vitesse compare ./a ./b --precision f32,int8 --batch-size 1 --rounds 20 --json")]
+pub(super) struct Args {
+    /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`; `@int8` after one
+    /// overrides --precision for it
+    ///
+    /// The first is what the others are compared with.
+    #[arg(required = true, value_name = "MODEL")]
+    model: Vec<String>,
+    #[command(flatten)]
+    models: ModelsArgs,
+    /// Images in one forward pass; several, separated by commas, are measured one after the other
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,16", value_parser = batch_size,
+          help_heading = "Computing")]
+    batch_size: Vec<NonZeroUsize>,
+    /// Number formats of the arithmetic; with several, each model takes part in each of them
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT,…",
+        value_delimiter = ',',
+        default_value = "f32",
+        help_heading = "Computing"
+    )]
+    precision: Vec<Number>,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
+    threads: Option<NonZeroUsize>,
+    /// How often each model has its turn
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Measuring")]
+    rounds: NonZeroUsize,
+    /// How long one turn takes with each batch size; three runs at least
+    #[arg(long, value_name = "S", default_value = "0.2", value_parser = seconds, help_heading = "Measuring")]
+    seconds: Duration,
+    /// Data set to compare accuracy and predictions on: a folder, a `.csv` list, or `shapes[:TASK]`
+    #[arg(long, alias = "data-dir", value_name = "DATA", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// Part of the data set: train, validation, test or all [default: test, else validation, else all]
+    #[arg(long, value_name = "SPLIT", value_parser = split, requires = "data", help_heading = "Data")]
+    split: Option<Split>,
+    /// Use this many images only, drawn with the classes in the proportions they have [default: all]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "data", help_heading = "Data")]
+    limit: Option<NonZeroUsize>,
+    /// HTML page to write
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: Option<PathBuf>,
+    /// Replace the page if it exists
+    #[arg(long, help_heading = "Output")]
+    force: bool,
+}
+
+/// The fewest timed runs in a turn.
+const RUNS: usize = 3;
+/// Images a batch, where predictions are compared.
+const EVAL_BATCH: usize = 16;
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        start_threads(self.threads)?;
+        if let Some(output) = &self.output {
+            may_write(output, self.force)?;
+        }
+        let entries = self.entries()?;
+        let data = self.data.as_deref().map(|path| self.open(path)).transpose()?;
+        let contest = self.contest(&entries, data.as_ref(), console)?;
+        let batches = contest.turns(self.rounds.get(), console)?;
+        let models = contest.models();
+        let evaluated = match (&self.data, &data) {
+            (Some(path), Some(data)) => Some(Evaluated {
+                data: path.display().to_string(),
+                split: data.split().to_string(),
+                results: contest.evaluate(data, EVAL_BATCH, console)?,
+            }),
+            _ => None,
+        };
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            processor: processor(),
+            threads: contest.threads,
+            rounds: self.rounds.get(),
+            models,
+            batches,
+            evaluated,
+            peak_memory_bytes: peak_memory(),
+            page: self.output.as_ref().map(|path| path.display().to_string()),
+        };
+        if let Some(path) = &self.output {
+            let page = page::page(&report);
+            atomic_write(path, |file| file.write_all(page.as_bytes()))?;
+        }
+        Outcome::new(&report)
+    }
+
+    /// Who takes part, as typed, in their order.
+    fn entries(&self) -> Result<Vec<(String, Precision)>> {
+        let mut entries = Vec::new();
+        for text in &self.model {
+            match named_precision(text)? {
+                (model, Some(precision)) => entries.push((model.to_owned(), precision)),
+                (model, None) => {
+                    let each = self
+                        .precision
+                        .iter()
+                        .map(|number| (model.to_owned(), number.precision()));
+                    entries.extend(each);
+                }
+            }
+        }
+        if entries.len() < 2 {
+            let failure =
+                Failure::usage("there is only one model in one precision, and nothing to compare it with");
+            return Err(failure.hint("name another model, or several precisions: `--precision f32,int8`"));
+        }
+        Ok(entries)
+    }
+
+    fn open(&self, path: &Path) -> Result<DataSet> {
+        let options = OpenOptions {
+            split: self.split,
+            ..OpenOptions::default()
+        };
+        let data = open(path, &options)?;
+        Ok(match self.limit {
+            Some(limit) => data.limit(limit.get(), 0),
+            None => data,
+        })
+    }
+
+    /// Loads and compiles all of them. A model that takes part more than once is loaded once.
+    fn contest(
+        &self,
+        entries: &[(String, Precision)],
+        data: Option<&DataSet>,
+        console: &Console,
+    ) -> Result<Contest> {
+        let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
+        let classes = data
+            .map(|data| data.class_names().len())
+            .filter(|&classes| classes > 0);
+        let mut contestants: Vec<Option<Contestant>> = entries.iter().map(|_| None).collect();
+        for (i, (model, _)) in entries.iter().enumerate() {
+            if contestants.get(i).is_some_and(Option::is_some) {
+                continue;
+            }
+            console.check()?;
+            let checkpoint = self.models.load(model, classes, console)?;
+            let (asked, known) = (classes.unwrap_or(0), checkpoint.spec.num_classes);
+            if asked > known {
+                let sentence = format!("the data set has {asked} classes, `{model}` {known}");
+                let failure = Failure::new("E_DATA_LABEL", sentence);
+                return Err(failure.hint("take models of this task, or ones adapted to it"));
+            }
+            for (place, (name, precision)) in contestants.iter_mut().zip(entries) {
+                if name == model {
+                    *place = Some(Contestant::new(name, *precision, threads, &checkpoint)?);
+                }
+            }
+        }
+        let budget = Budget {
+            time: self.seconds,
+            runs: RUNS,
+        };
+        let batches = self.batch_size.iter().map(|size| size.get()).collect();
+        Ok(Contest::new(
+            contestants.into_iter().flatten().collect(),
+            batches,
+            budget,
+            threads,
+        ))
+    }
+}
+
+/// A model and the precision that stands after it, if one does.
+fn named_precision(text: &str) -> Result<(&str, Option<Precision>)> {
+    match text.rsplit_once('@') {
+        Some((model, suffix)) if !Path::new(text).exists() && !suffix.contains(['/', '\\']) => {
+            let precision = suffix
+                .parse()
+                .map_err(|error| Failure::usage(format!("`{text}`: {error}")))?;
+            Ok((model, Some(precision)))
+        }
+        _ => Ok((text, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_may_stand_after_a_model() {
+        assert_eq!(named_precision("a/b").unwrap(), ("a/b", None));
+        assert_eq!(named_precision("a@int8").unwrap(), ("a", Some(Precision::Int8)));
+        assert_eq!(named_precision("me@home/model").unwrap(), ("me@home/model", None));
+        let refused = named_precision("a@int3").unwrap_err().to_string();
+        assert!(refused.contains("int3") && refused.contains("int8"), "{refused}");
+    }
+}
