@@ -41,7 +41,11 @@ fn body(vit: &VitSpec) -> u64 {
     for i in 0..vit.layers.len() {
         let Some(block) = vit.block(i) else { continue };
         // Those that go on after this layer's keys and values.
-        let live = if last.is_none_or(|last| i >= last) { read } else { tokens };
+        let live = if last.is_none_or(|last| i >= last) {
+            read
+        } else {
+            tokens
+        };
         if let Some(attn) = &block.attn {
             let (qk, v) = (attn.qk_width(), attn.v_width());
             let written = attn.out_idx.as_ref().map_or(dim, Vec::len);

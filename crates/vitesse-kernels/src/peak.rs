@@ -64,15 +64,16 @@ pub fn peak(isa: Isa, arithmetic: Arithmetic, threads: usize) -> io::Result<f64>
 fn steps(isa: Isa, arithmetic: Arithmetic, steps: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     match (arithmetic, isa) {
+        // AMX is there on Linux only.
         #[cfg(target_os = "linux")]
         (Arithmetic::Bf16, Isa::Amx) => return isa.run(x86::Tiles::<false>(steps)),
         #[cfg(target_os = "linux")]
         (Arithmetic::Int8, Isa::Amx) => return isa.run(x86::Tiles::<true>(steps)),
-        (Arithmetic::Bf16, Isa::Avx512Bf16 | Isa::Amx) => {
+        (Arithmetic::Bf16, Isa::Avx512Bf16) => {
             // SAFETY: the processor has the instructions, or `require` panics.
             return unsafe { x86::bf16(require(isa, steps)) };
         }
-        (Arithmetic::Int8, Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx) => {
+        (Arithmetic::Int8, Isa::Avx512Vnni | Isa::Avx512Bf16) => {
             // SAFETY: as above.
             return unsafe { x86::vnni(require(isa, steps)) };
         }
@@ -165,7 +166,8 @@ mod x86 {
         let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(ones) };
         let mut sums = [_mm512_setzero_ps(); SUMS];
         for _ in 0..steps {
-            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
+            sums.iter_mut()
+                .for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
         }
         black_box(sums.map(|sum| _mm512_reduce_add_ps(sum)));
         (2 * 32 * SUMS) as u64 * steps
@@ -180,7 +182,8 @@ mod x86 {
         let (x, y) = (_mm512_set1_epi8(black_box(93)), _mm512_set1_epi8(black_box(-57)));
         let mut sums = [_mm512_setzero_si512(); SUMS];
         for _ in 0..steps {
-            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbusd_epi32(*sum, x, y));
+            sums.iter_mut()
+                .for_each(|sum| *sum = _mm512_dpbusd_epi32(*sum, x, y));
         }
         black_box(sums.map(|sum| _mm512_reduce_add_epi32(sum)));
         (2 * 64 * SUMS) as u64 * steps
@@ -211,7 +214,10 @@ mod x86 {
     /// The processor has the instructions.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn madd_512(steps: u64) -> u64 {
-        let (x, y) = (_mm512_set1_epi16(black_box(93)), _mm512_set1_epi16(black_box(-57)));
+        let (x, y) = (
+            _mm512_set1_epi16(black_box(93)),
+            _mm512_set1_epi16(black_box(-57)),
+        );
         let mut sums = [_mm512_setzero_si512(); SUMS];
         madd!(zmm_reg, "vpaddd", steps, x, y, sums);
         black_box(sums.map(|sum| _mm512_reduce_add_epi32(sum)));
@@ -222,7 +228,10 @@ mod x86 {
     /// The processor has the instructions.
     #[target_feature(enable = "avx2")]
     pub(super) unsafe fn madd_256(steps: u64) -> u64 {
-        let (x, y) = (_mm256_set1_epi16(black_box(93)), _mm256_set1_epi16(black_box(-57)));
+        let (x, y) = (
+            _mm256_set1_epi16(black_box(93)),
+            _mm256_set1_epi16(black_box(-57)),
+        );
         let mut sums = [_mm256_setzero_si256(); SUMS];
         madd!(ymm_reg, "vpaddd", steps, x, y, sums);
         black_box(sums.map(|sum| _mm256_extract_epi32::<0>(sum)));
