@@ -199,7 +199,7 @@ impl Engine {
 
     fn check(&self, images: &[f32], count: usize) -> Result<()> {
         let [channels, height, width] = self.spec.input_size();
-        let expected = count * channels * height * width;
+        let expected = count.saturating_mul(channels * height * width);
         if images.len() == expected {
             return Ok(());
         }

@@ -125,12 +125,9 @@ impl<T: Real> Member<T> {
         let read = plan.read.clamp(tokens.start, tokens.end) - tokens.start;
         self.embed(isa, plan, &tokens, image);
         self.clock.mark(0, Stage::Embed);
-        let mut live = tokens.len();
+        let mut live = if plan.last_attention.is_none() { read } else { tokens.len() };
         for (i, layer) in plan.layers.iter().enumerate() {
             let core = &plan.cores[layer.core];
-            if plan.last_attention.is_none_or(|last| i > last) {
-                live = read;
-            }
             if let Some((scale, shift)) = &layer.block_in {
                 scale_shift(isa, &mut self.x, scale, shift);
             }

@@ -11,6 +11,9 @@ use vitesse_model::{ModelSpec, Tensors};
 use crate::ops::{Affine, Rows, rows};
 use crate::{Error, Result};
 
+/// The most products of 8-bit integers whose sum surely fits 32 bits. Streams and heads are never that wide.
+const MOST_INT8: usize = 1 << 16;
+
 /// A model ready to run. Activations between layers are of type `T`; the residual stream is always `f32`.
 #[derive(Debug)]
 pub(crate) struct Plan<T: Real> {
@@ -465,6 +468,12 @@ impl Compiler<'_> {
 
     fn mlp_core<T: Real>(&self, index: usize, spec: &MlpSpec, name: &str) -> Result<MlpCore<T>> {
         let dim = self.vit.embed_dim;
+        if self.int8 && spec.hidden > MOST_INT8 {
+            return Err(Error::Unsupported(format!(
+                "{name} has {} hidden units; in 8 bits the engine can sum {MOST_INT8} products, so use `bf16` or `f32`",
+                spec.hidden
+            )));
+        }
         let all = self.shifts_all(index, Site::MlpOut)?;
         let hidden = panels_of([spec.hidden]);
         Ok(MlpCore {

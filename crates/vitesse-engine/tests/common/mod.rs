@@ -1,0 +1,419 @@
+//! A vision transformer in plain loops over `f64`, the engine's oracle, and models to try it on.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+use vitesse_engine::Isa;
+use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::spec::{
+    AttentionSpec, BlockSpec, LayerSpec, MlpSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
+};
+use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_rng::{Key, Rng};
+
+/// Every level that this processor has.
+pub fn isas() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported()).collect()
+}
+
+pub fn rng(test: &str, case: u64) -> Rng {
+    Key::new(11).with(test).at(case).rng()
+}
+
+/// `low ..= high`
+pub fn between(rng: &mut Rng, low: usize, high: usize) -> usize {
+    low + rng.below(high - low + 1)
+}
+
+/// A model of this body with five classes.
+pub fn model(vit: VitSpec) -> ModelSpec {
+    ModelSpec {
+        architecture: "test".into(),
+        num_classes: 5,
+        network: NetworkSpec::Vit(vit),
+    }
+}
+
+/// Images that a model takes, one after the other.
+pub fn images(spec: &ModelSpec, count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = rng("images", seed);
+    (0..count * spec.input_size().iter().product::<usize>())
+        .map(|_| rng.normal() as f32)
+        .collect()
+}
+
+/// Weights of a size that keeps the stream's, and nothing that is exactly 0 or 1.
+pub fn weights(spec: &ModelSpec, seed: u64) -> Tensors {
+    let mut out = Tensors::new();
+    for tensor in spec.tensors().unwrap() {
+        let mut rng = Key::new(seed).with(&tensor.name).rng();
+        let inputs: usize = tensor.shape[1..].iter().product();
+        let (mean, deviation) = match tensor.name.rsplit('.').next().unwrap() {
+            "scale" => (1.0, 0.3),
+            "weight" if tensor.shape.len() == 1 => (1.0, 0.3),
+            "weight" => (0.0, (inputs as f64).powf(-0.5)),
+            _ => (0.0, 0.3),
+        };
+        let values = (0..tensor.numel())
+            .map(|_| (mean + deviation * rng.normal()) as f32)
+            .collect();
+        out.insert_f32(&tensor.name, &tensor.shape, values).unwrap();
+    }
+    out
+}
+
+/// A model of any shape that a spec can describe.
+pub fn random_spec(rng: &mut Rng) -> ModelSpec {
+    let side = [4, 5, 6, 8, 16][rng.below(5)];
+    let mut vit = VitSpec::plain(side, side, between(rng, 4, 100), 0, 1, Vec::new());
+    vit.img_size = [side * between(rng, 1, 7), side * between(rng, 1, 7)];
+    vit.in_chans = between(rng, 1, 4);
+    vit.pool = [Pool::Token, Pool::Token, Pool::Avg, Pool::AvgThenNorm][rng.below(4)];
+    if vit.pool == Pool::Token || rng.bernoulli(0.5) {
+        vit.prefix.push(PrefixToken::Class);
+    }
+    vit.embed_prefix = rng.bernoulli(0.6);
+    if vit.pool == Pool::Token && vit.embed_prefix && rng.bernoulli(0.5) {
+        vit.prefix.push(PrefixToken::Distillation);
+    }
+    if rng.bernoulli(0.3) {
+        vit.prefix.extend(vec![PrefixToken::Register; between(rng, 1, 4)]);
+    }
+    vit.norm_eps = [1e-6, 1e-5][rng.below(2)];
+    let cores = rng.below(4);
+    vit.cores = (0..cores).map(|_| random_block(rng, vit.embed_dim)).collect();
+    let shared = if cores > 0 && rng.bernoulli(0.4) {
+        between(rng, 1, 2)
+    } else {
+        0
+    };
+    let order: Vec<usize> = (0..cores).chain((0..shared).map(|_| rng.below(cores))).collect();
+    vit.layers = rng
+        .permutation(order.len())
+        .into_iter()
+        .map(|i| LayerSpec { core: order[i] })
+        .collect();
+    for _ in 0..rng.below(12) {
+        let site = Site::ALL[rng.below(Site::ALL.len())];
+        let layer = site.in_block().then(|| rng.below(vit.layers.len().max(1)));
+        if !site.is_map() && vit.width_at(site, layer).is_some() {
+            let kind = OpKind::ScaleShift(ScaleShift {
+                shift: rng.bernoulli(0.6),
+            });
+            vit.ops.push(OpSpec { site, layer, kind });
+        }
+    }
+    ModelSpec {
+        architecture: "random".into(),
+        num_classes: if rng.bernoulli(0.2) {
+            0
+        } else {
+            between(rng, 1, 70)
+        },
+        network: NetworkSpec::Vit(vit),
+    }
+}
+
+fn random_block(rng: &mut Rng, dim: usize) -> BlockSpec {
+    let out_idx = |rng: &mut Rng| {
+        let count = between(rng, 1, dim);
+        let mut idx = rng.permutation(dim)[..count].to_vec();
+        idx.sort_unstable();
+        rng.bernoulli(0.3).then_some(idx)
+    };
+    let attn = rng.bernoulli(0.8).then(|| {
+        let heads = between(rng, 1, 4);
+        let alike = rng.bernoulli(0.3).then(|| between(rng, 1, 50));
+        let mut widths = || {
+            (0..heads)
+                .map(|_| alike.unwrap_or_else(|| between(rng, 1, 50)))
+                .collect::<Vec<_>>()
+        };
+        let (qk_dims, v_dims) = (widths(), widths());
+        AttentionSpec {
+            scale: 1.3 * (qk_dims[0] as f64).powf(-0.5),
+            qk_dims,
+            v_dims,
+            qkv_bias: rng.bernoulli(0.7),
+            out_idx: out_idx(rng),
+        }
+    });
+    let mlp = rng.bernoulli(0.8).then(|| MlpSpec {
+        hidden: between(rng, 1, 150),
+        out_idx: out_idx(rng),
+    });
+    BlockSpec { attn, mlp }
+}
+
+/// One row for each token.
+type Rows = Vec<Vec<f64>>;
+
+/// What the heads say about one image.
+pub struct Expected {
+    pub class: Vec<f64>,
+    pub distillation: Vec<f64>,
+}
+
+/// The forward pass of one image, in the words of the spec.
+pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
+    let vit = spec.vit().unwrap();
+    let model = Model { vit, tensors };
+    let mut x = model.embed(image);
+    for layer in 0..vit.layers.len() {
+        x = model.layer(layer, x);
+    }
+    let mean = |rows: &Rows| -> Vec<f64> {
+        let patches = &rows[vit.prefix.len()..];
+        (0..vit.embed_dim)
+            .map(|c| patches.iter().map(|row| row[c]).sum::<f64>() / patches.len() as f64)
+            .collect()
+    };
+    let head = |name: &str, x: Vec<f64>| {
+        if spec.num_classes == 0 {
+            x
+        } else {
+            model.linear(name, true, &[x]).remove(0)
+        }
+    };
+    if vit.pool == Pool::AvgThenNorm {
+        let pooled = model.norm("fc_norm", &[mean(&x)]).remove(0);
+        return Expected {
+            class: head("head", pooled),
+            distillation: Vec::new(),
+        };
+    }
+    let x = model.ops(Site::FinalNorm, None, model.norm("norm", &x));
+    Expected {
+        class: head(
+            "head",
+            if vit.pool == Pool::Avg {
+                mean(&x)
+            } else {
+                x[0].clone()
+            },
+        ),
+        distillation: if vit.is_distilled() {
+            head("head_dist", x[1].clone())
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+struct Model<'a> {
+    vit: &'a VitSpec,
+    tensors: &'a Tensors,
+}
+
+impl Model<'_> {
+    fn get(&self, name: &str) -> Vec<f64> {
+        self.tensors
+            .get(name)
+            .unwrap()
+            .to_f32()
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect()
+    }
+
+    fn linear(&self, name: &str, has_bias: bool, x: &[Vec<f64>]) -> Rows {
+        let weight = self.get(&format!("{name}.weight"));
+        let inputs = x[0].len();
+        let bias = if has_bias {
+            self.get(&format!("{name}.bias"))
+        } else {
+            vec![0.0; weight.len() / inputs]
+        };
+        let output = |x: &[f64], n: usize| dot(x, &weight[n * inputs..(n + 1) * inputs]) + bias[n];
+        x.iter()
+            .map(|x| (0..bias.len()).map(|n| output(x, n)).collect())
+            .collect()
+    }
+
+    fn norm(&self, name: &str, x: &[Vec<f64>]) -> Rows {
+        let (gain, bias) = (
+            self.get(&format!("{name}.weight")),
+            self.get(&format!("{name}.bias")),
+        );
+        let normed = |x: &Vec<f64>| {
+            let mean = x.iter().sum::<f64>() / x.len() as f64;
+            let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / x.len() as f64;
+            let each = x
+                .iter()
+                .map(|x| (x - mean) / (variance + self.vit.norm_eps).sqrt());
+            each.zip(&gain)
+                .zip(&bias)
+                .map(|((x, gain), bias)| x * gain + bias)
+                .collect()
+        };
+        x.iter().map(normed).collect()
+    }
+
+    fn ops(&self, site: Site, layer: Option<usize>, mut x: Rows) -> Rows {
+        for (i, op) in self
+            .vit
+            .ops
+            .iter()
+            .enumerate()
+            .filter(|(_, op)| op.site == site && op.layer == layer)
+        {
+            let OpKind::ScaleShift(kind) = &op.kind;
+            let scale = self.get(&format!("{}.scale", op.prefix(i)));
+            let shift = if kind.shift {
+                self.get(&format!("{}.shift", op.prefix(i)))
+            } else {
+                vec![0.0; scale.len()]
+            };
+            for row in &mut x {
+                row.iter_mut()
+                    .zip(&scale)
+                    .zip(&shift)
+                    .for_each(|((x, scale), shift)| *x = *x * scale + shift);
+            }
+        }
+        x
+    }
+
+    fn embed(&self, image: &[f32]) -> Rows {
+        let vit = self.vit;
+        let ([height, width], side) = (vit.img_size, vit.patch_size);
+        let mut patches = Vec::new();
+        for top in (0..height).step_by(side) {
+            for left in (0..width).step_by(side) {
+                let mut patch = Vec::new();
+                for channel in 0..vit.in_chans {
+                    for y in top..top + side {
+                        let line = &image[(channel * height + y) * width + left..][..side];
+                        patch.extend(line.iter().map(|&x| f64::from(x)));
+                    }
+                }
+                patches.push(patch);
+            }
+        }
+        let patches = self.ops(
+            Site::PatchOut,
+            None,
+            self.linear("patch_embed.proj", true, &patches),
+        );
+        let mut rows = Rows::new();
+        let mut registers = 0;
+        for token in &vit.prefix {
+            let values = match token {
+                PrefixToken::Class => self.get("cls_token"),
+                PrefixToken::Distillation => self.get("dist_token"),
+                PrefixToken::Register => {
+                    registers += 1;
+                    self.get("reg_token")[(registers - 1) * vit.embed_dim..registers * vit.embed_dim].to_vec()
+                }
+            };
+            rows.push(values);
+        }
+        rows.extend(patches);
+        let pos = self.get("pos_embed");
+        let first = if vit.embed_prefix { 0 } else { vit.prefix.len() };
+        for (row, pos) in rows[first..].iter_mut().zip(pos.chunks_exact(vit.embed_dim)) {
+            row.iter_mut().zip(pos).for_each(|(x, pos)| *x += pos);
+        }
+        rows
+    }
+
+    fn layer(&self, layer: usize, x: Rows) -> Rows {
+        let (vit, at) = (self.vit, Some(layer));
+        let core = vit.layers[layer].core;
+        let (block, name) = (&vit.cores[core], vit.core_name(core));
+        let mut x = self.ops(Site::BlockIn, at, x);
+        if let Some(attn) = &block.attn {
+            let branch = self.ops(Site::AttnIn, at, self.norm(&vit.norm_name(layer, 1), &x));
+            let qkv = self.linear(&format!("{name}.attn.qkv"), attn.qkv_bias, &branch);
+            let heads = attention(attn, &self.ops(Site::AttnQkv, at, qkv));
+            let heads = self.ops(Site::AttnHeads, at, heads);
+            let branch = self.linear(&format!("{name}.attn.proj"), true, &heads);
+            let branch = scatter(branch, attn.out_idx.as_deref(), vit.embed_dim);
+            add(&mut x, &self.ops(Site::AttnOut, at, branch));
+        }
+        x = self.ops(Site::Mid, at, x);
+        if let Some(mlp) = &block.mlp {
+            let branch = self.ops(Site::MlpIn, at, self.norm(&vit.norm_name(layer, 2), &x));
+            let mut hidden = self.ops(
+                Site::MlpFc1,
+                at,
+                self.linear(&format!("{name}.mlp.fc1"), true, &branch),
+            );
+            let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
+            hidden.iter_mut().flatten().for_each(|x| *x = gelu(*x));
+            let hidden = self.ops(Site::MlpHidden, at, hidden);
+            let branch = self.linear(&format!("{name}.mlp.fc2"), true, &hidden);
+            let branch = scatter(branch, mlp.out_idx.as_deref(), vit.embed_dim);
+            add(&mut x, &self.ops(Site::MlpOut, at, branch));
+        }
+        self.ops(Site::BlockOut, at, x)
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut Rows, branch: &Rows) {
+    x.iter_mut()
+        .flatten()
+        .zip(branch.iter().flatten())
+        .for_each(|(x, branch)| *x += branch);
+}
+
+/// A branch that writes only some channels, widened with zeros.
+fn scatter(branch: Rows, out_idx: Option<&[usize]>, dim: usize) -> Rows {
+    let Some(idx) = out_idx else { return branch };
+    let widened = |row: &Vec<f64>| {
+        let mut out = vec![0.0; dim];
+        idx.iter().zip(row).for_each(|(&channel, &x)| out[channel] = x);
+        out
+    };
+    branch.iter().map(widened).collect()
+}
+
+/// Heads one after the other, from queries, keys and values, each head-major.
+fn attention(spec: &AttentionSpec, qkv: &Rows) -> Rows {
+    let mut out: Rows = vec![Vec::new(); qkv.len()];
+    let qk: usize = spec.qk_dims.iter().sum();
+    let (mut q_at, mut v_at) = (0, 2 * qk);
+    for (&width, &v) in spec.qk_dims.iter().zip(&spec.v_dims) {
+        for (row, out) in qkv.iter().zip(&mut out) {
+            let q = &row[q_at..q_at + width];
+            let logits: Vec<f64> = qkv
+                .iter()
+                .map(|k| spec.scale * dot(q, &k[qk + q_at..][..width]))
+                .collect();
+            let most = logits.iter().copied().fold(f64::MIN, f64::max);
+            let e: Vec<f64> = logits.iter().map(|x| libm::exp(x - most)).collect();
+            let sum: f64 = e.iter().sum();
+            let column = |c: usize| {
+                e.iter()
+                    .zip(qkv)
+                    .map(|(e, row)| e / sum * row[v_at + c])
+                    .sum::<f64>()
+            };
+            out.extend((0..v).map(column));
+        }
+        q_at += width;
+        v_at += v;
+    }
+    out
+}
+
+/// The greatest difference, in relation to the greatest number where that is above 1.
+pub fn distance(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let most = expected.iter().fold(1f64, |most, x| most.max(x.abs()));
+    let differences = found
+        .iter()
+        .zip(expected)
+        .map(|(&found, expected)| (f64::from(found) - expected).abs());
+    // Not `f64::max`, which overlooks NaN.
+    differences.fold(0.0, |most, x| if x <= most { most } else { x }) / most
+}
+
+/// The cosine of the angle between the two.
+pub fn cosine(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
+    dot(&found, expected) / (dot(&found, &found) * dot(expected, expected)).sqrt()
+}

@@ -1,0 +1,301 @@
+//! The engine against plain loops: random models on every instruction set, in every precision, with any number of
+//! threads and images.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::*;
+use vitesse_engine::{Engine, Isa, Options, Output, Precision};
+use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
+use vitesse_model::{ModelSpec, Site, Tensors};
+
+/// What the reference says about `count` images.
+fn expected(spec: &ModelSpec, tensors: &Tensors, images: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let (mut class, mut distillation) = (Vec::new(), Vec::new());
+    for image in images.chunks_exact(spec.input_size().iter().product()) {
+        let result = forward(spec, tensors, image);
+        class.extend(result.class);
+        distillation.extend(result.distillation);
+    }
+    (class, distillation)
+}
+
+fn engine(spec: &ModelSpec, tensors: &Tensors, precision: Precision, isa: Isa, threads: usize) -> Engine {
+    let options = Options {
+        threads,
+        precision,
+        isa: Some(isa),
+    };
+    Engine::new(spec, tensors, "test", options).unwrap()
+}
+
+/// That a model is right in `f32` everywhere, and near in the other precisions.
+fn check(name: &str, spec: &ModelSpec, seed: u64) {
+    let tensors = weights(spec, seed);
+    let count = 1 + seed as usize % 5;
+    let images = images(spec, count, seed);
+    let (class, distillation) = expected(spec, &tensors, &images);
+    let both: Vec<f64> = class.iter().chain(&distillation).copied().collect();
+    for isa in isas() {
+        for threads in 1..=3 {
+            let what = || format!("{name} {isa}, {threads} threads, {count} images: {spec:?}");
+            let engine = engine(spec, &tensors, Precision::F32, isa, threads);
+            let out = engine.run(&images, count).unwrap();
+            let error = distance(&out.class, &class).max(distance(&out.distillation, &distillation));
+            assert!(error <= 1e-4, "{error:e}: {}", what());
+        }
+        let threads = 1 + seed as usize % 3;
+        for (precision, least) in [(Precision::Bf16, 0.99), (Precision::Int8, 0.97)] {
+            let what = || format!("{name} {precision} {isa}, {threads} threads, {count} images: {spec:?}");
+            let engine = engine(spec, &tensors, precision, isa, threads);
+            let Output { class, distillation } = engine.run(&images, count).unwrap();
+            let found: Vec<f32> = class.into_iter().chain(distillation).collect();
+            let cosine = cosine(&found, &both);
+            assert!(cosine > least, "{cosine}: {}", what());
+        }
+    }
+}
+
+#[test]
+fn random_models_agree() {
+    for seed in 0..48 {
+        check("random", &random_spec(&mut rng("specs", seed)), seed);
+    }
+}
+
+fn small() -> VitSpec {
+    VitSpec::plain(24, 4, 48, 2, 3, vec![PrefixToken::Class])
+}
+
+#[test]
+fn each_part_of_a_spec_agrees() {
+    let mut edits: Vec<(&str, Box<dyn FnOnce(&mut VitSpec)>)> = vec![
+        ("plain", Box::new(|_| {})),
+        (
+            "distilled",
+            Box::new(|vit| vit.prefix.push(PrefixToken::Distillation)),
+        ),
+        (
+            "registers",
+            Box::new(|vit| vit.prefix.extend([PrefixToken::Register; 3])),
+        ),
+        (
+            "positions of patches only",
+            Box::new(|vit| vit.embed_prefix = false),
+        ),
+        ("mean", Box::new(|vit| vit.pool = Pool::Avg)),
+        ("mean, then norm", Box::new(|vit| vit.pool = Pool::AvgThenNorm)),
+        (
+            "mean without prefix",
+            Box::new(|vit| {
+                vit.pool = Pool::Avg;
+                vit.prefix.clear();
+            }),
+        ),
+        (
+            "no attention in the last layer",
+            Box::new(|vit| vit.cores[1].attn = None),
+        ),
+        (
+            "no attention in the first layer",
+            Box::new(|vit| vit.cores[0].attn = None),
+        ),
+        (
+            "no attention",
+            Box::new(|vit| vit.cores.iter_mut().for_each(|core| core.attn = None)),
+        ),
+        (
+            "no perceptron",
+            Box::new(|vit| vit.cores.iter_mut().for_each(|core| core.mlp = None)),
+        ),
+        (
+            "nothing in a layer",
+            Box::new(|vit| {
+                vit.cores[1].attn = None;
+                vit.cores[1].mlp = None;
+            }),
+        ),
+        (
+            "no layers",
+            Box::new(|vit| {
+                vit.cores.clear();
+                vit.layers.clear();
+            }),
+        ),
+        (
+            "heads of their own widths",
+            Box::new(|vit| {
+                let attn = vit.cores[0].attn.as_mut().unwrap();
+                (attn.qk_dims, attn.v_dims) = (vec![48, 16, 1], vec![5, 80, 33]);
+            }),
+        ),
+        (
+            "no bias",
+            Box::new(|vit| vit.cores[0].attn.as_mut().unwrap().qkv_bias = false),
+        ),
+        (
+            "some channels written",
+            Box::new(|vit| {
+                vit.cores[0].attn.as_mut().unwrap().out_idx = Some(vec![0, 7, 31, 32, 47]);
+                vit.cores[1].mlp.as_mut().unwrap().out_idx = Some((3..40).collect());
+            }),
+        ),
+        (
+            "shared cores",
+            Box::new(|vit| vit.layers = [0, 1, 0, 0, 1].map(|core| LayerSpec { core }).to_vec()),
+        ),
+        (
+            "a narrow stream",
+            Box::new(|vit| *vit = VitSpec::plain(16, 8, 4, 1, 2, vec![PrefixToken::Class])),
+        ),
+        (
+            "one patch",
+            Box::new(|vit| *vit = VitSpec::plain(8, 8, 32, 2, 2, vec![PrefixToken::Class])),
+        ),
+        (
+            "deep products",
+            Box::new(|vit| vit.cores[0].mlp.as_mut().unwrap().hidden = 600),
+        ),
+    ];
+    for (i, (name, edit)) in edits.drain(..).enumerate() {
+        let mut vit = small();
+        edit(&mut vit);
+        let mut spec = model(vit);
+        check(name, &spec, i as u64);
+        spec.num_classes = 0;
+        check(name, &spec, i as u64 + 1);
+    }
+}
+
+#[test]
+fn an_op_at_every_site_agrees() {
+    for (i, site) in Site::ALL.into_iter().filter(|site| !site.is_map()).enumerate() {
+        for (layer, partial, pool) in [
+            (0, false, Pool::Token),
+            (1, true, Pool::Avg),
+            (1, true, Pool::Token),
+        ] {
+            let mut vit = small();
+            vit.pool = pool;
+            if partial {
+                // A shift after a projection that writes few channels reaches all of them.
+                vit.cores[1].attn.as_mut().unwrap().out_idx = Some(vec![1, 2, 40]);
+                vit.cores[1].mlp.as_mut().unwrap().out_idx = Some(vec![0, 33, 47]);
+            }
+            let layer = site.in_block().then_some(layer);
+            for shift in [true, false] {
+                let kind = OpKind::ScaleShift(ScaleShift { shift });
+                vit.ops.push(OpSpec { site, layer, kind });
+                check(&format!("op at {site}"), &model(vit.clone()), i as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_of_layers_that_share_a_core_are_their_own() {
+    let mut vit = small();
+    vit.layers = [0, 1, 0].map(|core| LayerSpec { core }).to_vec();
+    vit.cores[0].attn.as_mut().unwrap().out_idx = Some((10..30).collect());
+    for (layer, site) in [
+        (0, Site::AttnQkv),
+        (2, Site::AttnQkv),
+        (2, Site::AttnOut),
+        (0, Site::MlpHidden),
+        (1, Site::Mid),
+    ] {
+        let kind = OpKind::ScaleShift(ScaleShift { shift: true });
+        vit.ops.push(OpSpec {
+            site,
+            layer: Some(layer),
+            kind,
+        });
+    }
+    check("shared", &model(vit), 3);
+}
+
+#[test]
+fn neither_threads_nor_the_batch_change_a_result() {
+    let mut vit = VitSpec::plain(
+        32,
+        4,
+        96,
+        4,
+        3,
+        vec![PrefixToken::Class, PrefixToken::Distillation],
+    );
+    vit.in_chans = 2;
+    for pool in [Pool::Token, Pool::Avg] {
+        if pool == Pool::Avg {
+            vit.prefix.pop();
+            vit.pool = pool;
+        }
+        let spec = model(vit.clone());
+        let tensors = weights(&spec, 1);
+        let images = images(&spec, 7, 1);
+        let size = images.len() / 7;
+        for isa in isas() {
+            let single = engine(&spec, &tensors, Precision::F32, isa, 1);
+            let each: Vec<Output> = images
+                .chunks_exact(size)
+                .map(|image| single.run(image, 1).unwrap())
+                .collect();
+            for threads in 1..=4 {
+                let engine = engine(&spec, &tensors, Precision::F32, isa, threads);
+                for count in 0..=7 {
+                    let out = engine.run(&images[..count * size], count).unwrap();
+                    let class: Vec<f64> = each[..count]
+                        .iter()
+                        .flat_map(|out| &out.class)
+                        .map(|&x| x.into())
+                        .collect();
+                    let more = each[..count]
+                        .iter()
+                        .flat_map(|out| &out.distillation)
+                        .map(|&x| x.into());
+                    let error = distance(&out.class, &class)
+                        .max(distance(&out.distillation, &more.collect::<Vec<_>>()));
+                    assert!(
+                        error <= 1e-5,
+                        "{error:e}: {isa}, {threads} threads, {count} images"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_not_finite_leaves_the_others_alone() {
+    // Patches of 6 pixels leave room in their last panel, and heads of 12 in all of theirs.
+    let spec = model(VitSpec::plain(30, 6, 36, 2, 3, vec![PrefixToken::Class]));
+    let tensors = weights(&spec, 5);
+    let clean = images(&spec, 5, 5);
+    let size = clean.len() / 5;
+    for isa in isas() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for threads in 1..=3 {
+                let engine = engine(&spec, &tensors, precision, isa, threads);
+                let expected = engine.run(&clean, 5).unwrap();
+                for bad in [f32::NAN, f32::INFINITY] {
+                    let mut images = clean.clone();
+                    images[size..2 * size].fill(bad);
+                    images[3 * size + 7] = bad;
+                    for _ in 0..2 {
+                        let found = engine.run(&images, 5).unwrap();
+                        for (i, (found, expected)) in found.class.iter().zip(&expected.class).enumerate() {
+                            let what =
+                                || format!("image {} {precision} {isa}, {threads} threads, {bad}", i / 5);
+                            if i / 5 % 2 == 1 {
+                                assert!(!found.is_finite(), "{found}: {}", what());
+                            } else {
+                                assert_eq!(found, expected, "{}", what());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
