@@ -221,6 +221,7 @@ impl Weight for u8 {
             _ => two.iter().map(Range::len).sum(),
         };
         assert!(depths.iter().all(|depth| depth.len() <= COLUMNS));
+        assert!(depths.len() <= 2048, "the sums of more than 65536 products may overflow");
         let mut packed = Packed::<u8>::with(depths.chunks(2).map(counted).collect(), lens(columns));
         let len = packed.depths.len() * 64 * COLUMNS;
         let step = |n: usize| {

@@ -321,6 +321,9 @@ pub fn linear<A: Left, U: Real>(
     });
 }
 
+/// A scale and a shift for each output, in panels.
+type ScaleShift<'a> = (&'a [[f32; 32]], &'a [[f32; 32]]);
+
 /// `out[row] = gelu(a[row]·W·scale + bias)`, then times `after.0` plus `after.1` where that is given.
 ///
 /// # Panics
@@ -330,12 +333,12 @@ pub fn linear_gelu<A: Left, U: Real>(
     a: &A,
     rows: Range<usize>,
     of: Linear<'_, A::Weight>,
-    after: Option<(&[[f32; 32]], &[[f32; 32]])>,
+    after: Option<ScaleShift<'_>>,
     out: &mut Panels<U>,
 ) {
     struct Gelu<'a, W: Element, U: Real> {
         of: Linear<'a, W>,
-        after: Option<(&'a [[f32; 32]], &'a [[f32; 32]])>,
+        after: Option<ScaleShift<'a>>,
         out: &'a mut Panels<U>,
     }
     impl<W: Element, U: Real> Finish for Gelu<'_, W, U> {

@@ -54,16 +54,25 @@ impl Case {
 
     /// The numbers as `T` keeps them.
     fn exact<T: Real>(values: &[f32]) -> Vec<f64> {
-        values.iter().map(|&x| f64::from(T::from_f32(x).to_f32())).collect()
+        values
+            .iter()
+            .map(|&x| f64::from(T::from_f32(x).to_f32()))
+            .collect()
     }
 
     /// The result, and how large the values are that each is a mean of.
     fn reference<T: Real>(&self) -> (Vec<f64>, Vec<f64>) {
-        let (q, k, values) = (Self::exact::<T>(&self.q), Self::exact::<T>(&self.k), Self::exact::<T>(&self.values));
+        let (q, k, values) = (
+            Self::exact::<T>(&self.q),
+            Self::exact::<T>(&self.k),
+            Self::exact::<T>(&self.values),
+        );
         let (mut out, mut sizes) = (Vec::new(), Vec::new());
         for row in self.rows.clone() {
             let q = &q[row * self.qk..][..self.qk];
-            let logits = k.chunks_exact(self.qk).map(|k| q.iter().zip(k).map(|(q, k)| q * k).sum());
+            let logits = k
+                .chunks_exact(self.qk)
+                .map(|k| q.iter().zip(k).map(|(q, k)| q * k).sum());
             let logits: Vec<f64> = logits.collect();
             let most = logits.iter().copied().fold(f64::MIN, f64::max);
             let e: Vec<f64> = logits.iter().map(|x| libm::exp(x - most)).collect();
@@ -78,14 +87,20 @@ impl Case {
     }
 
     /// `room` and `packed` hold what other cases left there.
-    fn run<T: Real>(&self, isa: Isa, room: &mut Attention<T>, packed: &mut [(Packed<T>, Packed<T>)]) -> Vec<f32> {
+    fn run<T: Real>(
+        &self,
+        isa: Isa,
+        room: &mut Attention<T>,
+        packed: &mut [(Packed<T>, Packed<T>)],
+    ) -> Vec<f32> {
         let [before_qk, before_v] = self.before;
         let (first, to) = (before_qk.div_ceil(32), before_v.div_ceil(32));
         // Queries lie behind those of another head; where their panels end there are zeros.
         let after = |values: &[f32], width: usize, before: usize, tokens: Range<usize>| -> Vec<f32> {
             let other = std::iter::repeat_n(9.0, before);
             let rows = tokens.map(|token| &values[token * width..(token + 1) * width]);
-            rows.flat_map(|row| other.clone().chain(row.iter().copied())).collect()
+            rows.flat_map(|row| other.clone().chain(row.iter().copied()))
+                .collect()
         };
         let q = panels::<T>(
             &after(&self.q, self.qk, before_qk, 0..self.tokens),
@@ -108,12 +123,19 @@ impl Case {
         let mut out = Panels::<T>::zeros(self.rows.len(), to + self.v.div_ceil(32));
         room.head(isa, &q, first, self.rows.clone(), &segments, &mut out, to);
         let at = |row, channel| out.at(row, to * 32 + channel).to_f32();
-        (0..self.rows.len()).flat_map(|row| (0..self.v).map(move |channel| at(row, channel))).collect()
+        (0..self.rows.len())
+            .flat_map(|row| (0..self.v).map(move |channel| at(row, channel)))
+            .collect()
     }
 }
 
 fn room<T: Real>() -> (Attention<T>, Vec<(Packed<T>, Packed<T>)>) {
-    (Attention::new(1), (0..3).map(|_| (Packed::zeros(0, 0), Packed::zeros(0, 0))).collect())
+    (
+        Attention::new(1),
+        (0..3)
+            .map(|_| (Packed::zeros(0, 0), Packed::zeros(0, 0)))
+            .collect(),
+    )
 }
 
 /// `error` is that of the result in relation to the values' size.
@@ -127,8 +149,17 @@ fn check<T: Real>(error: f64, count: u64) {
             assert_eq!(found.len(), expected.len());
             for (at, ((&found, &value), size)) in found.iter().zip(&expected).zip(&sizes).enumerate() {
                 assert_near(found, value, error * (size + 1e-2), &|| {
-                    let Case { tokens, segments, qk, v, rows, .. } = &case;
-                    format!("{isa} case {i}: {at} of {rows:?}, {tokens} tokens in {segments:?}, widths {qk}, {v}")
+                    let Case {
+                        tokens,
+                        segments,
+                        qk,
+                        v,
+                        rows,
+                        ..
+                    } = &case;
+                    format!(
+                        "{isa} case {i}: {at} of {rows:?}, {tokens} tokens in {segments:?}, widths {qk}, {v}"
+                    )
                 });
             }
         }
@@ -203,7 +234,12 @@ fn contained<T: Real>() {
             case.run(isa, &mut attention, &mut packed);
             let mut next = Case::random(&mut rng("contained", 4));
             next.rows = 0..next.tokens;
-            assert!(next.run(isa, &mut attention, &mut packed).iter().all(|x| x.is_finite()), "{isa} {bad}");
+            assert!(
+                next.run(isa, &mut attention, &mut packed)
+                    .iter()
+                    .all(|x| x.is_finite()),
+                "{isa} {bad}"
+            );
         }
     }
 }
@@ -231,21 +267,45 @@ fn shapes_that_do_not_fit_are_refused() {
         let mut out = Panels::<f32>::zeros(rows_out, 1);
         Attention::new(1).head(isa, q, first, rows, segments, &mut out, to);
     };
-    let one = |i: usize| (i == 0).then_some(Segment { keys: &keys, values: &values });
+    let one = |i: usize| {
+        (i == 0).then_some(Segment {
+            keys: &keys,
+            values: &values,
+        })
+    };
     run(&q, 0, 0..10, &one, 10, 0);
     refused("no keys", || run(&q, 0, 0..10, &|_| None, 10, 0));
     refused("rows past the last", || run(&q, 0, 0..11, &one, 11, 0));
     refused("too few rows in the result", || run(&q, 0, 0..10, &one, 9, 0));
     refused("queries past the last", || run(&q, 1, 0..10, &one, 10, 0));
     refused("result past the last panel", || run(&q, 0, 0..10, &one, 10, 1));
-    let unlike = |i: usize| (i == 0).then_some(Segment { keys: &keys, values: &short_values });
-    refused("keys and values of different tokens", || run(&q, 0, 0..10, &unlike, 10, 0));
+    let unlike = |i: usize| {
+        (i == 0).then_some(Segment {
+            keys: &keys,
+            values: &short_values,
+        })
+    };
+    refused("keys and values of different tokens", || {
+        run(&q, 0, 0..10, &unlike, 10, 0)
+    });
     let unequal = |i: usize| match i {
-        0 => Some(Segment { keys: &keys, values: &values }),
-        1 => Some(Segment { keys: &short_keys, values: &values }),
+        0 => Some(Segment {
+            keys: &keys,
+            values: &values,
+        }),
+        1 => Some(Segment {
+            keys: &short_keys,
+            values: &values,
+        }),
         _ => None,
     };
-    refused("segments of different widths", || run(&q, 0, 0..10, &unequal, 10, 0));
-    refused("keys past the last panel", || f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0)));
-    refused("values past the last panel", || f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0)));
+    refused("segments of different widths", || {
+        run(&q, 0, 0..10, &unequal, 10, 0)
+    });
+    refused("keys past the last panel", || {
+        f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0))
+    });
+    refused("values past the last panel", || {
+        f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0))
+    });
 }

@@ -30,7 +30,10 @@ fn work_may_borrow_and_its_writes_are_seen() {
     for run in 0..200usize {
         let parts: Vec<Mutex<Vec<usize>>> = (0..3).map(|_| Mutex::new(Vec::new())).collect();
         pool.run(&|index| parts[index].lock().unwrap().extend(0..run + index));
-        let lens: Vec<usize> = parts.into_iter().map(|part| part.into_inner().unwrap().len()).collect();
+        let lens: Vec<usize> = parts
+            .into_iter()
+            .map(|part| part.into_inner().unwrap().len())
+            .collect();
         assert_eq!(lens, [run, run + 1, run + 2]);
     }
 }
@@ -49,7 +52,10 @@ fn a_panic_comes_out_and_the_pool_works_afterwards() {
             }));
             let panic = result.unwrap_err();
             let text = panic.downcast_ref::<String>().unwrap();
-            assert!(text.contains("fails") && (who == usize::MAX || text.contains(&who.to_string())), "{text}");
+            assert!(
+                text.contains("fails") && (who == usize::MAX || text.contains(&who.to_string())),
+                "{text}"
+            );
             // The others were not left behind.
             assert_eq!(done.load(Ordering::Relaxed), threads);
             let calls = AtomicUsize::new(0);
@@ -74,7 +80,10 @@ fn nobody_passes_a_barrier_before_all_have_come() {
                     barrier.wait();
                     let seen = rounds.load(Ordering::Relaxed);
                     let least = (run * 50 + round) * threads;
-                    assert!((least..=least + threads).contains(&seen), "{seen} in round {round} of {threads}");
+                    assert!(
+                        (least..=least + threads).contains(&seen),
+                        "{seen} in round {round} of {threads}"
+                    );
                     barrier.wait();
                 }
             });

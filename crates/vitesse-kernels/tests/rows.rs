@@ -17,7 +17,12 @@ fn norms<U: Real>(error: f64) {
         let (gain, bias) = (normals(&mut rng, dim), normals(&mut rng, dim));
         let columns = plain(dim);
         let (gain_rows, bias_rows) = (row_of(&gain, &columns), row_of(&bias, &columns));
-        let norm = Norm { gain: &gain_rows, bias: &bias_rows, eps: 1e-6, dim };
+        let norm = Norm {
+            gain: &gain_rows,
+            bias: &bias_rows,
+            eps: 1e-6,
+            dim,
+        };
         // What is past the last channel must count for nothing.
         let from = panels::<f32>(&x, all, &columns, 100.0);
         for isa in isas() {
@@ -34,7 +39,12 @@ fn norms<U: Real>(error: f64) {
                     // One channel alone is its own mean: what is left of it is rounding, and the epsilon makes it large.
                     let few = if dim < 4 { 1e-3 } else { 1e-5 };
                     let what = || format!("{isa} row {row} channel {n} of {dim}");
-                    assert_near(out.at(to, n).to_f32(), value, few * (size + 0.1) + error * value.abs(), &what);
+                    assert_near(
+                        out.at(to, n).to_f32(),
+                        value,
+                        few * (size + 0.1) + error * value.abs(),
+                        &what,
+                    );
                 }
                 (dim..columns.len() * 32).for_each(|n| assert_eq!(out.at(to, n).to_f32(), 0.0, "{isa}"));
             }
@@ -56,7 +66,18 @@ fn layer_norm_keeps_what_is_not_finite_in_its_row() {
         x.set(3, 40, f32::INFINITY);
         let ones = vec![[1.0; 32]; 2];
         let mut out = Panels::<f32>::zeros(5, 2);
-        layer_norm(isa, &x, 0..5, Norm { gain: &ones, bias: &ones, eps: 1e-6, dim: 50 }, &mut out);
+        layer_norm(
+            isa,
+            &x,
+            0..5,
+            Norm {
+                gain: &ones,
+                bias: &ones,
+                eps: 1e-6,
+                dim: 50,
+            },
+            &mut out,
+        );
         for row in 0..5 {
             let finite = (0..50).all(|n| out.at(row, n).is_finite());
             assert_eq!(finite, row % 2 == 0, "{isa} row {row}");
@@ -84,7 +105,10 @@ fn rounded<U: Real>() {
                 let half = most / 254.0;
                 for n in 0..dim {
                     let (x, found) = (from.at(row, n).to_f32(), out.at(to, n));
-                    assert!((x - found).abs() <= half * 1.0001, "{isa}: {found} for {x}, greatest {most}");
+                    assert!(
+                        (x - found).abs() <= half * 1.0001,
+                        "{isa}: {found} for {x}, greatest {most}"
+                    );
                     bits.push(found.to_bits());
                 }
             }
@@ -127,11 +151,20 @@ fn scale_and_shift_are_applied_to_every_row() {
     for i in 0..10 {
         let mut rng = rng("scale", i);
         let (rows, dim) = (rng.below(9), between(&mut rng, 1, 100));
-        let (x, scale, shift) = (normals(&mut rng, rows * dim), normals(&mut rng, dim), normals(&mut rng, dim));
+        let (x, scale, shift) = (
+            normals(&mut rng, rows * dim),
+            normals(&mut rng, dim),
+            normals(&mut rng, dim),
+        );
         for isa in isas() {
             let columns = plain(dim);
             let mut out = panels::<f32>(&x, rows, &columns, 0.0);
-            scale_shift(isa, &mut out, &row_of(&scale, &columns), &row_of(&shift, &columns));
+            scale_shift(
+                isa,
+                &mut out,
+                &row_of(&scale, &columns),
+                &row_of(&shift, &columns),
+            );
             for (at, &x) in x.iter().enumerate() {
                 let (row, n) = (at / dim, at % dim);
                 let value = f64::from(x) * f64::from(scale[n]) + f64::from(shift[n]);
@@ -143,8 +176,14 @@ fn scale_and_shift_are_applied_to_every_row() {
 
 #[test]
 fn patches_hold_their_pixels_wherever_the_image_begins() {
-    for (channels, side, grid) in [(3, 16, [2, 3]), (3, 8, [4, 2]), (3, 4, [3, 3]), (1, 14, [2, 2]), (2, 5, [3, 2]), (3, 32, [1, 2])]
-    {
+    for (channels, side, grid) in [
+        (3, 16, [2, 3]),
+        (3, 8, [4, 2]),
+        (3, 4, [3, 3]),
+        (1, 14, [2, 2]),
+        (2, 5, [3, 2]),
+        (3, 32, [1, 2]),
+    ] {
         let [height, width] = [grid[0] * side, grid[1] * side];
         let size = channels * height * width;
         let columns = channels * side * side;
@@ -158,15 +197,37 @@ fn patches_hold_their_pixels_wherever_the_image_begins() {
                     (0..out.panels() * 32).for_each(|n| out.set(row, n, f32::NAN));
                 }
                 let mut half = Panels::<Bf16>::zeros(range.len(), columns.div_ceil(32));
-                patches(isa, image, [channels, height, width], side, range.clone(), &mut out);
-                patches(isa, image, [channels, height, width], side, range.clone(), &mut half);
+                patches(
+                    isa,
+                    image,
+                    [channels, height, width],
+                    side,
+                    range.clone(),
+                    &mut out,
+                );
+                patches(
+                    isa,
+                    image,
+                    [channels, height, width],
+                    side,
+                    range.clone(),
+                    &mut half,
+                );
                 for (row, patch) in range.enumerate() {
                     for n in 0..columns {
                         let (channel, y, x) = (n / side / side, n / side % side, n % side);
                         let (y, x) = (patch / grid[1] * side + y, patch % grid[1] * side + x);
                         let pixel = image[(channel * height + y) * width + x];
-                        assert_eq!(out.at(row, n), pixel, "{isa} side {side} patch {patch} column {n}");
-                        assert_eq!(half.at(row, n), Bf16::from_f32(pixel), "{isa} side {side} patch {patch} column {n}");
+                        assert_eq!(
+                            out.at(row, n),
+                            pixel,
+                            "{isa} side {side} patch {patch} column {n}"
+                        );
+                        assert_eq!(
+                            half.at(row, n),
+                            Bf16::from_f32(pixel),
+                            "{isa} side {side} patch {patch} column {n}"
+                        );
                     }
                     // Zeros, whatever was there: NaN would go on through weights of zero.
                     (columns..out.panels() * 32).for_each(|n| assert_eq!(out.at(row, n), 0.0, "{isa}"));
@@ -178,11 +239,25 @@ fn patches_hold_their_pixels_wherever_the_image_begins() {
 
 #[test]
 fn bf16_is_rounded_the_same_way_on_every_instruction_set() {
-    let edges = [0.0, -0.0, 1.0, -1.0, 1.003_906_2, 1.011_718_8, f32::MAX, f32::MIN_POSITIVE, f32::INFINITY, f32::NEG_INFINITY];
+    let edges = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        1.003_906_2,
+        1.011_718_8,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+    ];
     let mut random = rng("bf16", 0);
     let bits = (0..4096 - edges.len()).map(|_| f32::from_bits(random.next_u64() as u32));
     // Numbers smaller than normal ones are left out: the instruction takes them for zero.
-    let values: Vec<f32> = edges.into_iter().chain(bits.filter(|x| !x.is_subnormal())).collect();
+    let values: Vec<f32> = edges
+        .into_iter()
+        .chain(bits.filter(|x| !x.is_subnormal()))
+        .collect();
     for isa in isas() {
         for values in values.chunks_exact(16) {
             // A patch of one line is what goes through a vector's rounding unchanged.
@@ -195,7 +270,9 @@ fn bf16_is_rounded_the_same_way_on_every_instruction_set() {
                     assert!(found.to_f32().is_nan() && expected.to_f32().is_nan(), "{isa}");
                 } else {
                     assert_eq!(found, expected, "{isa} {x}");
-                    assert!((expected.to_f32() - x).abs() <= x.abs() / 256.0 || !expected.to_f32().is_finite());
+                    assert!(
+                        (expected.to_f32() - x).abs() <= x.abs() / 256.0 || !expected.to_f32().is_finite()
+                    );
                 }
             }
         }
@@ -209,7 +286,18 @@ fn shapes_that_do_not_fit_are_refused() {
         let two = [[0.0; 32]; 2];
         let norm = |dim, rows: std::ops::Range<usize>, gain: &[[f32; 32]], out: (usize, usize)| {
             let mut out = Panels::<f32>::zeros(out.0, out.1);
-            layer_norm(isa, &x, rows, Norm { gain, bias: &two, eps: 1e-6, dim }, &mut out);
+            layer_norm(
+                isa,
+                &x,
+                rows,
+                Norm {
+                    gain,
+                    bias: &two,
+                    eps: 1e-6,
+                    dim,
+                },
+                &mut out,
+            );
         };
         norm(64, 0..4, &two, (4, 2));
         refused("norm: dim", || norm(65, 0..4, &two, (4, 3)));
@@ -217,14 +305,31 @@ fn shapes_that_do_not_fit_are_refused() {
         refused("norm: rows", || norm(64, 1..5, &two, (4, 2)));
         refused("norm: result's rows", || norm(64, 0..4, &two, (3, 2)));
         refused("norm: result's panels", || norm(64, 0..4, &two, (4, 1)));
-        refused("quantize: rows", || quantize(isa, &x, 1..5, &mut Quantized::zeros(4, 1)));
-        refused("quantize: result's rows", || quantize(isa, &x, 0..4, &mut Quantized::zeros(3, 1)));
-        refused("quantize: result's panels", || quantize(isa, &x, 0..4, &mut Quantized::zeros(4, 0)));
-        refused("scale: panels", || scale_shift(isa, &mut x.clone(), &[[0.0; 32]; 3], &[[0.0; 32]; 3]));
-        refused("scale: shift", || scale_shift(isa, &mut x.clone(), &two, &two[..1]));
+        refused("quantize: rows", || {
+            quantize(isa, &x, 1..5, &mut Quantized::zeros(4, 1))
+        });
+        refused("quantize: result's rows", || {
+            quantize(isa, &x, 0..4, &mut Quantized::zeros(3, 1))
+        });
+        refused("quantize: result's panels", || {
+            quantize(isa, &x, 0..4, &mut Quantized::zeros(4, 0))
+        });
+        refused("scale: panels", || {
+            scale_shift(isa, &mut x.clone(), &[[0.0; 32]; 3], &[[0.0; 32]; 3])
+        });
+        refused("scale: shift", || {
+            scale_shift(isa, &mut x.clone(), &two, &two[..1])
+        });
         let image = vec![0.0; 3 * 16 * 16];
         let cut = |image: &[f32], side, range, out: (usize, usize)| {
-            patches(isa, image, [3, 16, 16], side, range, &mut Panels::<f32>::zeros(out.0, out.1));
+            patches(
+                isa,
+                image,
+                [3, 16, 16],
+                side,
+                range,
+                &mut Panels::<f32>::zeros(out.0, out.1),
+            );
         };
         cut(&image, 8, 0..4, (4, 6));
         refused("patches: image", || cut(&image[1..], 8, 0..4, (4, 6)));

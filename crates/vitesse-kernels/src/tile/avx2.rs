@@ -3,6 +3,9 @@
 //! There are no products of bf16, so both of a pair are widened by a shift and a mask; nor exact ones of bytes, so
 //! those are widened to 16 bits and multiplied in pairs.
 
+// Rows are counted, not iterated: each count is a register.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use super::{Operands, Scratch, Tile, by_rows};

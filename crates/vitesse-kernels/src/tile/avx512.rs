@@ -2,6 +2,9 @@
 //!
 //! Twelve rows of two vectors are 24 of the 32 registers. Without bf16 or byte products the same is done as in AVX2.
 
+// Rows are counted, not iterated: each count is a register.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use super::{Operands, Scratch, Tile, by_rows};
@@ -19,9 +22,9 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
         // SAFETY: reads were checked, writes stay below `of.rows`; the processor has the instructions.
         unsafe {
             if of.half {
-                by_rows!(of.rows, f32_rows::<_, 1>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12])
+                by_rows!(of.rows, f32_rows::<_, 1>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12]);
             } else {
-                by_rows!(of.rows, f32_rows::<_, 2>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12])
+                by_rows!(of.rows, f32_rows::<_, 2>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12]);
             }
         }
     }

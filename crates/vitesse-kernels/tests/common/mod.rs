@@ -41,7 +41,8 @@ pub fn widths(rng: &mut Rng, total: usize) -> Vec<usize> {
 /// Where each column lies: its panel and its place there.
 pub fn places(columns: &[Range<usize>]) -> Vec<(usize, usize)> {
     let each = columns.iter().enumerate();
-    each.flat_map(|(panel, columns)| (0..columns.len()).map(move |lane| (panel, lane))).collect()
+    each.flat_map(|(panel, columns)| (0..columns.len()).map(move |lane| (panel, lane)))
+        .collect()
 }
 
 /// `values` `[rows, columns]` in panels; what is past the last column of a panel is `padding`.
@@ -75,7 +76,9 @@ pub fn plain(columns: usize) -> Vec<Range<usize>> {
 
 /// All elements that count, and then all of the padding.
 pub fn bits(x: &Panels<f32>) -> Vec<u32> {
-    (0..x.rows()).flat_map(|row| (0..x.panels() * 32).map(move |at| x.at(row, at).to_bits())).collect()
+    (0..x.rows())
+        .flat_map(|row| (0..x.panels() * 32).map(move |at| x.at(row, at).to_bits()))
+        .collect()
 }
 
 /// That `found` is `expected` within `tolerance`, and not finite where that is not.
@@ -83,7 +86,11 @@ pub fn bits(x: &Panels<f32>) -> Vec<u32> {
 pub fn assert_near(found: f32, expected: f64, tolerance: f64, what: &dyn Fn() -> String) {
     if expected.is_finite() {
         let error = (f64::from(found) - expected).abs();
-        assert!(error <= tolerance, "{}: {found} for {expected}, allowed {tolerance:e}", what());
+        assert!(
+            error <= tolerance,
+            "{}: {found} for {expected}, allowed {tolerance:e}",
+            what()
+        );
     } else {
         assert!(!found.is_finite(), "{}: {found} for {expected}", what());
     }
