@@ -270,7 +270,20 @@ fn doctor_measures_this_machine() {
     assert_eq!(peaks.len(), 2);
     for peak in peaks {
         assert!(peak["memory_bytes_per_second"].as_f64().unwrap() > 1e8, "{peak}");
-        assert!(peak["f32_flops"].as_f64().unwrap() > 1e8, "{peak}");
+        for key in ["f32_flops", "bf16_flops", "int8_ops"] {
+            assert!(peak[key].as_f64().unwrap() > 1e8, "{peak}");
+        }
     }
     assert!(!found["advice"].as_str().unwrap().is_empty());
+    assert!(found["isa"].is_string());
+}
+
+#[test]
+fn a_lower_instruction_set_can_be_forced_and_an_unknown_one_is_refused() {
+    let place = Place::new();
+    let forced = place.run_with("doctor --threads 1 --json", &[("VITESSE_ISA", "scalar")]);
+    let found = forced.ended(0).json();
+    assert_eq!(found["isa"], "scalar");
+    let refused = place.run_with("doctor --threads 1", &[("VITESSE_ISA", "mmx")]);
+    refused.ended(2).says(&["unknown instruction set `mmx`", "avx512-bf16"]);
 }

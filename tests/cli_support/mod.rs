@@ -33,10 +33,20 @@ impl Place {
         self.run_into(args, Stdio::piped())
     }
 
+    /// As [`Place::run`], with environment variables besides.
+    pub(crate) fn run_with(&self, args: &str, variables: &[(&str, &str)]) -> Ran {
+        self.start(args, variables, Stdio::piped())
+    }
+
     /// As [`Place::run`], with standard output going elsewhere.
     pub(crate) fn run_into(&self, args: &str, stdout: Stdio) -> Ran {
+        self.start(args, &[], stdout)
+    }
+
+    fn start(&self, args: &str, variables: &[(&str, &str)], stdout: Stdio) -> Ran {
         let child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
             .args(args.split_whitespace())
+            .envs(variables.iter().copied())
             .current_dir(self.0.path())
             .stdin(Stdio::null())
             .stdout(stdout)

@@ -24,10 +24,10 @@ pub enum Arithmetic {
     Int8,
 }
 
-/// How long one trial should take: long enough for a clock, short enough that another program seldom comes between.
-const TRIAL: Duration = Duration::from_millis(8);
+/// How long one trial should take: long enough for a clock, shorter than the time for which the system gives a core away.
+const TRIAL: Duration = Duration::from_millis(1);
 /// How many trials there are. The fastest counts, because everything else that happens only slows it down.
-const TRIALS: usize = 12;
+const TRIALS: usize = 80;
 /// Steps between two looks at the clock.
 const STEPS: u64 = 4096;
 /// Independent sums: twice as many as two units with a latency of four cycles need, as far as registers go.

@@ -1,28 +1,28 @@
 //! `doctor`: what this machine offers, and how fast its memory and its arithmetic are.
 
 mod bandwidth;
-#[cfg(feature = "train")]
-mod gemm;
 pub(in crate::cli) mod machine;
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
 use serde::Serialize;
+use vitesse::engine::Isa;
 use vitesse::report::{Table, format, right};
+use vitesse_kernels::{Arithmetic, peak};
 
 use super::Console;
 use super::args::{positive, start_threads};
-use super::failure::Result;
+use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
 use machine::Machine;
 
 /// Tell what this machine offers: cores, memory, instruction sets, measured peaks
 ///
 /// Two peaks bound everything a model can do: how many bytes a second come out of memory (a triad, `a = b + s·c`, over
-/// arrays larger than the caches) and how many multiply-adds a second the cores do (products of 1024 x 1024 matrices in
-/// f32). Each is measured with one thread and with more. Takes a few seconds; other programs running meanwhile make it
-/// worse.
+/// arrays larger than the caches) and how many multiply-adds a second the cores do in registers, in each number format of
+/// the engine. Each is measured with one thread and with more. Takes a few seconds; other programs running meanwhile make
+/// it worse. VITESSE_ISA=avx2 (or scalar, avx512, avx512-vnni, avx512-bf16, amx) makes the engine use less than there is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,7 +45,10 @@ impl Args {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    backend: Option<String>,
+    /// What can run a model: the engine, and in a build that trains, the network's backend.
+    backends: Vec<&'static str>,
+    /// The instructions that the engine uses.
+    isa: &'static str,
     machine: Machine,
     /// With one thread, then with more.
     peaks: Vec<Peak>,
@@ -57,24 +60,35 @@ struct Report {
 struct Peak {
     threads: usize,
     memory_bytes_per_second: f64,
-    f32_flops: Option<f64>,
+    /// Operations a second, a multiply-add being two.
+    f32_flops: f64,
+    bf16_flops: f64,
+    int8_ops: f64,
 }
 
 fn examine(threads: usize, console: &Console) -> Result<Report> {
     let machine = Machine::look();
+    let isa = Isa::choose().map_err(Failure::usage)?;
     let mut peaks = Vec::new();
     for threads in powers_of_two_up_to(threads) {
         console.check()?;
+        let measured = |arithmetic| {
+            peak(isa, arithmetic, threads)
+                .map_err(|error| Failure::new("E_THREADS", format!("cannot start {threads} threads: {error}")))
+        };
         peaks.push(Peak {
             threads,
             memory_bytes_per_second: bandwidth::measure(threads, &machine),
-            f32_flops: f32_flops(threads)?,
+            f32_flops: measured(Arithmetic::F32)?,
+            bf16_flops: measured(Arithmetic::Bf16)?,
+            int8_ops: measured(Arithmetic::Int8)?,
         });
     }
-    let advice = advice(&machine, &peaks);
+    let advice = advice(&machine, isa, &peaks);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
-        backend: backend(),
+        backends: backends(),
+        isa: isa.name(),
         machine,
         peaks,
         advice,
@@ -90,32 +104,29 @@ fn powers_of_two_up_to(threads: usize) -> Vec<usize> {
     counts
 }
 
-#[cfg(feature = "train")]
-fn f32_flops(threads: usize) -> Result<Option<f64>> {
-    gemm::measure(threads).map(Some)
-}
-
-#[cfg(not(feature = "train"))]
-fn f32_flops(_: usize) -> Result<Option<f64>> {
-    Ok(None)
-}
-
-/// What does the arithmetic.
-fn backend() -> Option<String> {
-    cfg!(feature = "train").then(|| "Burn 0.22.1, flex (CPU), f32".to_owned())
+fn backends() -> Vec<&'static str> {
+    let mut all = vec!["vitesse"];
+    if cfg!(feature = "train") {
+        all.push("burn 0.22.1, flex");
+    }
+    all
 }
 
 /// The one thing to know about this machine.
-fn advice(machine: &Machine, peaks: &[Peak]) -> String {
+fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
     if machine.lacks_simd() {
         return "the processor has none of the vector instructions that make models fast (AVX2 with FMA, or NEON): \
                 expect a tenth of the usual speed"
             .to_owned();
     }
+    let highest = Isa::detect();
+    if isa < highest {
+        return format!("VITESSE_ISA holds the engine at `{isa}`; this processor has `{highest}`");
+    }
     let (Some(one), Some(all)) = (peaks.first(), peaks.last()) else {
         return String::new();
     };
-    let fastest = |peak: &&Peak| peak.f32_flops.unwrap_or(peak.memory_bytes_per_second);
+    let fastest = |peak: &&Peak| peak.f32_flops;
     let best = peaks
         .iter()
         .max_by(|a, b| fastest(a).total_cmp(&fastest(b)))
@@ -133,11 +144,14 @@ fn advice(machine: &Machine, peaks: &[Peak]) -> String {
             all.threads
         );
     }
-    format!(
-        "the default of {} thread{} suits this machine",
-        all.threads,
-        if all.threads == 1 { "" } else { "s" }
-    )
+    let slow = match isa {
+        Isa::Scalar | Isa::Avx2 => "; bf16 and int8 have no instructions here and save memory, not time",
+        Isa::Avx512 => "; bf16 and int8 have no instructions of their own here and gain little",
+        Isa::Avx512Vnni => "; bf16 has no instructions here, int8 has",
+        Isa::Avx512Bf16 | Isa::Amx => "",
+    };
+    let plural = if all.threads == 1 { "" } else { "s" };
+    format!("the default of {} thread{plural} suits this machine{slow}", all.threads)
 }
 
 impl fmt::Display for Report {
@@ -146,12 +160,8 @@ impl fmt::Display for Report {
         let unknown = || "not known".to_owned();
         let mut rows = vec![
             ("vitesse", self.version.to_owned()),
-            (
-                "arithmetic",
-                self.backend
-                    .clone()
-                    .unwrap_or_else(|| "none in this build".to_owned()),
-            ),
+            ("computes with", self.backends.join(", ")),
+            ("engine uses", self.isa.to_owned()),
             ("system", format!("{} {}", machine.os, machine.arch)),
             ("processor", machine.processor.clone().unwrap_or_else(unknown)),
             ("cores", machine.cores.to_string()),
@@ -167,13 +177,20 @@ impl fmt::Display for Report {
         ];
         rows.push(("instructions", machine.instructions.join(" ")));
         f.write_str(&pairs(rows))?;
-        let mut table = Table::new([right("threads"), right("memory"), right("f32 arithmetic")]);
+        let mut table = Table::new([
+            right("threads"),
+            right("memory"),
+            right("f32"),
+            right("bf16"),
+            right("int8"),
+        ]);
         for peak in &self.peaks {
             table.push([
                 peak.threads.to_string(),
                 format::si(peak.memory_bytes_per_second, "B/s"),
-                peak.f32_flops
-                    .map_or_else(|| format::MISSING.to_owned(), |flops| format::si(flops, "FLOP/s")),
+                format::si(peak.f32_flops, "FLOP/s"),
+                format::si(peak.bf16_flops, "FLOP/s"),
+                format::si(peak.int8_ops, "OP/s"),
             ]);
         }
         write!(f, "\n{table}\n{}\n", capitalised(&self.advice))
