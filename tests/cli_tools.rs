@@ -192,6 +192,7 @@ fn data_is_counted_listed_drawn_and_checked() {
     let splits: Vec<&str> = parts.iter().map(|part| part["split"].as_str().unwrap()).collect();
     assert_eq!(splits, ["train", "validation", "test"]);
     assert_eq!(info["classes"].as_array().unwrap().len(), 9);
+    assert_eq!(info["form"], "drawn by the program");
 
     let drawn = place
         .run("data draw shapes:location -o drawn --count 45")
@@ -207,7 +208,10 @@ fn data_is_counted_listed_drawn_and_checked() {
 
     let info = place.run("data info --data drawn").ended(0).stdout;
     assert!(
-        info.contains("45 images") && info.contains("32 x 32 pixels") && info.contains("top left"),
+        info.contains("form           a list")
+            && info.contains("45 images")
+            && info.contains("32 x 32 pixels")
+            && info.contains("top left"),
         "{info}"
     );
     let list = place.run("data list --data drawn").ended(0).stdout;
@@ -260,6 +264,7 @@ fn data_info_says_what_is_held_back() {
     let whole = place.run("data info --data set/test --json").ended(0).json();
     assert_eq!(whole["parts"][0]["split"], "all");
     assert_eq!(whole["parts"][0]["images"], 6);
+    assert_eq!(whole["form"], "class folders");
 }
 
 #[test]

@@ -44,6 +44,8 @@ fn a_run_reports_what_it_came_to() {
         assert!(found["test"][key].is_number(), "`{key}` in {found}");
     }
     assert_eq!(found["test"]["split"], "test");
+    let kept = std::fs::read_to_string(place.path("run/test.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), found["test"]);
     let best = found["best"]["epoch"].as_u64().unwrap();
     assert!(best < 3);
 
@@ -62,7 +64,7 @@ fn a_run_reports_what_it_came_to() {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
     // What is saved is the effective recipe, and repeats the run.
-    place.run("train --recipe run/recipe.toml -o again").ended(0);
+    place.run("train --recipe run/recipe.toml -j 3 -o again").ended(0);
     for file in ["final/model.safetensors", "best/config.json"] {
         let read = |run: &str| std::fs::read(place.path(run).join(file)).unwrap();
         assert!(read("run") == read("again"), "{file}");
@@ -296,4 +298,55 @@ fn a_diverging_run_says_where() {
         "the batch was shapes-train[",
     ]);
     assert_eq!(ran.json()["error"]["code"], "E_DIVERGED");
+}
+
+#[test]
+fn a_study_compares_its_arms() {
+    let place = place();
+    let study = r#"
+name = "With and without a token"
+seeds = [1, 2]
+budget_hours = 1.0
+test = "shapes"
+[base]
+preset = "small"
+[base.model]
+name = "deit_nano_patch8_32"
+[base.data]
+path = "shapes"
+limit = 32
+val_fraction = 0.0
+validation_limit = 16
+[base.train]
+epochs = 1
+batch_size = 16
+[base.schedule]
+warmup_epochs = 0
+[first.teacher.model]
+name = "regnety_nano_32"
+[[arm]]
+name = "none"
+[[arm]]
+name = "token"
+[arm.set.model]
+name = "deit_nano_distilled_patch8_32"
+[arm.set.distill]
+teacher = "@teacher"
+"#;
+    place.write("study.toml", study);
+    let ran = place.run("train --sweep study.toml -o study").ended(0);
+    ran.says(&["run: 1 of 5: teacher, seed 1", "tested: token, seed 2"]);
+    for part in [
+        "With and without a token",
+        "teacher ",
+        "distillation head %",
+        "cosine of the two tokens",
+        "after block 3",
+    ] {
+        assert!(ran.stdout.contains(part), "`{part}` is not in: {}", ran.stdout);
+    }
+    // What is finished is kept, and said again.
+    let again = place.run("train --sweep study.toml -o study").ended(0);
+    assert_eq!(again.stdout, ran.stdout);
+    assert!(!again.stderr.contains("epoch:"), "{}", again.stderr);
 }

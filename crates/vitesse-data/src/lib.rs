@@ -60,7 +60,7 @@ mod testing;
 pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
 };
-pub use dataset::{DataSet, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, open};
+pub use dataset::{DataSet, Fragile, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form, open};
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};
 pub use image::Image;

@@ -191,11 +191,20 @@ impl Loader {
     /// # Errors
     /// [`Error::Io`] when the system gives no thread.
     pub fn epoch(&self, epoch: u64) -> Result<Batches> {
+        self.rest_of_epoch(epoch, 0)
+    }
+
+    /// One epoch without its first `skipped` batches, of which nothing is read.
+    ///
+    /// # Errors
+    /// As [`Loader::epoch`].
+    pub fn rest_of_epoch(&self, epoch: u64, skipped: usize) -> Result<Batches> {
         let mut visits = self.visits(epoch)?;
         let size = self.options.batch_size;
         if self.options.drop_last {
             visits.truncate(visits.len() / size * size);
         }
+        visits.drain(..skipped.saturating_mul(size).min(visits.len()));
         let workers = match self.options.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -552,6 +561,30 @@ mod tests {
 
     fn all(data: &DataSet, options: LoaderOptions, epoch: u64) -> Result<Vec<Batch>> {
         Loader::new(data.clone(), Keyed, options)?.epoch(epoch)?.collect()
+    }
+
+    #[test]
+    fn the_rest_of_an_epoch_is_the_same_and_nothing_before_it_is_read() {
+        let (data, loads) = pixels(53, &[11, 30], None);
+        let options = LoaderOptions {
+            batch_size: 8,
+            order: Order::Repeated { repeats: 3 },
+            on_error: OnError::Replace,
+            ..LoaderOptions::default()
+        };
+        let loader = Loader::new(data, Keyed, options).unwrap();
+        let whole: Vec<Batch> = loader.epoch(2).unwrap().collect::<Result<_>>().unwrap();
+        for skipped in [0, 3, whole.len(), 99] {
+            loads.store(0, Ordering::Relaxed);
+            let rest: Vec<Batch> = loader
+                .rest_of_epoch(2, skipped)
+                .unwrap()
+                .collect::<Result<_>>()
+                .unwrap();
+            assert!(rest == whole[skipped.min(whole.len())..], "{skipped}");
+            let read: usize = rest.iter().map(|batch| batch.len() + batch.failures.len()).sum();
+            assert_eq!(loads.load(Ordering::Relaxed), read, "{skipped}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! best/                       checkpoint with the best validation accuracy
 //! epochs/0012/                the best few, where `train.keep` asks for more than one
 //! final/                      checkpoint after the last step
+//! test.json                   the one evaluation on the test split, where it was asked for
 //! ```
 //!
 //! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
@@ -101,6 +102,7 @@ const COLUMNS: &str =
 const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.csv";
 const METRICS: &str = "metrics.jsonl";
+const TEST: &str = "test.json";
 /// The checkpoint after the last step.
 pub(crate) const FINAL: &str = "final";
 
@@ -171,7 +173,7 @@ impl RunFolder {
                 fs::remove_dir_all(&folder).map_err(Error::io("delete", &folder))?;
             }
         }
-        for file in [SUMMARY, METRICS, RECIPE] {
+        for file in [TEST, SUMMARY, METRICS, RECIPE] {
             let file = self.path.join(file);
             if file.is_file() {
                 fs::remove_file(&file).map_err(Error::io("delete", &file))?;
@@ -247,6 +249,17 @@ impl RunFolder {
         Ok(Logs { metrics, summary })
     }
 
+    /// Keeps what the evaluation on the test split found, for the run in `path`.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn save_test(path: &Path, found: &impl Serialize) -> Result<()> {
+        let path = path.join(TEST);
+        let text = serde_json::to_string_pretty(found)
+            .map_err(|error| Error::Backend(format!("writing a test result: {error}")))?;
+        Ok(atomic_write(&path, |file| file.write_all(text.as_bytes()))?)
+    }
+
     /// The rows of the `summary.csv` of the run in `path`.
     ///
     /// # Errors
@@ -275,13 +288,8 @@ impl RunFolder {
 
 /// Whether the run in `path` has this recipe, but for what does not change the result.
 fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
-    let neutral = |recipe: &Recipe| {
-        let mut recipe = recipe.clone();
-        (recipe.train.workers, recipe.train.save_every) = Default::default();
-        recipe
-    };
     let saved = RunFolder::recipe(path)?;
-    if neutral(&saved) == neutral(recipe) {
+    if saved.decisive()? == recipe.decisive()? {
         return Ok(());
     }
     let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use serde_json::{Value, json};
 use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess};
 use vitesse_model::Checkpoint;
 use vitesse_model::config::HistoryStep;
@@ -207,14 +206,11 @@ impl<'a> Run<'a> {
             .saturating_sub(epoch * self.steps_per_epoch);
         if done < self.steps_per_epoch {
             let mut waiting = Instant::now();
-            for (i, batch) in self.loader.epoch(epoch as u64)?.enumerate() {
+            for batch in self.loader.rest_of_epoch(epoch as u64, done)? {
                 if self.stop.load(Ordering::Relaxed) {
                     return self.interrupted();
                 }
                 let batch = batch?;
-                if i < done {
-                    continue;
-                }
                 let wait = waiting.elapsed().as_secs_f64();
                 self.step(epoch, batch, wait)?;
                 waiting = Instant::now();
@@ -450,13 +446,10 @@ impl<'a> Run<'a> {
         // The tag names the published weights, which these no longer are.
         config.pretrained_cfg.tag = None;
         let distils = self.recipe.distill.distils();
-        let Value::Object(settings) = json!(self.recipe) else {
-            return Err(Error::Backend("a recipe that is no table".into()));
-        };
         config.history.push(HistoryStep {
             step: if distils { "distill" } else { "train" }.to_owned(),
             method: distils.then(|| "deit".to_owned()),
-            config: settings,
+            config: self.recipe.decisive()?,
             parent_sha256: state.parent_sha256.clone(),
             metrics: state.progress.metrics.clone(),
         });

@@ -4,13 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vitesse::data::{self, DataSet, OpenOptions, Split, open};
+use vitesse::data::{self, DataSet, OpenOptions, Split, form, open};
 use vitesse::report::{Table, format, left, right};
 
 use crate::cli::failure::Result;
 use crate::cli::outcome::{Outcome, pairs};
 
-/// Show the parts of a data set, its classes, and how many pictures each has
+/// Show the form and the parts of a data set, its classes, and how many pictures each has
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +31,8 @@ impl Args {
 #[derive(Debug, Serialize)]
 struct Report {
     data: String,
+    /// What was recognised, in words.
+    form: &'static str,
     parts: Vec<Part>,
     classes: Vec<Class>,
     /// Height and width of the first picture.
@@ -98,6 +100,7 @@ impl Report {
         };
         Ok(Report {
             data: path.display().to_string(),
+            form: form(path)?,
             parts,
             classes,
             first_picture: [first.height(), first.width()],
@@ -151,7 +154,10 @@ impl fmt::Display for Report {
         /// Classes shown; more would hide the rest.
         const SHOWN: usize = 40;
         let [height, width] = self.first_picture;
-        let mut rows = vec![("data".to_owned(), self.data.clone())];
+        let mut rows = vec![
+            ("data".to_owned(), self.data.clone()),
+            ("form".to_owned(), self.form.to_owned()),
+        ];
         for part in &self.parts {
             let mut text = format!("{} images", format::count(part.images as u64));
             let marks = [

@@ -113,12 +113,12 @@ impl Size {
         train: 5_000,
         validation: 500,
         test: 2_000,
-        teacher_epochs: 3,
-        student_epochs: 3,
+        teacher_epochs: 2,
+        student_epochs: 5,
         batch_size: 16,
         shown: 14,
     };
-    /// Seconds: every step is taken, nothing is learned.
+    /// Seconds: every step is taken, little is learned.
     pub(super) const SHORT: Size = Size {
         train: 256,
         validation: 64,
@@ -178,7 +178,7 @@ impl Size {
             ..Recipe::default()
         };
         // The residual branches of a RegNet begin at zero, and in so few steps they open only at a high rate.
-        recipe.optim.lr = if method == Method::Teacher { 1e-2 } else { 1e-3 };
+        recipe.optim.lr = if method == Method::Teacher { 1e-2 } else { 2e-3 };
         if method.distils() {
             recipe.distill = DistillConfig {
                 teacher: Some(output.join(Method::Teacher.key()).join("best")),

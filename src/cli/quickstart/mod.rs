@@ -57,7 +57,7 @@ pub(super) struct Args {
     /// Replace a folder that this verb wrote before
     #[arg(long)]
     force: bool,
-    /// Take every step in seconds, on so few pictures that nothing is learned
+    /// Take every step in seconds, on so few pictures that little is learned
     #[arg(long)]
     short: bool,
     /// Decides first weights, order and augmentation; the pictures are the same for every seed
@@ -68,8 +68,8 @@ pub(super) struct Args {
     threads: Option<NonZeroUsize>,
 }
 
-/// The data set and its task.
-const TASK: &str = "shapes:shape";
+/// The data set and its task: the one that is learned in minutes.
+const TASK: &str = "shapes:silhouette";
 /// What the folder holds besides a folder for each run.
 const IMAGES: &str = "images";
 const PAGE: &str = "report.html";

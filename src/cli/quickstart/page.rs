@@ -51,7 +51,8 @@ pub(super) fn page(report: &Report, pictures: &[Thumbnail]) -> String {
 
 /// The picture of a prediction, with what it is and what it was taken for.
 pub(super) fn thumbnail(found: &Prediction, width: usize, height: usize, rgb: &[u8]) -> Result<Thumbnail> {
-    let score = format!("{:.0} %", 100.0 * found.score);
+    // A caption is narrow: the sign stays with its number.
+    let score = format!("{:.0}\u{a0}%", 100.0 * found.score);
     let taken = if found.name == found.truth {
         format!("\u{2713} {score}")
     } else {
@@ -70,10 +71,8 @@ pub(super) fn thumbnail(found: &Prediction, width: usize, height: usize, rgb: &[
 fn against(report: &Report, run: &Run) -> String {
     match report.run(Method::None) {
         Some(none) if run.method.distils() => {
-            format!(
-                "best of three on validation; {:+.1} points",
-                run.test.top1 - none.test.top1
-            )
+            let gain = format!("{:+.1}\u{a0}points", run.test.top1 - none.test.top1);
+            format!("best of three on validation; {}", gain.replace('-', "\u{2212}"))
         }
         _ => format!("on test pictures; guessing: {}", points(report.chance)),
     }
@@ -82,8 +81,8 @@ fn against(report: &Report, run: &Run) -> String {
 fn compared(report: &Report) -> Content {
     let count = |n: usize| format::count(n as u64);
     let data = format!(
-        "Every network learned from the same {} pictures of `{TASK}`, which the program draws: one large figure of {} kinds \
-         in any colour, size and place, with smaller figures that distract. The students have the same blocks; those without \
+        "Every network learned from the same {} pictures of `{TASK}`, which the program draws: one light \
+         figure of {} kinds on a dark ground, in any colour, size and place, more or less upright, with noise. The students have the same blocks; those without \
          a token begin with the same weights. All saw the pictures in the same order. The best epoch was chosen on {} \
          validation pictures; the accuracies are on {} test pictures that nothing was chosen by.",
         count(report.train_images),
@@ -133,8 +132,8 @@ fn compared(report: &Report) -> Content {
     let mut content = Content::new();
     if report.short {
         content = content.warning(
-            "This is a short run: every step is the real one, but on so few pictures nothing is learned, and the numbers \
-             are those of guessing.",
+            "This is a short run: every step is the real one, but on so few pictures little is learned, and the numbers \
+             compare nothing.",
         );
     }
     let honest = "One seed and minutes of training say little about a method: another `--seed` moves each number by points.";

@@ -158,7 +158,11 @@ impl<'a> Training<'a> {
                 let sentence = "interrupted while testing; the run itself is finished";
                 Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))
             }
-            found => found.map(Some),
+            found => {
+                let found = found?;
+                RunFolder::save_test(&self.args.output, &found)?;
+                Ok(Some(found))
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use vitesse_train::evaluate::EvalProgress;
 use vitesse_train::events::{Events, Plan};
 use vitesse_train::run::{EpochRecord, StepRecord};
 use vitesse_train::sweep::{Finished, Study, Sweep, SweepEvents};
+use vitesse_train::tokens::TokenSimilarity;
 
 use super::{RunArgs, Watch};
 use crate::cli::Console;
@@ -33,6 +34,7 @@ pub(in crate::cli) fn run(file: &Path, args: &RunArgs, console: &Console) -> Res
         })?;
     Outcome::new(&Report {
         name: sweep.name.clone(),
+        first: sweep.first.keys().cloned().collect(),
         arms: sweep.arm.iter().map(|arm| arm.name.clone()).collect(),
         study,
     })
@@ -86,17 +88,26 @@ impl SweepEvents for Show<'_> {
     }
 }
 
-/// A table of the arms.
+/// A table of the arms, and one of their tokens.
 #[derive(Debug, Serialize)]
 struct Report {
     name: String,
+    /// What was trained once, before the arms.
+    first: Vec<String>,
     arms: Vec<String>,
     #[serde(flatten)]
     study: Study,
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    /// Mean and spread over the seeds of one number of a row; `None` where no run has it.
+    fn cell(&self, row: &str, digits: usize, number: impl Fn(&Finished) -> Option<f64>) -> Option<String> {
+        let runs = self.study.runs.iter().filter(|run| run.arm == row);
+        let values: Vec<f64> = runs.filter_map(number).collect();
+        (!values.is_empty()).then(|| format::mean_spread(&values, digits))
+    }
+
+    fn accuracies(&self) -> Table {
         let columns = [
             left("arm"),
             right("seeds"),
@@ -105,31 +116,71 @@ impl fmt::Display for Report {
             right("distillation head %"),
         ];
         let mut table = Table::new(columns);
-        for arm in &self.arms {
-            let of = |number: &dyn Fn(&Finished) -> Option<f64>| {
-                let values: Vec<f64> = self
-                    .study
-                    .runs
-                    .iter()
-                    .filter(|run| run.arm == *arm)
-                    .filter_map(number)
-                    .collect();
-                format::mean_spread(&values, 2)
-            };
-            let seeds = self.study.runs.iter().filter(|run| run.arm == *arm).count();
+        for row in self.first.iter().chain(&self.arms) {
+            let cell =
+                |number: &dyn Fn(&Finished) -> Option<f64>| self.cell(row, 2, number).unwrap_or_default();
+            let seeds = self.study.runs.iter().filter(|run| run.arm == *row).count();
             table.push([
-                arm.clone(),
+                row.clone(),
                 seeds.to_string(),
-                of(&|run| Some(run.top1)),
-                of(&|run| run.class_top1),
-                of(&|run| run.distillation_top1),
+                cell(&|run| Some(run.top1)),
+                cell(&|run| run.class_top1),
+                cell(&|run| run.distillation_top1),
             ]);
         }
+        table
+    }
+
+    /// A column for each arm with a distillation token; `None` if there is none.
+    fn tokens(&self) -> Option<Table> {
+        let of = |arm: &&String| {
+            self.study
+                .runs
+                .iter()
+                .find(|run| run.arm == **arm)?
+                .tokens
+                .as_ref()
+        };
+        let arms: Vec<&String> = self.arms.iter().filter(|arm| of(arm).is_some()).collect();
+        let depth = arms
+            .iter()
+            .filter_map(of)
+            .map(|tokens| tokens.blocks.len())
+            .max()?;
+        let columns = arms.iter().map(|arm| right(arm.as_str()));
+        let mut table = Table::new(std::iter::once(left("cosine of the two tokens")).chain(columns));
+        let mut row = |place: String, number: &dyn Fn(&TokenSimilarity) -> Option<f64>| {
+            let cells = arms.iter().map(|arm| {
+                self.cell(arm, 3, |run| number(run.tokens.as_ref()?))
+                    .unwrap_or_default()
+            });
+            table.push(std::iter::once(place).chain(cells));
+        };
+        row("as learned".to_owned(), &|tokens| Some(tokens.learned));
+        row("input of the first block".to_owned(), &|tokens| {
+            Some(tokens.input)
+        });
+        for block in 0..depth {
+            row(format!("after block {block}"), &|tokens| {
+                tokens.blocks.get(block).copied()
+            });
+        }
+        row("after the final norm".to_owned(), &|tokens| Some(tokens.norm));
+        Some(table)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} (test split; mean ± standard deviation over seeds)\n\n{table}",
-            self.name
+            "{} (test split; mean ± standard deviation over seeds)\n\n{}",
+            self.name,
+            self.accuracies()
         )?;
+        if let Some(tokens) = self.tokens() {
+            writeln!(f, "{tokens}")?;
+        }
         if !self.study.missing.is_empty() {
             writeln!(
                 f,

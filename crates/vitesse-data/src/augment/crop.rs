@@ -4,7 +4,7 @@ use vitesse_rng::Rng;
 
 use crate::Image;
 use crate::preprocess::shorter_side_to;
-use crate::resize::{Interpolation, resize};
+use crate::resize::{Interpolation, Window, resize, resize_window};
 
 /// Attempts to find a crop that fits before the central one is taken.
 const ATTEMPTS: usize = 10;
@@ -55,8 +55,8 @@ pub(super) fn resized_crop(
     resize(&cut, target.0, target.1, interpolation)
 }
 
-/// Pads every side with `padding` black pixels, and more where the picture is still too small, then cuts `target` (width, height)
-/// out at a uniform place. A picture whose both sides exceed the target is first shrunk until one fits.
+/// Resizes the picture until its shorter side is the target's longer, as evaluation does, pads every side with `padding` black
+/// pixels, and cuts `target` (width, height) out at a uniform place. A picture that has that size already keeps its pixels.
 pub(super) fn padded_crop(
     image: &Image,
     target: (usize, usize),
@@ -64,21 +64,30 @@ pub(super) fn padded_crop(
     interpolation: Interpolation,
     rng: &mut Rng,
 ) -> Image {
-    let shrunk;
-    let image = if image.width() > target.0 && image.height() > target.1 {
-        let (width, height) = shorter_side_to(image.width(), image.height(), target.0.max(target.1));
-        shrunk = resize(image, width, height, interpolation);
-        &shrunk
-    } else {
-        image
+    let size = shorter_side_to(image.width(), image.height(), target.0.max(target.1));
+    let mut offset =
+        |have: usize, want: usize| rng.below(have + 2 * padding - want + 1) as isize - padding as isize;
+    let top = offset(size.1, target.1);
+    let left = offset(size.0, target.0);
+    // Only what is inside the crop is computed: a picture of one pixel's height becomes very wide.
+    let seen = |offset: isize, have: usize, want: usize| {
+        let first = offset.clamp(0, have as isize) as usize;
+        let end = offset.saturating_add_unsigned(want).clamp(0, have as isize) as usize;
+        (first, end - first)
     };
-    let mut offset = |have: usize, want: usize| {
-        let padding = padding.max(want.saturating_sub(have).div_ceil(2));
-        rng.below(have + 2 * padding - want + 1) as isize - padding as isize
+    let (x, width) = seen(left, size.0, target.0);
+    let (y, height) = seen(top, size.1, target.1);
+    if width == 0 || height == 0 {
+        return Image::filled(target.0, target.1, [0; 3]);
+    }
+    let window = Window {
+        left: x,
+        top: y,
+        width,
+        height,
     };
-    let top = offset(image.height(), target.1);
-    let left = offset(image.width(), target.0);
-    image.crop(left, top, target.0, target.1, [0; 3])
+    let cut = resize_window(image, size, window, interpolation);
+    cut.crop(left - x as isize, top - y as isize, target.0, target.1, [0; 3])
 }
 
 #[cfg(test)]
@@ -86,6 +95,8 @@ mod tests {
     use vitesse_rng::Key;
 
     use super::*;
+    use crate::Preprocess;
+    use crate::testing::picture;
 
     #[test]
     fn crops_fit_and_cover_the_stated_ranges() {
@@ -125,15 +136,30 @@ mod tests {
             .map(|_| padded_crop(&image, (2, 2), 1, Interpolation::Bicubic, &mut rng).into_data())
             .collect();
         assert_eq!(places.len(), 9);
-        let small = padded_crop(&image, (9, 7), 1, Interpolation::Bicubic, &mut rng);
-        assert_eq!(small.data().iter().filter(|&&level| level == 255).count(), 12);
-        let large = padded_crop(
-            &Image::filled(90, 70, [255; 3]),
-            (9, 7),
-            0,
-            Interpolation::Bicubic,
-            &mut rng,
-        );
-        assert_eq!(large, Image::filled(9, 7, [255; 3]));
+        // Padding beyond the picture can leave nothing of it, and is no error.
+        let lost: Vec<Image> = (0..50)
+            .map(|_| padded_crop(&image, (2, 2), 40, Interpolation::Bicubic, &mut rng))
+            .collect();
+        assert!(lost.contains(&Image::filled(2, 2, [0; 3])));
+    }
+
+    #[test]
+    fn padded_crops_scale_as_evaluation_does() {
+        let evaluation = Preprocess {
+            input_size: [3, 32, 32],
+            crop_pct: 1.0,
+            ..Preprocess::default()
+        };
+        let mut rng = Key::new(1).rng();
+        for side in [28, 32, 45] {
+            let image = picture(side, side);
+            let crop = padded_crop(&image, (32, 32), 0, Interpolation::Bicubic, &mut rng);
+            assert_eq!(crop, evaluation.resize_and_crop(&image).unwrap(), "{side}");
+        }
+        for (width, height) in [(90, 70), (3, 2), (50_000, 1), (1, 50_000)] {
+            let white = Image::filled(width, height, [255; 3]);
+            let crop = padded_crop(&white, (9, 7), 0, Interpolation::Bicubic, &mut rng);
+            assert_eq!(crop, Image::filled(9, 7, [255; 3]), "{width} x {height}");
+        }
     }
 }

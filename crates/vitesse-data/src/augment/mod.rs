@@ -34,7 +34,7 @@ pub enum Crop {
     Auto,
     /// A random rectangle, resized to the input.
     Resized,
-    /// A random shift of the padded picture.
+    /// A random shift of the padded picture, whose shorter side is the input's.
     Padded,
 }
 

@@ -103,6 +103,13 @@ impl Cifar {
 }
 
 impl Form for Cifar {
+    fn name(&self) -> &'static str {
+        match self.layout.label_bytes {
+            1 => "CIFAR-10 binary",
+            _ => "CIFAR-100 binary",
+        }
+    }
+
     fn parts(&self) -> Vec<Part> {
         [Part::Train, Part::Test]
             .into_iter()

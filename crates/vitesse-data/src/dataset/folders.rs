@@ -105,6 +105,13 @@ impl Folders {
 }
 
 impl Form for Folders {
+    fn name(&self) -> &'static str {
+        match self.parts.as_slice() {
+            [(Part::Whole, _)] => "class folders",
+            _ => "class folders with splits",
+        }
+    }
+
     fn parts(&self) -> Vec<Part> {
         self.parts.iter().map(|(part, _)| *part).collect()
     }
@@ -137,6 +144,10 @@ struct Unlabelled {
 }
 
 impl Form for Unlabelled {
+    fn name(&self) -> &'static str {
+        "pictures without labels"
+    }
+
     fn parts(&self) -> Vec<Part> {
         vec![Part::Whole]
     }

@@ -101,6 +101,10 @@ fn class_names(root: &Path, pairs: &[Pair]) -> Result<Vec<String>> {
 }
 
 impl Form for Idx {
+    fn name(&self) -> &'static str {
+        "IDX files"
+    }
+
     fn parts(&self) -> Vec<Part> {
         self.pairs.iter().map(|pair| pair.part).collect()
     }

@@ -30,6 +30,10 @@ struct List {
 }
 
 impl Form for List {
+    fn name(&self) -> &'static str {
+        "a list"
+    }
+
     fn parts(&self) -> Vec<Part> {
         vec![Part::Whole]
     }

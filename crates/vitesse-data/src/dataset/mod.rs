@@ -104,6 +104,22 @@ impl Default for OpenOptions {
     }
 }
 
+/// What must not be done to the pictures of a data set, because their labels would no longer be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fragile {
+    /// Exchanging left and right.
+    pub flip: bool,
+    /// Cutting a part out or erasing it, shifting, turning or stretching.
+    pub crop: bool,
+}
+
+impl Fragile {
+    /// Of the data set that [`open`] finds under this name. Only tasks of the built-in set are known to be fragile.
+    pub fn of(data: impl AsRef<Path>) -> Fragile {
+        shapes::fragile(data.as_ref())
+    }
+}
+
 /// Samples in a fixed order. Implement it to feed pictures from elsewhere to [`DataSet::new`].
 ///
 /// Indices given to the methods are below `len`.
@@ -309,10 +325,20 @@ struct Contents {
 
 /// A recognised data set whose samples are not read yet.
 trait Form {
+    /// What it is called.
+    fn name(&self) -> &'static str;
     /// The stored parts, training first.
     fn parts(&self) -> Vec<Part>;
     /// Reads one of them.
     fn read(&self, part: Part, decode: &DecodeOptions) -> Result<Contents>;
+}
+
+/// The form of the data set that [`open`] finds under this name, in words.
+///
+/// # Errors
+/// [`Error::DataSet`] for a path that holds no data set.
+pub fn form(data: impl AsRef<Path>) -> Result<&'static str> {
+    Ok(recognise(data.as_ref(), &OpenOptions::default())?.name())
 }
 
 /// Opens a data set: a path, or `shapes` / `shapes:TASK` for the built-in set (write `./shapes` for a folder of that name).

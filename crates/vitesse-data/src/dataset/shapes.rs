@@ -2,8 +2,9 @@
 //!
 //! A picture holds one or more solid figures of random shape, colour, texture, size, place and direction on a background of its
 //! own, smaller figures that distract, and sensor noise. One factor is the label; the others vary freely, so nothing but that
-//! factor predicts it. Four tasks share the drawing and differ in the factor, as in VTAB's structured group, so that a model
-//! pre-trained on one can be adapted to another:
+//! factor predicts it. Tasks share the drawing and differ in the factor, as in VTAB's structured group, so that a model
+//! pre-trained on one can be adapted to another. `silhouette` is the one that is learned in minutes: the figure is alone, light and
+//! plain, on a dark and plain ground.
 //!
 //! | task | label | classes |
 //! | --- | --- | --- |
@@ -11,6 +12,7 @@
 //! | `shapes:count` | how many figures there are | 1 to 5 |
 //! | `shapes:orientation` | where the arrow points | 8 directions |
 //! | `shapes:location` | where the large figure is | 9 cells of a 3 x 3 grid |
+//! | `shapes:silhouette` | what the figure is | 8 figures |
 //!
 //! Sample `i` of a split is a pure function of (seed, task, split, i): more training pictures never change the ones
 //! before or any test picture. Only exactly rounded operations and `libm` are used, so pixels are equal on every machine.
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vitesse_rng::{Key, Rng};
 
-use super::{Contents, Form, Part, Samples};
+use super::{Contents, Form, Fragile, Part, Samples};
 use crate::{DecodeOptions, Error, Image, Result};
 
 /// The name of the set.
@@ -41,6 +43,8 @@ pub enum ShapesTask {
     Orientation,
     /// In which cell of a 3 x 3 grid the large figure is.
     Location,
+    /// What the only figure is, light on a dark ground.
+    Silhouette,
 }
 
 impl FromStr for ShapesTask {
@@ -52,8 +56,9 @@ impl FromStr for ShapesTask {
             "count" => Ok(ShapesTask::Count),
             "orientation" => Ok(ShapesTask::Orientation),
             "location" => Ok(ShapesTask::Location),
+            "silhouette" => Ok(ShapesTask::Silhouette),
             _ => {
-                let expected = "`shape`, `count`, `orientation` or `location`";
+                let expected = "`shape`, `count`, `orientation`, `location` or `silhouette`";
                 Err(Error::setting("task of shapes", &format!("`{text}`"), expected))
             }
         }
@@ -64,7 +69,7 @@ impl ShapesTask {
     /// The classes, in the order of the labels.
     pub fn class_names(self) -> &'static [&'static str] {
         match self {
-            ShapesTask::Shape => &[
+            ShapesTask::Shape | ShapesTask::Silhouette => &[
                 "circle", "ring", "crescent", "triangle", "square", "pentagon", "star", "cross",
             ],
             ShapesTask::Count => &["1", "2", "3", "4", "5"],
@@ -91,6 +96,32 @@ impl ShapesTask {
             ],
         }
     }
+}
+
+impl ShapesTask {
+    /// What its labels do not survive.
+    fn fragile(self) -> Fragile {
+        match self {
+            ShapesTask::Shape | ShapesTask::Silhouette => Fragile::default(),
+            ShapesTask::Count => Fragile {
+                flip: false,
+                crop: true,
+            },
+            ShapesTask::Orientation | ShapesTask::Location => Fragile {
+                flip: true,
+                crop: true,
+            },
+        }
+    }
+}
+
+/// What the labels of the data set `path` do not survive; nothing is known of one that is not built in.
+pub(super) fn fragile(path: &Path) -> Fragile {
+    let task = path
+        .to_str()
+        .and_then(|text| text.strip_prefix(NAME)?.strip_prefix(':'));
+    task.and_then(|task| task.parse::<ShapesTask>().ok())
+        .map_or(Fragile::default(), ShapesTask::fragile)
 }
 
 /// What the built-in set draws.
@@ -152,6 +183,10 @@ struct Shapes {
 }
 
 impl Form for Shapes {
+    fn name(&self) -> &'static str {
+        "drawn by the program"
+    }
+
     fn parts(&self) -> Vec<Part> {
         vec![Part::Train, Part::Validation, Part::Test]
     }
@@ -372,6 +407,20 @@ impl Scene {
         };
         let any = |rng: &mut Rng| OUTLINES[rng.below(OUTLINES.len())];
         match task {
+            ShapesTask::Silhouette => {
+                scene.corners = std::array::from_fn(|_| colour_in(20.0, 100.0, rng));
+                (scene.texture, scene.relief) = (Texture::Flat, 0.0);
+                let light = colour_in(155.0, 235.0, rng);
+                scene.figures.push(Figure {
+                    outline: OUTLINES[label % OUTLINES.len()],
+                    x: rng.uniform_in(0.38, 0.62),
+                    y: rng.uniform_in(0.38, 0.62),
+                    radius: rng.uniform_in(0.28, 0.42),
+                    direction: direction(tilt(rng)),
+                    texture: Texture::Flat,
+                    colours: [light; 2],
+                });
+            }
             ShapesTask::Shape => {
                 let outline = OUTLINES[label % OUTLINES.len()];
                 let middle = (0.3, 0.7);
@@ -459,7 +508,6 @@ impl Scene {
         }
         let first = distant(background, rng);
         let second = nearby(first, 35.0, rng);
-        let direction = (libm::cos(angle), libm::sin(angle));
         let texture = Texture::draw(rng);
         let colours = [first, second];
         self.figures.push(Figure {
@@ -467,7 +515,7 @@ impl Scene {
             x,
             y,
             radius,
-            direction,
+            direction: direction(angle),
             texture,
             colours,
         });
@@ -567,8 +615,17 @@ fn tilt(rng: &mut Rng) -> f64 {
     rng.uniform_in(-1.0, 1.0) * std::f64::consts::PI / 6.0
 }
 
+/// Cosine and sine.
+fn direction(angle: f64) -> (f64, f64) {
+    (libm::cos(angle), libm::sin(angle))
+}
+
 fn colour(rng: &mut Rng) -> Colour {
-    std::array::from_fn(|_| rng.uniform_in(20.0, 235.0))
+    colour_in(20.0, 235.0, rng)
+}
+
+fn colour_in(least: f64, most: f64, rng: &mut Rng) -> Colour {
+    std::array::from_fn(|_| rng.uniform_in(least, most))
 }
 
 fn nearby(colour: Colour, reach: f64, rng: &mut Rng) -> Colour {
@@ -608,14 +665,17 @@ mod tests {
     #[test]
     fn pixels_are_pinned() {
         // Results on this set are comparable only while its pictures never change.
-        let sums: Vec<u32> = ["shape", "count", "orientation", "location"]
+        let sums: Vec<u32> = ["shape", "count", "orientation", "location", "silhouette"]
             .iter()
             .map(|task| {
                 let data = open(format!("shapes:{task}"), &OpenOptions::default()).unwrap();
                 checksum(&data.load(5).unwrap())
             })
             .collect();
-        assert_eq!(sums, [37_131_431, 833_421_769, 1_400_299_670, 787_627_046]);
+        assert_eq!(
+            sums,
+            [37_131_431, 833_421_769, 1_400_299_670, 787_627_046, 315_520_846]
+        );
     }
 
     #[test]
@@ -647,6 +707,22 @@ mod tests {
         let few = data.per_class(3, 1);
         assert_eq!(few.len(), 24);
         assert!((0..8).all(|class| (0..24).filter(|&i| few.label(i) == Some(class)).count() == 3));
+    }
+
+    #[test]
+    fn a_task_says_what_its_labels_do_not_survive() {
+        let of = |data: &str| Fragile::of(data);
+        for sturdy in [
+            "shapes",
+            "shapes:shape",
+            "shapes:colour",
+            "./shapes:count",
+            "cifar10",
+        ] {
+            assert_eq!(of(sturdy), Fragile::default(), "{sturdy}");
+        }
+        assert!(of("shapes:location").flip && of("shapes:orientation").crop);
+        assert!(of("shapes:count").crop && !of("shapes:count").flip);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `[augment]`: what happens to training images. timm's names, DeiT's defaults.
 
 use serde::{Deserialize, Serialize};
-use vitesse_data::{Crop, MixConfig, Order, Preprocess, RandAugment, TrainTransform};
+use toml::{Table, Value};
+use vitesse_data::{Crop, Fragile, MixConfig, Order, Preprocess, RandAugment, TrainTransform};
 use vitesse_rng::Key;
 
 use crate::loss::mixed_rows;
@@ -95,6 +96,55 @@ impl AugmentConfig {
             .and_then(|transform| transform.validate())
             .map_err(refused)?;
         self.mix_config().validate().map_err(refused)
+    }
+
+    /// The values that keep the labels of `data` true, as tables of a recipe; none for data that bear everything.
+    pub(super) fn demanded(data: &str) -> Table {
+        let fragile = Fragile::of(data);
+        let mut augment = Table::new();
+        if fragile.flip {
+            augment.insert("hflip".into(), Value::Float(0.0));
+        }
+        if fragile.crop {
+            // The whole picture, as a crop that leaves nothing out.
+            let whole = || Value::Array(vec![Value::Float(1.0); 2]);
+            augment.extend([
+                ("crop".to_owned(), Value::from("resized")),
+                ("scale".to_owned(), whole()),
+                ("ratio".to_owned(), whole()),
+                ("aa".to_owned(), Value::from("none")),
+                ("reprob".to_owned(), Value::Float(0.0)),
+            ]);
+        }
+        let mut root = Table::new();
+        if !augment.is_empty() {
+            root.insert("augment".into(), Value::Table(augment));
+        }
+        root
+    }
+
+    /// What changes the labels of `data`, in a sentence.
+    pub(super) fn against(&self, data: &str) -> Option<String> {
+        let fragile = Fragile::of(data);
+        let shifts = match self.crop {
+            Crop::Resized => self.scale != [1.0; 2] || self.ratio != [1.0; 2],
+            Crop::Auto | Crop::Padded => self.padding > 0,
+        };
+        let found: Vec<&str> = [
+            ("`hflip`", fragile.flip && self.hflip > 0.0),
+            ("`crop`", fragile.crop && shifts),
+            ("`aa`", fragile.crop && self.aa != "none"),
+            ("`reprob`", fragile.crop && self.reprob > 0.0),
+        ]
+        .into_iter()
+        .filter_map(|(key, harms)| harms.then_some(key))
+        .collect();
+        (!found.is_empty()).then(|| {
+            format!(
+                "{} of [augment] make pictures of `{data}` whose label is no longer true; leave them out, and they are off",
+                found.join(", ")
+            )
+        })
     }
 
     /// Whether batches are mixed, so that their size must be even.

@@ -1,7 +1,7 @@
 //! A recipe: everything that decides what a training run computes, as a TOML file.
 //!
-//! A value comes from, last first: an override (a flag of the command line), the file, the preset that the file names,
-//! the documented default, which is DeiT's. The effective recipe, with every value written out, is saved in the run's
+//! A value comes from, last first: an override (a flag of the command line), the file, what the labels of the data set
+//! demand, the preset that the file names, the documented default, which is DeiT's. The effective recipe, with every value written out, is saved in the run's
 //! folder, and is itself a recipe that repeats the run.
 //!
 //! ```toml
@@ -99,6 +99,8 @@ impl Recipe {
             None => Table::new(),
             Some(preset) => keys::table(self::preset(&preset)?, "preset")?,
         };
+        let data = file.get("data").and_then(|data| data.get("path")?.as_str());
+        keys::merge(&mut root, AugmentConfig::demanded(data.unwrap_or_default()));
         keys::merge(&mut root, file);
         let mut reader = keys::Reader::new(
             root,
@@ -133,6 +135,21 @@ impl Recipe {
     /// None for values that a recipe file can hold.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|error| Error::Backend(format!("writing a recipe: {error}")))
+    }
+
+    /// What decides the result, as a document: everything but what only decides how fast it is there.
+    ///
+    /// # Errors
+    /// None for values that a recipe file can hold.
+    pub(crate) fn decisive(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let serde_json::Value::Object(mut document) = serde_json::json!(self) else {
+            return Err(Error::Backend("a recipe that is no table".into()));
+        };
+        if let Some(serde_json::Value::Object(train)) = document.get_mut("train") {
+            train.shift_remove("workers");
+            train.shift_remove("save_every");
+        }
+        Ok(document)
     }
 
     /// Checks every value that can be checked without looking at data or files.
@@ -221,6 +238,7 @@ impl Recipe {
         if self.distill.kind == Some(Kind::None) && self.distill.teacher.is_some() {
             warnings.push("`distill.kind` is `none`: the teacher is not asked".into());
         }
+        warnings.extend(self.augment.against(&self.data.path));
         warnings
     }
 }

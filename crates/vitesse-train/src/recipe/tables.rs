@@ -146,7 +146,8 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Samples of an optimiser step, all accumulated parts together. Default 1024.
     pub batch_size: usize,
-    /// Parts a batch is computed in, one after the other, for less memory. Default 1.
+    /// Parts a batch is computed in, one after the other, for less memory. Default 1. Batch norms take their statistics
+    /// over a part; nothing else depends on it, but for rounding.
     pub accumulate: usize,
     /// Decides fresh weights, order, augmentation and drop path. Default 42.
     pub seed: u64,

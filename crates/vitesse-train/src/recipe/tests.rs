@@ -127,3 +127,42 @@ fn what_is_hardly_meant_is_said() {
     (recipe.schedule.warmup_lr, recipe.schedule.warmup_epochs) = (1e-6, 5.0);
     assert!(recipe.warnings()[0].contains("the learning rate will rise"));
 }
+
+#[test]
+fn labels_that_augmentation_would_change_are_kept() {
+    let read = |data: &str, text: &str| {
+        let recipe = format!(
+            "preset = \"small\"\n[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"{data}\"\n{text}"
+        );
+        Recipe::parse(&recipe, "my.toml", &[]).unwrap()
+    };
+    let usual = read("shapes", "").augment;
+    let count = read("shapes:count", "").augment;
+    assert_eq!(
+        (count.hflip, count.scale, count.aa.as_str()),
+        (usual.hflip, [1.0; 2], "none")
+    );
+    let location = read("shapes:location", "");
+    assert_eq!((location.augment.hflip, location.warnings()), (0.0, vec![]));
+    // Who asks for it gets it, and is told.
+    let asked = read("shapes:location", "[augment]\nhflip = 0.5\naa = \"rand-m5\"\n");
+    assert_eq!(asked.augment.hflip, 0.5);
+    let warning = asked.warnings().join("");
+    assert!(
+        warning.contains("`hflip`, `aa`") && warning.contains("`shapes:location`"),
+        "{warning}"
+    );
+    // What was effective is read as it was.
+    let text = location.to_toml().unwrap();
+    assert_eq!(Recipe::parse(&text, "again.toml", &[]).unwrap(), location);
+}
+
+#[test]
+fn what_only_decides_the_speed_is_not_decisive() {
+    let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
+    let before = recipe.decisive().unwrap();
+    (recipe.train.workers, recipe.train.save_every) = (7, 3);
+    assert_eq!(recipe.decisive().unwrap(), before);
+    recipe.train.seed += 1;
+    assert_ne!(recipe.decisive().unwrap(), before);
+}
