@@ -228,7 +228,7 @@ impl<T: Real> Plan<T> {
             norm: compiler.norm(
                 vit.final_norm_name(),
                 // Where the mean comes first, no token is normed, and there is no such site.
-                if vit.pool == Pool::AvgThenNorm { None } else { compiler.ops(Site::FinalNorm, None)? },
+                if vit.pool == Pool::AvgThenNorm { None } else { compiler.ops(Site::FinalNorm, None)? }.as_ref(),
             )?,
             heads: classifiers.into_iter().map(|name| compiler.head(name)).collect::<Result<_>>()?,
         })
@@ -268,10 +268,10 @@ impl Compiler<'_> {
     }
 
     /// A norm with `op` after it.
-    fn norm(&self, name: &str, op: Option<Affine>) -> Result<NormRows> {
+    fn norm(&self, name: &str, op: Option<&Affine>) -> Result<NormRows> {
         let (gain, bias) = (self.get(&format!("{name}.weight"))?, self.get(&format!("{name}.bias"))?);
         let columns = panels_of([self.vit.embed_dim]);
-        let (scale, shift) = folded(op.as_ref());
+        let (scale, shift) = folded(op);
         Ok(NormRows {
             gain: rows(&columns, |n| gain[n] * scale(n)),
             bias: rows(&columns, |n| bias[n] * scale(n) + shift(n)),
@@ -394,10 +394,10 @@ impl Compiler<'_> {
         name: &str,
         out_idx: Option<&[usize]>,
         all: bool,
-        op: Option<Affine>,
+        op: Option<&Affine>,
     ) -> Result<(AffineRows, Option<Vec<usize>>)> {
         let bias = self.get(&format!("{name}.bias"))?;
-        let (scale, shift) = folded(op.as_ref());
+        let (scale, shift) = folded(op);
         let dim = self.vit.embed_dim;
         Ok(match out_idx {
             None => {
@@ -527,10 +527,10 @@ impl Compiler<'_> {
             &format!("{name}.proj"),
             spec.out_idx.as_deref(),
             self.shifts_all(core, Site::AttnOut)?,
-            self.ops(Site::AttnOut, at)?,
+            self.ops(Site::AttnOut, at)?.as_ref(),
         )?;
         Ok(AttentionLayer {
-            norm: self.norm(&self.vit.norm_name(index, 1), self.ops(Site::AttnIn, at)?)?,
+            norm: self.norm(&self.vit.norm_name(index, 1), self.ops(Site::AttnIn, at)?.as_ref())?,
             qkv: AffineRows::new(
                 &qkv_columns(spec),
                 |n| scale(n) * factor(n),
@@ -550,10 +550,10 @@ impl Compiler<'_> {
             &format!("{name}.fc2"),
             spec.out_idx.as_deref(),
             self.shifts_all(core, Site::MlpOut)?,
-            self.ops(Site::MlpOut, at)?,
+            self.ops(Site::MlpOut, at)?.as_ref(),
         )?;
         Ok(MlpLayer {
-            norm: self.norm(&self.vit.norm_name(index, 2), self.ops(Site::MlpIn, at)?)?,
+            norm: self.norm(&self.vit.norm_name(index, 2), self.ops(Site::MlpIn, at)?.as_ref())?,
             fc1: AffineRows::new(&panels_of([spec.hidden]), &scale, |n| bias[n] * scale(n) + shift(n)),
             hidden: self.op_rows(Site::MlpHidden, index)?,
             fc2,

@@ -157,7 +157,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         &|tensors| {
             tensors
                 .insert_f32("head.weight", &[32, 5], vec![0.0; 160])
-                .unwrap()
+                .unwrap();
         },
         "head.weight",
     );

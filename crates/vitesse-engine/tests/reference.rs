@@ -68,97 +68,63 @@ fn small() -> VitSpec {
     VitSpec::plain(24, 4, 48, 2, 3, vec![PrefixToken::Class])
 }
 
+/// Makes something of a plain model.
+type Edit = fn(&mut VitSpec);
+
 #[test]
 fn each_part_of_a_spec_agrees() {
-    let mut edits: Vec<(&str, Box<dyn FnOnce(&mut VitSpec)>)> = vec![
-        ("plain", Box::new(|_| {})),
-        (
-            "distilled",
-            Box::new(|vit| vit.prefix.push(PrefixToken::Distillation)),
-        ),
-        (
-            "registers",
-            Box::new(|vit| vit.prefix.extend([PrefixToken::Register; 3])),
-        ),
-        (
-            "positions of patches only",
-            Box::new(|vit| vit.embed_prefix = false),
-        ),
-        ("mean", Box::new(|vit| vit.pool = Pool::Avg)),
-        ("mean, then norm", Box::new(|vit| vit.pool = Pool::AvgThenNorm)),
-        (
-            "mean without prefix",
-            Box::new(|vit| {
-                vit.pool = Pool::Avg;
-                vit.prefix.clear();
-            }),
-        ),
-        (
-            "no attention in the last layer",
-            Box::new(|vit| vit.cores[1].attn = None),
-        ),
-        (
-            "no attention in the first layer",
-            Box::new(|vit| vit.cores[0].attn = None),
-        ),
-        (
-            "no attention",
-            Box::new(|vit| vit.cores.iter_mut().for_each(|core| core.attn = None)),
-        ),
-        (
-            "no perceptron",
-            Box::new(|vit| vit.cores.iter_mut().for_each(|core| core.mlp = None)),
-        ),
-        (
-            "nothing in a layer",
-            Box::new(|vit| {
-                vit.cores[1].attn = None;
-                vit.cores[1].mlp = None;
-            }),
-        ),
-        (
-            "no layers",
-            Box::new(|vit| {
-                vit.cores.clear();
-                vit.layers.clear();
-            }),
-        ),
-        (
-            "heads of their own widths",
-            Box::new(|vit| {
-                let attn = vit.cores[0].attn.as_mut().unwrap();
-                (attn.qk_dims, attn.v_dims) = (vec![48, 16, 1], vec![5, 80, 33]);
-            }),
-        ),
-        (
-            "no bias",
-            Box::new(|vit| vit.cores[0].attn.as_mut().unwrap().qkv_bias = false),
-        ),
-        (
-            "some channels written",
-            Box::new(|vit| {
-                vit.cores[0].attn.as_mut().unwrap().out_idx = Some(vec![0, 7, 31, 32, 47]);
-                vit.cores[1].mlp.as_mut().unwrap().out_idx = Some((3..40).collect());
-            }),
-        ),
-        (
-            "shared cores",
-            Box::new(|vit| vit.layers = [0, 1, 0, 0, 1].map(|core| LayerSpec { core }).to_vec()),
-        ),
-        (
-            "a narrow stream",
-            Box::new(|vit| *vit = VitSpec::plain(16, 8, 4, 1, 2, vec![PrefixToken::Class])),
-        ),
-        (
-            "one patch",
-            Box::new(|vit| *vit = VitSpec::plain(8, 8, 32, 2, 2, vec![PrefixToken::Class])),
-        ),
-        (
-            "deep products",
-            Box::new(|vit| vit.cores[0].mlp.as_mut().unwrap().hidden = 600),
-        ),
+    let edits: [(&str, Edit); 20] = [
+        ("plain", |_| {}),
+        ("distilled", |vit| vit.prefix.push(PrefixToken::Distillation)),
+        ("registers", |vit| vit.prefix.extend([PrefixToken::Register; 3])),
+        ("positions of patches only", |vit| vit.embed_prefix = false),
+        ("mean", |vit| vit.pool = Pool::Avg),
+        ("mean, then norm", |vit| vit.pool = Pool::AvgThenNorm),
+        ("mean without prefix", |vit| {
+            vit.pool = Pool::Avg;
+            vit.prefix.clear();
+        }),
+        ("no attention in the last layer", |vit| vit.cores[1].attn = None),
+        ("no attention in the first layer", |vit| vit.cores[0].attn = None),
+        ("no attention", |vit| {
+            vit.cores.iter_mut().for_each(|core| core.attn = None);
+        }),
+        ("no perceptron", |vit| {
+            vit.cores.iter_mut().for_each(|core| core.mlp = None);
+        }),
+        ("nothing in a layer", |vit| {
+            vit.cores[1].attn = None;
+            vit.cores[1].mlp = None;
+        }),
+        ("no layers", |vit| {
+            vit.cores.clear();
+            vit.layers.clear();
+        }),
+        ("heads of their own widths", |vit| {
+            let attn = vit.cores[0].attn.as_mut().unwrap();
+            (attn.qk_dims, attn.v_dims) = (vec![48, 16, 1], vec![5, 80, 33]);
+        }),
+        ("no bias", |vit| {
+            vit.cores[0].attn.as_mut().unwrap().qkv_bias = false;
+        }),
+        ("some channels written", |vit| {
+            vit.cores[0].attn.as_mut().unwrap().out_idx = Some(vec![0, 7, 31, 32, 47]);
+            vit.cores[1].mlp.as_mut().unwrap().out_idx = Some((3..40).collect());
+        }),
+        ("shared cores", |vit| {
+            vit.layers = [0, 1, 0, 0, 1].map(|core| LayerSpec { core }).to_vec();
+        }),
+        ("a narrow stream", |vit| {
+            *vit = VitSpec::plain(16, 8, 4, 1, 2, vec![PrefixToken::Class]);
+        }),
+        ("one patch", |vit| {
+            *vit = VitSpec::plain(8, 8, 32, 2, 2, vec![PrefixToken::Class]);
+        }),
+        ("deep products", |vit| {
+            vit.cores[0].mlp.as_mut().unwrap().hidden = 600;
+        }),
     ];
-    for (i, (name, edit)) in edits.drain(..).enumerate() {
+    for (i, (name, edit)) in edits.into_iter().enumerate() {
         let mut vit = small();
         edit(&mut vit);
         let mut spec = model(vit);

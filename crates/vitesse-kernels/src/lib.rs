@@ -3,6 +3,13 @@
 //! Everything works on matrices in [`Panels`]; weights are [`Packed`] once. Each kernel is one function, generic over
 //! vectors, compiled for every [`Isa`] and called with the one to use. This is the one crate of the house with `unsafe`
 //! code in it: its functions check shapes once and then compute without looking.
+//!
+//! What is unsafe is instructions (`simd`, `tile`, `peak`, and the calls to them in `isa`), the casts of buffers in
+//! `panels`, and the pointer to a pool's work; the portable path contains only the last two. Its tests would run under
+//! Miri, which finds undefined behaviour: [`Isa::detect`] answers `scalar` there, and packing starts no threads. But Miri
+//! needs a nightly compiler, and the house is built and checked with the stable one, so such runs are not part of CI.
+//! There the tests compare every instruction set with references in `f64`, and do so in the dev profile, whose checks of
+//! overflow and of debug assertions are on.
 
 mod attention;
 mod embed;

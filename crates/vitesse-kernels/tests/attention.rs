@@ -129,7 +129,10 @@ impl Case {
     }
 }
 
-fn room<T: Real>() -> (Attention<T>, Vec<(Packed<T>, Packed<T>)>) {
+/// Keys and values of each segment.
+type Segments<T> = Vec<(Packed<T>, Packed<T>)>;
+
+fn room<T: Real>() -> (Attention<T>, Segments<T>) {
     (
         Attention::new(1),
         (0..3)
@@ -250,7 +253,7 @@ fn what_is_not_finite_stays_in_its_query() {
     contained::<Bf16>();
 }
 
-type Segments<'a, 's> = &'a dyn Fn(usize) -> Option<Segment<'s, f32>>;
+type Given<'a, 's> = &'a dyn Fn(usize) -> Option<Segment<'s, f32>>;
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
@@ -263,7 +266,7 @@ fn shapes_that_do_not_fit_are_refused() {
     f32::pack_keys(isa, &kv, 0, 20, &mut short_keys);
     f32::pack_values(&Panels::zeros(40, 1), 0, 20, &mut short_values);
     let q = Panels::<f32>::zeros(10, 2);
-    let run = |q: &Panels<f32>, first, rows, segments: Segments<'_, '_>, rows_out, to| {
+    let run = |q: &Panels<f32>, first, rows, segments: Given<'_, '_>, rows_out, to| {
         let mut out = Panels::<f32>::zeros(rows_out, 1);
         Attention::new(1).head(isa, q, first, rows, segments, &mut out, to);
     };
@@ -286,7 +289,7 @@ fn shapes_that_do_not_fit_are_refused() {
         })
     };
     refused("keys and values of different tokens", || {
-        run(&q, 0, 0..10, &unlike, 10, 0)
+        run(&q, 0, 0..10, &unlike, 10, 0);
     });
     let unequal = |i: usize| match i {
         0 => Some(Segment {
@@ -300,12 +303,12 @@ fn shapes_that_do_not_fit_are_refused() {
         _ => None,
     };
     refused("segments of different widths", || {
-        run(&q, 0, 0..10, &unequal, 10, 0)
+        run(&q, 0, 0..10, &unequal, 10, 0);
     });
     refused("keys past the last panel", || {
-        f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0))
+        f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0));
     });
     refused("values past the last panel", || {
-        f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0))
+        f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0));
     });
 }

@@ -306,19 +306,19 @@ fn shapes_that_do_not_fit_are_refused() {
         refused("norm: result's rows", || norm(64, 0..4, &two, (3, 2)));
         refused("norm: result's panels", || norm(64, 0..4, &two, (4, 1)));
         refused("quantize: rows", || {
-            quantize(isa, &x, 1..5, &mut Quantized::zeros(4, 1))
+            quantize(isa, &x, 1..5, &mut Quantized::zeros(4, 1));
         });
         refused("quantize: result's rows", || {
-            quantize(isa, &x, 0..4, &mut Quantized::zeros(3, 1))
+            quantize(isa, &x, 0..4, &mut Quantized::zeros(3, 1));
         });
         refused("quantize: result's panels", || {
-            quantize(isa, &x, 0..4, &mut Quantized::zeros(4, 0))
+            quantize(isa, &x, 0..4, &mut Quantized::zeros(4, 0));
         });
         refused("scale: panels", || {
-            scale_shift(isa, &mut x.clone(), &[[0.0; 32]; 3], &[[0.0; 32]; 3])
+            scale_shift(isa, &mut x.clone(), &[[0.0; 32]; 3], &[[0.0; 32]; 3]);
         });
         refused("scale: shift", || {
-            scale_shift(isa, &mut x.clone(), &two, &two[..1])
+            scale_shift(isa, &mut x.clone(), &two, &two[..1]);
         });
         let image = vec![0.0; 3 * 16 * 16];
         let cut = |image: &[f32], side, range, out: (usize, usize)| {
