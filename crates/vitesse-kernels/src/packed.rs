@@ -3,6 +3,7 @@
 //! Blocks lie as [`tile`](crate::tile) describes, depth first: all blocks of the first 32 columns, then of the next.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::isa::{Isa, Kernel};
 use crate::panels::{Bf16, Buffer, Element};
@@ -208,6 +209,29 @@ impl Weight for Bf16 {
     }
 }
 
+/// What a step of the integers is worth that stand for `row`: its greatest weight becomes 127.
+fn step(row: &[f32]) -> f32 {
+    let mut greatest = 0f32;
+    let mut finite = true;
+    for weight in row {
+        finite &= weight.is_finite();
+        greatest = if weight.abs() > greatest { weight.abs() } else { greatest };
+    }
+    match finite {
+        // As the products would be.
+        false => f32::NAN,
+        true if greatest > 0.0 => greatest / 127.0,
+        true => 1.0,
+    }
+}
+
+/// To the nearest integer, ties to even, for numbers of moderate size: adding what leaves no room for a fraction. The
+/// method of `f32` is a function call on processors that lack the instruction.
+fn rounded(x: f32) -> f32 {
+    const NO_FRACTIONS: f32 = 12_582_912.0;
+    (x + NO_FRACTIONS) - NO_FRACTIONS
+}
+
 impl Weight for u8 {
     /// Each output has a scale of its own, symmetric: the greatest weight becomes 127. Two panels of 32 inputs make one of
     /// 64.
@@ -224,50 +248,29 @@ impl Weight for u8 {
         assert!(depths.len() <= 2048, "the sums of more than 65536 products may overflow");
         let mut packed = Packed::<u8>::with(depths.chunks(2).map(counted).collect(), lens(columns));
         let len = packed.depths.len() * 64 * COLUMNS;
-        let step = |n: usize| {
-            let greatest = row(n).iter().fold(0f32, |most, w| most.max(w.abs()));
-            if row(n).iter().any(|w| !w.is_finite()) {
-                // As the products would be.
-                f32::NAN
-            } else if greatest > 0.0 {
-                greatest / 127.0
-            } else {
-                1.0
-            }
-        };
-        packed.scales = columns
-            .iter()
-            .map(|columns| {
-                let mut scales = [1f32; 32];
-                scales.iter_mut().zip(columns.clone()).for_each(|(scale, n)| *scale = step(n));
-                scales
-            })
-            .collect();
-        let scales = &packed.scales;
+        let found: Vec<OnceLock<([f32; 32], [i32; 32])>> = columns.iter().map(|_| OnceLock::new()).collect();
         in_parallel(&mut packed.blocks, len, &|panel, blocks: &mut [u8]| {
+            let (mut scales, mut sums) = ([1f32; 32], [0i32; 32]);
             for (column, n) in columns[panel].clone().enumerate() {
-                let (row, scale) = (row(n), scales[panel][column]);
+                let row = row(n);
+                scales[column] = step(row);
+                let inverse = 1.0 / scales[column];
                 for (block, depths) in blocks.chunks_exact_mut(64 * COLUMNS).zip(depths.chunks(2)) {
                     for (half, depth) in depths.iter().enumerate() {
                         for (k, &weight) in row[depth.clone()].iter().enumerate() {
                             let k = 32 * half + k;
-                            let q = (weight / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+                            let q = rounded(weight * inverse).clamp(-127.0, 127.0) as i8;
                             block[k / 4 * 4 * COLUMNS + 4 * column + k % 4] = q as u8;
+                            sums[column] += i32::from(q);
                         }
                     }
                 }
             }
+            // Each panel comes once.
+            let _ = found[panel].set((scales, sums.map(|sum| 128 * sum)));
         });
-        let offset = |panel: usize| {
-            let mut sums = [0i32; 32];
-            for line in packed.panel(panel).chunks_exact(4 * COLUMNS) {
-                for (sum, four) in sums.iter_mut().zip(line.chunks_exact(4)) {
-                    *sum += four.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
-                }
-            }
-            sums.map(|sum| 128 * sum)
-        };
-        packed.offsets = (0..columns.len()).map(offset).collect();
+        let found = found.into_iter().filter_map(OnceLock::into_inner);
+        (packed.scales, packed.offsets) = found.unzip();
         packed
     }
 }
