@@ -82,6 +82,8 @@ impl Contest {
         threads: usize,
     ) -> Contest {
         let labels = labels(&contestants.iter().map(Contestant::name).collect::<Vec<_>>());
+        // An engine may have taken fewer than it was offered.
+        let threads = contestants.first().map_or(threads, |one| one.engine.threads());
         Contest {
             contestants,
             labels,
