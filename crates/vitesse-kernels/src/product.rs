@@ -92,8 +92,8 @@ fn operands<'a, T: Element>(
 
 impl<T: Real> Rows for Panels<T> {
     type Weight = T;
-    // 256 rows of `f32` weights, 32 KB, leave the first cache room for the rest.
-    const BLOCKS: usize = if size_of::<T>() == 4 { 8 } else { usize::MAX };
+    // 192 rows of `f32` weights, 24 KB, leave the first cache room for the rest.
+    const BLOCKS: usize = if size_of::<T>() == 4 { 6 } else { usize::MAX };
     fn rows(&self) -> usize {
         self.rows()
     }
@@ -144,12 +144,15 @@ impl Rows for Quantized {
         let sums: &mut Scratch<i32> = bytemuck::cast_mut(out);
         S::tile_i8(operands(&self.values, rows.clone(), of, panel, blocks), sums);
         let (offsets, steps) = (&of.offsets[panel], &of.scales[panel]);
-        // Half a tile may leave the other half as it was: zeros, see `Product::run`.
-        let columns = if of.widths[panel] <= COLUMNS / 2 { COLUMNS / 2 } else { COLUMNS };
+        let half = of.widths[panel] <= COLUMNS / 2;
         for (out, row) in out.iter_mut().zip(rows) {
             let scale = self.scales[row];
-            for ((out, &offset), &step) in out[..columns].iter_mut().zip(offsets).zip(steps) {
+            for ((out, &offset), &step) in out.iter_mut().zip(offsets).zip(steps) {
                 *out = (out.to_bits() as i32).wrapping_sub(offset) as f32 * (scale * step);
+            }
+            if half {
+                // Half a tile may leave the other half as it was.
+                out[COLUMNS / 2..].fill(0.0);
             }
         }
     }
