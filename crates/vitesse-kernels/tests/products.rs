@@ -118,7 +118,7 @@ impl Case {
             let most = row.iter().fold(0f32, |most, w| most.max(w.abs()));
             let step = if most > 0.0 { most / 127.0 } else { 1.0 };
             row.iter()
-                .map(move |w| f64::from((w / step).round_ties_even()) * f64::from(step))
+                .map(move |w| f64::from((w * (1.0 / step)).round_ties_even()) * f64::from(step))
         })
         .collect()
     }
