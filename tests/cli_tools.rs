@@ -290,5 +290,7 @@ fn a_lower_instruction_set_can_be_forced_and_an_unknown_one_is_refused() {
     let found = forced.ended(0).json();
     assert_eq!(found["isa"], "scalar");
     let refused = place.run_with("doctor --threads 1", &[("VITESSE_ISA", "mmx")]);
-    refused.ended(2).says(&["unknown instruction set `mmx`", "avx512-bf16"]);
+    refused
+        .ended(2)
+        .says(&["unknown instruction set `mmx`", "avx512-bf16"]);
 }

@@ -16,19 +16,25 @@ const FEW_MACS: u64 = 1_500_000_000;
 /// A spec, weights that are not what fresh ones are (biases would be zero, gains one), and images.
 fn drawn(name: &str) -> Option<(ModelSpec, Tensors, Vec<f32>)> {
     let spec = zoo::get(name).unwrap().spec;
-    let NetworkSpec::Vit(_) = spec.network else { return None };
+    let NetworkSpec::Vit(_) = spec.network else {
+        return None;
+    };
     let key = Key::new(5).with(name);
     let mut tensors = Tensors::new();
     for tensor in spec.tensors().unwrap() {
         let mut rng = key.with(&tensor.name).rng();
         let norm = tensor.name.contains("norm") && tensor.name.ends_with("weight");
         let (mean, spread) = if norm { (1.0, 0.3) } else { (0.0, 0.06) };
-        let values = (0..tensor.numel()).map(|_| mean + spread * (2.0 * rng.uniform() - 1.0) as f32).collect();
+        let values = (0..tensor.numel())
+            .map(|_| mean + spread * (2.0 * rng.uniform() - 1.0) as f32)
+            .collect();
         tensors.insert_f32(tensor.name, &tensor.shape, values).unwrap();
     }
     let mut rng = key.with("images").rng();
     let size: usize = spec.input_size().iter().product();
-    let images = (0..2 * size).map(|_| (4.0 * rng.uniform() - 2.0) as f32).collect();
+    let images = (0..2 * size)
+        .map(|_| (4.0 * rng.uniform() - 2.0) as f32)
+        .collect();
     Some((spec, tensors, images))
 }
 
@@ -37,9 +43,14 @@ fn from_network(spec: &ModelSpec, tensors: &Tensors, images: &[f32]) -> [Vec<f32
     let network = Network::new(spec, tensors, "zoo", &device).unwrap();
     let [channels, height, width] = spec.input_size();
     let images = TensorData::new(images.to_vec(), [2, channels, height, width]);
-    let logits = network.forward(Tensor::from_data(images, &device), &mut Ctx::eval()).unwrap();
+    let logits = network
+        .forward(Tensor::from_data(images, &device), &mut Ctx::eval())
+        .unwrap();
     let values = |x: Tensor<2>| x.into_data().try_to_vec::<f32>().unwrap();
-    [values(logits.class), logits.distillation.map_or(Vec::new(), values)]
+    [
+        values(logits.class),
+        logits.distillation.map_or(Vec::new(), values),
+    ]
 }
 
 #[test]
@@ -79,10 +90,16 @@ fn every_transformer_of_the_zoo_is_computed_as_by_the_network() {
                     assert_eq!(found.len(), expected.len());
                     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
                     let worst = differences.fold(0f32, f32::max);
-                    assert!(worst <= tolerance * scale, "{name}, {isa}, {precision}: {worst:e} of {scale}");
+                    assert!(
+                        worst <= tolerance * scale,
+                        "{name}, {isa}, {precision}: {worst:e} of {scale}"
+                    );
                 }
             }
         }
     }
-    println!("skipped, no transformer or too large for a test: {}", skipped.join(", "));
+    println!(
+        "skipped, no transformer or too large for a test: {}",
+        skipped.join(", ")
+    );
 }

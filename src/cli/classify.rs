@@ -94,7 +94,12 @@ impl PreprocessArgs {
 #[cfg(feature = "train")]
 pub(super) fn network(checkpoint: &Checkpoint) -> Result<(Network, Device)> {
     let device = Device::flex();
-    let network = Network::new(&checkpoint.spec, &checkpoint.tensors, &origin(checkpoint), &device)?;
+    let network = Network::new(
+        &checkpoint.spec,
+        &checkpoint.tensors,
+        &origin(checkpoint),
+        &device,
+    )?;
     Ok((network, device))
 }
 
@@ -159,7 +164,12 @@ impl Runner {
             precision,
             isa: None,
         };
-        let engine = Engine::new(&checkpoint.spec, &checkpoint.tensors, &origin(checkpoint), options)?;
+        let engine = Engine::new(
+            &checkpoint.spec,
+            &checkpoint.tensors,
+            &origin(checkpoint),
+            options,
+        )?;
         Ok(Runner::Engine(Box::new(engine)))
     }
 

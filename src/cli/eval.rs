@@ -121,19 +121,13 @@ impl Plan {
     pub(super) fn run(&self, runner: &mut Runner, console: &Console) -> Result<Report> {
         let mut progress = console.progress("images", self.data.len());
         let begun = Instant::now();
-        let evaluation = evaluate(
-            runner,
-            &self.data,
-            &self.preprocess,
-            self.options,
-            &mut |at| {
-                if progress.at(at.done).is_err() {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            },
-        )?;
+        let evaluation = evaluate(runner, &self.data, &self.preprocess, self.options, &mut |at| {
+            if progress.at(at.done).is_err() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
         self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
     }
 

@@ -158,7 +158,7 @@ impl Report {
     pub fn compare_also(&mut self, vectors: &Vectors, key: &str, by: &str, found: &[f32]) {
         let found: Vec<f64> = found.iter().map(|&x| f64::from(x)).collect();
         let at = format!("{}/{key} ({by})", vectors.file);
-        self.difference(vectors, key, at, &found, 1e-4);
+        self.difference(vectors, key, &at, &found, 1e-4);
     }
 
     /// The same for doubles, with a tolerance of its own.
@@ -168,10 +168,10 @@ impl Report {
             self.failures.push(format!("{at}: compared twice"));
         }
         self.keys += 1;
-        self.difference(vectors, key, at, found, tolerance);
+        self.difference(vectors, key, &at, found, tolerance);
     }
 
-    fn difference(&mut self, vectors: &Vectors, key: &str, at: String, found: &[f64], tolerance: f64) {
+    fn difference(&mut self, vectors: &Vectors, key: &str, at: &str, found: &[f64], tolerance: f64) {
         use vitesse::model::DType;
         let tensor = vectors
             .tensors
@@ -212,7 +212,7 @@ impl Report {
             .as_ref()
             .is_none_or(|(ratio, ..)| largest.0 / scale > *ratio)
         {
-            self.worst = Some((largest.0 / scale, largest.0, at.clone()));
+            self.worst = Some((largest.0 / scale, largest.0, at.to_owned()));
         }
         if !(largest.0 <= tolerance * scale) {
             self.failures.push(format!(

@@ -91,8 +91,18 @@ pub struct Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Engine { spec, precision, isa, threads, .. } = self;
-        write!(f, "Engine({}, {precision}, {threads} threads, {isa})", spec.architecture)
+        let Engine {
+            spec,
+            precision,
+            isa,
+            threads,
+            ..
+        } = self;
+        write!(
+            f,
+            "Engine({}, {precision}, {threads} threads, {isa})",
+            spec.architecture
+        )
     }
 }
 
@@ -258,7 +268,16 @@ impl<T: Real> Runner for Session<T> {
         let each = count / threads;
         let together = each * threads..count;
         let image = |i: usize| &images[i * size..(i + 1) * size];
-        let Session { plan, isa, pool, members, shared, barrier, team, .. } = &mut *self;
+        let Session {
+            plan,
+            isa,
+            pool,
+            members,
+            shared,
+            barrier,
+            team,
+            ..
+        } = &mut *self;
         let (plan, isa, team) = (&*plan, *isa, *team);
         pool.run(&|index| {
             let mut member = members[index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -282,7 +301,9 @@ impl<T: Real> Runner for Session<T> {
                     members: &shared[..team],
                     barrier: Some(barrier),
                 };
-                together.clone().for_each(|i| member.forward(isa, plan, &team, image(i)));
+                together
+                    .clone()
+                    .for_each(|i| member.forward(isa, plan, &team, image(i)));
             }
         });
         self.collect(each, count - each * threads, out);
@@ -298,8 +319,16 @@ impl<T: Real> Runner for Session<T> {
 impl<T: Real> Session<T> {
     /// Brings the members' results in the order of the images: `each` of every member, then `rest` of the first.
     fn collect(&self, each: usize, rest: usize, out: &mut Output) {
-        let width = if self.plan.heads.is_empty() { self.plan.dim } else { self.plan.classes };
-        let heads = if self.plan.heads.is_empty() { self.plan.read_rows() } else { self.plan.heads.len() };
+        let width = if self.plan.heads.is_empty() {
+            self.plan.dim
+        } else {
+            self.plan.classes
+        };
+        let heads = if self.plan.heads.is_empty() {
+            self.plan.read_rows()
+        } else {
+            self.plan.heads.len()
+        };
         out.class.clear();
         out.distillation.clear();
         let mut take = |results: &[f32]| {

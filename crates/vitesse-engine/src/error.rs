@@ -21,7 +21,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Images of another size than the model's.
-    #[error("{images} images of {channels} x {height} x {width} are {expected} numbers, but there are {found}")]
+    #[error(
+        "{images} images of {channels} x {height} x {width} are {expected} numbers, but there are {found}"
+    )]
     Input {
         /// How many images were announced.
         images: usize,

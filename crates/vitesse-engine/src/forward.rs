@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::{PoisonError, RwLock};
 
 use vitesse_kernels::{
-    Attention, Barrier, Isa, Packed, Panels, Quantized, Real, Segment, layer_norm, linear, linear_add, linear_gelu,
-    patches, quantize, scale_shift,
+    Attention, Barrier, Isa, Packed, Panels, Quantized, Real, Segment, layer_norm, linear, linear_add,
+    linear_gelu, patches, quantize, scale_shift,
 };
 use vitesse_model::spec::Pool;
 
-use crate::plan::{AttentionCore, AttentionLayer, AffineRows, Matrix, MlpCore, MlpLayer, Plan};
+use crate::plan::{AffineRows, AttentionCore, AttentionLayer, Matrix, MlpCore, MlpLayer, Plan};
 use crate::profile::{Clock, Stage};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'
@@ -33,10 +33,17 @@ pub(crate) struct Shared<T: Real> {
 
 impl<T: Real> Shared<T> {
     pub(crate) fn new(plan: &Plan<T>) -> Self {
-        let heads = plan.cores.iter().flat_map(|core| &core.attn).map(|attn| attn.heads.len()).max();
+        let heads = plan
+            .cores
+            .iter()
+            .flat_map(|core| &core.attn)
+            .map(|attn| attn.heads.len())
+            .max();
         let room = || {
             RwLock::new(KeysValues {
-                heads: (0..heads.unwrap_or(0)).map(|_| (Packed::zeros(0, 0), Packed::zeros(0, 0))).collect(),
+                heads: (0..heads.unwrap_or(0))
+                    .map(|_| (Packed::zeros(0, 0), Packed::zeros(0, 0)))
+                    .collect(),
             })
         };
         Shared {
@@ -125,7 +132,11 @@ impl<T: Real> Member<T> {
         let read = plan.read.clamp(tokens.start, tokens.end) - tokens.start;
         self.embed(isa, plan, &tokens, image);
         self.clock.mark(0, Stage::Embed);
-        let mut live = if plan.last_attention.is_none() { read } else { tokens.len() };
+        let mut live = if plan.last_attention.is_none() {
+            read
+        } else {
+            tokens.len()
+        };
         for (i, layer) in plan.layers.iter().enumerate() {
             let core = &plan.cores[layer.core];
             if let Some((scale, shift)) = &layer.block_in {
@@ -163,7 +174,9 @@ impl<T: Real> Member<T> {
         let panels = Panels::<f32>::needed(plan.dim);
         self.x.reshape(tokens.len(), panels);
         for panel in 0..panels {
-            self.x.panel_mut(panel).copy_from_slice(&plan.start.panel(panel)[tokens.clone()]);
+            self.x
+                .panel_mut(panel)
+                .copy_from_slice(&plan.start.panel(panel)[tokens.clone()]);
         }
         let [channels, _, _] = plan.img_size;
         let columns = channels * plan.patch_size * plan.patch_size;
@@ -174,11 +187,26 @@ impl<T: Real> Member<T> {
             let range = part.start - plan.prefix..part.end - plan.prefix;
             patches(isa, image, plan.img_size, plan.patch_size, range, &mut self.input);
             let at = part.start - tokens.start;
-            linear_add(isa, &self.input, 0..part.len(), plan.patch.linear(), None, &mut self.x, at);
+            linear_add(
+                isa,
+                &self.input,
+                0..part.len(),
+                plan.patch.linear(),
+                None,
+                &mut self.x,
+                at,
+            );
         }
     }
 
-    fn keys_values(&mut self, isa: Isa, plan: &Plan<T>, team: &Team<'_, T>, layer: &AttentionLayer, core: &AttentionCore<T>) {
+    fn keys_values(
+        &mut self,
+        isa: Isa,
+        plan: &Plan<T>,
+        team: &Team<'_, T>,
+        layer: &AttentionLayer,
+        core: &AttentionCore<T>,
+    ) {
         let rows = self.x.rows();
         self.input.reshape(rows, Panels::<T>::needed(plan.dim));
         layer_norm(isa, &self.x, 0..rows, layer.norm.norm(), &mut self.input);
@@ -189,9 +217,18 @@ impl<T: Real> Member<T> {
         self.kv.reshape(rows, panels.len());
         match &core.qkv {
             Matrix::Real(w) => linear(isa, &self.input, 0..rows, layer.qkv.of(w), panels, &mut self.kv),
-            Matrix::Int8(w) => linear(isa, &self.quantized, 0..rows, layer.qkv.of(w), panels, &mut self.kv),
+            Matrix::Int8(w) => linear(
+                isa,
+                &self.quantized,
+                0..rows,
+                layer.qkv.of(w),
+                panels,
+                &mut self.kv,
+            ),
         }
-        let mut place = team.own().turns[self.turn].write().unwrap_or_else(PoisonError::into_inner);
+        let mut place = team.own().turns[self.turn]
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         for (head, (keys, values)) in core.heads.iter().zip(&mut place.heads) {
             T::pack_keys(isa, &self.kv, head.k_at, head.qk, keys);
             T::pack_values(&self.kv, head.v_at, head.v, values);
@@ -203,7 +240,14 @@ impl<T: Real> Member<T> {
         let panels = 0..core.q_panels;
         match &core.qkv {
             Matrix::Real(w) => linear(isa, &self.input, 0..live, layer.qkv.of(w), panels, &mut self.q),
-            Matrix::Int8(w) => linear(isa, &self.quantized, 0..live, layer.qkv.of(w), panels, &mut self.q),
+            Matrix::Int8(w) => linear(
+                isa,
+                &self.quantized,
+                0..live,
+                layer.qkv.of(w),
+                panels,
+                &mut self.q,
+            ),
         }
     }
 
@@ -217,13 +261,22 @@ impl<T: Real> Member<T> {
         }
         // All of them are only read between this meeting and the next.
         const MOST: usize = crate::engine::MOST_THREADS;
-        let guards: [_; MOST] = std::array::from_fn(|i| team.members.get(i).map(|member| read(&member.turns[turn])));
+        let guards: [_; MOST] =
+            std::array::from_fn(|i| team.members.get(i).map(|member| read(&member.turns[turn])));
         for (h, head) in core.heads.iter().enumerate() {
             let segments = |i: usize| -> Option<Segment<'_, T>> {
                 let (keys, values) = &guards.get(i)?.as_ref()?.heads[h];
                 Some(Segment { keys, values })
             };
-            self.attention.head(isa, &self.q, head.q_at, 0..live, &segments, &mut self.input, head.out_at);
+            self.attention.head(
+                isa,
+                &self.q,
+                head.q_at,
+                0..live,
+                &segments,
+                &mut self.input,
+                head.out_at,
+            );
         }
     }
 
@@ -241,42 +294,84 @@ impl<T: Real> Member<T> {
             Matrix::Real(w) => linear_add(isa, &self.input, rows, affine.of(w), into, &mut self.x, at),
             Matrix::Int8(w) => {
                 self.quantize(isa, rows.clone());
-                linear_add(isa, &self.quantized, 0..rows.len(), affine.of(w), into, &mut self.x, at);
+                linear_add(
+                    isa,
+                    &self.quantized,
+                    0..rows.len(),
+                    affine.of(w),
+                    into,
+                    &mut self.x,
+                    at,
+                );
             }
         }
     }
 
     fn quantize(&mut self, isa: Isa, rows: Range<usize>) {
-        self.quantized.reshape(rows.len(), self.input.panels().div_ceil(2));
+        self.quantized
+            .reshape(rows.len(), self.input.panels().div_ceil(2));
         quantize(isa, &self.input, rows, &mut self.quantized);
     }
 
     /// A few rows at a time, so that the hidden ones stay in the cache.
     fn mlp(&mut self, isa: Isa, i: usize, layer: &MlpLayer, core: &MlpCore<T>, live: usize) {
         let hidden = core.fc1.panels();
-        let after = layer.hidden.as_ref().map(|(scale, shift)| (&scale[..], &shift[..]));
+        let after = layer
+            .hidden
+            .as_ref()
+            .map(|(scale, shift)| (&scale[..], &shift[..]));
         for part in parts(0..live, HIDDEN_BYTES / (hidden * 32 * size_of::<T>())) {
             let rows = part.len();
             self.input.reshape(rows, self.x.panels());
             layer_norm(isa, &self.x, part.clone(), layer.norm.norm(), &mut self.input);
             self.hidden.reshape(rows, hidden);
             match &core.fc1 {
-                Matrix::Real(w) => linear_gelu(isa, &self.input, 0..rows, layer.fc1.of(w), after, &mut self.hidden),
+                Matrix::Real(w) => linear_gelu(
+                    isa,
+                    &self.input,
+                    0..rows,
+                    layer.fc1.of(w),
+                    after,
+                    &mut self.hidden,
+                ),
                 Matrix::Int8(w) => {
                     self.quantize(isa, 0..rows);
-                    linear_gelu(isa, &self.quantized, 0..rows, layer.fc1.of(w), after, &mut self.hidden);
+                    linear_gelu(
+                        isa,
+                        &self.quantized,
+                        0..rows,
+                        layer.fc1.of(w),
+                        after,
+                        &mut self.hidden,
+                    );
                 }
             }
             self.clock.mark(i, Stage::Fc1);
             let into = layer.into.as_deref();
             match &core.fc2 {
                 Matrix::Real(w) => {
-                    linear_add(isa, &self.hidden, 0..rows, layer.fc2.of(w), into, &mut self.x, part.start);
+                    linear_add(
+                        isa,
+                        &self.hidden,
+                        0..rows,
+                        layer.fc2.of(w),
+                        into,
+                        &mut self.x,
+                        part.start,
+                    );
                 }
                 Matrix::Int8(w) => {
                     self.quantized.reshape(rows, hidden.div_ceil(2));
                     quantize(isa, &self.hidden, 0..rows, &mut self.quantized);
-                    linear_add(isa, &self.quantized, 0..rows, layer.fc2.of(w), into, &mut self.x, part.start);
+                    linear_add(
+                        isa,
+                        &self.quantized,
+                        0..rows,
+                        layer.fc2.of(w),
+                        into,
+                        &mut self.x,
+                        part.start,
+                    );
                 }
             }
             self.clock.mark(i, Stage::Fc2);
@@ -317,7 +412,12 @@ impl<T: Real> Member<T> {
         // Now `logits` holds the features that the heads read, one row each.
         self.input.reshape(self.logits.rows(), panels);
         for panel in 0..panels {
-            for (to, from) in self.input.panel_mut(panel).iter_mut().zip(self.logits.panel(panel)) {
+            for (to, from) in self
+                .input
+                .panel_mut(panel)
+                .iter_mut()
+                .zip(self.logits.panel(panel))
+            {
                 for (to, &from) in to.as_mut().iter_mut().zip(from) {
                     *to = T::from_f32(from);
                 }
@@ -326,13 +426,21 @@ impl<T: Real> Member<T> {
         if plan.heads.is_empty() {
             let rows = self.logits.rows();
             for row in 0..rows {
-                self.results.extend((0..plan.dim).map(|channel| self.logits.at(row, channel)));
+                self.results
+                    .extend((0..plan.dim).map(|channel| self.logits.at(row, channel)));
             }
             return;
         }
         for (row, head) in plan.heads.iter().enumerate() {
             self.logits.reshape(1, head.panels());
-            linear(isa, &self.input, row..row + 1, head.linear(), 0..head.panels(), &mut self.logits);
+            linear(
+                isa,
+                &self.input,
+                row..row + 1,
+                head.linear(),
+                0..head.panels(),
+                &mut self.logits,
+            );
             let rows = (0..head.panels()).flat_map(|panel| self.logits.panel(panel)[0]);
             self.results.extend(rows.take(plan.classes));
         }

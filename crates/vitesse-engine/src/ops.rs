@@ -53,14 +53,22 @@ impl Affine {
         let pairs = next.scale.iter().zip(&next.shift);
         Affine {
             scale: self.scale.iter().zip(&next.scale).map(|(a, b)| a * b).collect(),
-            shift: self.shift.iter().zip(pairs).map(|(t, (scale, shift))| t * scale + shift).collect(),
+            shift: self
+                .shift
+                .iter()
+                .zip(pairs)
+                .map(|(t, (scale, shift))| t * scale + shift)
+                .collect(),
         }
     }
 
     /// In panels of 32 channels.
     pub(crate) fn panels(&self) -> (Rows, Rows) {
         let columns = panels_of([self.scale.len()]);
-        (rows(&columns, |n| self.scale[n]), rows(&columns, |n| self.shift[n]))
+        (
+            rows(&columns, |n| self.scale[n]),
+            rows(&columns, |n| self.shift[n]),
+        )
     }
 }
 

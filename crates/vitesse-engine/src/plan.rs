@@ -140,7 +140,9 @@ pub(crate) struct AffineRows {
 impl AffineRows {
     fn new(columns: &[Range<usize>], scale: impl Fn(usize) -> f32, bias: impl Fn(usize) -> f32) -> Self {
         let scales = rows(columns, &scale);
-        let ones = columns.iter().all(|columns| columns.clone().all(|n| scale(n) == 1.0));
+        let ones = columns
+            .iter()
+            .all(|columns| columns.clone().all(|n| scale(n) == 1.0));
         AffineRows {
             scale: (!ones).then_some(scales),
             bias: rows(columns, bias),
@@ -210,7 +212,11 @@ impl<T: Real> Plan<T> {
             Pool::Token => 1 + usize::from(vit.is_distilled()),
             Pool::Avg | Pool::AvgThenNorm => vit.tokens_count(),
         };
-        let classifiers = if spec.num_classes > 0 { spec.classifiers() } else { Vec::new() };
+        let classifiers = if spec.num_classes > 0 {
+            spec.classifiers()
+        } else {
+            Vec::new()
+        };
         Ok(Plan {
             img_size: spec.input_size(),
             patch_size: vit.patch_size,
@@ -223,14 +229,26 @@ impl<T: Real> Plan<T> {
             last_attention,
             patch: compiler.patch()?,
             start: compiler.start()?,
-            cores: (0..vit.cores.len()).map(|i| compiler.core(i)).collect::<Result<_>>()?,
-            layers: (0..vit.layers.len()).map(|i| compiler.layer(i)).collect::<Result<_>>()?,
+            cores: (0..vit.cores.len())
+                .map(|i| compiler.core(i))
+                .collect::<Result<_>>()?,
+            layers: (0..vit.layers.len())
+                .map(|i| compiler.layer(i))
+                .collect::<Result<_>>()?,
             norm: compiler.norm(
                 vit.final_norm_name(),
                 // Where the mean comes first, no token is normed, and there is no such site.
-                if vit.pool == Pool::AvgThenNorm { None } else { compiler.ops(Site::FinalNorm, None)? }.as_ref(),
+                if vit.pool == Pool::AvgThenNorm {
+                    None
+                } else {
+                    compiler.ops(Site::FinalNorm, None)?
+                }
+                .as_ref(),
             )?,
-            heads: classifiers.into_iter().map(|name| compiler.head(name)).collect::<Result<_>>()?,
+            heads: classifiers
+                .into_iter()
+                .map(|name| compiler.head(name))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -246,8 +264,14 @@ impl<T: Real> Plan<T> {
             Matrix::Int8(packed) => packed.bytes(),
         };
         let cores = self.cores.iter().map(|core| {
-            let attn = core.attn.as_ref().map_or(0, |attn| matrix(&attn.qkv) + matrix(&attn.proj));
-            attn + core.mlp.as_ref().map_or(0, |mlp| matrix(&mlp.fc1) + matrix(&mlp.fc2))
+            let attn = core
+                .attn
+                .as_ref()
+                .map_or(0, |attn| matrix(&attn.qkv) + matrix(&attn.proj));
+            attn + core
+                .mlp
+                .as_ref()
+                .map_or(0, |mlp| matrix(&mlp.fc1) + matrix(&mlp.fc2))
         });
         let heads: usize = self.heads.iter().map(|head| head.weights.bytes()).sum();
         cores.sum::<usize>() + self.patch.weights.bytes() + heads
@@ -269,7 +293,10 @@ impl Compiler<'_> {
 
     /// A norm with `op` after it.
     fn norm(&self, name: &str, op: Option<&Affine>) -> Result<NormRows> {
-        let (gain, bias) = (self.get(&format!("{name}.weight"))?, self.get(&format!("{name}.bias"))?);
+        let (gain, bias) = (
+            self.get(&format!("{name}.weight"))?,
+            self.get(&format!("{name}.bias"))?,
+        );
         let columns = panels_of([self.vit.embed_dim]);
         let (scale, shift) = folded(op);
         Ok(NormRows {
@@ -281,7 +308,12 @@ impl Compiler<'_> {
     }
 
     /// Weights `[outputs, inputs]` packed.
-    fn pack<W: Weight>(weights: &[f32], inputs: usize, columns: &[Range<usize>], depths: &[Range<usize>]) -> Packed<W> {
+    fn pack<W: Weight>(
+        weights: &[f32],
+        inputs: usize,
+        columns: &[Range<usize>],
+        depths: &[Range<usize>],
+    ) -> Packed<W> {
         W::pack(&|n| &weights[n * inputs..(n + 1) * inputs], columns, depths)
     }
 
@@ -307,7 +339,12 @@ impl Compiler<'_> {
         let op = self.ops(Site::PatchOut, None)?;
         let (scale, shift) = folded(op.as_ref());
         Ok(Dense {
-            weights: Self::pack(&self.get("patch_embed.proj.weight")?, inputs, &columns, &panels_of([inputs])),
+            weights: Self::pack(
+                &self.get("patch_embed.proj.weight")?,
+                inputs,
+                &columns,
+                &panels_of([inputs]),
+            ),
             affine: AffineRows::new(&columns, &scale, |n| bias[n] * scale(n) + shift(n)),
         })
     }
@@ -384,7 +421,12 @@ impl Compiler<'_> {
                 }
                 self.matrix(&whole, inputs, &panels_of([dim]), depths)
             }
-            _ => self.matrix(&weights, inputs, &panels_of([out_idx.map_or(dim, <[usize]>::len)]), depths),
+            _ => self.matrix(
+                &weights,
+                inputs,
+                &panels_of([out_idx.map_or(dim, <[usize]>::len)]),
+                depths,
+            ),
         })
     }
 
@@ -405,7 +447,8 @@ impl Compiler<'_> {
                 (AffineRows::new(&panels_of([dim]), &scale, bias), None)
             }
             Some(idx) if all => {
-                let bias = |n: usize| idx.binary_search(&n).map_or(0.0, |row| bias[row]) * scale(n) + shift(n);
+                let bias =
+                    |n: usize| idx.binary_search(&n).map_or(0.0, |row| bias[row]) * scale(n) + shift(n);
                 (AffineRows::new(&panels_of([dim]), &scale, bias), None)
             }
             Some(idx) => {
@@ -426,11 +469,21 @@ impl Compiler<'_> {
         })
     }
 
-    fn attention_core<T: Real>(&self, index: usize, spec: &AttentionSpec, name: &str) -> Result<AttentionCore<T>> {
+    fn attention_core<T: Real>(
+        &self,
+        index: usize,
+        spec: &AttentionSpec,
+        name: &str,
+    ) -> Result<AttentionCore<T>> {
         let dim = self.vit.embed_dim;
         let all = self.shifts_all(index, Site::AttnOut)?;
         let name = format!("{name}.attn");
-        let panels = |widths: &[usize]| widths.iter().map(|&width| Panels::<T>::needed(width)).sum::<usize>();
+        let panels = |widths: &[usize]| {
+            widths
+                .iter()
+                .map(|&width| Panels::<T>::needed(width))
+                .sum::<usize>()
+        };
         let q_panels = panels(&spec.qk_dims);
         let (mut q_at, mut v_at) = (0, 0);
         let heads = spec.qk_dims.iter().zip(&spec.v_dims).map(|(&qk, &v)| {
@@ -477,7 +530,12 @@ impl Compiler<'_> {
         let all = self.shifts_all(index, Site::MlpOut)?;
         let hidden = panels_of([spec.hidden]);
         Ok(MlpCore {
-            fc1: self.matrix(&self.get(&format!("{name}.mlp.fc1.weight"))?, dim, &hidden, &panels_of([dim])),
+            fc1: self.matrix(
+                &self.get(&format!("{name}.mlp.fc1.weight"))?,
+                dim,
+                &hidden,
+                &panels_of([dim]),
+            ),
             fc2: self.projection(
                 &format!("{name}.mlp.fc2"),
                 spec.hidden,
@@ -509,8 +567,18 @@ impl Compiler<'_> {
         })
     }
 
-    fn attention_layer(&self, index: usize, core: usize, spec: &AttentionSpec, name: &str) -> Result<AttentionLayer> {
-        let bias = if spec.qkv_bias { Some(self.get(&format!("{name}.qkv.bias"))?) } else { None };
+    fn attention_layer(
+        &self,
+        index: usize,
+        core: usize,
+        spec: &AttentionSpec,
+        name: &str,
+    ) -> Result<AttentionLayer> {
+        let bias = if spec.qkv_bias {
+            Some(self.get(&format!("{name}.qkv.bias"))?)
+        } else {
+            None
+        };
         let (qk, at) = (spec.qk_width(), Some(index));
         let (after, heads) = (self.ops(Site::AttnQkv, at)?, self.ops(Site::AttnHeads, at)?);
         let (scale, shift) = folded(after.as_ref());
@@ -530,7 +598,10 @@ impl Compiler<'_> {
             self.ops(Site::AttnOut, at)?.as_ref(),
         )?;
         Ok(AttentionLayer {
-            norm: self.norm(&self.vit.norm_name(index, 1), self.ops(Site::AttnIn, at)?.as_ref())?,
+            norm: self.norm(
+                &self.vit.norm_name(index, 1),
+                self.ops(Site::AttnIn, at)?.as_ref(),
+            )?,
             qkv: AffineRows::new(
                 &qkv_columns(spec),
                 |n| scale(n) * factor(n),
@@ -554,7 +625,9 @@ impl Compiler<'_> {
         )?;
         Ok(MlpLayer {
             norm: self.norm(&self.vit.norm_name(index, 2), self.ops(Site::MlpIn, at)?.as_ref())?,
-            fc1: AffineRows::new(&panels_of([spec.hidden]), &scale, |n| bias[n] * scale(n) + shift(n)),
+            fc1: AffineRows::new(&panels_of([spec.hidden]), &scale, |n| {
+                bias[n] * scale(n) + shift(n)
+            }),
             hidden: self.op_rows(Site::MlpHidden, index)?,
             fc2,
             into,

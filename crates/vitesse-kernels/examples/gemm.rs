@@ -3,10 +3,17 @@
 use std::time::Instant;
 use vitesse_kernels::*;
 
-fn main() {
-    let isa = Isa::choose().expect("an instruction set");
+fn main() -> Result<(), String> {
+    let isa = Isa::choose()?;
     println!("{isa}");
-    for (m, k, n) in [(99, 192, 576), (99, 192, 768), (99, 768, 192), (197, 192, 576), (197, 192, 768), (197, 768, 192)] {
+    for (m, k, n) in [
+        (99, 192, 576),
+        (99, 192, 768),
+        (99, 768, 192),
+        (197, 192, 576),
+        (197, 192, 768),
+        (197, 768, 192),
+    ] {
         let w: Vec<f32> = (0..k * n).map(|i| (i % 17) as f32 * 0.01).collect();
         let bias = vec![[0.1f32; 32]; n / 32];
         let one = || <f32 as Weight>::pack(&|i| &w[i * k..(i + 1) * k], &panels_of([n]), &panels_of([k]));
@@ -18,12 +25,21 @@ fn main() {
             for _ in 0..12 {
                 let t = Instant::now();
                 for i in 0..40 {
-                    let l = Linear { weights: &packed[i % copies], scale: None, bias: &bias };
+                    let l = Linear {
+                        weights: &packed[i % copies],
+                        scale: None,
+                        bias: &bias,
+                    };
                     linear(isa, &a, 0..m, l, 0..n / 32, &mut out);
                 }
                 best = best.min(t.elapsed().as_secs_f64() / 40.0);
             }
-            println!("{m}x{k}x{n}, {copies} copies: {:.1} GFLOP/s  {:.1} us", 2.0 * (m * k * n) as f64 / best / 1e9, best * 1e6);
+            println!(
+                "{m}x{k}x{n}, {copies} copies: {:.1} GFLOP/s  {:.1} us",
+                2.0 * (m * k * n) as f64 / best / 1e9,
+                best * 1e6
+            );
         }
     }
+    Ok(())
 }

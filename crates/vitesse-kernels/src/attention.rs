@@ -128,7 +128,9 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     T::tile::<S>(of, logits);
                     let width = segment.keys.widths[panel];
                     if width < COLUMNS {
-                        logits[..count].iter_mut().for_each(|row| row[width..].fill(f32::NEG_INFINITY));
+                        logits[..count]
+                            .iter_mut()
+                            .for_each(|row| row[width..].fill(f32::NEG_INFINITY));
                     }
                     at += 1;
                 }

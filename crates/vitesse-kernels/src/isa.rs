@@ -6,9 +6,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::simd::{Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
+use crate::simd::{Scalar, Simd};
 
 /// A level of instructions, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,6 +225,10 @@ mod tests {
     #[test]
     fn levels_below_the_highest_are_there_too() {
         let highest = Isa::detect();
-        assert!(Isa::ALL.into_iter().all(|isa| isa.is_supported() == (isa <= highest)));
+        assert!(
+            Isa::ALL
+                .into_iter()
+                .all(|isa| isa.is_supported() == (isa <= highest))
+        );
     }
 }

@@ -104,7 +104,9 @@ mod tests {
     /// `count` numbers from `low` to `high`.
     fn sweep(low: f32, high: f32, count: usize) -> Vec<f32> {
         let step = (f64::from(high) - f64::from(low)) / count as f64;
-        (0..=count).map(|i| (f64::from(low) + step * i as f64) as f32).collect()
+        (0..=count)
+            .map(|i| (f64::from(low) + step * i as f64) as f32)
+            .collect()
     }
 
     #[test]
@@ -116,14 +118,27 @@ mod tests {
                 let expected = libm::exp(f64::from(x));
                 let unit = f64::from(f32::from_bits((expected as f32).to_bits() + 1) - expected as f32);
                 let error = (f64::from(y) - expected).abs() / unit;
-                assert!(error <= 2.0, "{isa}: exp({x}) = {y}, {error} units from {expected}");
+                assert!(
+                    error <= 2.0,
+                    "{isa}: exp({x}) = {y}, {error} units from {expected}"
+                );
             }
         }
     }
 
     #[test]
     fn exp_has_its_edges() {
-        let xs = [0.0, -0.0, 89.0, f32::NAN, -87.5, -100.0, -200.0, f32::MIN, f32::NEG_INFINITY];
+        let xs = [
+            0.0,
+            -0.0,
+            89.0,
+            f32::NAN,
+            -87.5,
+            -100.0,
+            -200.0,
+            f32::MIN,
+            f32::NEG_INFINITY,
+        ];
         for isa in supported() {
             let y = values(|isa, x| isa.run(Exp(x)), isa, &xs);
             assert_eq!(y[..3], [1.0, 1.0, f32::INFINITY], "{isa}");
@@ -137,16 +152,26 @@ mod tests {
         let mut xs = sweep(-30.0, 30.0, 300_000);
         xs.extend(sweep(-6.0, 6.0, 300_000));
         xs.extend(sweep(-1e-3, 1e-3, 10_000));
-        xs.extend([5.2f32, 5.2f32.next_down(), 1e30, f32::MAX, 1e-40].into_iter().flat_map(|x| [x, -x]));
+        xs.extend(
+            [5.2f32, 5.2f32.next_down(), 1e30, f32::MAX, 1e-40]
+                .into_iter()
+                .flat_map(|x| [x, -x]),
+        );
         for isa in supported() {
             for (&x, y) in xs.iter().zip(values(|isa, x| isa.run(Gelu(x)), isa, &xs)) {
                 let z = f64::from(x);
                 let expected = 0.5 * z * (1.0 + libm::erf(z * std::f64::consts::FRAC_1_SQRT_2));
                 let error = (f64::from(y) - expected).abs();
-                assert!(error <= 3e-7 * z.abs().max(1.0), "{isa}: gelu({x}) = {y}, {error:e} from {expected}");
+                assert!(
+                    error <= 3e-7 * z.abs().max(1.0),
+                    "{isa}: gelu({x}) = {y}, {error:e} from {expected}"
+                );
             }
             let y = values(|isa, x| isa.run(Gelu(x)), isa, &[f32::NAN, f32::INFINITY, 0.0]);
-            assert!(y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 0.0, "{isa} {y:?}");
+            assert!(
+                y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 0.0,
+                "{isa} {y:?}"
+            );
         }
     }
 }

@@ -26,7 +26,13 @@ pub struct Norm<'a> {
 ///
 /// # Panics
 /// Where shapes do not fit.
-pub fn layer_norm<U: Real>(isa: Isa, x: &Panels<f32>, rows: Range<usize>, norm: Norm<'_>, out: &mut Panels<U>) {
+pub fn layer_norm<U: Real>(
+    isa: Isa,
+    x: &Panels<f32>,
+    rows: Range<usize>,
+    norm: Norm<'_>,
+    out: &mut Panels<U>,
+) {
     struct Job<'a, U: Real>(&'a Panels<f32>, Range<usize>, Norm<'a>, &'a mut Panels<U>);
     impl<U: Real> Kernel for Job<'_, U> {
         type Output = ();
@@ -49,7 +55,11 @@ pub fn layer_norm<U: Real>(isa: Isa, x: &Panels<f32>, rows: Range<usize>, norm: 
                     let to = out.panel_mut(panel)[to].as_mut();
                     for at in (0..COLUMNS).step_by(S::LANES) {
                         let v = S::mul(S::sub(S::load(&from[at..]), m), rstd);
-                        let v = S::mul_add(v, S::load(&norm.gain[panel][at..]), S::load(&norm.bias[panel][at..]));
+                        let v = S::mul_add(
+                            v,
+                            S::load(&norm.gain[panel][at..]),
+                            S::load(&norm.bias[panel][at..]),
+                        );
                         U::store::<S>(v, &mut to[at..]);
                     }
                 }

@@ -72,7 +72,8 @@ impl<T: Element> Packed<T> {
     pub(crate) fn reshape(&mut self, depth: usize, columns: usize) {
         fill(&mut self.depths, depth, T::WIDTH);
         fill(&mut self.widths, columns, COLUMNS);
-        self.blocks.resize(self.depths.len() * self.widths.len() * T::WIDTH * COLUMNS);
+        self.blocks
+            .resize(self.depths.len() * self.widths.len() * T::WIDTH * COLUMNS);
     }
 
     fn with(depths: Vec<usize>, widths: Vec<usize>) -> Self {
@@ -215,7 +216,11 @@ fn step(row: &[f32]) -> f32 {
     let mut finite = true;
     for weight in row {
         finite &= weight.is_finite();
-        greatest = if weight.abs() > greatest { weight.abs() } else { greatest };
+        greatest = if weight.abs() > greatest {
+            weight.abs()
+        } else {
+            greatest
+        };
     }
     match finite {
         // As the products would be.
@@ -245,7 +250,10 @@ impl Weight for u8 {
             _ => two.iter().map(Range::len).sum(),
         };
         assert!(depths.iter().all(|depth| depth.len() <= COLUMNS));
-        assert!(depths.len() <= 2048, "the sums of more than 65536 products may overflow");
+        assert!(
+            depths.len() <= 2048,
+            "the sums of more than 65536 products may overflow"
+        );
         let mut packed = Packed::<u8>::with(depths.chunks(2).map(counted).collect(), lens(columns));
         let len = packed.depths.len() * 64 * COLUMNS;
         let found: Vec<OnceLock<([f32; 32], [i32; 32])>> = columns.iter().map(|_| OnceLock::new()).collect();
@@ -270,7 +278,9 @@ impl Weight for u8 {
             let _ = found[panel].set((scales, sums.map(|sum| 128 * sum)));
         });
         // Panels without inputs are not filled.
-        let found = found.into_iter().map(|found| found.into_inner().unwrap_or(([1.0; 32], [0; 32])));
+        let found = found
+            .into_iter()
+            .map(|found| found.into_inner().unwrap_or(([1.0; 32], [0; 32])));
         (packed.scales, packed.offsets) = found.unzip();
         packed
     }

@@ -123,10 +123,18 @@ const SPARE_ROWS: usize = 15;
 /// The elements of a matrix with its spare rows. That their number does not overflow is what lets the inner loops compute
 /// addresses without looking.
 fn elements<T: Element>(rows: usize, panels: usize) -> usize {
-    let all = rows.max(1).checked_mul(panels.max(1)).and_then(|rows| rows.checked_add(SPARE_ROWS));
+    let all = rows
+        .max(1)
+        .checked_mul(panels.max(1))
+        .and_then(|rows| rows.checked_add(SPARE_ROWS));
     // Bytes, too: no buffer is larger than half of all addresses.
-    let fits = all.and_then(|rows| rows.checked_mul(2 * size_of::<T::Row>())).is_some();
-    assert!(fits, "{rows} rows of {panels} panels are more than memory can hold");
+    let fits = all
+        .and_then(|rows| rows.checked_mul(2 * size_of::<T::Row>()))
+        .is_some();
+    assert!(
+        fits,
+        "{rows} rows of {panels} panels are more than memory can hold"
+    );
     (rows * panels + SPARE_ROWS) * T::WIDTH
 }
 

@@ -195,7 +195,9 @@ impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
             .flat_map(|panel| {
                 // No depth at all is one piece, too: the result is the bias.
                 let none = (depth == 0).then_some(0..0);
-                even_parts(0..depth, most).chain(none).map(move |blocks| (panel, blocks))
+                even_parts(0..depth, most)
+                    .chain(none)
+                    .map(move |blocks| (panel, blocks))
             })
             .peekable();
         S::begin();
@@ -215,9 +217,11 @@ impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
                 if let Some(lines) = ahead.next() {
                     S::prefetch(lines);
                 }
-                self.a.tile::<S>(tile.clone(), self.of, panel, blocks.clone(), &mut scratch);
+                self.a
+                    .tile::<S>(tile.clone(), self.of, panel, blocks.clone(), &mut scratch);
                 for (row, sums) in tile.zip(&scratch) {
-                    self.finish.row::<S>(panel, row - self.rows.start, blocks.start == 0, sums);
+                    self.finish
+                        .row::<S>(panel, row - self.rows.start, blocks.start == 0, sums);
                 }
             }
         }
@@ -231,7 +235,9 @@ pub(crate) fn even_parts(rows: Range<usize>, most: usize) -> impl Iterator<Item 
     let (each, more) = (rows.len() / parts, rows.len() % parts);
     let start = rows.start;
     let at = move |part: usize| start + part * each + part.min(more);
-    (0..parts).map(move |part| at(part)..at(part + 1)).filter(|part| !part.is_empty())
+    (0..parts)
+        .map(move |part| at(part)..at(part + 1))
+        .filter(|part| !part.is_empty())
 }
 
 /// A linear layer: packed weights, and a scale and a bias for each output, in panels.
@@ -395,7 +401,11 @@ pub fn linear_add<A: Left>(
         fn row<S: Simd>(&mut self, panel: usize, row: usize, first: bool, sums: &[f32; 32]) {
             let to = &mut self.x.panel_mut(panel)[self.first + row];
             for at in (0..32).step_by(S::LANES) {
-                let part = if first { self.of.affine::<S>(panel, sums, at) } else { self.of.scaled::<S>(panel, sums, at) };
+                let part = if first {
+                    self.of.affine::<S>(panel, sums, at)
+                } else {
+                    self.of.scaled::<S>(panel, sums, at)
+                };
                 S::store(S::add(S::load(&to[at..]), part), &mut to[at..]);
             }
         }
@@ -425,7 +435,13 @@ pub fn linear_add<A: Left>(
     match into {
         None => {
             assert!(panels.len() <= add.x.panels());
-            isa.run(Product { a, rows, of: weights, panels, finish: add });
+            isa.run(Product {
+                a,
+                rows,
+                of: weights,
+                panels,
+                finish: add,
+            });
         }
         Some(into) => {
             assert!(into.len() == weights.widths.iter().sum::<usize>());

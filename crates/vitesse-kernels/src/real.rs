@@ -69,7 +69,13 @@ impl Real for f32 {
         let tokens = values.rows();
         to.reshape(tokens, width);
         let (len, panels) = (to.depths.len() * 32 * COLUMNS, to.panels());
-        for (panel, blocks) in to.blocks.as_mut_slice().chunks_exact_mut(len).enumerate().take(panels) {
+        for (panel, blocks) in to
+            .blocks
+            .as_mut_slice()
+            .chunks_exact_mut(len)
+            .enumerate()
+            .take(panels)
+        {
             let rows = values.panel(first + panel).as_flattened();
             blocks[..rows.len()].copy_from_slice(rows);
         }
@@ -122,7 +128,10 @@ impl Real for Bf16 {
             let rows = values.panel(first + panel);
             for (i, pair) in pairs.iter_mut().enumerate() {
                 let zero = [Bf16::default(); 32];
-                let (even, odd) = (rows.get(2 * i).unwrap_or(&zero), rows.get(2 * i + 1).unwrap_or(&zero));
+                let (even, odd) = (
+                    rows.get(2 * i).unwrap_or(&zero),
+                    rows.get(2 * i + 1).unwrap_or(&zero),
+                );
                 for ((to, even), odd) in pair.iter_mut().zip(even).zip(odd) {
                     *to = u32::from(even.0) | u32::from(odd.0) << 16;
                 }
@@ -130,4 +139,3 @@ impl Real for Bf16 {
         }
     }
 }
-

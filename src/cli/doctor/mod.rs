@@ -73,8 +73,9 @@ fn examine(threads: usize, console: &Console) -> Result<Report> {
     for threads in powers_of_two_up_to(threads) {
         console.check()?;
         let measured = |arithmetic| {
-            peak(isa, arithmetic, threads)
-                .map_err(|error| Failure::new("E_THREADS", format!("cannot start {threads} threads: {error}")))
+            peak(isa, arithmetic, threads).map_err(|error| {
+                Failure::new("E_THREADS", format!("cannot start {threads} threads: {error}"))
+            })
         };
         peaks.push(Peak {
             threads,
@@ -151,7 +152,10 @@ fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
         Isa::Avx512Bf16 | Isa::Amx => "",
     };
     let plural = if all.threads == 1 { "" } else { "s" };
-    format!("the default of {} thread{plural} suits this machine{slow}", all.threads)
+    format!(
+        "the default of {} thread{plural} suits this machine{slow}",
+        all.threads
+    )
 }
 
 impl fmt::Display for Report {

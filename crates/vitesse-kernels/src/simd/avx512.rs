@@ -133,7 +133,11 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
             for row in [0, 16] {
                 // SAFETY: 16 rows and columns from here on are inside both.
                 unsafe {
-                    transpose_16(rows.as_ptr().add(row * width + column), width, to.as_mut_ptr().add(column * 32 + row));
+                    transpose_16(
+                        rows.as_ptr().add(row * width + column),
+                        width,
+                        to.as_mut_ptr().add(column * 32 + row),
+                    );
                 }
             }
         }
@@ -165,8 +169,14 @@ unsafe fn transpose_16(from: *const f32, stride: usize, to: *mut f32) {
     }
     for j in 0..4 {
         let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
-        let low = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
-        let high = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+        let low = (
+            _mm512_shuffle_f32x4::<0x88>(a, b),
+            _mm512_shuffle_f32x4::<0x88>(c, d),
+        );
+        let high = (
+            _mm512_shuffle_f32x4::<0xdd>(a, b),
+            _mm512_shuffle_f32x4::<0xdd>(c, d),
+        );
         let quarters = [
             _mm512_shuffle_f32x4::<0x88>(low.0, low.1),
             _mm512_shuffle_f32x4::<0x88>(high.0, high.1),

@@ -51,7 +51,10 @@ unsafe fn f32_rows<const R: usize>(of: Operands<'_, f32>, out: &mut Scratch<f32>
             let mut block = of.b.as_ptr().add(16 * half);
             for &depth in of.depths {
                 for k in 0..depth {
-                    let b = [_mm256_loadu_ps(block.add(32 * k)), _mm256_loadu_ps(block.add(32 * k + 8))];
+                    let b = [
+                        _mm256_loadu_ps(block.add(32 * k)),
+                        _mm256_loadu_ps(block.add(32 * k + 8)),
+                    ];
                     for r in 0..R {
                         let x = _mm256_broadcast_ss(&*a.add(32 * r + k));
                         sums[r][0] = _mm256_fmadd_ps(x, b[0], sums[r][0]);

@@ -170,10 +170,16 @@ unsafe fn widened_bf16_rows<const R: usize>(of: Operands<'_, Bf16>, out: &mut Sc
     let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     let even = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
     let odd = |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, high));
-    grouped!(of, out, 2, |b| (even(b), odd(b)), |sum, x, b: (__m512, __m512)| {
-        let sum = _mm512_fmadd_ps(even(x), b.0, _mm512_castsi512_ps(sum));
-        _mm512_castps_si512(_mm512_fmadd_ps(odd(x), b.1, sum))
-    });
+    grouped!(
+        of,
+        out,
+        2,
+        |b| (even(b), odd(b)),
+        |sum, x, b: (__m512, __m512)| {
+            let sum = _mm512_fmadd_ps(even(x), b.0, _mm512_castsi512_ps(sum));
+            _mm512_castps_si512(_mm512_fmadd_ps(odd(x), b.1, sum))
+        }
+    );
 }
 
 /// # Safety
@@ -190,8 +196,14 @@ unsafe fn widened_i8_rows<const R: usize>(of: Operands<'_, u8>, out: &mut Scratc
     let low = _mm512_set1_epi16(0xff);
     let even = |b| _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b));
     let odd = |b| _mm512_srai_epi16::<8>(b);
-    grouped!(of, out, 4, |b| (even(b), odd(b)), |sum, x, b: (__m512i, __m512i)| {
-        let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(x, low), b.0));
-        _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16::<8>(x), b.1))
-    });
+    grouped!(
+        of,
+        out,
+        4,
+        |b| (even(b), odd(b)),
+        |sum, x, b: (__m512i, __m512i)| {
+            let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(x, low), b.0));
+            _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16::<8>(x), b.1))
+        }
+    );
 }

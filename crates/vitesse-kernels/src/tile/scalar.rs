@@ -13,9 +13,11 @@ impl Tile for Scalar {
         of.check(Self::ROWS_F32);
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             *out = [0.0; COLUMNS];
-            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate() {
+            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate()
+            {
                 let a = &of.a[panel * of.stride + of.row + r];
-                for (a, b) in a[..depth].iter().zip(block.chunks_exact(COLUMNS)) {
+                // Arrays, not slices: loops of a known length are what the compiler makes vectors of.
+                for (a, b) in a[..depth].iter().zip(block.as_chunks::<COLUMNS>().0) {
                     for (out, b) in out.iter_mut().zip(b) {
                         *out += a * b;
                     }
@@ -28,7 +30,8 @@ impl Tile for Scalar {
         of.check(Self::ROWS_BF16);
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             *out = [0.0; COLUMNS];
-            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate() {
+            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate()
+            {
                 let a = &of.a[panel * of.stride + of.row + r];
                 let pairs = a.chunks_exact(2).zip(block.chunks_exact(2 * COLUMNS));
                 for (a, b) in pairs.take(depth.div_ceil(2)) {
@@ -46,11 +49,12 @@ impl Tile for Scalar {
         of.check(Self::ROWS_I8);
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             *out = [0; COLUMNS];
-            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(64 * COLUMNS)).enumerate() {
+            for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(64 * COLUMNS)).enumerate()
+            {
                 let a = &of.a[panel * of.stride + of.row + r];
-                let quads = a.chunks_exact(4).zip(block.chunks_exact(4 * COLUMNS));
+                let quads = a.as_chunks::<4>().0.iter().zip(block.chunks_exact(4 * COLUMNS));
                 for (a, b) in quads.take(depth.div_ceil(4)) {
-                    for (out, b) in out.iter_mut().zip(b.chunks_exact(4)) {
+                    for (out, b) in out.iter_mut().zip(b.as_chunks::<4>().0) {
                         let products = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b as i8));
                         *out += products.sum::<i32>();
                     }
