@@ -72,7 +72,7 @@ fn against(report: &Report, run: &Run) -> String {
     match report.run(Method::None) {
         Some(none) if run.method.distils() => {
             let gain = format!("{:+.1}\u{a0}points", run.test.top1 - none.test.top1);
-            format!("best of three on validation; {}", gain.replace('-', "\u{2212}"))
+            format!("best of three on validation; {}", minus(&gain))
         }
         _ => format!("on test pictures; guessing: {}", points(report.chance)),
     }
@@ -202,13 +202,14 @@ fn tokens(report: &Report) -> Content {
         .x_label("blocks passed")
         .y_label("cosine, mean over pictures")
         .series(Series::new("similarity", points));
+    let cosine = |value: f64| minus(&format!("{value:.2}"));
     let text = format!(
         "The student with a token carries two summaries of a picture through its blocks: one answers with the label, the other \
-         with the teacher's decision. As learned, the two vectors have a cosine of {:.2}; after the final norm, on {} test \
-         pictures, {:.2}. In the paper's models it is 0.06 and 0.93.",
-        tokens.learned,
+         with the teacher's decision. As learned, the two vectors have a cosine of {}; after the final norm, on {} test \
+         pictures, {}. In the paper's models it is 0.06 and 0.93.",
+        cosine(tokens.learned),
         format::count(tokens.images as u64),
-        tokens.norm
+        cosine(tokens.norm)
     );
     Content::new().text(&text).chart(&chart)
 }
@@ -284,6 +285,11 @@ fn provenance(report: &Report) -> Vec<(&'static str, String)> {
     ];
     facts.extend(report.processor.clone().map(|name| ("processor", name)));
     facts
+}
+
+/// A number with a minus sign instead of a hyphen.
+fn minus(number: &str) -> String {
+    number.replace('-', "\u{2212}")
 }
 
 fn capital(text: &str) -> String {
