@@ -14,7 +14,7 @@ use crate::profile::{Clock, Stage};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'
 /// panel that is being used.
-const HIDDEN_BYTES: usize = 448 << 10;
+const HIDDEN_BYTES: usize = 1024 << 10;
 
 /// Keys and values that one thread computed, by head, packed for everyone to use.
 #[derive(Debug)]

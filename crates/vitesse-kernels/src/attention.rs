@@ -9,7 +9,7 @@ use crate::isa::{Isa, Kernel};
 use crate::math::exp;
 use crate::packed::Packed;
 use crate::panels::Panels;
-use crate::product::even_parts;
+use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
 use crate::tile::{COLUMNS, MAX_ROWS, Operands, Scratch};
@@ -110,7 +110,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let mut inverse = [0f32; MAX_ROWS];
         S::begin();
-        for block in even_parts(rows.clone(), T::most_rows::<S>()) {
+        for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
             let count = block.len();
             let mut at = 0;
             for segment in (0..).map_while(segments) {
