@@ -109,7 +109,7 @@ pub(super) struct DataArgs {
     ///
     /// A folder is recognised by what is in it: `train/`, `val/`, `test/` with a folder a class; a `labels.csv` with the
     /// columns `filename,class_index` (and `name`); IDX files (MNIST); CIFAR binaries; a folder a class; plain pictures. The
-    /// tasks of `shapes` are shape (the default), count, orientation and location.
+    /// tasks of `shapes` are shape (the default), silhouette, count, orientation and location.
     #[arg(long, alias = "data-dir", value_name = "DATA")]
     pub(super) data: PathBuf,
     /// Part of the data set: train, validation, test or all [default: test, else validation, else all]

@@ -243,9 +243,15 @@ pub(crate) fn even_parts(rows: Range<usize>, most: usize) -> impl Iterator<Item 
 /// Cuts `rows` into tiles of at most `most`. Where that is a multiple of 16, tiles are computed in wholes of 16 rows, so as
 /// many as can be are full; elsewhere a few rows less in each cost nothing, and equal tiles are the best.
 pub(crate) fn row_tiles(rows: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let full = if most.is_multiple_of(16) { rows.len() / most * most } else { 0 };
+    let full = if most.is_multiple_of(16) {
+        rows.len() / most * most
+    } else {
+        0
+    };
     let middle = rows.start + full;
-    let wholes = (rows.start..middle).step_by(most).map(move |start| start..start + most);
+    let wholes = (rows.start..middle)
+        .step_by(most)
+        .map(move |start| start..start + most);
     wholes.chain(even_parts(middle..rows.end, most))
 }
 
