@@ -304,7 +304,8 @@ mod network {
     }
 }
 
-#[cfg(all(test, feature = "train"))]
+#[cfg(test)]
+#[cfg(feature = "train")]
 mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
     use vitesse_model::network::{Ctx, Network};

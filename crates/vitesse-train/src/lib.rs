@@ -65,7 +65,8 @@ pub mod state;
 pub mod sweep;
 #[cfg(feature = "train")]
 pub mod teacher;
-#[cfg(all(test, feature = "train"))]
+#[cfg(test)]
+#[cfg(feature = "train")]
 mod testing;
 #[cfg(feature = "train")]
 pub mod tokens;
