@@ -108,7 +108,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// 250 seconds of processor time: about three minutes on two cores, five beside other work.
+    /// 260 seconds of processor time: a little over four minutes on two cores, five beside other work.
     pub(super) const FULL: Size = Size {
         train: 5_000,
         validation: 500,
