@@ -6,11 +6,9 @@
 //! | `learn` | one run: trained, reloaded, tested |
 //! | `report` | what was found: the JSON document and the text |
 //! | `page` | the same as `report.html` |
-//! | `machine` | processor and memory |
 
 mod experiment;
 mod learn;
-mod machine;
 mod page;
 mod report;
 
@@ -31,6 +29,7 @@ use vitesse_train::prepare::preprocess;
 use super::args::{positive, start_threads};
 use super::classify::Runner;
 use super::data::draw::draw;
+use super::doctor::machine::{peak_memory, processor};
 use super::failure::{Failure, Result};
 use super::labels::Labels;
 use super::outcome::Outcome;
@@ -157,9 +156,9 @@ impl Quickstart<'_> {
             predictions,
             tokens,
             threads: rayon::current_num_threads(),
-            processor: machine::processor(),
+            processor: processor(),
             seconds: began.elapsed().as_secs_f64(),
-            peak_memory_bytes: machine::peak_memory(),
+            peak_memory_bytes: peak_memory(),
         };
         self.write(&report, &pictures)?;
         self.console.check()?;
