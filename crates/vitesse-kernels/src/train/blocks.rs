@@ -25,6 +25,19 @@ pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
 
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
+
+    /// Rows become columns.
+    #[inline(always)]
+    pub(super) fn transpose<S: Simd>(&self, to: &mut Block) {
+        if S::transpose(self.0.as_flattened(), SIDE, to.0.as_flattened_mut()) {
+            return;
+        }
+        for (i, to) in to.0.iter_mut().enumerate() {
+            for (to, from) in to.iter_mut().zip(&self.0) {
+                *to = from[i];
+            }
+        }
+    }
 }
 
 /// What happens to a matrix while it is read.
@@ -117,14 +130,7 @@ impl<'a> Matrix<'a> {
     pub(super) fn transposed<S: Simd>(&self, row: usize, column: usize, to: &mut Block) {
         let mut upright = Block::ZERO;
         self.block::<S>(column, row, &mut upright);
-        if S::transpose(upright.0.as_flattened(), SIDE, to.0.as_flattened_mut()) {
-            return;
-        }
-        for (i, to) in to.0.iter_mut().enumerate() {
-            for (to, from) in to.iter_mut().zip(&upright.0) {
-                *to = from[i];
-            }
-        }
+        upright.transpose::<S>(to);
     }
 
     /// A row of 32 numbers, changed.
@@ -235,9 +241,7 @@ impl Kind for Full {
                 b,
                 half: columns <= SIDE / 2,
             };
-            let mut sums = [[0f32; SIDE]; SIDE];
-            S::tile_f32(of, &mut sums);
-            out[row..row + count].copy_from_slice(&sums[..count]);
+            S::tile_f32(of, &mut out[row..row + count]);
             row += count;
         }
     }
