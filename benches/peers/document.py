@@ -5,11 +5,11 @@ import re
 import sys
 
 
-def about(machine, threads):
+def about(machine, count, unit="threads"):
     """The sentence that says where and with what."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{datetime.date.today()}, {machine['cpu']}, {machine['cores']} cores, {threads} threads. "
+        f"{datetime.date.today()}, {machine['cpu']}, {machine['cores']} cores, {count} {unit}. "
         f"ISA: {', '.join(machine['isa'])}. {versions}."
     )
 
