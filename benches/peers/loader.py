@@ -54,7 +54,7 @@ class Torch:
         names["PosterizeIncreasing"] = lambda image, bits, **words: posterize(image, max(bits, 1), **words)
         torch.set_num_threads(1)
         transform = timm.data.create_transform(
-            SIDE, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+            SIDE, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25, re_mode="pixel"
         )
         self.loader = torch.utils.data.DataLoader(
             ImageFolder(folder, transform), BATCH, shuffle=True, num_workers=workers, persistent_workers=True
