@@ -13,6 +13,7 @@
 use rayon::prelude::*;
 
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::norm::fold;
 use super::product::Operand;
 use super::{Math, Precision};
 use crate::Isa;
@@ -376,10 +377,8 @@ impl<K: Kind> Kernel for Backward<'_, K> {
         let mut dots = vec![0f32; n * SIDE];
         for (token, dot) in dots[..tokens].iter_mut().enumerate() {
             let at = token * job.out_width + head.out;
-            let pairs = out[at..at + head.v_width]
-                .iter()
-                .zip(&grad[at..at + head.v_width]);
-            *dot = pairs.map(|(o, g)| o * g).sum();
+            let (out, grad) = (&out[at..at + head.v_width], &grad[at..at + head.v_width]);
+            *dot = fold::<S>(out, grad, |out, grad, sum| S::mul_add(out, grad, sum));
         }
         let sizes = [n * qk, n * v, n * qk, n * v, n * v, n * qk, qk * n, n, n, n * n];
         let mut room = Room::new(bytes::<K>(&sizes));
@@ -429,11 +428,10 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
                 let count = SIDE.min(tokens - i * SIDE);
                 K::tile::<S>(left, right, n, wide, count, &mut p.0);
-                for token in 0..count {
+                p.transpose::<S>(&mut r);
+                for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;
-                    for (to, sums) in to[at..at + wide].iter_mut().zip(&p.0) {
-                        *to = sums[token];
-                    }
+                    to[at..at + wide].copy_from_slice(&row[..wide]);
                 }
             }
         }

@@ -44,7 +44,7 @@ pub(super) fn stats(isa: Isa, x: &[f32], dim: usize, eps: f32) -> Vec<[f32; 2]> 
 
 /// The sum of `f(x, y, sum)` over two rows of one length, by vectors; past the end both are zero.
 #[inline(always)]
-fn fold<S: Simd>(x: &[f32], y: &[f32], f: impl Fn(S::F, S::F, S::F) -> S::F) -> f32 {
+pub(super) fn fold<S: Simd>(x: &[f32], y: &[f32], f: impl Fn(S::F, S::F, S::F) -> S::F) -> f32 {
     let mut sums = [S::splat(0.0); 2];
     let (mut xs, mut ys) = (x.chunks_exact(2 * S::LANES), y.chunks_exact(2 * S::LANES));
     for (x, y) in xs.by_ref().zip(ys.by_ref()) {
