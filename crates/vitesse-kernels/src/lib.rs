@@ -24,6 +24,8 @@ mod product;
 mod real;
 mod simd;
 mod tile;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use attention::{Attention, Segment};
 pub use embed::patches;
