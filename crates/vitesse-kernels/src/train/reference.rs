@@ -175,8 +175,8 @@ pub fn attention_backward(map: &Attention<'_>, out: &[f32], lse: &[f32], grad: &
             let at = head.out + query * out_stride;
             let grad = &grad[at..][..head.v_width];
             let delta = dot(grad, &out[at..][..head.v_width]);
-            for key in 0..map.tokens {
-                let probability = (logits[key] - f64::from(lse[head.lse + query])).exp();
+            for (key, logit) in logits.iter().enumerate() {
+                let probability = (logit - f64::from(lse[head.lse + query])).exp();
                 let v = head.v + key * stride;
                 let inner = dot(grad, &map.qkv[v..][..head.v_width]) - delta;
                 let slope = f64::from(map.scale) * probability * inner;
