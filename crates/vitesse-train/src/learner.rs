@@ -38,15 +38,64 @@ pub struct Settings {
     pub compute: Compute,
 }
 
-/// Images with their target probabilities.
+/// Images with their target probabilities, where the network computes.
 #[derive(Debug, Clone)]
 pub struct Lesson {
-    /// Normalised, augmented and mixed, `shape`, in one piece.
-    pub images: Vec<f32>,
-    /// `[samples, channels, height, width]`.
-    pub shape: [usize; 4],
-    /// `[samples, classes]`.
-    pub targets: Vec<f32>,
+    images: Tensor<4>,
+    targets: Tensor<2>,
+}
+
+impl Lesson {
+    /// Normalised, augmented and mixed `images` of `shape` `[samples, channels, height, width]`, and rows of `targets`
+    /// `[samples, classes]`. On the CPU nothing is copied.
+    ///
+    /// # Errors
+    /// As many numbers as do not fit; no samples.
+    pub fn new(
+        images: Vec<f32>,
+        shape: [usize; 4],
+        targets: Vec<f32>,
+        classes: usize,
+        device: &Device,
+    ) -> Result<Lesson> {
+        let samples = shape[0];
+        if samples == 0 {
+            return Err(Error::Empty {
+                what: "a training batch",
+            });
+        }
+        let fits = |what, values: &[f32], width: usize| {
+            if values.len() == samples * width {
+                return Ok(());
+            }
+            let (expected, found) = ([samples, width], [samples, values.len() / samples]);
+            Err(Error::Shape {
+                what,
+                expected,
+                found,
+            })
+        };
+        fits("images", &images, shape[1..].iter().product())?;
+        fits("targets", &targets, classes)?;
+        let device = device.clone().without_autodiff();
+        Ok(Lesson {
+            images: Tensor::from_data(TensorData::new(images, shape), &device),
+            targets: Tensor::from_data(TensorData::new(targets, [samples, classes]), &device),
+        })
+    }
+
+    /// How many.
+    pub fn samples(&self) -> usize {
+        self.targets.dims()[0]
+    }
+
+    /// `count` of them from `first` on; a view.
+    fn part(&self, first: usize, count: usize) -> Lesson {
+        Lesson {
+            images: self.images.clone().narrow(0, first, count),
+            targets: self.targets.clone().narrow(0, first, count),
+        }
+    }
 }
 
 /// What a step did.
@@ -60,16 +109,6 @@ pub struct Taken {
     pub distill: Option<f64>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
-}
-
-/// Some samples of a batch.
-struct Part {
-    images: Tensor<4>,
-    targets: Tensor<2>,
-    /// Where in the batch they begin.
-    first: usize,
-    /// Their share of it.
-    share: f64,
 }
 
 /// A model that learns: its state, and the network that is a view of it.
@@ -143,14 +182,8 @@ impl Learner {
     /// # Errors
     /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
     /// a number, in which case nothing has changed but buffers.
-    pub fn step(&mut self, lesson: Lesson, lr: f64) -> Result<Taken> {
-        let samples = lesson.shape[0];
-        if samples == 0 {
-            return Err(Error::Empty {
-                what: "a training batch",
-            });
-        }
-        let (images, targets) = self.tensors(lesson)?;
+    pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
+        let samples = lesson.samples();
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
         let mut taken = Taken {
@@ -160,14 +193,13 @@ impl Learner {
             grad_norm: 0.0,
         };
         for first in (0..samples).step_by(part) {
-            let count = part.min(samples - first);
-            let part = Part {
-                images: images.clone().narrow(0, first, count),
-                targets: targets.clone().narrow(0, first, count),
+            self.part(
+                lesson,
                 first,
-                share: count as f64 / samples as f64,
-            };
-            self.part(part, &mut gradients, &mut taken)?;
+                part.min(samples - first),
+                &mut gradients,
+                &mut taken,
+            )?;
         }
         taken.grad_norm = adamw::global_norm(&gradients);
         if !taken.grad_norm.is_finite() {
@@ -197,42 +229,17 @@ impl Learner {
         Ok(taken)
     }
 
-    /// A batch where the network computes, outside the graph of gradients. Nothing is copied on the CPU.
-    fn tensors(&self, lesson: Lesson) -> Result<(Tensor<4>, Tensor<2>)> {
-        let Lesson {
-            images,
-            shape,
-            targets,
-        } = lesson;
-        let (samples, classes) = (shape[0], self.state.spec.num_classes);
-        let fits = |what, values: &[f32], width: usize| {
-            if values.len() == samples * width {
-                return Ok(());
-            }
-            let (expected, found) = ([samples, width], [samples, values.len() / samples.max(1)]);
-            Err(Error::Shape {
-                what,
-                expected,
-                found,
-            })
-        };
-        fits("images", &images, shape[1..].iter().product())?;
-        fits("targets", &targets, classes)?;
-        let device = self.device();
-        Ok((
-            Tensor::from_data(TensorData::new(images, shape), &device),
-            Tensor::from_data(TensorData::new(targets, [samples, classes]), &device),
-        ))
-    }
-
-    /// Adds the gradients and the loss of some samples.
-    fn part(&mut self, part: Part, gradients: &mut [Option<Vec<f32>>], taken: &mut Taken) -> Result<()> {
-        let Part {
-            images,
-            targets,
-            first,
-            share,
-        } = part;
+    /// Adds the gradients and the loss of `count` samples from `first` on.
+    fn part(
+        &mut self,
+        lesson: &Lesson,
+        first: usize,
+        count: usize,
+        gradients: &mut [Option<Vec<f32>>],
+        taken: &mut Taken,
+    ) -> Result<()> {
+        let share = count as f64 / lesson.samples() as f64;
+        let Lesson { images, targets } = lesson.part(first, count);
         let teacher = self
             .teacher
             .as_ref()
@@ -337,14 +344,19 @@ mod tests {
         }
     }
 
-    fn lesson(step: u64) -> Lesson {
-        let mut rng = Key::new(9).at(step).rng();
+    fn targets() -> Vec<f32> {
         let labels: Vec<usize> = (0..SAMPLES).map(|i| i % CLASSES).collect();
-        Lesson {
-            images: (0..SAMPLES * 3 * 64).map(|_| rng.normal() as f32).collect(),
-            shape: [SAMPLES, 3, 8, 8],
-            targets: target_rows(&labels, CLASSES, 0.1).unwrap(),
-        }
+        target_rows(&labels, CLASSES, 0.1).unwrap()
+    }
+
+    fn lesson_of(step: u64, targets: Vec<f32>) -> Result<Lesson> {
+        let mut rng = Key::new(9).at(step).rng();
+        let images = (0..SAMPLES * 3 * 64).map(|_| rng.normal() as f32).collect();
+        Lesson::new(images, [SAMPLES, 3, 8, 8], targets, CLASSES, &Device::flex())
+    }
+
+    fn lesson(step: u64) -> Lesson {
+        lesson_of(step, targets()).unwrap()
     }
 
     fn learner_of(student: &Checkpoint, settings: Settings, trained: &dyn Fn(&str) -> bool) -> Learner {
@@ -372,8 +384,8 @@ mod tests {
         let (mut whole, mut parts) = (learner(1, &|_| true), learner(3, &|_| true));
         for step in 0..3 {
             let (a, b) = (
-                whole.step(lesson(step), 1e-3).unwrap(),
-                parts.step(lesson(step), 1e-3).unwrap(),
+                whole.step(&lesson(step), 1e-3).unwrap(),
+                parts.step(&lesson(step), 1e-3).unwrap(),
             );
             assert!(
                 (a.loss - b.loss).abs() < 1e-5 && (a.grad_norm - b.grad_norm).abs() < 1e-5,
@@ -395,7 +407,7 @@ mod tests {
             ..settings(1)
         };
         let mut learner = learner_of(&vit(1), settings, trained);
-        let losses = (0..steps).map(|step| learner.step(lesson(step % 5), 1e-3).unwrap().loss);
+        let losses = (0..steps).map(|step| learner.step(&lesson(step % 5), 1e-3).unwrap().loss);
         (losses.collect(), learner)
     }
 
@@ -453,7 +465,7 @@ mod tests {
     fn what_is_not_trained_stays() {
         let mut learner = learner(1, &|name| name.starts_with("head"));
         let before = learner.state().tensors(false).unwrap();
-        learner.step(lesson(0), 1e-2).unwrap();
+        learner.step(&lesson(0), 1e-2).unwrap();
         let after = learner.state().tensors(false).unwrap();
         for (name, tensor) in before.iter() {
             assert_eq!(
@@ -474,7 +486,7 @@ mod tests {
         for (student, count) in [(vit(1), 0), (regnet(1), 18)] {
             let path = folder.path().join(&student.spec.architecture);
             let mut whole = learner_of(&student, settings(1), &|name| name != "pos_embed");
-            whole.step(lesson(0), 1e-3).unwrap();
+            whole.step(&lesson(0), 1e-3).unwrap();
             whole.state().save(&path).unwrap();
             let loaded = State::load(&path, &whole.settings.optim).unwrap();
             assert!(loaded == *whole.state());
@@ -482,8 +494,8 @@ mod tests {
             let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &Device::flex()).unwrap();
             let mut resumed = Learner::new(loaded, settings(1), Some(teacher), &Device::flex()).unwrap();
             assert_eq!(
-                whole.step(lesson(1), 1e-3).unwrap(),
-                resumed.step(lesson(1), 1e-3).unwrap()
+                whole.step(&lesson(1), 1e-3).unwrap(),
+                resumed.step(&lesson(1), 1e-3).unwrap()
             );
             assert!(whole.state() == resumed.state());
         }
@@ -494,7 +506,7 @@ mod tests {
         let student = regnet(1);
         let mut learner = learner_of(&student, settings(1), &|_| true);
         let before = learner.state().buffers.clone();
-        learner.step(lesson(0), 1e-3).unwrap();
+        learner.step(&lesson(0), 1e-3).unwrap();
         let after = learner.state().buffers.clone();
         assert!(
             !after.is_empty()
@@ -513,7 +525,7 @@ mod tests {
             },
             &|_| true,
         );
-        still.step(lesson(0), 1e-3).unwrap();
+        still.step(&lesson(0), 1e-3).unwrap();
         assert_eq!(still.state().buffers, before);
     }
 
@@ -521,9 +533,10 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let mut learner = learner(2, &|_| true);
         let before = learner.state().clone();
-        let mut broken = lesson(0);
-        *broken.targets.last_mut().unwrap() = f32::NAN;
-        let error = learner.step(broken.clone(), 1e-3).unwrap_err();
+        let mut targets = targets();
+        *targets.last_mut().unwrap() = f32::NAN;
+        let broken = lesson_of(0, targets.clone()).unwrap();
+        let error = learner.step(&broken, 1e-3).unwrap_err();
         assert!(
             matches!(error, Error::NotFinite { what: "the loss", .. }),
             "{error}"
@@ -541,7 +554,7 @@ mod tests {
         let state = State::new(&vit(1), &OptimConfig::default(), true, &|_| true).unwrap();
         let mut learner = Learner::new(state, settings(1), None, &Device::flex()).unwrap();
         assert!(matches!(
-            learner.step(lesson(0), 1e-3),
+            learner.step(&lesson(0), 1e-3),
             Err(Error::TeacherMissing)
         ));
     }

@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
         let lr = self.lr(step);
         let (samples, indices) = (batch.len(), batch.indices.clone());
         let lesson = self.lesson(step, batch)?;
-        let taken = self.learner.step(lesson, lr).map_err(|error| match error {
+        let taken = self.learner.step(&lesson, lr).map_err(|error| match error {
             Error::NotFinite { what, value } => Error::Diverged {
                 what,
                 value,
@@ -300,11 +300,7 @@ impl<'a> Run<'a> {
             .recipe
             .augment
             .mix(&mut images, shape, &labels, classes, smoothing, key)?;
-        Ok(Lesson {
-            images,
-            shape,
-            targets,
-        })
+        Lesson::new(images, shape, targets, classes, &self.learner.device())
     }
 
     /// The first few names of a batch.

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use toml::{Table, Value};
+use vitesse_kernels::train::keep_memory;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
@@ -150,6 +151,7 @@ pub(in crate::cli) struct RunArgs {
 impl RunArgs {
     /// Starts the computing threads; before anything else.
     pub(in crate::cli) fn start_threads(&self) -> Result<()> {
+        keep_memory();
         args::start_threads(self.threads)
     }
 

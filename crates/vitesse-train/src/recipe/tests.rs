@@ -97,7 +97,7 @@ fn wrong_values_are_refused_by_key() {
         ("[schedule]\nwarmup_epochs = -1\n", "`schedule.warmup_epochs`"),
         (
             "[train]\namp = \"fp16\"\n",
-            "`my.toml`: [train]: unknown variant `fp16`, expected `bf16`",
+            "unknown variant `fp16`, expected `bf16`",
         ),
         ("[train\n", "my.toml"),
     ];
