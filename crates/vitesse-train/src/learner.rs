@@ -7,14 +7,14 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Ctx, DropPath, Network};
+use vitesse_model::network::{Compute, Ctx, DropPath, Network};
 use vitesse_rng::Key;
 
 use crate::adamw::{self, OptimConfig, Step};
 use crate::loss::Distillation;
 use crate::state::State;
 use crate::teacher::Teacher;
-use crate::weights::{Ids, add_gradients, refresh, train_only};
+use crate::weights::{Ids, add_gradients, copies, refresh, train_only};
 use crate::{Error, Result};
 
 /// What stays the same over all steps.
@@ -34,17 +34,68 @@ pub struct Settings {
     pub accumulate: usize,
     /// Decides drop path.
     pub seed: u64,
+    /// How steps compute. Evaluation is in `f32`.
+    pub compute: Compute,
 }
 
-/// Images with their target probabilities.
+/// Images with their target probabilities, where the network computes.
 #[derive(Debug, Clone)]
 pub struct Lesson {
-    /// Normalised, augmented and mixed, `shape`, in one piece.
-    pub images: Vec<f32>,
-    /// `[samples, channels, height, width]`.
-    pub shape: [usize; 4],
-    /// `[samples, classes]`.
-    pub targets: Vec<f32>,
+    images: Tensor<4>,
+    targets: Tensor<2>,
+}
+
+impl Lesson {
+    /// Normalised, augmented and mixed `images` of `shape` `[samples, channels, height, width]`, and rows of `targets`
+    /// `[samples, classes]`. On the CPU nothing is copied.
+    ///
+    /// # Errors
+    /// As many numbers as do not fit; no samples.
+    pub fn new(
+        images: Vec<f32>,
+        shape: [usize; 4],
+        targets: Vec<f32>,
+        classes: usize,
+        device: &Device,
+    ) -> Result<Lesson> {
+        let samples = shape[0];
+        if samples == 0 {
+            return Err(Error::Empty {
+                what: "a training batch",
+            });
+        }
+        let fits = |what, values: &[f32], width: usize| {
+            if values.len() == samples * width {
+                return Ok(());
+            }
+            let (expected, found) = ([samples, width], [samples, values.len() / samples]);
+            Err(Error::Shape {
+                what,
+                expected,
+                found,
+            })
+        };
+        fits("images", &images, shape[1..].iter().product())?;
+        fits("targets", &targets, classes)?;
+        let device = device.clone().without_autodiff();
+        Ok(Lesson {
+            images: Tensor::from_data(TensorData::new(images, shape), &device),
+            targets: Tensor::from_data(TensorData::new(targets, [samples, classes]), &device),
+        })
+    }
+
+    /// How many.
+    pub fn samples(&self) -> usize {
+        self.targets.dims()[0]
+    }
+
+    /// `count` of them from `first` on; a view.
+    fn part(&self, first: usize, count: usize) -> Lesson {
+        Lesson {
+            images: self.images.clone().narrow(0, first, count),
+            targets: self.targets.clone().narrow(0, first, count),
+        }
+    }
 }
 
 /// What a step did.
@@ -115,12 +166,10 @@ impl Learner {
         if !ema {
             return network;
         }
-        let network = refresh(network, &self.trained, |i| {
-            self.state.slots.get(i)?.ema.as_deref()
-        });
-        refresh(network, &self.buffers, |i| {
-            self.state.buffers.get(i)?.ema.as_deref()
-        })
+        let trained = copies(&self.state.slots, |slot| slot.ema.as_deref());
+        let buffers = copies(&self.state.buffers, |buffer| buffer.ema.as_deref());
+        let network = refresh(network, &self.trained, trained);
+        refresh(network, &self.buffers, buffers)
     }
 
     /// Where [`Learner::network`] computes.
@@ -134,12 +183,7 @@ impl Learner {
     /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
     /// a number, in which case nothing has changed but buffers.
     pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
-        let samples = lesson.shape[0];
-        if samples == 0 {
-            return Err(Error::Empty {
-                what: "a training batch",
-            });
-        }
+        let samples = lesson.samples();
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
         let mut taken = Taken {
@@ -180,10 +224,8 @@ impl Learner {
         );
         self.state.average_buffers(self.settings.ema_decay);
         self.state.progress.step += 1;
-        let slots = &self.state.slots;
-        self.network = refresh(self.network.clone(), &self.trained, |i| {
-            slots.get(i).map(|slot| slot.weight.as_slice())
-        });
+        let weights = copies(&self.state.slots, |slot| Some(&slot.weight));
+        self.network = refresh(self.network.clone(), &self.trained, weights);
         Ok(taken)
     }
 
@@ -196,36 +238,19 @@ impl Learner {
         gradients: &mut [Option<Vec<f32>>],
         taken: &mut Taken,
     ) -> Result<()> {
-        let [samples, channels, height, width] = lesson.shape;
-        let classes = self.state.spec.num_classes;
-        let (shape, share) = ([count, channels, height, width], count as f64 / samples as f64);
-        let pixels = rows(&lesson.images, samples, first, count, "images")?;
-        let targets = rows(&lesson.targets, samples, first, count, "targets")?;
-        if targets.len() != count * classes {
-            let (expected, found) = ([count, classes], [count, targets.len() / count.max(1)]);
-            return Err(Error::Shape {
-                what: "targets",
-                expected,
-                found,
-            });
-        }
-        let inner = self.device();
+        let share = count as f64 / lesson.samples() as f64;
+        let Lesson { images, targets } = lesson.part(first, count);
         let teacher = self
             .teacher
             .as_ref()
-            .map(|teacher| teacher.logits(pixels, shape))
+            .map(|teacher| teacher.logits(images.clone()))
             .transpose()?;
-        let images =
-            Tensor::<4>::from_inner(Tensor::from_data(TensorData::new(pixels.to_vec(), shape), &inner));
-        let targets = TensorData::new(targets.to_vec(), [count, classes]);
-        let targets = Tensor::<2>::from_inner(Tensor::from_data(targets, &inner));
-
         let mut ctx = self.context(first);
-        let logits = self.network.forward(images, &mut ctx)?;
-        let loss = self
-            .settings
-            .distillation
-            .loss(logits, targets, teacher.map(Tensor::from_inner))?;
+        let logits = self.network.forward(images.autodiff(), &mut ctx)?;
+        let loss =
+            self.settings
+                .distillation
+                .loss(logits, targets.autodiff(), teacher.map(Tensor::autodiff))?;
         let total = scalar(&loss.total)?;
         if !total.is_finite() {
             return Err(Error::NotFinite {
@@ -244,17 +269,22 @@ impl Learner {
     }
 
     fn context(&self, first_sample: usize) -> Ctx {
-        if self.settings.eval_mode {
-            return Ctx::eval();
-        }
         let key = Key::new(self.settings.seed)
             .with("train")
             .at(self.state.progress.step as u64);
-        Ctx::train(DropPath {
-            rate: self.settings.drop_path,
-            key,
-            first_sample,
-        })
+        let ctx = if self.settings.eval_mode {
+            Ctx::eval()
+        } else {
+            Ctx::train(DropPath {
+                rate: self.settings.drop_path,
+                key,
+                first_sample,
+            })
+        };
+        Ctx {
+            compute: self.settings.compute,
+            ..ctx
+        }
     }
 
     /// Keeps the running statistics that a forward pass has computed.
@@ -269,33 +299,10 @@ impl Learner {
                 values.map_err(|error| Error::Backend(format!("{name}: {error:?}")))?,
             );
         }
-        let buffers = &self.state.buffers;
-        self.network = refresh(self.network.clone(), &self.buffers, |i| {
-            buffers.get(i).map(|buffer| buffer.values.as_slice())
-        });
+        let buffers = copies(&self.state.buffers, |buffer| Some(&buffer.values));
+        self.network = refresh(self.network.clone(), &self.buffers, buffers);
         Ok(())
     }
-}
-
-/// The values of `count` samples from `first` on, of all `samples`.
-fn rows<'a>(
-    values: &'a [f32],
-    samples: usize,
-    first: usize,
-    count: usize,
-    what: &'static str,
-) -> Result<&'a [f32]> {
-    let width = values.len() / samples.max(1);
-    let wrong = Error::Shape {
-        what,
-        expected: [samples, width],
-        found: [values.len(), 1],
-    };
-    let whole = values.len() == samples * width;
-    values
-        .get(first * width..(first + count) * width)
-        .filter(|_| whole)
-        .ok_or(wrong)
 }
 
 fn scalar(loss: &Tensor<1>) -> Result<f64> {
@@ -312,6 +319,7 @@ mod tests {
     use crate::loss::{Kind, target_rows};
     use crate::testing::{CLASSES, prepared, regnet, vit};
     use vitesse_model::Checkpoint;
+    use vitesse_model::network::Precision;
 
     const SAMPLES: usize = 7;
 
@@ -332,17 +340,23 @@ mod tests {
             eval_mode: false,
             accumulate,
             seed: 1,
+            compute: Compute::default(),
         }
     }
 
-    fn lesson(step: u64) -> Lesson {
-        let mut rng = Key::new(9).at(step).rng();
+    fn targets() -> Vec<f32> {
         let labels: Vec<usize> = (0..SAMPLES).map(|i| i % CLASSES).collect();
-        Lesson {
-            images: (0..SAMPLES * 3 * 64).map(|_| rng.normal() as f32).collect(),
-            shape: [SAMPLES, 3, 8, 8],
-            targets: target_rows(&labels, CLASSES, 0.1).unwrap(),
-        }
+        target_rows(&labels, CLASSES, 0.1).unwrap()
+    }
+
+    fn lesson_of(step: u64, targets: Vec<f32>) -> Result<Lesson> {
+        let mut rng = Key::new(9).at(step).rng();
+        let images = (0..SAMPLES * 3 * 64).map(|_| rng.normal() as f32).collect();
+        Lesson::new(images, [SAMPLES, 3, 8, 8], targets, CLASSES, &Device::flex())
+    }
+
+    fn lesson(step: u64) -> Lesson {
+        lesson_of(step, targets()).unwrap()
     }
 
     fn learner_of(student: &Checkpoint, settings: Settings, trained: &dyn Fn(&str) -> bool) -> Learner {
@@ -384,6 +398,67 @@ mod tests {
             largest_difference(whole.state(), learner(1, &|_| true).state()) > 1e-3,
             "nothing was learned"
         );
+    }
+
+    /// The losses of some steps of a run with drop path and a teacher that computes as `compute` says.
+    fn curve(compute: Compute, steps: u64, trained: &dyn Fn(&str) -> bool) -> (Vec<f64>, Learner) {
+        let settings = Settings {
+            compute,
+            ..settings(1)
+        };
+        let mut learner = learner_of(&vit(1), settings, trained);
+        let losses = (0..steps).map(|step| learner.step(&lesson(step % 5), 1e-3).unwrap().loss);
+        (losses.collect(), learner)
+    }
+
+    #[test]
+    fn fused_and_composed_segments_learn_alike() {
+        let run = |fused| {
+            let compute = Compute {
+                fused,
+                ..Compute::default()
+            };
+            curve(compute, 50, &|_| true).0
+        };
+        let (fused, composed) = (run(true), run(false));
+        for (step, (a, b)) in fused.iter().zip(&composed).enumerate() {
+            assert!((a - b).abs() < 1e-4, "step {step}: {a} and {b}");
+        }
+        assert!(fused[49] < 0.9 * fused[0], "nothing was learned: {fused:?}");
+    }
+
+    #[test]
+    fn blocks_that_are_computed_again_change_no_bit() {
+        // All of it; and a model whose first blocks have nothing to learn, or nothing but biases.
+        let all: &dyn Fn(&str) -> bool = &|_| true;
+        let late: &dyn Fn(&str) -> bool = &|name| name.starts_with("blocks.2") || name.starts_with("head");
+        let biases: &dyn Fn(&str) -> bool = &|name| name.ends_with(".bias");
+        for trained in [all, late, biases] {
+            let run = |grad_checkpointing| {
+                let compute = Compute {
+                    grad_checkpointing,
+                    ..Compute::default()
+                };
+                curve(compute, 4, trained)
+            };
+            let ((kept, a), (again, b)) = (run(false), run(true));
+            assert_eq!(kept, again);
+            assert!(a.state() == b.state());
+        }
+    }
+
+    #[test]
+    fn bf16_learns_nearly_alike() {
+        let compute = Compute {
+            precision: Precision::Bf16,
+            ..Compute::default()
+        };
+        let (low, high) = (
+            curve(compute, 50, &|_| true).0,
+            curve(Compute::default(), 50, &|_| true).0,
+        );
+        assert!(low != high);
+        assert!((low[49] - high[49]).abs() < 0.02, "{} and {}", low[49], high[49]);
     }
 
     #[test]
@@ -458,15 +533,19 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let mut learner = learner(2, &|_| true);
         let before = learner.state().clone();
-        let mut broken = lesson(0);
-        *broken.targets.last_mut().unwrap() = f32::NAN;
+        let mut targets = targets();
+        *targets.last_mut().unwrap() = f32::NAN;
+        let broken = lesson_of(0, targets.clone()).unwrap();
         let error = learner.step(&broken, 1e-3).unwrap_err();
         assert!(
             matches!(error, Error::NotFinite { what: "the loss", .. }),
             "{error}"
         );
         broken.targets.pop();
-        assert!(matches!(learner.step(&broken, 1e-3), Err(Error::Shape { .. })));
+        assert!(matches!(
+            learner.step(broken.clone(), 1e-3),
+            Err(Error::Shape { .. })
+        ));
         assert!(*learner.state() == before);
     }
 

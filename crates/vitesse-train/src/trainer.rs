@@ -170,6 +170,7 @@ impl<'a> Run<'a> {
             eval_mode: recipe.model.eval_mode,
             accumulate: recipe.train.accumulate,
             seed: recipe.train.seed,
+            compute: recipe.train.compute(),
         };
         let learner = Learner::new(state, settings, teacher, &device)?;
         Ok(Run {
@@ -299,11 +300,7 @@ impl<'a> Run<'a> {
             .recipe
             .augment
             .mix(&mut images, shape, &labels, classes, smoothing, key)?;
-        Ok(Lesson {
-            images,
-            shape,
-            targets,
-        })
+        Lesson::new(images, shape, targets, classes, &self.learner.device())
     }
 
     /// The first few names of a batch.

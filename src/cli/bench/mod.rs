@@ -93,6 +93,20 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all", help_heading = "Measuring",
           conflicts_with_all = ["precision", "isa", "profile", "csv"])]
     train: Option<train::Trained>,
+    /// With --train: mixed precision, as `vitesse train --amp bf16`
+    #[cfg(feature = "train")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        help_heading = "Measuring",
+        requires = "train"
+    )]
+    amp: Option<train::Amp>,
+    /// With --train: compute blocks again in the backward pass, for less memory
+    #[cfg(feature = "train")]
+    #[arg(long, help_heading = "Measuring", requires = "train")]
+    grad_checkpointing: bool,
     /// Show where the time goes, by layer and by stage
     #[arg(long, help_heading = "Measuring")]
     profile: bool,

@@ -11,7 +11,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::engine::Isa;
 use vitesse::model::Checkpoint;
+use vitesse::model::network::{Compute, Precision};
 use vitesse::report::{Table, format, left, right};
+use vitesse_kernels::train::keep_memory;
 use vitesse_train::adamw::OptimConfig;
 use vitesse_train::learner::{Learner, Lesson, Settings};
 use vitesse_train::loss::{Distillation, target_rows};
@@ -42,6 +44,27 @@ pub(super) enum Trained {
     Head,
 }
 
+/// The format of mixed precision.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Amp {
+    /// Products round their inputs to bf16
+    Bf16,
+}
+
+impl Args {
+    /// How steps compute.
+    fn compute(&self) -> Compute {
+        Compute {
+            precision: match self.amp {
+                None => Precision::F32,
+                Some(Amp::Bf16) => Precision::Bf16,
+            },
+            grad_checkpointing: self.grad_checkpointing,
+            ..Compute::default()
+        }
+    }
+}
+
 impl Trained {
     /// Whether the tensor `name` is trained.
     fn trains(self, name: &str) -> bool {
@@ -55,6 +78,7 @@ impl Trained {
 /// Measures every model with every number of threads and every batch size.
 pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Report> {
     let isa = Isa::choose().map_err(Failure::usage)?;
+    keep_memory();
     let load = |model: &String| Ok((model.clone(), args.models.load_any(model, None, console)?));
     let models = args.model.iter().map(load).collect::<Result<Vec<_>>>()?;
     let mut results = Vec::new();
@@ -74,6 +98,7 @@ pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Re
                     batch: batch.get(),
                     threads,
                     isa,
+                    compute: args.compute(),
                     budget: Budget {
                         time: args.seconds,
                         runs: args.min_runs.get(),
@@ -96,6 +121,7 @@ struct Case<'a> {
     batch: usize,
     threads: usize,
     isa: Isa,
+    compute: Compute,
     budget: Budget,
 }
 
@@ -128,6 +154,8 @@ impl Case<'_> {
             trained: self.trained,
             threads: self.threads,
             isa: self.isa.name(),
+            amp: (self.compute.precision == Precision::Bf16).then_some("bf16"),
+            grad_checkpointing: self.compute.grad_checkpointing,
             step_ms: Quartiles::of(&times),
             images_per_s: (self.batch * times.len()) as f64 / times.iter().sum::<f64>(),
             architecture: spec.architecture.clone(),
@@ -152,6 +180,7 @@ impl Case<'_> {
             eval_mode: false,
             accumulate: 1,
             seed: 0,
+            compute: self.compute,
         };
         Ok(Learner::new(state, settings, None, &Device::flex())?)
     }
@@ -165,11 +194,10 @@ impl Case<'_> {
         }
         let [channels, height, width] = spec.input_size();
         let labels: Vec<usize> = (0..self.batch).map(|sample| sample % classes).collect();
-        Ok(Lesson {
-            images: pixels(self.batch * channels * height * width),
-            shape: [self.batch, channels, height, width],
-            targets: target_rows(&labels, classes, SMOOTHING)?,
-        })
+        let shape = [self.batch, channels, height, width];
+        let images = pixels(shape.iter().product());
+        let targets = target_rows(&labels, classes, SMOOTHING)?;
+        Ok(Lesson::new(images, shape, targets, classes, &Device::flex())?)
     }
 }
 
@@ -221,6 +249,9 @@ struct Row {
     trained: Trained,
     threads: usize,
     isa: &'static str,
+    /// The format of mixed precision.
+    amp: Option<&'static str>,
+    grad_checkpointing: bool,
     /// Of one step with the whole batch.
     step_ms: Quartiles,
     /// All images over all of the measured time.
