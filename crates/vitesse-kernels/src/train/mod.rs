@@ -3,6 +3,7 @@
 //! All matrices are row-major contiguous `f32` slices. Work is spread over rayon's current pool; results are
 //! bit-identical for any number of threads.
 
+pub mod conv;
 pub mod reference;
 
 use crate::Isa;
