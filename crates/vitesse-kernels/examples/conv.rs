@@ -1,4 +1,4 @@
-//! Speed of the convolutions of RegNets and ConvNeXts, forward and backward: `conv [batch] [threads]`.
+//! Speed of the convolutions of RegNets and ConvNeXts, forward and backward: `conv [batch] [threads] [part of a name]`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,19 +7,19 @@ use vitesse_kernels::Isa;
 use vitesse_kernels::train::conv::{Conv, Layout};
 
 fn main() -> Result<(), String> {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse());
-    let mut number = |default| {
-        arguments
-            .next()
-            .unwrap_or(Ok(default))
-            .map_err(|error| error.to_string())
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: usize| match arguments.next() {
+        Some(argument) => argument.parse().map_err(|error| format!("{argument}: {error}")),
+        None => Ok(default),
     };
     let (batch, threads) = (number(8)?, number(1)?);
+    let only = arguments.next().unwrap_or_default();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map_err(|error| error.to_string())?.install(|| table(batch))
+    pool.map_err(|error| error.to_string())?
+        .install(|| table(batch, &only))
 }
 
-fn table(batch: usize) -> Result<(), String> {
+fn table(batch: usize, only: &str) -> Result<(), String> {
     let isa = Isa::choose()?;
     println!("{isa}, batch {batch}, GFLOP/s: forward, input's gradient, weight's gradient");
     // Name, channels in and out, groups, kernel, stride, size.
@@ -44,7 +44,10 @@ fn table(batch: usize) -> Result<(), String> {
         ("depth-wise 7x7", [384, 384], 384, 7, 1, 14),
         ("depth-wise 7x7", [768, 768], 768, 7, 1, 7),
         ("depth-wise 3x3", [192, 192], 192, 3, 1, 28),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(name, ..)| name.contains(only))
+    {
         let conv = Conv {
             batch,
             channels_in,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::geometry::{Geometry, Planes};
-use super::tile::{self, Packed};
+use super::tile::{self, Channels, Packed};
 use super::{Conv, TASKS, WORTH_A_TASK};
 use crate::isa::{Isa, Kernel};
 use crate::simd::Simd;
@@ -152,48 +152,19 @@ impl Conv {
         tasks.par_iter().with_min_len(worth).for_each_init(
             || (Vec::new(), Vec::new()),
             |(copy, places), &(run, group, block)| {
-                let run = &runs[run];
-                let plane = |channel: usize, image: usize| {
-                    let area = pass.from[0] * pass.from[1];
-                    let (channel, image) = (group * inner + channel, run.images.start + image);
-                    &from[self.plane(self.groups * inner, image, channel) * area..][..area]
-                };
-                run.planes.fill(copy, inner, pass.from[1], plane);
-                let blocks = &blocks[block..blocks.len().min(block + each)];
-                for (phase, packed) in run.phases.iter().zip(&packed) {
-                    let used = run.planes.places(phase.count);
-                    if used == 0 || phase.offsets.is_empty() {
-                        continue;
-                    }
-                    for block in blocks {
-                        isa.run(Block {
-                            copy,
-                            offsets: &phase.offsets,
-                            weights: packed.block(group, block),
-                            width: block.width,
-                            used,
-                            places,
-                        });
-                        for lane in 0..block.range.len() {
-                            let channel = group * outer + block.range.start + lane;
-                            let bias = bias.map_or(0.0, |bias| bias[channel]);
-                            let places = &places[lane * tile::pitch(used)..][..used];
-                            for image in 0..run.images.len() {
-                                let plane =
-                                    self.plane(self.groups * outer, run.images.start + image, channel);
-                                for row in 0..phase.count[0] {
-                                    let y = phase.first[0] + row * phase.step[0];
-                                    let at = (plane * pass.to[0] + y) * pass.to[1];
-                                    // SAFETY: no other task has this image, these rows and this channel, and no
-                                    // other row of this task is borrowed.
-                                    let to = unsafe { rows.row(at, pass.to[1]) };
-                                    let places = &places[run.planes.place(image, row)..][..phase.count[1]];
-                                    write(&mut to[phase.first[1]..], phase.step[1], places, bias);
-                                }
-                            }
-                        }
-                    }
-                }
+                isa.run(Task {
+                    conv: self,
+                    pass,
+                    run: &runs[run],
+                    group,
+                    blocks: &blocks[block..blocks.len().min(block + each)],
+                    from,
+                    weights: &packed,
+                    bias,
+                    out: &rows,
+                    copy,
+                    places,
+                });
             },
         );
         out
@@ -241,64 +212,115 @@ impl Run {
     }
 }
 
-/// `places[channel · pitch + q] = Σ_k weights[k][channel] · copy[offsets[k] + q]` for the `used` first places `q`.
-struct Block<'a> {
-    copy: &'a [f32],
-    offsets: &'a [usize],
-    weights: &'a [f32],
-    width: usize,
-    used: usize,
+/// Some output channels of a group, for a run.
+struct Task<'a> {
+    conv: &'a Conv,
+    pass: &'a Pass,
+    run: &'a Run,
+    group: usize,
+    blocks: &'a [Channels],
+    from: &'a [f32],
+    /// Of each phase.
+    weights: &'a [Packed],
+    bias: Option<&'a [f32]>,
+    out: &'a Rows,
+    /// Memory for the copy of the inputs, and for the outputs of a block with what lies between them.
+    copy: &'a mut Vec<f32>,
     places: &'a mut Vec<f32>,
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let pitch = tile::pitch(self.used);
-        if self.places.len() < self.width * pitch {
-            self.places.resize(self.width * pitch, 0.0);
+        let Task {
+            conv,
+            pass,
+            run,
+            group,
+            ..
+        } = self;
+        let plane = |channel: usize, image: usize| {
+            let channel = group * pass.inner + channel;
+            let plane = conv.plane(conv.groups * pass.inner, run.images.start + image, channel);
+            &self.from[plane * pass.from[0] * pass.from[1]..]
+        };
+        run.planes.fill::<S>(self.copy, pass.inner, pass.from[1], plane);
+        for (phase, weights) in run.phases.iter().zip(self.weights) {
+            let used = run.planes.places(phase.count);
+            if used == 0 {
+                continue;
+            }
+            let pitch = tile::pitch(used);
+            for block in self.blocks {
+                if self.places.len() < block.width * pitch {
+                    self.places.resize(block.width * pitch, 0.0);
+                }
+                let weights = weights.block(group, block);
+                tile::block::<S>(self.copy, &phase.offsets, weights, block.width, used, self.places);
+                for (lane, channel) in block.range.clone().enumerate() {
+                    let channel = group * pass.outer + channel;
+                    let bias = self.bias.map_or(0.0, |bias| bias[channel]);
+                    for image in 0..run.images.len() {
+                        let plane = conv.plane(conv.groups * pass.outer, run.images.start + image, channel);
+                        let start = (plane * pass.to[0] + phase.first[0]) * pass.to[1];
+                        let len = (phase.count[0] - 1) * phase.step[0] * pass.to[1] + pass.to[1];
+                        // SAFETY: no other task has this image, these rows and this channel, and this one holds no
+                        // other slice of the output.
+                        let to = unsafe { self.out.slice(start, len) };
+                        let places = &self.places[lane * pitch + run.planes.place(image, 0)..];
+                        phase.write::<S>(to, pass.to[1], places, run.planes.place(0, 1), bias);
+                    }
+                }
+            }
         }
-        tile::block::<S>(
-            self.copy,
-            self.offsets,
-            self.weights,
-            self.width,
-            self.used,
-            self.places,
-        );
     }
 }
 
-/// The rows of an output that tasks write, each row by one task.
+impl Phase {
+    /// Writes its outputs of one map, rows `pitch` apart in `places`, to the rows from the first to the last of them.
+    #[inline(always)]
+    fn write<S: Simd>(&self, to: &mut [f32], width: usize, places: &[f32], pitch: usize, bias: f32) {
+        let count = self.count[1];
+        let vectors = count.next_multiple_of(S::LANES);
+        let add = S::splat(bias);
+        for row in 0..self.count[0] {
+            let to = &mut to[row * self.step[0] * width + self.first[1]..];
+            let places = &places[row * pitch..];
+            if self.step[1] > 1 {
+                let to = to.iter_mut().step_by(self.step[1]);
+                to.zip(&places[..count])
+                    .for_each(|(to, value)| *to = value + bias);
+            } else if self.step[0] == 1 && to.len() >= vectors && places.len() >= vectors {
+                // What is written behind the row belongs to this task's next rows, which come after it.
+                for at in (0..count).step_by(S::LANES) {
+                    S::store(S::add(S::load(&places[at..]), add), &mut to[at..]);
+                }
+            } else {
+                let to = to[..count].iter_mut();
+                to.zip(&places[..count])
+                    .for_each(|(to, value)| *to = value + bias);
+            }
+        }
+    }
+}
+
+/// The output, of whose rows each is written by one task.
 struct Rows {
     first: *mut f32,
     len: usize,
 }
 
-// SAFETY: whoever calls `row` makes sure that no two threads have the same one.
+// SAFETY: whoever calls `slice` makes sure that no two threads have the same one.
 unsafe impl Sync for Rows {}
 
 impl Rows {
     /// # Safety
     /// While the slice lives no other overlaps it, and the output is not touched otherwise.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, start: usize, len: usize) -> &mut [f32] {
+    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
         assert!(start + len <= self.len);
         // SAFETY: inside the output, as was just checked; the rest is the caller's.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(start), len) }
-    }
-}
-
-/// `values + bias` to every `step`-th number of `to`.
-#[inline]
-fn write(to: &mut [f32], step: usize, values: &[f32], bias: f32) {
-    if step == 1 {
-        to.iter_mut()
-            .zip(values)
-            .for_each(|(to, value)| *to = value + bias);
-    } else {
-        let to = to.iter_mut().step_by(step);
-        to.zip(values).for_each(|(to, value)| *to = value + bias);
     }
 }

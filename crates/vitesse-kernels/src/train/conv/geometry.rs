@@ -13,6 +13,8 @@
 
 use std::ops::Range;
 
+use crate::simd::Simd;
+
 /// One side, height or width, of the copy, and what is computed along it.
 #[derive(Debug)]
 pub(super) struct Geometry {
@@ -173,7 +175,7 @@ pub(super) struct Planes {
     plane: usize,
 }
 
-/// Numbers behind the last plane that a vector may read.
+/// Numbers behind the last plane that a vector may read or write.
 const SLACK: usize = 16;
 
 impl Planes {
@@ -238,9 +240,10 @@ impl Planes {
         ((channel * rows + row) * columns + column) * self.plane
     }
 
-    /// Copies `channels` of the maps that `plane(channel, image)` gives, `width` numbers a row. Every number of the copy
-    /// is written.
-    pub(super) fn fill<'a>(
+    /// Copies `channels` of the maps that `plane(channel, image)` gives, `width` numbers a row, each followed by whatever
+    /// follows it in memory. Every number of the copy is written.
+    #[inline(always)]
+    pub(super) fn fill<'a, S: Simd>(
         &self,
         to: &mut Vec<f32>,
         channels: usize,
@@ -252,43 +255,83 @@ impl Planes {
         for channel in 0..channels {
             for rows in &self.rows.sources {
                 for columns in &self.columns.sources {
-                    let (maps, tail) = to[at..at + self.plane].split_at_mut(self.images * self.image());
-                    if self.image() > 0 {
-                        for (image, map) in maps.chunks_exact_mut(self.image()).enumerate() {
-                            self.fill_map(map, rows, columns, width, plane(channel, image));
-                        }
+                    for image in 0..self.images {
+                        self.fill_map::<S>(
+                            &mut to[at + image * self.image()..],
+                            rows,
+                            columns,
+                            width,
+                            plane(channel, image),
+                        );
                     }
-                    tail.fill(0.0);
-                    at += self.plane;
+                    let end = at + self.plane;
+                    to[at + self.images * self.image()..end].fill(0.0);
+                    at = end;
                 }
             }
         }
         to[at..].fill(0.0);
     }
 
-    fn fill_map(&self, map: &mut [f32], rows: &Source, columns: &Source, width: usize, from: &[f32]) {
+    /// One map. Vectors may write behind the end of a row, of the map and of the plane: what belongs there is written
+    /// after it, and behind the last plane is slack.
+    #[inline(always)]
+    fn fill_map<S: Simd>(&self, to: &mut [f32], rows: &Source, columns: &Source, width: usize, from: &[f32]) {
         let pitch = self.columns.pitch;
-        let (above, rest) = map.split_at_mut(rows.lead.min(self.rows.pitch) * pitch);
-        let height = rows.end.min(self.rows.pitch).saturating_sub(rows.lead);
-        let (middle, below) = rest.split_at_mut(height * pitch);
-        above.fill(0.0);
-        below.fill(0.0);
+        let above = rows.lead.min(self.rows.pitch);
+        let height = rows.end.min(self.rows.pitch).saturating_sub(above);
         let lead = columns.lead.min(pitch);
         let end = columns.end.clamp(lead, pitch);
-        for (n, to) in middle.chunks_exact_mut(pitch).enumerate() {
-            let from = &from[(rows.first + n * self.rows.step) * width..][..width];
-            to[..lead].fill(0.0);
-            to[end..].fill(0.0);
-            if lead == end {
-                continue;
+        zero::<S>(to, above * pitch);
+        for row in 0..height {
+            let to = &mut to[(above + row) * pitch..];
+            let from = &from[(rows.first + row * self.rows.step) * width..];
+            zero::<S>(to, lead);
+            if lead < end {
+                gather::<S>(
+                    &mut to[lead..],
+                    end - lead,
+                    &from[columns.first..],
+                    self.columns.step,
+                );
             }
-            let (to, from) = (&mut to[lead..end], &from[columns.first..]);
-            if self.columns.step == 1 {
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-            } else {
-                let from = from.iter().step_by(self.columns.step);
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            zero::<S>(&mut to[end..], pitch - end);
+        }
+        let below = above + height;
+        zero::<S>(&mut to[below * pitch..], (self.rows.pitch - below) * pitch);
+    }
+}
+
+/// Zeros to `to[..count]` and, by whole vectors, behind.
+#[inline(always)]
+fn zero<S: Simd>(to: &mut [f32], count: usize) {
+    for at in (0..count).step_by(S::LANES) {
+        S::store(S::splat(0.0), &mut to[at..]);
+    }
+}
+
+/// `to[n] = from[n · step]` for `n < count`, and anything for what remains of the last vector.
+#[inline(always)]
+fn gather<S: Simd>(to: &mut [f32], count: usize, from: &[f32], step: usize) {
+    match step {
+        1 if from.len() >= count.next_multiple_of(S::LANES) => {
+            for at in (0..count).step_by(S::LANES) {
+                S::store(S::load(&from[at..]), &mut to[at..]);
             }
+        }
+        2 if from.len() >= 2 * count => {
+            let pairs = from.as_chunks::<2>().0;
+            to[..count]
+                .iter_mut()
+                .zip(pairs)
+                .for_each(|(to, [from, _])| *to = *from);
+        }
+        _ => {
+            let from = from.iter().step_by(step);
+            to[..count]
+                .iter_mut()
+                .zip(from)
+                .for_each(|(to, from)| *to = *from);
         }
     }
 }

@@ -178,8 +178,8 @@ fn tile<S: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// `to[c · offsets.len() + k] += Σ_q grad[c · stride + q] · copy[offsets[k] + q]` for `q < used`, which is a number of
-/// whole vectors, and as many channels as `to` has.
+/// `to[c · depth + k] += Σ_q grad[c · stride + q] · copy[offsets[k] + q]` for `q < used`, which is a number of whole
+/// vectors, and for as many channels `c` as begin in `to`.
 #[inline(always)]
 pub(super) fn dot<S: Simd>(
     grad: &[f32],
@@ -188,13 +188,14 @@ pub(super) fn dot<S: Simd>(
     offsets: &[usize],
     used: usize,
     to: &mut [f32],
+    depth: usize,
 ) {
     // 32 vector registers with 512 bits, 16 without.
-    match (to.len() / offsets.len(), S::LANES) {
-        (1, 16) => dot_of::<S, 1, 9>(grad, stride, copy, offsets, used, to),
-        (1, _) => dot_of::<S, 1, 7>(grad, stride, copy, offsets, used, to),
-        (_, 16) => dot_of::<S, 4, 6>(grad, stride, copy, offsets, used, to),
-        _ => dot_of::<S, 2, 5>(grad, stride, copy, offsets, used, to),
+    match (to.len().div_ceil(depth), S::LANES) {
+        (1, 16) => dot_of::<S, 1, 9>(grad, stride, copy, offsets, used, to, depth),
+        (1, _) => dot_of::<S, 1, 7>(grad, stride, copy, offsets, used, to, depth),
+        (_, 16) => dot_of::<S, 4, 6>(grad, stride, copy, offsets, used, to, depth),
+        _ => dot_of::<S, 2, 5>(grad, stride, copy, offsets, used, to, depth),
     }
 }
 
@@ -206,23 +207,27 @@ fn dot_of<S: Simd, const M: usize, const N: usize>(
     offsets: &[usize],
     used: usize,
     to: &mut [f32],
+    depth: usize,
 ) {
-    let depth = offsets.len();
     for (block, to) in to.chunks_mut(M * depth).enumerate() {
-        let last = to.len() / depth - 1;
+        let last = to.len().div_ceil(depth) - 1;
         let mut rows: [&[f32]; M] = [&[]; M];
         for m in 0..M {
             // A row that is none repeats the last, and its sums are not used.
             rows[m] = &grad[(block * M + m.min(last)) * stride..][..used];
         }
-        for first in (0..depth).step_by(N) {
+        for first in (0..offsets.len()).step_by(N) {
             let mut maps: [&[f32]; N] = [&[]; N];
             for n in 0..N {
-                maps[n] = &copy[offsets[(first + n).min(depth - 1)]..][..used];
+                maps[n] = &copy[offsets[(first + n).min(offsets.len() - 1)]..][..used];
             }
             let sums = dots::<S, M, N>(rows, maps, used);
-            for (to, sums) in to.chunks_exact_mut(depth).zip(sums) {
-                to[first..].iter_mut().zip(sums).for_each(|(to, sum)| *to += sum);
+            let count = N.min(offsets.len() - first);
+            for (to, sums) in to.chunks_mut(depth).zip(sums) {
+                to[first..first + count]
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(to, sum)| *to += sum);
             }
         }
     }

@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::convolve::Pass;
+use super::convolve::{Pass, Run};
 use super::{Conv, TASKS, WORTH_A_TASK, tile};
 use crate::isa::{Isa, Kernel};
 use crate::simd::Simd;
 
 /// Places of a run: so many that adding up the lanes of a vector at the end costs little.
 const PLACES: usize = 2048;
+/// Most input channels that are taken at a time, so that the copy of a run's places fits into the cache.
+const CHANNELS: usize = 112;
 /// Most weights of all parts of the batch together, which are kept until they are added.
 const MOST_PARTIALS: usize = 1 << 22;
 
@@ -30,7 +32,8 @@ impl Conv {
     /// Where shapes do not fit.
     pub fn backward_weight(&self, isa: Isa, input: &[f32], grad: &[f32]) -> Vec<f32> {
         self.check(input.len() == self.input_len() && grad.len() == self.output_len());
-        let pass = Pass::forward(self);
+        let mut pass = Pass::forward(self);
+        pass.inner = pass.inner.min(CHANNELS);
         let runs = self.runs(&pass, PLACES);
         let depth = self.weights_of_channel();
         let channels = (512 / self.taps()).next_multiple_of(8).min(pass.outer);
@@ -56,37 +59,19 @@ impl Conv {
             }
         }
         let worth = (WORTH_A_TASK * tasks.len() / self.macs().max(1)).max(1);
-        let [area_in, area_out] = [self.size, self.size_out()].map(|[height, width]| height * width);
         tasks.into_par_iter().with_min_len(worth).for_each_init(
             || (Vec::new(), Vec::new()),
             |(copy, grads), task| {
-                for run in &runs[task.runs] {
-                    let phase = &run.phases[0];
-                    let input = |channel: usize, image: usize| {
-                        let channel = task.group * pass.inner + channel;
-                        let plane = self.plane(self.channels_in, run.images.start + image, channel);
-                        &input[plane * area_in..][..area_in]
-                    };
-                    run.planes.fill(copy, pass.inner, self.size[1], input);
-                    let [height, width] = phase.count;
-                    let outputs = run
-                        .planes
-                        .of_outputs(phase.first[0]..phase.first[0] + height, width);
-                    let grad = |channel: usize, image: usize| {
-                        let channel = task.group * pass.outer + task.first + channel;
-                        let plane = self.plane(self.channels_out, run.images.start + image, channel);
-                        &grad[plane * area_out..][..area_out]
-                    };
-                    outputs.fill(grads, task.sums.len() / depth, width, grad);
-                    isa.run(Dot {
-                        grads,
-                        stride: outputs.start(1, 0, 0),
-                        copy,
-                        offsets: &phase.offsets,
-                        used: run.planes.places(phase.count),
-                        to: task.sums,
-                    });
-                }
+                isa.run(Sum {
+                    conv: self,
+                    pass: &pass,
+                    runs: &runs[task.runs.clone()],
+                    task,
+                    input,
+                    grad,
+                    copy,
+                    grads,
+                });
             },
         );
         add(partials, self.weight_len())
@@ -109,22 +94,61 @@ fn add(mut partials: Vec<f32>, len: usize) -> Vec<f32> {
     partials
 }
 
-/// [`tile::dot`] for each instruction set.
-struct Dot<'a> {
-    grads: &'a [f32],
-    stride: usize,
-    copy: &'a [f32],
-    offsets: &'a [usize],
-    used: usize,
-    to: &'a mut [f32],
+/// The sums of a task.
+struct Sum<'a> {
+    conv: &'a Conv,
+    /// The forward pass of as many input channels as are taken at a time.
+    pass: &'a Pass,
+    runs: &'a [Run],
+    task: Task<'a>,
+    input: &'a [f32],
+    grad: &'a [f32],
+    /// Memory for the copies of the inputs and of the gradients.
+    copy: &'a mut Vec<f32>,
+    grads: &'a mut Vec<f32>,
 }
 
-impl Kernel for Dot<'_> {
+impl Kernel for Sum<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // Behind the last output both copies go on, the gradients' with zeros.
-        let used = self.used.next_multiple_of(S::LANES);
-        tile::dot::<S>(self.grads, self.stride, self.copy, self.offsets, used, self.to);
+        let Sum { conv, pass, task, .. } = self;
+        let (inner, depth) = (conv.channels_in / conv.groups, conv.weights_of_channel());
+        let [area_in, area_out] = [conv.size, conv.size_out()].map(|[height, width]| height * width);
+        for first in (0..inner).step_by(pass.inner) {
+            let channels = pass.inner.min(inner - first);
+            for run in self.runs {
+                let phase = &run.phases[0];
+                let input = |channel: usize, image: usize| {
+                    let channel = task.group * inner + first + channel;
+                    let plane = conv.plane(conv.channels_in, run.images.start + image, channel);
+                    &self.input[plane * area_in..]
+                };
+                run.planes.fill::<S>(self.copy, channels, conv.size[1], input);
+                let [height, width] = phase.count;
+                let outputs = run
+                    .planes
+                    .of_outputs(phase.first[0]..phase.first[0] + height, width);
+                let grad = |channel: usize, image: usize| {
+                    let channel = task.group * pass.outer + task.first + channel;
+                    let plane = conv.plane(conv.channels_out, run.images.start + image, channel);
+                    &self.grad[plane * area_out..]
+                };
+                outputs.fill::<S>(self.grads, task.sums.len() / depth, width, grad);
+                // Behind the last output both copies go on, the gradients' with zeros.
+                let used = run.planes.places(phase.count).next_multiple_of(S::LANES);
+                let offsets = &phase.offsets[..channels * conv.taps()];
+                let sums = &mut task.sums[first * conv.taps()..];
+                tile::dot::<S>(
+                    self.grads,
+                    outputs.start(1, 0, 0),
+                    self.copy,
+                    offsets,
+                    used,
+                    sums,
+                    depth,
+                );
+            }
+        }
     }
 }
