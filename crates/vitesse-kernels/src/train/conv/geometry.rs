@@ -319,12 +319,11 @@ fn gather<S: Simd>(to: &mut [f32], count: usize, from: &[f32], step: usize) {
                 S::store(S::load(&from[at..]), &mut to[at..]);
             }
         }
-        2 if from.len() >= 2 * count => {
-            let pairs = from.as_chunks::<2>().0;
-            to[..count]
-                .iter_mut()
-                .zip(pairs)
-                .for_each(|(to, [from, _])| *to = *from);
+        2 if from.len() >= 2 * count.next_multiple_of(S::LANES) => {
+            for at in (0..count).step_by(S::LANES) {
+                let pair = &from[2 * at..][..2 * S::LANES];
+                S::store(S::evens(S::load(pair), S::load(&pair[S::LANES..])), &mut to[at..]);
+            }
         }
         _ => {
             let from = from.iter().step_by(step);
