@@ -9,6 +9,24 @@ use crate::panels::Bf16;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2;
 
+/// The upper half of a number's bits.
+const UPPER: i32 = 0xffff_0000_u32.cast_signed();
+
+/// The bits of `x`, of which the upper half is the nearest bf16.
+///
+/// # Safety
+/// The processor has AVX2.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn rounded(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    _mm256_blendv_epi8(up, quiet, nan)
+}
+
 // SAFETY (of every block here): `Isa::run` is the only user of `Avx2` and made sure of AVX2 and FMA; slices are checked
 // to hold a vector before their pointers are used.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -48,15 +66,29 @@ impl Simd for Avx2 {
     fn store_bf16(x: __m256, to: &mut [Bf16]) {
         assert!(to.len() >= 8);
         unsafe {
-            let bits = _mm256_castps_si256(x);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let up = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
-            let high = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(up, quiet, nan));
+            let high = _mm256_srli_epi32::<16>(rounded(x));
             let packed = _mm256_packus_epi32(high, high);
             let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    fn near_bf16(x: __m256) -> __m256 {
+        unsafe {
+            let up = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(0x8000));
+            _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(UPPER)))
+        }
+    }
+    #[inline(always)]
+    fn to_bf16(x: __m256) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_and_si256(rounded(x), _mm256_set1_epi32(UPPER))) }
+    }
+    #[inline(always)]
+    fn pair(low: __m256, high: __m256) -> __m256 {
+        unsafe {
+            let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(low));
+            let high = _mm256_and_si256(_mm256_castps_si256(high), _mm256_set1_epi32(UPPER));
+            _mm256_castsi256_ps(_mm256_or_si256(low, high))
         }
     }
     #[inline(always)]

@@ -9,6 +9,24 @@ use crate::panels::Bf16;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512<const LEVEL: u8>;
 
+/// The upper half of a number's bits.
+const UPPER: i32 = 0xffff_0000_u32.cast_signed();
+
+/// The bits of `x`, of which the upper half is the nearest bf16.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn rounded(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_mov_epi32(up, nan, quiet)
+}
+
 // SAFETY (of every block here): `Isa::run` is the only user of `Avx512` and made sure of AVX-512 F, BW, DQ and VL, and of
 // what `LEVEL` stands for; slices are checked to hold a vector before their pointers are used.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -51,15 +69,41 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
             let narrow = if LEVEL >= 2 {
                 std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))
             } else {
-                let bits = _mm512_castps_si512(x);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
-                let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-                let high = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(up, nan, quiet));
-                _mm512_cvtepi32_epi16(high)
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(x)))
             };
             _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+        }
+    }
+    #[inline(always)]
+    fn near_bf16(x: __m512) -> __m512 {
+        unsafe {
+            let up = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+            _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(UPPER)))
+        }
+    }
+    #[inline(always)]
+    fn to_bf16(x: __m512) -> __m512 {
+        unsafe {
+            if LEVEL >= 2 {
+                let narrow = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+            } else {
+                _mm512_castsi512_ps(_mm512_and_si512(rounded(x), _mm512_set1_epi32(UPPER)))
+            }
+        }
+    }
+    #[inline(always)]
+    fn pair(low: __m512, high: __m512) -> __m512 {
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(low));
+            // Bits of `high` where the mask has them, else of `low`.
+            const CHOOSE: i32 = 0xca;
+            let mask = _mm512_set1_epi32(UPPER);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<CHOOSE>(
+                mask,
+                _mm512_castps_si512(high),
+                low,
+            ))
         }
     }
     #[inline(always)]

@@ -55,6 +55,13 @@ pub trait Simd: Copy + Tile + 'static {
     fn recip(x: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     fn round(x: Self::F) -> Self::F;
+    /// A nearest bf16, as an `f32`, ties away from zero; cheaper than [`Simd::to_bf16`], and not to be relied on for what
+    /// is not a number.
+    fn near_bf16(x: Self::F) -> Self::F;
+    /// The nearest bf16, ties to even, as an `f32`.
+    fn to_bf16(x: Self::F) -> Self::F;
+    /// In each lane the upper half of `high` and below it that of `low`: pairs of bf16.
+    fn pair(low: Self::F, high: Self::F) -> Self::F;
     /// `x · 2^n` for an integral `n` in −252 … 254.
     fn ldexp(x: Self::F, n: Self::F) -> Self::F;
     /// `a` where `x < y`, else `b`.

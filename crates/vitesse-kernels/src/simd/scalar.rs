@@ -32,6 +32,18 @@ impl Simd for Scalar {
         to[0] = Bf16::from_f32(x);
     }
     #[inline(always)]
+    fn near_bf16(x: f32) -> f32 {
+        f32::from_bits(x.to_bits().wrapping_add(0x8000) & 0xffff_0000)
+    }
+    #[inline(always)]
+    fn to_bf16(x: f32) -> f32 {
+        Bf16::from_f32(x).to_f32()
+    }
+    #[inline(always)]
+    fn pair(low: f32, high: f32) -> f32 {
+        f32::from_bits(low.to_bits() >> 16 | high.to_bits() & 0xffff_0000)
+    }
+    #[inline(always)]
     fn store_biased(x: f32, to: &mut [u8]) {
         to[0] = (x.round_ties_even() as i32 + 128) as u8;
     }

@@ -141,6 +141,105 @@ pub(super) unsafe fn bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>) {
     });
 }
 
+/// One tile of the left operand, or two, from the byte `$at` of the step on.
+macro_rules! left {
+    (one, $at:literal) => {
+        concat!("tileloadd tmm4, [{a} + {row}*1 + ", $at, "]\n")
+    };
+    (two, $at:literal) => {
+        concat!(
+            left!(one, $at),
+            "tileloadd tmm5, [{a} + {row}*1 + 1024 + ",
+            $at,
+            "]\n"
+        )
+    };
+}
+
+/// The same of the right one.
+macro_rules! right {
+    (one, $at:literal) => {
+        concat!("tileloadd tmm6, [{b} + {row}*2 + ", $at, "]\n")
+    };
+    (two, $at:literal) => {
+        concat!(
+            right!(one, $at),
+            "tileloadd tmm7, [{b} + {row}*2 + 64 + ",
+            $at,
+            "]\n"
+        )
+    };
+}
+
+/// All products of the tiles at hand.
+macro_rules! products {
+    (one, one) => {
+        "tdpbf16ps tmm0, tmm4, tmm6\n"
+    };
+    (one, two) => {
+        concat!(products!(one, one), "tdpbf16ps tmm1, tmm4, tmm7\n")
+    };
+    (two, one) => {
+        concat!(products!(one, one), "tdpbf16ps tmm2, tmm5, tmm6\n")
+    };
+    (two, two) => {
+        concat!(
+            products!(one, two),
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n"
+        )
+    };
+}
+
+/// The loop over the depth for numbers that are sums of three. One step brings each term of the left operand once, and of
+/// the right one its first twice: 14 loads for 24 products.
+macro_rules! split_product {
+    ($tall:ident, $wide:ident, $a:ident, $b:ident, $depth:ident, $out:ident) => {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:",
+            left!($tall, 0), right!($wide, 0), products!($tall, $wide),
+            right!($wide, 4096), products!($tall, $wide),
+            right!($wide, 2048), products!($tall, $wide),
+            left!($tall, 2048), products!($tall, $wide),
+            right!($wide, 0), products!($tall, $wide),
+            left!($tall, 4096), products!($tall, $wide),
+            "add {a}, 6144", "add {b}, 6144",
+            "dec {n}", "jnz 2b",
+            "tilestored [{out} + {row}*2], tmm0",
+            "tilestored [{out} + {row}*2 + 64], tmm1",
+            "tilestored [{out} + {row}*2 + 2048], tmm2",
+            "tilestored [{out} + {row}*2 + 2112], tmm3",
+            a = inout(reg) $a => _, b = inout(reg) $b => _, n = inout(reg) $depth => _,
+            row = in(reg) 64usize, out = in(reg) $out.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// # Safety
+/// There are `depth` times three blocks of each operand, and at least one; the tiles are configured.
+pub(super) unsafe fn split(
+    a: *const Bf16,
+    b: *const Bf16,
+    depth: usize,
+    tall: bool,
+    wide: bool,
+    out: &mut Scratch<f32>,
+) {
+    // SAFETY: reads stay inside the blocks, writes inside 32 rows of 128 bytes.
+    unsafe {
+        match (tall, wide) {
+            (true, true) => split_product!(two, two, a, b, depth, out),
+            (true, false) => split_product!(two, one, a, b, depth, out),
+            (false, true) => split_product!(one, two, a, b, depth, out),
+            (false, false) => split_product!(one, one, a, b, depth, out),
+        }
+    }
+}
+
 /// # Safety
 /// `of` was checked, the tiles are configured.
 pub(super) unsafe fn i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {

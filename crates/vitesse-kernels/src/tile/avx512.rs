@@ -58,6 +58,16 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
     }
 
     #[inline(always)]
+    fn tile_split(a: &[Bf16], b: &[Bf16], tall: bool, wide: bool, out: &mut Scratch<f32>) {
+        assert!(LEVEL >= 3 && a.len() == b.len() && a.len().is_multiple_of(3 * 1024) && !a.is_empty());
+        // SAFETY: whole blocks, as many of one operand as of the other; the processor has AMX.
+        #[cfg(target_os = "linux")]
+        unsafe {
+            super::amx::split(a.as_ptr(), b.as_ptr(), a.len() / (3 * 1024), tall, wide, out);
+        }
+    }
+
+    #[inline(always)]
     fn begin() {
         #[cfg(target_os = "linux")]
         if LEVEL >= 3 {

@@ -97,6 +97,13 @@ pub trait Tile {
     /// `out[r] = a[r] · b` with unsigned `a` and signed `b`, exact.
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>);
 
+    /// Like [`Tile::tile_bf16`] of whole blocks of 32 × 32, where three in a row stand for one of `f32` and the six
+    /// products that count are summed: of the terms `i` and `j` with `i + j < 3`, from 0. `tall` and `wide` say whether
+    /// more than the first 16 rows and columns are wanted. Only where there is AMX.
+    fn tile_split(_a: &[Bf16], _b: &[Bf16], _tall: bool, _wide: bool, _out: &mut Scratch<f32>) {
+        unreachable!("`f32` is split for AMX alone")
+    }
+
     /// To be called before a run of tiles of bf16 or 8-bit integers, and [`Tile::end`] after it.
     #[inline(always)]
     fn begin() {}

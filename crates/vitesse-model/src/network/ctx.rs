@@ -1,8 +1,9 @@
 //! The context of one forward pass: what ops need beside the value at their site, and what comes out beside the logits.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use vitesse_rng::Key;
 
+use super::fused::Compute;
 use super::trace::Trace;
 use crate::site::Site;
 
@@ -17,7 +18,10 @@ pub struct Ctx {
     pub stream: Stream,
     /// The block that runs now; `None` outside blocks.
     pub layer: Option<usize>,
-    /// What the attention of the running block computed, for the ops after it.
+    /// How it computes.
+    pub compute: Compute,
+    /// What the attention of the running block computed, for the ops after it; only where one of them reads it, or
+    /// something stands at the maps.
     pub attention: Option<Attention>,
     /// New values of buffers (running means and variances), by tensor name: the trainer stores them after the step.
     pub buffers: Vec<(String, Tensor<1>)>,
@@ -96,20 +100,14 @@ impl Ctx {
         self.trace.record_map(site, self.layer, x)
     }
 
-    /// Drops the residual branch `x` `[batch, tokens, dim]` of some samples; `branch` is 0 for attention, 1 for the MLP.
-    pub(super) fn drop_path(&self, x: Tensor<3>, depth: usize, branch: u64) -> Tensor<3> {
+    /// What the residual branch of each sample is multiplied by, `None` where it is as it is; `branch` is 0 for
+    /// attention, 1 for the MLP.
+    pub(super) fn drop_path(&self, batch: usize, depth: usize, branch: u64) -> Option<Vec<f32>> {
         let (Mode::Train(drop), Some(layer)) = (&self.mode, self.layer) else {
-            return x;
+            return None;
         };
         let probability = drop.probability(layer, depth);
-        if probability == 0.0 {
-            return x;
-        }
-        let batch = x.dims()[0];
-        let factors = drop.factors(layer, branch, probability, batch);
-        let device: Device = x.device().without_autodiff();
-        let factors = Tensor::<3>::from_data(TensorData::new(factors, [batch, 1, 1]), &device);
-        x * Tensor::from_inner(factors)
+        (probability > 0.0).then(|| drop.factors(layer, branch, probability, batch))
     }
 }
 

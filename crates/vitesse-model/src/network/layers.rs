@@ -2,8 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::module;
 
+use super::fused::{self, Before, Compute, Residual};
 use super::params::Parameters;
 use crate::Result;
 
@@ -27,12 +27,20 @@ impl Linear {
     }
 
     /// `[.., in]` to `[.., out]`.
-    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::linear(
-            x,
-            self.weight.val().transpose(),
-            self.bias.as_ref().map(Param::val),
-        )
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
+        self.segment(x, Before::Nothing, None, compute)
+    }
+
+    /// The same with what stands before and after it.
+    pub(super) fn segment<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        before: Before,
+        residual: Option<Residual<D>>,
+        compute: Compute,
+    ) -> Tensor<D> {
+        let bias = self.bias.as_ref().map(Param::val);
+        fused::linear(x, before, self.weight.val(), bias, residual, compute)
     }
 }
 
@@ -55,7 +63,16 @@ impl LayerNorm {
     }
 
     /// `[.., dim]` to the same shape.
-    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::layer_norm(x, self.weight.val(), Some(self.bias.val()), self.eps)
+    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
+        fused::layer_norm(x, self.weight.val(), self.bias.val(), self.eps, compute)
+    }
+
+    /// The norm as the beginning of the linear map that follows it.
+    pub(super) fn before(&self) -> Before {
+        Before::Norm {
+            gain: self.weight.val(),
+            shift: self.bias.val(),
+            eps: self.eps,
+        }
     }
 }

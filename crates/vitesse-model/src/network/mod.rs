@@ -5,15 +5,19 @@
 //! (gradients, moments, averages) survives a reload. Every method that acts inside a forward pass stands as an op at a
 //! site; [`Ctx`] carries what ops and traces need.
 
+mod attention;
 mod batch_norm;
 mod ctx;
+pub mod fused;
 pub(crate) mod layers;
 mod params;
 mod regnet;
+mod stations;
 mod trace;
 mod vit;
 
 pub use ctx::{Attention, Ctx, DropPath, Mode, Stream};
+pub use fused::{Compute, Precision};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
 pub use trace::{Trace, Value};
@@ -72,6 +76,7 @@ impl Network {
     ///
     /// The tensors are checked strictly against the spec first; `source` names their file in an error.
     pub fn new(spec: &ModelSpec, tensors: &Tensors, source: &str, device: &Device) -> Result<Self> {
+        fused::check()?;
         spec.check(tensors, source)?;
         let parameters = Parameters::new(tensors, device);
         let body = match &spec.network {

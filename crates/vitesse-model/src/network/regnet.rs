@@ -16,6 +16,7 @@ use burn::tensor::{Tensor, module, s};
 
 use super::batch_norm::BatchNorm;
 use super::ctx::{Ctx, Mode};
+use super::fused;
 use super::layers::Linear;
 use super::params::Parameters;
 use crate::Result;
@@ -92,7 +93,7 @@ impl RegNet {
         ctx.layer = None;
         let features = mean_by_image(x).transpose();
         match &self.head {
-            Some(head) => head.forward(features),
+            Some(head) => head.forward(features, ctx.compute),
             None => features,
         }
     }
@@ -105,8 +106,7 @@ impl Block {
         let branch = self.conv3.forward(self.gate.forward(branch), ctx);
         let [channels, batch, height, width] = branch.dims();
         let branch = branch.reshape([channels, batch, height * width]).swap_dims(0, 1);
-        let branch = ctx
-            .drop_path(branch, depth, 0)
+        let branch = fused::scaled(branch, ctx.drop_path(batch, depth, 0))
             .swap_dims(0, 1)
             .reshape([channels, batch, height, width]);
         let shortcut = match &self.downsample {

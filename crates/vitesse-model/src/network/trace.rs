@@ -68,6 +68,15 @@ impl Trace {
         }
     }
 
+    /// Whether a site of this block is recorded.
+    pub(super) fn wants_block(&self, layer: usize) -> bool {
+        match &self.wanted {
+            Wanted::Nothing => false,
+            Wanted::Sites(sites) => sites.iter().any(|site| site.in_block()),
+            Wanted::Pairs(pairs) => pairs.iter().any(|(_, at)| *at == Some(layer)),
+        }
+    }
+
     /// What passed `site` of `layer`.
     pub fn value(&self, site: Site, layer: Option<usize>) -> Option<&Value> {
         self.values.get(&(site, layer))

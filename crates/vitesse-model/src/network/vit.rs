@@ -7,16 +7,18 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, softmax};
 
 use super::Logits;
-use super::ctx::{Attention as AttentionState, Ctx, Stream};
+use super::attention::Attention;
+use super::ctx::{Ctx, Stream};
+use super::fused::{self, Before, Compute, Residual};
 use super::layers::{LayerNorm, Linear};
 use super::params::Parameters;
+use super::stations::{at, cut};
 use crate::Result;
 use crate::ops::Op;
 use crate::site::Site;
-use crate::spec::{AttentionSpec, MlpSpec, Pool, PrefixToken, VitSpec};
+use crate::spec::{MlpSpec, Pool, PrefixToken, VitSpec};
 
 /// ViT and DeiT.
 #[derive(Module, Debug)]
@@ -51,14 +53,6 @@ struct Layer {
     norm1: Option<LayerNorm>,
     norm2: Option<LayerNorm>,
     ops: Vec<Op>,
-}
-
-#[derive(Module, Debug)]
-struct Attention {
-    qkv: Linear,
-    proj: Linear,
-    #[module(skip)]
-    spec: AttentionSpec,
 }
 
 #[derive(Module, Debug)]
@@ -143,7 +137,7 @@ impl Vit {
             prefix: self.spec.prefix.len(),
             grid: self.spec.grid(),
         };
-        let x = self.embed_patches(images);
+        let x = self.embed_patches(images, ctx.compute);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
         let mut x = self.add_tokens(x);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -151,7 +145,12 @@ impl Vit {
             ctx.attention = None;
             // The spec was validated: every layer names a core that exists.
             if let Some(core) = self.spec.layers.get(i).and_then(|spec| self.cores.get(spec.core)) {
-                x = layer.forward(core, x, self.layers.len(), ctx);
+                let depth = self.layers.len();
+                x = if ctx.compute.grad_checkpointing && !ctx.trace.wants_block(i) {
+                    layer.recomputed(core, x, depth, ctx)
+                } else {
+                    layer.forward(core, x, depth, ctx)
+                };
             }
         }
         ctx.layer = None;
@@ -159,7 +158,7 @@ impl Vit {
     }
 
     /// The patch convolution, as a product over flattened patches: `[batch, patches, dim]`.
-    fn embed_patches(&self, images: Tensor<4>) -> Tensor<3> {
+    fn embed_patches(&self, images: Tensor<4>, compute: Compute) -> Tensor<3> {
         let [batch, channels, _, _] = images.dims();
         let ([rows, columns], side) = (self.spec.grid(), self.spec.patch_size);
         let width = channels * side * side;
@@ -168,7 +167,8 @@ impl Vit {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, width]);
         let weight = self.patch_weight.val().reshape([self.spec.embed_dim, width]);
-        burn::tensor::module::linear(patches, weight.transpose(), Some(self.patch_bias.val()))
+        let bias = Some(self.patch_bias.val());
+        fused::linear(patches, Before::Nothing, weight, bias, None, compute)
     }
 
     /// Prefix tokens before the patches, positions added: `[batch, tokens, dim]`.
@@ -198,78 +198,138 @@ impl Vit {
 
     fn classify(&self, x: Tensor<3>, ctx: &mut Ctx) -> Logits {
         let [batch, tokens, dim] = x.dims();
-        let prefix = ctx.stream.prefix;
+        let (prefix, compute) = (ctx.stream.prefix, ctx.compute);
         let mean = |x: Tensor<3>| {
             x.narrow(1, prefix, tokens - prefix)
                 .mean_dim(1)
                 .reshape([batch, dim])
         };
-        let token = |x: &Tensor<3>, i| x.clone().narrow(1, i, 1).reshape([batch, dim]);
-        let apply = |head: &Option<Linear>, x: Tensor<2>| match head {
-            Some(head) => head.forward(x),
-            None => x,
-        };
         if self.spec.pool == Pool::AvgThenNorm {
-            let pooled = self.norm.forward(mean(x));
             return Logits {
-                class: apply(&self.head, pooled),
+                class: self.read(self.head.as_ref(), mean(x), true, compute),
                 distillation: None,
             };
         }
-        let x = at(Site::FinalNorm, self.norm.forward(x), &self.ops, ctx);
+        // The norm acts on each token by itself: only those that the heads read need it, unless something else wants all.
+        let all = self.spec.pool == Pool::Avg || cut(Site::FinalNorm, &self.ops, ctx);
+        let x = if all {
+            at(Site::FinalNorm, self.norm.forward(x, compute), &self.ops, ctx)
+        } else {
+            x
+        };
         if self.spec.pool == Pool::Avg {
             return Logits {
-                class: apply(&self.head, mean(x)),
+                class: self.read(self.head.as_ref(), mean(x), false, compute),
                 distillation: None,
             };
         }
+        let token = |i, head: &Option<Linear>| {
+            let token = x.clone().narrow(1, i, 1).reshape([batch, dim]);
+            self.read(head.as_ref(), token, !all, compute)
+        };
         Logits {
-            class: apply(&self.head, token(&x, 0)),
-            distillation: self
-                .spec
-                .is_distilled()
-                .then(|| apply(&self.head_dist, token(&x, 1))),
+            class: token(0, &self.head),
+            distillation: self.spec.is_distilled().then(|| token(1, &self.head_dist)),
+        }
+    }
+
+    /// What a head says about `x` `[batch, dim]`, after the final norm if `norm` is set.
+    fn read(&self, head: Option<&Linear>, x: Tensor<2>, norm: bool, compute: Compute) -> Tensor<2> {
+        match (head, norm) {
+            (Some(head), true) => head.segment(x, self.norm.before(), None, compute),
+            (Some(head), false) => head.forward(x, compute),
+            (None, true) => self.norm.forward(x, compute),
+            (None, false) => x,
         }
     }
 }
 
-/// The ops that stand at `site`, in order, then the trace.
-fn at(site: Site, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-    let x = ops
-        .iter()
-        .filter(|op| op.site() == site)
-        .fold(x, |x, op| op.forward(x, ctx));
-    ctx.record(site, x)
-}
-
-/// The same for attention maps.
-fn at_map(site: Site, x: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
-    let x = ops
-        .iter()
-        .filter(|op| op.site() == site)
-        .fold(x, |x, op| op.forward_map(x, ctx));
-    ctx.record_map(site, x)
+/// How a residual branch ends.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    /// The map that writes to the residual stream.
+    map: &'a Linear,
+    /// The channels that it writes; all when `None`.
+    out_idx: Option<&'a [usize]>,
+    /// The station after it.
+    site: Site,
+    /// 0 for attention, 1 for the MLP.
+    branch: u64,
 }
 
 impl Layer {
     fn forward(&self, core: &Core, x: Tensor<3>, depth: usize, ctx: &mut Ctx) -> Tensor<3> {
         let mut x = at(Site::BlockIn, x, &self.ops, ctx);
         if let (Some(norm), Some(attn)) = (&self.norm1, &core.attn) {
-            let branch = at(Site::AttnIn, norm.forward(x.clone()), &self.ops, ctx);
-            let branch = attn.forward(branch, &self.ops, ctx);
-            let branch = scatter(branch, attn.spec.out_idx.as_deref(), x.dims()[2]);
-            let branch = at(Site::AttnOut, branch, &self.ops, ctx);
-            x = x + ctx.drop_path(branch, depth, 0);
+            let (input, before) = self.normed(norm, Site::AttnIn, x.clone(), ctx);
+            let heads = attn.heads(input, before, &self.ops, ctx);
+            let end = End {
+                map: &attn.proj,
+                out_idx: attn.spec.out_idx.as_deref(),
+                site: Site::AttnOut,
+                branch: 0,
+            };
+            x = self.add(x, (heads, Before::Nothing), end, depth, ctx);
         }
         x = at(Site::Mid, x, &self.ops, ctx);
         if let (Some(norm), Some(mlp)) = (&self.norm2, &core.mlp) {
-            let branch = at(Site::MlpIn, norm.forward(x.clone()), &self.ops, ctx);
-            let branch = mlp.forward(branch, &self.ops, ctx);
-            let branch = scatter(branch, mlp.spec.out_idx.as_deref(), x.dims()[2]);
-            let branch = at(Site::MlpOut, branch, &self.ops, ctx);
-            x = x + ctx.drop_path(branch, depth, 1);
+            let (input, before) = self.normed(norm, Site::MlpIn, x.clone(), ctx);
+            let hidden = mlp.hidden(input, before, &self.ops, ctx);
+            let end = End {
+                map: &mlp.fc2,
+                out_idx: mlp.spec.out_idx.as_deref(),
+                site: Site::MlpOut,
+                branch: 1,
+            };
+            x = self.add(x, hidden, end, depth, ctx);
         }
         at(Site::BlockOut, x, &self.ops, ctx)
+    }
+
+    /// As [`Layer::forward`], keeping only `x` for the backward pass. Nothing of the block is recorded.
+    fn recomputed(&self, core: &Core, x: Tensor<3>, depth: usize, ctx: &Ctx) -> Tensor<3> {
+        let module = (self.clone(), core.clone());
+        let (mode, stream, layer, compute) = (ctx.mode, ctx.stream, ctx.layer, ctx.compute);
+        fused::recompute(&module, x, move |(this, core), x| {
+            let mut ctx = Ctx {
+                mode,
+                stream,
+                layer,
+                compute,
+                ..Ctx::default()
+            };
+            this.forward(core, x, depth, &mut ctx)
+        })
+    }
+
+    /// The branch's input and what is still to be done to it: the norm, unless something stands behind it.
+    fn normed(&self, norm: &LayerNorm, site: Site, x: Tensor<3>, ctx: &mut Ctx) -> (Tensor<3>, Before) {
+        if cut(site, &self.ops, ctx) {
+            let x = at(site, norm.forward(x, ctx.compute), &self.ops, ctx);
+            (x, Before::Nothing)
+        } else {
+            (x, norm.before())
+        }
+    }
+
+    /// `x + drop(map(before(input)))`, in one segment unless something stands between the map and the sum.
+    fn add(
+        &self,
+        x: Tensor<3>,
+        (input, before): (Tensor<3>, Before),
+        end: End<'_>,
+        depth: usize,
+        ctx: &mut Ctx,
+    ) -> Tensor<3> {
+        let factors = ctx.drop_path(x.dims()[0], depth, end.branch);
+        if end.out_idx.is_none() && !cut(end.site, &self.ops, ctx) {
+            let residual = Some(Residual { x, factors });
+            return end.map.segment(input, before, residual, ctx.compute);
+        }
+        let branch = end.map.segment(input, before, None, ctx.compute);
+        let branch = scatter(branch, end.out_idx, x.dims()[2]);
+        let branch = at(end.site, branch, &self.ops, ctx);
+        x + fused::scaled(branch, factors)
     }
 }
 
@@ -288,82 +348,6 @@ fn scatter(branch: Tensor<3>, out_idx: Option<&[usize]>, dim: usize) -> Tensor<3
     )
 }
 
-impl Attention {
-    fn new(spec: &AttentionSpec, core: &str, parameters: &Parameters<'_>) -> Result<Self> {
-        Ok(Attention {
-            qkv: Linear::new(&format!("{core}.attn.qkv"), spec.qkv_bias, parameters)?,
-            proj: Linear::new(&format!("{core}.attn.proj"), true, parameters)?,
-            spec: spec.clone(),
-        })
-    }
-
-    /// `x` `[batch, tokens, dim]` to what `proj` writes, `[batch, tokens, written]`.
-    fn forward(&self, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let qkv = at(Site::AttnQkv, self.qkv.forward(x), ops, ctx);
-        let heads = match self.spec.uniform_heads() {
-            Some((heads, qk, v)) => self.uniform(qkv, heads, qk, v, ops, ctx),
-            None => self.ragged(qkv, ops, ctx),
-        };
-        let heads = at(Site::AttnHeads, heads, ops, ctx);
-        self.proj.forward(heads)
-    }
-
-    /// All heads at once: `[batch, tokens, heads·v]`.
-    fn uniform(
-        &self,
-        qkv: Tensor<3>,
-        heads: usize,
-        qk: usize,
-        v: usize,
-        ops: &[Op],
-        ctx: &mut Ctx,
-    ) -> Tensor<3> {
-        let [batch, tokens, _] = qkv.dims();
-        let split = |start, width| {
-            qkv.clone()
-                .narrow(2, start, heads * width)
-                .reshape([batch, tokens, heads, width])
-                .swap_dims(1, 2)
-        };
-        let (q, k, values) = (split(0, qk), split(heads * qk, qk), split(2 * heads * qk, v));
-        let logits = (q * self.spec.scale as f32).matmul(k.swap_dims(2, 3));
-        let probs = self.probs(logits, ops, ctx);
-        let out = probs.clone().matmul(values);
-        ctx.attention = Some(AttentionState { qkv, probs });
-        out.swap_dims(1, 2).reshape([batch, tokens, heads * v])
-    }
-
-    /// Head by head, for heads of different widths: `[batch, tokens, Σv]`.
-    fn ragged(&self, qkv: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let [batch, tokens, _] = qkv.dims();
-        let (qk_width, v_start) = (self.spec.qk_width(), 2 * self.spec.qk_width());
-        let mut q_start = 0;
-        let mut logits = Vec::with_capacity(self.spec.num_heads());
-        for &width in &self.spec.qk_dims {
-            let q = qkv.clone().narrow(2, q_start, width) * self.spec.scale as f32;
-            let k = qkv.clone().narrow(2, qk_width + q_start, width);
-            logits.push(q.matmul(k.swap_dims(1, 2)).reshape([batch, 1, tokens, tokens]));
-            q_start += width;
-        }
-        let probs = self.probs(Tensor::cat(logits, 1), ops, ctx);
-        let mut start = v_start;
-        let mut out = Vec::with_capacity(self.spec.num_heads());
-        for (head, &width) in self.spec.v_dims.iter().enumerate() {
-            let weights = probs.clone().narrow(1, head, 1).reshape([batch, tokens, tokens]);
-            out.push(weights.matmul(qkv.clone().narrow(2, start, width)));
-            start += width;
-        }
-        ctx.attention = Some(AttentionState { qkv, probs });
-        Tensor::cat(out, 2)
-    }
-
-    /// Softmax over keys, with the ops at both attention maps.
-    fn probs(&self, logits: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
-        let logits = at_map(Site::AttnLogits, logits, ops, ctx);
-        at_map(Site::AttnProbs, softmax(logits, 3), ops, ctx)
-    }
-}
-
 impl Mlp {
     fn new(spec: &MlpSpec, core: &str, parameters: &Parameters<'_>) -> Result<Self> {
         Ok(Mlp {
@@ -373,10 +357,16 @@ impl Mlp {
         })
     }
 
-    /// `x` `[batch, tokens, dim]` to what `fc2` writes, `[batch, tokens, written]`.
-    fn forward(&self, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let hidden = at(Site::MlpFc1, self.fc1.forward(x), ops, ctx);
-        let hidden = at(Site::MlpHidden, gelu(hidden), ops, ctx);
-        self.fc2.forward(hidden)
+    /// `before(x)` `[batch, tokens, dim]` to what `fc2` reads, `[batch, tokens, hidden]`, and what is still to be done to
+    /// it: the GELU, unless something stands behind it.
+    fn hidden(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> (Tensor<3>, Before) {
+        let hidden = self.fc1.segment(x, before, None, ctx.compute);
+        let hidden = at(Site::MlpFc1, hidden, ops, ctx);
+        if cut(Site::MlpHidden, ops, ctx) {
+            let hidden = at(Site::MlpHidden, fused::gelu(hidden, ctx.compute), ops, ctx);
+            (hidden, Before::Nothing)
+        } else {
+            (hidden, Before::Gelu)
+        }
     }
 }

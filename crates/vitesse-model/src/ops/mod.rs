@@ -57,6 +57,14 @@ impl OpSpec {
         }
     }
 
+    /// Whether the op reads what the attention of its block computed (`network::Ctx::attention`). Then the maps are
+    /// computed and kept, which a plain forward pass avoids.
+    pub fn reads_attention(&self) -> bool {
+        match &self.kind {
+            OpKind::ScaleShift(_) => false,
+        }
+    }
+
     pub(crate) fn validate(&self, index: usize, vit: &VitSpec) -> Result<()> {
         if vit.width_at(self.site, self.layer).is_none() {
             let layer = self
@@ -104,6 +112,8 @@ mod network {
         kind: Kind,
         #[module(skip)]
         site: Site,
+        #[module(skip)]
+        reads_attention: bool,
     }
 
     #[derive(Module, Debug)]
@@ -120,11 +130,17 @@ mod network {
             Ok(Op {
                 kind,
                 site: spec.site,
+                reads_attention: spec.reads_attention(),
             })
         }
 
         pub(crate) fn site(&self) -> Site {
             self.site
+        }
+
+        /// See [`OpSpec::reads_attention`].
+        pub(crate) fn reads_attention(&self) -> bool {
+            self.reads_attention
         }
 
         /// The value `[batch, tokens, width]` at the op's site, changed.

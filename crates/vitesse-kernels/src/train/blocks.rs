@@ -1,0 +1,380 @@
+//! Blocks of 32 × 32: how matrices are read, and how they are packed for the inner loops.
+//!
+//! The left operand of a product is packed as `[depth block][term][32 rows][32]`, the right one as
+//! `[depth block][term][32 deep][32 columns]`, where bf16 are stored in pairs of the depths `p` and `p + 16`: both
+//! operands agree on the pairs, so any would do, and these need no shuffling.
+
+use bytemuck::Pod;
+
+use crate::math::gelu;
+use crate::panels::{Bf16, Buffer};
+use crate::simd::Simd;
+use crate::tile::{Operands, Scratch};
+
+/// Rows and columns of a block.
+pub(super) const SIDE: usize = 32;
+/// Numbers in a block.
+pub(super) const AREA: usize = SIDE * SIDE;
+
+/// A block in `f32`, row by row, aligned to a cache line.
+#[derive(Debug, Clone)]
+#[repr(C, align(64))]
+pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
+
+impl Block {
+    pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
+}
+
+/// What happens to a matrix while it is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Change<'a> {
+    Nothing,
+    /// Each row times the factor of its sample, of so many rows.
+    Factors(&'a [f32], usize),
+    /// `(x − mean) · rstd · gain + shift`; mean and rstd for each row, gain and shift for each column.
+    Norm {
+        stats: &'a [[f32; 2]],
+        gain: &'a [f32],
+        shift: &'a [f32],
+    },
+    Gelu,
+}
+
+/// A matrix in memory, row by row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// From one row to the next.
+    pub(super) stride: usize,
+    pub(super) change: Change<'a>,
+}
+
+impl<'a> Matrix<'a> {
+    /// A contiguous matrix.
+    pub(super) fn new(data: &'a [f32], columns: usize) -> Self {
+        let rows = data.len() / columns.max(1);
+        assert!(rows * columns == data.len());
+        Matrix {
+            data,
+            rows,
+            columns,
+            stride: columns,
+            change: Change::Nothing,
+        }
+    }
+
+    /// Some columns of `rows` rows of `stride` numbers.
+    pub(super) fn part(data: &'a [f32], rows: usize, stride: usize, first: usize, columns: usize) -> Self {
+        assert!(rows > 0 && first + columns <= stride && data.len() >= rows * stride);
+        Matrix {
+            data: &data[first..],
+            rows,
+            columns,
+            stride,
+            change: Change::Nothing,
+        }
+    }
+
+    pub(super) fn with(self, change: Change<'a>) -> Self {
+        match change {
+            Change::Factors(factors, each) => assert!(factors.len() * each >= self.rows),
+            Change::Norm { stats, gain, shift } => {
+                assert!(
+                    stats.len() >= self.rows && gain.len() == self.columns && shift.len() == self.columns
+                );
+            }
+            Change::Nothing | Change::Gelu => {}
+        }
+        Matrix { change, ..self }
+    }
+
+    /// The block whose first element is `(row, column)`, changed; zero past the edges.
+    #[inline(always)]
+    pub(super) fn block<S: Simd>(&self, row: usize, column: usize, to: &mut Block) {
+        let (rows, columns) = (SIDE.min(self.rows - row), SIDE.min(self.columns - column));
+        for i in 0..rows {
+            let start = (row + i) * self.stride + column;
+            let from = &self.data[start..start + columns];
+            let to = &mut to.0[i];
+            if columns == SIDE {
+                self.changed::<S>(row + i, column, from, to);
+            } else {
+                let mut padded = [0f32; SIDE];
+                padded[..columns].copy_from_slice(from);
+                self.changed::<S>(row + i, column, &padded, to);
+                to[columns..].fill(0.0);
+            }
+        }
+        to.0[rows..].fill([0.0; SIDE]);
+    }
+
+    /// The same of the transposed matrix.
+    #[inline(always)]
+    pub(super) fn transposed<S: Simd>(&self, row: usize, column: usize, to: &mut Block) {
+        let mut upright = Block::ZERO;
+        self.block::<S>(column, row, &mut upright);
+        if S::transpose(upright.0.as_flattened(), SIDE, to.0.as_flattened_mut()) {
+            return;
+        }
+        for (i, to) in to.0.iter_mut().enumerate() {
+            for (to, from) in to.iter_mut().zip(&upright.0) {
+                *to = from[i];
+            }
+        }
+    }
+
+    /// A row of 32 numbers, changed.
+    #[inline(always)]
+    fn changed<S: Simd>(&self, row: usize, column: usize, from: &[f32], to: &mut [f32; SIDE]) {
+        match self.change {
+            Change::Nothing => to.copy_from_slice(from),
+            Change::Factors(factors, each) => {
+                let factor = S::splat(factors[row / each]);
+                for at in (0..SIDE).step_by(S::LANES) {
+                    S::store(S::mul(S::load(&from[at..]), factor), &mut to[at..]);
+                }
+            }
+            Change::Norm { stats, gain, shift } => {
+                let [mean, rstd] = stats[row];
+                let (mean, rstd) = (S::splat(mean), S::splat(rstd));
+                let (mut room, mut more) = ([0f32; SIDE], [0f32; SIDE]);
+                let (gain, shift) = (padded(gain, column, &mut room), padded(shift, column, &mut more));
+                for at in (0..SIDE).step_by(S::LANES) {
+                    let x = S::mul(S::sub(S::load(&from[at..]), mean), rstd);
+                    S::store(
+                        S::mul_add(x, S::load(&gain[at..]), S::load(&shift[at..])),
+                        &mut to[at..],
+                    );
+                }
+            }
+            Change::Gelu => {
+                for at in (0..SIDE).step_by(S::LANES) {
+                    S::store(gelu::<S>(S::load(&from[at..])), &mut to[at..]);
+                }
+            }
+        }
+    }
+}
+
+/// 32 numbers from `at` on, with zeros for those that are not there.
+#[inline(always)]
+pub(super) fn padded<'a>(from: &'a [f32], at: usize, room: &'a mut [f32; SIDE]) -> &'a [f32] {
+    if let Some(whole) = from.get(at..at + SIDE) {
+        return whole;
+    }
+    let rest = &from[at..];
+    room[..rest.len()].copy_from_slice(rest);
+    room
+}
+
+/// How the numbers of a product are represented.
+pub(super) trait Kind: 'static {
+    /// What a block is made of.
+    type Element: Pod + Send + Sync;
+    /// Blocks that stand for one.
+    const TERMS: usize;
+    /// Numbers that a packed block takes.
+    const PACKED: usize = Self::TERMS * AREA;
+
+    /// Packs a block of the left operand.
+    fn left<S: Simd>(block: &Block, to: &mut [Self::Element]);
+    /// Packs a block of the right operand.
+    fn right<S: Simd>(block: &Block, to: &mut [Self::Element]);
+    /// The product of `depth` blocks of each, of which `rows` rows and `columns` columns are wanted.
+    fn tile<S: Simd>(
+        a: &[Self::Element],
+        b: &[Self::Element],
+        depth: usize,
+        rows: usize,
+        columns: usize,
+        out: &mut Scratch<f32>,
+    );
+}
+
+/// `f32`, multiplied as it is.
+pub(super) enum Full {}
+/// `f32` as three of bf16, for AMX.
+pub(super) enum Split {}
+/// Rounded to bf16.
+pub(super) enum Half {}
+
+impl Kind for Full {
+    type Element = f32;
+    const TERMS: usize = 1;
+
+    #[inline(always)]
+    fn left<S: Simd>(block: &Block, to: &mut [f32]) {
+        to[..AREA].copy_from_slice(block.0.as_flattened());
+    }
+    #[inline(always)]
+    fn right<S: Simd>(block: &Block, to: &mut [f32]) {
+        to[..AREA].copy_from_slice(block.0.as_flattened());
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(
+        a: &[f32],
+        b: &[f32],
+        depth: usize,
+        rows: usize,
+        columns: usize,
+        out: &mut Scratch<f32>,
+    ) {
+        let mut row = 0;
+        while row < rows {
+            let count = S::ROWS_F32.min(rows - row);
+            let of = Operands {
+                a: bytemuck::cast_slice(a),
+                stride: SIDE,
+                row,
+                rows: count,
+                depths: &DEPTHS[..depth],
+                b,
+                half: columns <= SIDE / 2,
+            };
+            let mut sums = [[0f32; SIDE]; SIDE];
+            S::tile_f32(of, &mut sums);
+            out[row..row + count].copy_from_slice(&sums[..count]);
+            row += count;
+        }
+    }
+}
+
+impl Kind for Half {
+    type Element = Bf16;
+    const TERMS: usize = 1;
+
+    #[inline(always)]
+    fn left<S: Simd>(block: &Block, to: &mut [Bf16]) {
+        let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+        for (row, to) in block.0.iter().zip(to.chunks_exact_mut(SIDE / 2)) {
+            for at in (0..SIDE / 2).step_by(S::LANES) {
+                let (low, high) = (S::load(&row[at..]), S::load(&row[at + SIDE / 2..]));
+                S::store(S::pair(S::to_bf16(low), S::to_bf16(high)), &mut to[at..]);
+            }
+        }
+    }
+    #[inline(always)]
+    fn right<S: Simd>(block: &Block, to: &mut [Bf16]) {
+        let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+        let (low, high) = block.0.split_at(SIDE / 2);
+        for ((low, high), to) in low.iter().zip(high).zip(to.chunks_exact_mut(SIDE)) {
+            for at in (0..SIDE).step_by(S::LANES) {
+                let (low, high) = (S::load(&low[at..]), S::load(&high[at..]));
+                S::store(S::pair(S::to_bf16(low), S::to_bf16(high)), &mut to[at..]);
+            }
+        }
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depth: usize,
+        rows: usize,
+        columns: usize,
+        out: &mut Scratch<f32>,
+    ) {
+        let mut row = 0;
+        while row < rows {
+            let count = S::ROWS_BF16.min(rows - row);
+            let of = Operands {
+                a: bytemuck::cast_slice(a),
+                stride: SIDE,
+                row,
+                rows: count,
+                depths: &DEPTHS[..depth],
+                b,
+                half: columns <= SIDE / 2,
+            };
+            if S::ROWS_BF16 >= SIDE {
+                S::tile_bf16(of, out);
+            } else {
+                let mut sums = [[0f32; SIDE]; SIDE];
+                S::tile_bf16(of, &mut sums);
+                out[row..row + count].copy_from_slice(&sums[..count]);
+            }
+            row += count;
+        }
+    }
+}
+
+/// `x` as the sum of three numbers of bf16, exactly: the nearest one to what is left, three times. Eight bits each are the
+/// 24 of an `f32`. An infinity becomes what is not a number.
+#[inline(always)]
+fn split<S: Simd>(x: S::F) -> [S::F; 3] {
+    let first = S::near_bf16(x);
+    let rest = S::sub(x, first);
+    let second = S::near_bf16(rest);
+    [first, second, S::sub(rest, second)]
+}
+
+impl Kind for Split {
+    type Element = Bf16;
+    const TERMS: usize = 3;
+
+    #[inline(always)]
+    fn left<S: Simd>(block: &Block, to: &mut [Bf16]) {
+        let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+        for (i, row) in block.0.iter().enumerate() {
+            for at in (0..SIDE / 2).step_by(S::LANES) {
+                let low = split::<S>(S::load(&row[at..]));
+                let high = split::<S>(S::load(&row[at + SIDE / 2..]));
+                for term in 0..3 {
+                    let start = term * AREA / 2 + i * SIDE / 2 + at;
+                    S::store(S::pair(low[term], high[term]), &mut to[start..]);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn right<S: Simd>(block: &Block, to: &mut [Bf16]) {
+        let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+        let (low, high) = block.0.split_at(SIDE / 2);
+        for (i, (low, high)) in low.iter().zip(high).enumerate() {
+            for at in (0..SIDE).step_by(S::LANES) {
+                let (low, high) = (split::<S>(S::load(&low[at..])), split::<S>(S::load(&high[at..])));
+                for term in 0..3 {
+                    let start = term * AREA / 2 + i * SIDE + at;
+                    S::store(S::pair(low[term], high[term]), &mut to[start..]);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depth: usize,
+        rows: usize,
+        columns: usize,
+        out: &mut Scratch<f32>,
+    ) {
+        S::tile_split(
+            &a[..depth * Self::PACKED],
+            &b[..depth * Self::PACKED],
+            rows > SIDE / 2,
+            columns > SIDE / 2,
+            out,
+        );
+    }
+}
+
+/// Whole blocks: what is past an edge is zero.
+static DEPTHS: [usize; MOST_DEPTH] = [SIDE; MOST_DEPTH];
+/// The most blocks that one product of tiles runs over.
+pub(super) const MOST_DEPTH: usize = 512;
+
+/// Memory for packed blocks, kept by each thread for the next time.
+pub(super) fn with_room<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    use std::cell::Cell;
+    thread_local! {
+        static KEPT: Cell<Option<Buffer<u8>>> = const { Cell::new(None) };
+    }
+    // A thread that waits inside `work` may take up other work that needs room: that finds none and makes its own.
+    let mut room = KEPT.take().unwrap_or_else(|| Buffer::zeros(0));
+    room.resize(bytes);
+    let result = work(room.as_mut_slice());
+    KEPT.set(Some(room));
+    result
+}

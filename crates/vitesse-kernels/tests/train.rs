@@ -1,0 +1,364 @@
+//! Training's segments against their plain versions, for every instruction set.
+#![cfg(feature = "train")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{between, isas, normals, rng};
+use vitesse_kernels::Isa;
+use vitesse_kernels::train::{
+    Attention, Before, Linear, LinearGradients, Math, NormGradients, Precision, Wanted, gelu, gelu_backward,
+    layer_norm, layer_norm_backward, reference, soft_cross_entropy, soft_cross_entropy_backward,
+};
+use vitesse_rng::Rng;
+
+/// The greatest difference, as a share of the greatest value.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let most = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold(0f64, |most, x| if x.abs() <= most { most } else { x.abs() })
+    };
+    let pairs = found.iter().zip(expected);
+    let apart = most(&mut pairs.map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    apart / most(&mut expected.iter().map(|&x| f64::from(x))).max(1e-3)
+}
+
+fn agree(what: &str, math: Math, found: &[f32], expected: &[f32]) {
+    let limit = match math.precision {
+        Precision::F32 => 3e-6,
+        Precision::Bf16 => 2e-2,
+    };
+    let apart = difference(found, expected);
+    assert!(apart <= limit, "{what}, {math:?}: {apart:e}");
+}
+
+fn maths() -> Vec<Math> {
+    let all = isas().into_iter();
+    all.flat_map(|isa| [Precision::F32, Precision::Bf16].map(|precision| Math { isa, precision }))
+        .collect()
+}
+
+/// What a linear segment is made of.
+struct Case {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    before: u64,
+    values: [Vec<f32>; 8],
+    bias: bool,
+    residual: bool,
+    factors: bool,
+}
+
+impl Case {
+    fn new(rng: &mut Rng, before: u64, [samples, each, inputs, outputs]: [usize; 4]) -> Case {
+        let rows = samples * each;
+        let values = [
+            rows * inputs,
+            inputs,
+            inputs,
+            outputs * inputs,
+            outputs,
+            samples,
+            rows * outputs,
+            rows * outputs,
+        ];
+        let mut values = values.map(|count| normals(rng, count));
+        values[5]
+            .iter_mut()
+            .for_each(|factor| *factor = if *factor > 0.5 { 0.0 } else { 1.25 });
+        let [bias, residual, factors] = std::array::from_fn(|_| rng.bernoulli(0.5));
+        Case {
+            rows,
+            inputs,
+            outputs,
+            before,
+            values,
+            bias,
+            residual,
+            factors,
+        }
+    }
+
+    fn linear(&self) -> Linear<'_> {
+        let [x, gain, shift, weight, bias, factors, ..] = &self.values;
+        Linear {
+            input: x,
+            before: match self.before {
+                0 => Before::Nothing,
+                1 => Before::Norm {
+                    gain,
+                    shift,
+                    eps: 1e-6,
+                },
+                _ => Before::Gelu,
+            },
+            weight,
+            bias: self.bias.then_some(bias),
+            factors: self.factors.then_some(factors),
+            outputs: self.outputs,
+            inputs: self.inputs,
+        }
+    }
+
+    fn residual(&self) -> Option<&[f32]> {
+        self.residual.then_some(&self.values[6])
+    }
+
+    fn name(&self) -> String {
+        format!(
+            "{}x{} to {}, before {}, bias {}, residual {}, factors {}",
+            self.rows, self.inputs, self.outputs, self.before, self.bias, self.residual, self.factors
+        )
+    }
+}
+
+const ALL: Wanted = Wanted {
+    input: true,
+    weight: true,
+    bias: true,
+    gain: true,
+    shift: true,
+};
+
+fn each(gradients: &LinearGradients) -> [(&'static str, &Option<Vec<f32>>); 5] {
+    [
+        ("input", &gradients.input),
+        ("weight", &gradients.weight),
+        ("bias", &gradients.bias),
+        ("gain", &gradients.gain),
+        ("shift", &gradients.shift),
+    ]
+}
+
+/// Shapes with every kind of edge; the last is deeper than one chunk.
+fn shapes(rng: &mut Rng) -> Vec<[usize; 4]> {
+    let mut shapes = vec![
+        [1, 1, 1, 1],
+        [2, 32, 64, 32],
+        [3, 11, 33, 47],
+        [2, 70, 40, 17],
+        [1, 5, 900, 70],
+    ];
+    shapes.extend((0..6).map(|_| {
+        [
+            between(rng, 1, 4),
+            between(rng, 1, 40),
+            between(rng, 1, 100),
+            between(rng, 1, 100),
+        ]
+    }));
+    shapes.push([2, 600, 20, 24]);
+    shapes
+}
+
+#[test]
+fn linear_segments_are_the_plain_ones() {
+    for before in 0..3 {
+        let mut rng = rng("linear", before);
+        for shape in shapes(&mut rng) {
+            let case = Case::new(&mut rng, before, shape);
+            let linear = case.linear();
+            let expected = reference::linear(&linear, case.residual());
+            let gradients = reference::linear_backward(&linear, &case.values[7], ALL);
+            for math in maths() {
+                let name = case.name();
+                agree(&name, math, &linear.forward(math, case.residual()), &expected);
+                let found = linear.backward(math, &case.values[7], ALL);
+                for ((what, found), (_, expected)) in each(&found).into_iter().zip(each(&gradients)) {
+                    assert_eq!(found.is_some(), expected.is_some(), "{what} of {name}");
+                    if let (Some(found), Some(expected)) = (found, expected) {
+                        agree(&format!("{what} of {name}"), math, found, expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_is_wanted_is_computed_and_it_is_the_same() {
+    for before in 0..3 {
+        let mut case = Case::new(&mut rng("wanted", before), before, [3, 7, 40, 50]);
+        case.bias = true;
+        let (linear, grad) = (case.linear(), &case.values[7]);
+        let math = Math {
+            isa: Isa::detect(),
+            precision: Precision::F32,
+        };
+        let all = linear.backward(math, grad, ALL);
+        for bits in 0..32 {
+            let [input, weight, bias, gain, shift] = std::array::from_fn(|i| bits >> i & 1 == 1);
+            let wanted = Wanted {
+                input,
+                weight,
+                bias,
+                gain,
+                shift,
+            };
+            let found = linear.backward(math, grad, wanted);
+            let asked = [input, weight, bias, gain && before == 1, shift && before == 1];
+            for (((what, found), (_, all)), asked) in each(&found).into_iter().zip(each(&all)).zip(asked) {
+                assert_eq!(found.is_some(), asked, "{what}, {wanted:?}");
+                assert!(!asked || found == all, "{what}, {wanted:?}");
+            }
+        }
+    }
+}
+
+/// `f32` as three of bf16 is no less exact than `f32` itself, on numbers of very different sizes.
+#[test]
+fn split_products_are_as_exact_as_multiplied_ones() {
+    let Some(best) = isas().into_iter().find(|isa| *isa == Isa::Amx) else {
+        println!("skipped: no AMX");
+        return;
+    };
+    let mut rng = rng("split", 0);
+    let mut case = Case::new(&mut rng, 0, [1, 64, 768, 64]);
+    for values in &mut case.values {
+        values
+            .iter_mut()
+            .for_each(|x| *x *= (rng.normal() as f32 * 3.0).exp());
+    }
+    let linear = case.linear();
+    let exact = reference::linear(&linear, None);
+    let [split, multiplied] = [best, Isa::Avx512].map(|isa| {
+        let math = Math {
+            isa,
+            precision: Precision::F32,
+        };
+        difference(&linear.forward(math, None), &exact)
+    });
+    println!("as a share of the greatest value: split {split:e}, multiplied {multiplied:e}");
+    assert!(split <= 2.0 * multiplied.max(1e-7));
+}
+
+#[test]
+fn attention_is_the_plain_one() {
+    let cases: [(usize, usize, &[usize], &[usize]); 6] = [
+        (1, 1, &[1], &[1]),
+        (2, 33, &[32, 32], &[32, 32]),
+        (1, 70, &[64], &[64]),
+        (2, 17, &[24, 8], &[40, 16]),
+        (3, 50, &[16, 48, 5], &[33, 7, 64]),
+        (1, 197, &[64], &[64]),
+    ];
+    for (i, (batch, tokens, qk, v)) in cases.into_iter().enumerate() {
+        let mut rng = rng("attention", i as u64);
+        let (qk_sum, v_sum): (usize, usize) = (qk.iter().sum(), v.iter().sum());
+        let qkv = normals(&mut rng, batch * tokens * (2 * qk_sum + v_sum));
+        let grad = normals(&mut rng, batch * tokens * v_sum);
+        let attention = Attention {
+            qkv: &qkv,
+            batch,
+            tokens,
+            qk,
+            v,
+            scale: 0.3,
+        };
+        let (out, lse) = reference::attention(&attention);
+        let expected = reference::attention_backward(&attention, &out, &lse, &grad);
+        for math in maths() {
+            let name = format!("{batch} images of {tokens} tokens, heads of {qk:?} and {v:?}");
+            let found = attention.forward(math);
+            agree(&name, math, &found.0, &out);
+            agree(&format!("logs of {name}"), math, &found.1, &lse);
+            let found = attention.backward(math, &found.0, &found.1, &grad);
+            agree(&format!("gradient of {name}"), math, &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn norms_and_activations_are_the_plain_ones() {
+    for (i, (rows, dim)) in [(1, 1), (3, 5), (70, 33), (130, 192), (2, 768)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut rng = rng("norm", i as u64);
+        let [x, grad] = [(); 2].map(|()| normals(&mut rng, rows * dim));
+        let [gain, shift] = [(); 2].map(|()| normals(&mut rng, dim));
+        let expected = reference::layer_norm(&x, &gain, &shift, 1e-5);
+        let gradients = reference::layer_norm_backward(&x, &gain, 1e-5, &grad, [true; 3]);
+        for isa in isas() {
+            let math = Math {
+                isa,
+                precision: Precision::F32,
+            };
+            agree("norm", math, &layer_norm(isa, &x, &gain, &shift, 1e-5), &expected);
+            for bits in 0..8 {
+                let wanted: [bool; 3] = std::array::from_fn(|i| bits >> i & 1 == 1);
+                let found = layer_norm_backward(isa, &x, &gain, 1e-5, &grad, wanted);
+                let list = |g: &NormGradients| [g.input.clone(), g.gain.clone(), g.shift.clone()];
+                for ((found, expected), wanted) in list(&found).iter().zip(list(&gradients)).zip(wanted) {
+                    assert_eq!(found.is_some(), wanted);
+                    if let Some(found) = found {
+                        agree(
+                            &format!("{rows}x{dim}, {bits:b}"),
+                            math,
+                            found,
+                            &expected.unwrap(),
+                        );
+                    }
+                }
+            }
+            agree("gelu", math, &gelu(isa, &x), &reference::gelu(&x));
+            let found = gelu_backward(isa, &x, &grad);
+            agree("gelu's slope", math, &found, &reference::gelu_backward(&x, &grad));
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_is_the_plain_one() {
+    let mut rng = rng("loss", 0);
+    for (rows, classes) in [(1, 1), (7, 10), (3, 1000)] {
+        let logits: Vec<f32> = normals(&mut rng, rows * classes)
+            .iter()
+            .map(|x| x * 20.0)
+            .collect();
+        let targets: Vec<f32> = (0..rows * classes).map(|_| rng.uniform() as f32).collect();
+        let found = soft_cross_entropy(&logits, &targets, classes);
+        let expected = reference::soft_cross_entropy(&logits, &targets, classes);
+        assert!(
+            (found - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+            "{found} {expected}"
+        );
+        let found = soft_cross_entropy_backward(&logits, &targets, classes, 0.7);
+        let expected = reference::soft_cross_entropy_backward(&logits, &targets, classes, 0.7);
+        assert!(difference(&found, &expected) < 1e-6);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let mut rng = rng("threads", 0);
+    let mut case = Case::new(&mut rng, 1, [8, 110, 70, 96]);
+    case.bias = true;
+    let qkv = normals(&mut rng, 4 * 40 * 96);
+    let grad = normals(&mut rng, 4 * 40 * 32);
+    let run = |threads: usize, math| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let linear = case.linear();
+            let attention = Attention {
+                qkv: &qkv,
+                batch: 4,
+                tokens: 40,
+                qk: &[16, 16],
+                v: &[16, 16],
+                scale: 0.25,
+            };
+            let (out, lse) = attention.forward(math);
+            let back = attention.backward(math, &out, &lse, &grad);
+            let gradients = linear.backward(math, &case.values[7], ALL);
+            (linear.forward(math, case.residual()), gradients, out, back)
+        })
+    };
+    for math in maths() {
+        assert!(run(1, math) == run(3, math), "{math:?}");
+    }
+}

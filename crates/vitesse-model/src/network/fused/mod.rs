@@ -1,0 +1,86 @@
+//! Segments of the forward pass, each one function with a backward pass of its own.
+//!
+//! A segment begins and ends at stations: [`linear`] takes in the norm or the GELU before a projection, and the residual
+//! sum after it; [`attention`] goes from the fused projection to the heads' outputs. Something that stands at a station in
+//! between cuts the segment there, and only there: the network then asks for the pieces.
+//!
+//! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
+//! and keeps nothing where none is asked for. On other backends, and with [`Compute::fused`] off, the same functions are
+//! composed of Burn's operations, and precision is the tensors' own.
+
+mod attention;
+mod cross_entropy;
+mod linear;
+mod recompute;
+mod rows;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use attention::attention;
+pub use cross_entropy::soft_cross_entropy;
+pub(crate) use linear::{Before, Residual, linear, scaled};
+pub(crate) use recompute::recompute;
+pub(crate) use rows::{gelu, layer_norm};
+
+use std::sync::OnceLock;
+
+use vitesse_kernels::Isa;
+use vitesse_kernels::train::Math;
+pub use vitesse_kernels::train::Precision;
+
+use crate::{Error, Result};
+
+/// How a forward pass, and the backward pass after it, compute. None of it is a property of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    /// How the products of fused segments are computed. Default: in `f32`.
+    pub precision: Precision,
+    /// Whether a transformer block keeps only its input for the backward pass, and is computed again there. Same
+    /// gradients to the bit, less memory, a third more work. Default: no.
+    pub grad_checkpointing: bool,
+    /// Whether segments are fused where the backend has them. Default: yes, unless the environment variable
+    /// `VITESSE_FUSED` is `0`, which is there for comparisons.
+    pub fused: bool,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        static FUSED: OnceLock<bool> = OnceLock::new();
+        Compute {
+            precision: Precision::F32,
+            grad_checkpointing: false,
+            fused: *FUSED.get_or_init(|| std::env::var_os("VITESSE_FUSED").is_none_or(|value| value != "0")),
+        }
+    }
+}
+
+/// Whether this processor multiplies bf16 by instructions of its own; otherwise bf16 is right, but not faster.
+pub fn has_bf16() -> bool {
+    isa() >= Isa::Avx512Bf16
+}
+
+/// Refuses a `VITESSE_ISA` that names nothing this processor has.
+pub(super) fn check() -> Result<()> {
+    match Isa::choose() {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Error::Unsupported {
+            what: "the chosen instruction set".into(),
+            why,
+        }),
+    }
+}
+
+/// The instructions that segments use.
+fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    // A wrong choice was refused by `check` when the network was built.
+    *ISA.get_or_init(|| Isa::choose().unwrap_or_else(|_| Isa::detect()))
+}
+
+fn math(precision: Precision) -> Math {
+    Math {
+        isa: isa(),
+        precision,
+    }
+}
