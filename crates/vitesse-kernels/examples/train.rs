@@ -31,7 +31,11 @@ fn main() -> Result<(), String> {
             .collect();
         seconds.sort_by(f64::total_cmp);
         let median = seconds[4];
-        println!("  {name:<28} {:7.2} ms {:7.0} GFLOP/s", median * 1e3, flops / median / 1e9);
+        println!(
+            "  {name:<28} {:7.2} ms {:7.0} GFLOP/s",
+            median * 1e3,
+            flops / median / 1e9
+        );
         median
     };
     for precision in [Precision::F32, Precision::Bf16] {
@@ -50,7 +54,11 @@ fn main() -> Result<(), String> {
             ("norm, fc1", norm, dim, 4 * dim),
             ("gelu, fc2", Before::Gelu, 4 * dim, dim),
         ] {
-            let (input, weight, bias) = (numbers(rows * inputs), numbers(inputs * outputs), numbers(outputs));
+            let (input, weight, bias) = (
+                numbers(rows * inputs),
+                numbers(inputs * outputs),
+                numbers(outputs),
+            );
             let grad = numbers(rows * outputs);
             let linear = Linear {
                 input: &input,
