@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use vitesse_kernels::Isa;
 use vitesse_kernels::train::conv::{Conv, Layout};
+use vitesse_kernels::train::{Math, Precision, keep_memory};
 
 fn main() -> Result<(), String> {
+    keep_memory();
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: usize| match arguments.next() {
         Some(argument) => argument.parse().map_err(|error| format!("{argument}: {error}")),
@@ -21,6 +23,10 @@ fn main() -> Result<(), String> {
 
 fn table(batch: usize, only: &str) -> Result<(), String> {
     let isa = Isa::choose()?;
+    let math = Math {
+        isa,
+        precision: Precision::F32,
+    };
     println!("{isa}, batch {batch}, GFLOP/s: forward, input's gradient, weight's gradient");
     // Name, channels in and out, groups, kernel, stride, size.
     for (name, [channels_in, channels_out], groups, kernel, stride, size) in [
@@ -73,9 +79,9 @@ fn table(batch: usize, only: &str) -> Result<(), String> {
         };
         println!(
             "{name:20} {channels_in:5} / {groups:3} at {size:3}: {:6.1} {:6.1} {:6.1}",
-            speed(&|| conv.forward(isa, &input, &weight, None)),
-            speed(&|| conv.backward_input(isa, &grad, &weight)),
-            speed(&|| conv.backward_weight(isa, &input, &grad)),
+            speed(&|| conv.forward(math, &input, &weight, None)),
+            speed(&|| conv.backward_input(math, &grad, &weight)),
+            speed(&|| conv.backward_weight(math, &input, &grad)),
         );
     }
     Ok(())

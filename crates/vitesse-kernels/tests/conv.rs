@@ -7,6 +7,7 @@ mod common;
 use common::*;
 use vitesse_kernels::Isa;
 use vitesse_kernels::train::conv::{Conv, Layout, reference};
+use vitesse_kernels::train::{Math, Precision};
 use vitesse_rng::Rng;
 
 /// A convolution, its input, weight, bias and output gradient.
@@ -38,10 +39,14 @@ impl Case {
             bias,
             grad,
         } = self;
+        let math = Math {
+            isa,
+            precision: Precision::F32,
+        };
         [
-            conv.forward(isa, input, weight, Some(bias)),
-            conv.backward_input(isa, grad, weight),
-            conv.backward_weight(isa, input, grad),
+            conv.forward(math, input, weight, Some(bias)),
+            conv.backward_input(math, grad, weight),
+            conv.backward_weight(math, input, grad),
             conv.backward_bias(grad),
         ]
     }
@@ -133,7 +138,13 @@ fn square(batch: usize, groups: usize, width: usize, kernel: usize, stride: usiz
 /// Maps that are taken in bands of rows, several runs of images, channels in several parts.
 #[test]
 fn large_convolutions_are_right_on_every_instruction_set() {
+    let channels_first = |conv| Conv {
+        layout: Layout::ChannelsFirst,
+        ..conv
+    };
     for (i, conv) in [
+        channels_first(square(3, 1, 100, 1, 1, 9)),
+        channels_first(square(2, 1, 100, 1, 2, 13)),
         square(2, 1, 3, 3, 2, 150),
         square(1, 2, 48, 3, 1, 80),
         square(40, 3, 1, 7, 1, 14),

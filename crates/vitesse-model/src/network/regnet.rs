@@ -10,8 +10,8 @@
 //! through either takes about a third of the time it takes with the batch first.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, sigmoid};
-use burn::tensor::{Tensor, s};
 
 use super::batch_norm::BatchNorm;
 use super::ctx::{Ctx, Mode};
@@ -146,7 +146,6 @@ impl ConvNorm {
     /// `x` `[in, batch, height, width]` to `[out, batch · height / stride · width / stride]`.
     fn convolve(&self, x: Tensor<4>, weight: Tensor<4>, compute: Compute) -> Tensor<2> {
         let ConvNormSpec {
-            in_chans,
             out_chans,
             kernel,
             stride,
@@ -154,16 +153,6 @@ impl ConvNorm {
             ..
         } = self.spec;
         let pixels = x.dims()[1] * self.spec.out_size().iter().product::<usize>();
-        if kernel == 1 {
-            let x = if stride == 1 {
-                x
-            } else {
-                x.slice(s![.., .., ..;stride, ..;stride])
-            };
-            return weight
-                .reshape([out_chans, in_chans])
-                .matmul(x.reshape([in_chans, pixels]));
-        }
         let convolution = Convolution {
             stride: [stride; 2],
             padding: [kernel / 2; 2],

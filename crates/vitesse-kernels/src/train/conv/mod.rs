@@ -10,11 +10,15 @@
 //! The gradient of the input is such a convolution itself: of the output's gradient, with each of the `stride²` parts of
 //! the kernel on its own.
 //!
+//! Dense 1×1 convolutions are products of matrices where the layout allows (`pointwise`): they alone heed the precision,
+//! all else is `f32`.
+//!
 //! Work is cut into tasks by the shapes alone, and what several tasks add up is added in order: results are bit-identical
 //! for any number of threads.
 
 mod convolve;
 mod geometry;
+mod pointwise;
 pub mod reference;
 mod tile;
 mod weight;
@@ -22,7 +26,7 @@ mod weight;
 use rayon::prelude::*;
 
 use self::convolve::Pass;
-use crate::Isa;
+use super::Math;
 
 /// Multiply-adds for which starting a task on another thread is worth while.
 const WORTH_A_TASK: usize = 1 << 20;
@@ -102,19 +106,25 @@ impl Conv {
     ///
     /// # Panics
     /// Where shapes do not fit.
-    pub fn forward(&self, isa: Isa, input: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    pub fn forward(&self, math: Math, input: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         self.check(input.len() == self.input_len() && weight.len() == self.weight_len());
         self.check(bias.is_none_or(|bias| bias.len() == self.channels_out));
-        self.convolve(isa, &Pass::forward(self), input, weight, bias)
+        if self.is_product() {
+            return self.product(math, input, weight, bias);
+        }
+        self.convolve(math.isa, &Pass::forward(self), input, weight, bias)
     }
 
     /// The input's gradient from the output's.
     ///
     /// # Panics
     /// Where shapes do not fit.
-    pub fn backward_input(&self, isa: Isa, grad: &[f32], weight: &[f32]) -> Vec<f32> {
+    pub fn backward_input(&self, math: Math, grad: &[f32], weight: &[f32]) -> Vec<f32> {
         self.check(grad.len() == self.output_len() && weight.len() == self.weight_len());
-        self.convolve(isa, &Pass::backward(self), grad, weight, None)
+        if self.is_product() {
+            return self.product_for_input(math, grad, weight);
+        }
+        self.convolve(math.isa, &Pass::backward(self), grad, weight, None)
     }
 
     /// The bias's gradient from the output's: the sum over images and pixels of each channel.

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 
 use super::convolve::{Pass, Run};
 use super::{Conv, TASKS, WORTH_A_TASK, tile};
-use crate::isa::{Isa, Kernel};
+use crate::isa::Kernel;
 use crate::simd::Simd;
+use crate::train::Math;
 
 /// Places of a run: so many that adding up the lanes of a vector at the end costs little.
 const PLACES: usize = 2048;
@@ -30,8 +31,11 @@ impl Conv {
     ///
     /// # Panics
     /// Where shapes do not fit.
-    pub fn backward_weight(&self, isa: Isa, input: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub fn backward_weight(&self, math: Math, input: &[f32], grad: &[f32]) -> Vec<f32> {
         self.check(input.len() == self.input_len() && grad.len() == self.output_len());
+        if self.is_product() {
+            return self.product_for_weight(math, input, grad);
+        }
         let mut pass = Pass::forward(self);
         pass.inner = pass.inner.min(CHANNELS);
         let runs = self.runs(&pass, PLACES);
@@ -62,7 +66,7 @@ impl Conv {
         tasks.into_par_iter().with_min_len(worth).for_each_init(
             || (Vec::new(), Vec::new()),
             |(copy, grads), task| {
-                isa.run(Sum {
+                math.isa.run(Sum {
                     conv: self,
                     pass: &pass,
                     runs: &runs[task.runs.clone()],

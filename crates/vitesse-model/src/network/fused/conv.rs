@@ -1,12 +1,13 @@
 //! Convolutions: dense, grouped and depth-wise.
 
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, module};
+use burn::tensor::{Tensor, module, s};
+use vitesse_kernels::train::Math;
 use vitesse_kernels::train::conv::Conv;
 pub(crate) use vitesse_kernels::train::conv::Layout;
 
 use super::segment::{Gradient, Input, Segment, apply};
-use super::{Compute, isa};
+use super::{Compute, math};
 
 /// What a convolution is besides its weight. Pairs are height, then width.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +32,7 @@ pub(crate) fn conv2d(
     compute: Compute,
 ) -> Tensor<4> {
     if compute.fused
-        && let Some(y) = fused(&x, &weight, bias.as_ref(), convolution)
+        && let Some(y) = fused(&x, &weight, bias.as_ref(), convolution, math(compute.precision))
     {
         return y;
     }
@@ -41,6 +42,20 @@ pub(crate) fn conv2d(
         groups,
         layout,
     } = convolution;
+    let [channels_out, channels_in, kernel_height, kernel_width] = weight.dims();
+    let dense = groups == 1 && padding == [0, 0] && [kernel_height, kernel_width] == [1, 1];
+    if dense && layout == Layout::ChannelsFirst {
+        // One product over all pixels.
+        let x = x.slice(s![.., .., ..;stride[0], ..;stride[1]]);
+        let [_, batch, height, width] = x.dims();
+        let x = x.reshape([channels_in, batch * height * width]);
+        let y = weight.reshape([channels_out, channels_in]).matmul(x);
+        let y = match bias {
+            Some(bias) => y + bias.reshape([channels_out, 1]),
+            None => y,
+        };
+        return y.reshape([channels_out, batch, height, width]);
+    }
     let options = ConvOptions::new(stride, padding, [1, 1], groups);
     match layout {
         Layout::BatchFirst => module::conv2d(x, weight, bias, options),
@@ -53,6 +68,7 @@ fn fused(
     weight: &Tensor<4>,
     bias: Option<&Tensor<1>>,
     convolution: Convolution,
+    math: Math,
 ) -> Option<Tensor<4>> {
     let [first, second, height, width] = x.dims();
     let [channels_out, _, kernel_height, kernel_width] = weight.dims();
@@ -74,17 +90,27 @@ fn fused(
     };
     let inputs = [Input::of(x)?, Input::of(weight)?, Input::of_option(bias)?];
     let ([height, width], [first, second]) = (conv.size_out(), swap([batch, channels_out]));
-    Some(apply(conv, inputs, [first, second, height, width]))
+    Some(apply(
+        Fused { conv, math },
+        inputs,
+        [first, second, height, width],
+    ))
 }
 
-/// The inputs are x, weight and bias.
-impl Segment<3> for Conv {
+/// The segment; its inputs are x, weight and bias.
+#[derive(Debug, Clone)]
+struct Fused {
+    conv: Conv,
+    math: Math,
+}
+
+impl Segment<3> for Fused {
     const KEEPS: [bool; 3] = [true, true, false];
     type Saved = ();
 
     fn forward(&self, [x, weight, bias]: [&[f32]; 3]) -> (Vec<f32>, ()) {
         let bias = (!bias.is_empty()).then_some(bias);
-        (Conv::forward(self, isa(), x, weight, bias), ())
+        (self.conv.forward(self.math, x, weight, bias), ())
     }
 
     fn backward(
@@ -96,9 +122,9 @@ impl Segment<3> for Conv {
         [of_x, of_weight, of_bias]: [bool; 3],
     ) -> [Option<Gradient>; 3] {
         [
-            of_x.then(|| self.backward_input(isa(), grad, weight)),
-            of_weight.then(|| self.backward_weight(isa(), x, grad)),
-            of_bias.then(|| self.backward_bias(grad)),
+            of_x.then(|| self.conv.backward_input(self.math, grad, weight)),
+            of_weight.then(|| self.conv.backward_weight(self.math, x, grad)),
+            of_bias.then(|| self.conv.backward_bias(grad)),
         ]
         .map(|values| values.map(Gradient::Values))
     }
