@@ -16,7 +16,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use support::{Report, Vectors, golden_root, walk};
 use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
 use vitesse::engine::{Engine, Isa, Options};
-use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
+use vitesse::model::network::{Compute, Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
@@ -155,6 +155,7 @@ fn values<const D: usize>(x: &Tensor<D>) -> Vec<f32> {
 struct CompareGradients<'a> {
     vectors: &'a Vectors,
     report: &'a mut Report,
+    how: Segments,
     names: std::collections::HashMap<burn::module::ParamId, String>,
     gradients: &'a Gradients,
 }
@@ -163,9 +164,10 @@ impl ModuleVisitor for CompareGradients<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let name = &self.names[&param.id];
         match param.val().grad(self.gradients) {
-            Some(grad) => self
-                .report
-                .compare(self.vectors, &format!("grad.{name}"), &values(&grad)),
+            Some(grad) => {
+                self.how
+                    .compare(self.report, self.vectors, &format!("grad.{name}"), &values(&grad))
+            }
             None => self
                 .report
                 .failures
@@ -223,7 +225,39 @@ fn forward_and_gradients(v: &Vectors, report: &mut Report) {
     }
     engines(v, report, &spec, &v.under("w."));
     if v.config.get("loss_for_gradients").is_some() {
-        losses_and_gradients(v, report, &network, &image, logits);
+        // Without the trace no segment is cut.
+        for how in [Segments::Fused, Segments::Composed] {
+            let logits = network
+                .forward(image.clone(), &mut how.ctx())
+                .unwrap_or_else(|e| panic!("{e}"));
+            losses_and_gradients(v, report, &network, &image, logits, how);
+        }
+    }
+}
+
+/// How a network computes: the fused segments are what everything else uses, the composed ones are compared besides.
+#[derive(Clone, Copy, PartialEq)]
+enum Segments {
+    Fused,
+    Composed,
+}
+
+impl Segments {
+    fn ctx(self) -> Ctx {
+        Ctx {
+            compute: Compute {
+                fused: self == Segments::Fused,
+                ..Compute::default()
+            },
+            ..Ctx::eval()
+        }
+    }
+
+    fn compare(self, report: &mut Report, v: &Vectors, key: &str, found: &[f32]) {
+        match self {
+            Segments::Fused => report.compare(v, key, found),
+            Segments::Composed => report.compare_also(v, key, "composed", found),
+        }
     }
 }
 
@@ -351,6 +385,7 @@ fn losses_and_gradients(
     network: &Network,
     image: &Tensor<4>,
     logits: Logits,
+    how: Segments,
 ) {
     let device = Device::flex().autodiff();
     let distill = distillation(&v.config, "distillation");
@@ -384,7 +419,7 @@ fn losses_and_gradients(
     let plain = loss(0.0, Normaliser::PerElement);
     let mut compare = |key: &str, found: Option<&Tensor<1>>| {
         if v.has(key) {
-            report.compare(v, key, &scalar(found.expect("the loss has this part")));
+            how.compare(report, v, key, &scalar(found.expect("the loss has this part")));
         }
     };
     compare("out.loss_cross_entropy", Some(&plain.base));
@@ -399,12 +434,12 @@ fn losses_and_gradients(
         // τ² · sum / (batch · classes) is the per-element loss: the sum is it times what it was divided by.
         let elements = (logits.class.dims()[0] * logits.class.dims()[1]) as f64;
         let sum = code.distill.as_ref().unwrap().clone() * (elements / (distill.tau * distill.tau));
-        report.compare(v, "out.distill_kl_sum", &scalar(&sum));
+        how.compare(report, v, "out.distill_kl_sum", &scalar(&sum));
     }
 
     let gradients = code.total.backward();
     let image_gradient = image.grad(&gradients).expect("the image asked for its gradient");
-    report.compare(v, "gradin.image", &values(&image_gradient));
+    how.compare(report, v, "gradin.image", &values(&image_gradient));
     let class_gradient = values(
         &class_leaf
             .grad(&gradients)
@@ -412,11 +447,12 @@ fn losses_and_gradients(
     );
     for key in ["gradout.logits", "gradout.logits_class"] {
         if v.has(key) {
-            report.compare(v, key, &class_gradient);
+            how.compare(report, v, key, &class_gradient);
         }
     }
     if let Some(leaf) = other_leaf {
-        report.compare(
+        how.compare(
+            report,
             v,
             "gradout.logits_distill",
             &values(&leaf.grad(&gradients).unwrap()),
@@ -430,6 +466,7 @@ fn losses_and_gradients(
     network.visit(&mut CompareGradients {
         vectors: v,
         report,
+        how,
         names,
         gradients: &gradients,
     });

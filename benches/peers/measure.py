@@ -48,11 +48,11 @@ def busy_seconds():
 
 
 class Worker:
-    """A rival's process (see rivals.py)."""
+    """A rival's process: a script that answers lines (see rivals.py)."""
 
-    def __init__(self, library, threads):
+    def __init__(self, threads, script, *words):
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "rivals.py", library, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, HERE / script, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
@@ -102,6 +102,35 @@ class Vitesse:
         pass
 
 
+def await_quiet(args):
+    """Until the rest of the machine is quiet, or `--wait-quiet` seconds have passed."""
+    deadline = time.perf_counter() + args.wait_quiet
+    while time.perf_counter() < deadline:
+        busy = busy_seconds()
+        time.sleep(0.5)
+        if busy_seconds() - busy <= args.max_foreign * 0.5 * os.cpu_count():
+            return
+        time.sleep(2)
+
+
+def quietest(args, worker, order):
+    """The answer to `order` that was least disturbed, with `foreign`; or the error that there was."""
+    best = worker.ask(do="load", **order)  # compiling is no part of the sample
+    for attempt in range(args.attempts if "error" not in best else 0):
+        await_quiet(args)
+        busy, own, begun = busy_seconds(), worker.own_seconds(), time.perf_counter()
+        answer = worker.ask(do="run", **order)
+        if "error" in answer:
+            return answer
+        others = (busy_seconds() - busy) - (worker.own_seconds() - own)
+        share = max(0.0, others) / ((time.perf_counter() - begun) * os.cpu_count())
+        if "ms" not in best or share < best["foreign"]:
+            best = answer | {"foreign": round(share, 3)}
+        if share <= args.max_foreign:
+            break
+    return best | {"load": os.getloadavg()[0], "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
 class Samples:
     """The JSONL file: one line a sample, found again by what it is a sample of."""
 
@@ -124,6 +153,11 @@ class Samples:
         with open(self.path, "a") as file:
             file.write(json.dumps(sample) + "\n")
 
+    def clean(self, sample, max_foreign):
+        """Whether the sample is there and was not disturbed."""
+        known = self.known.get(self.key(sample))
+        return known is not None and known["foreign"] <= max_foreign
+
     def of(self, **wanted):
         return [s for s in self.known.values() if all(s[field] == value for field, value in wanted.items())]
 
@@ -136,7 +170,10 @@ class Bench:
     def worker(self, library):
         if library not in self.workers:
             threads = self.args.threads
-            self.workers[library] = Vitesse(self.args.vitesse, threads) if library == VITESSE else Worker(library, threads)
+            if library == VITESSE:
+                self.workers[library] = Vitesse(self.args.vitesse, threads)
+            else:
+                self.workers[library] = Worker(threads, "rivals.py", library, str(threads))
         return self.workers[library]
 
     def close(self):
@@ -157,44 +194,16 @@ class Bench:
             "precision": precision, "name": name, "variant": variant,
         }  # fmt: skip
 
-    def clean(self, sample):
-        known = self.samples.known.get(Samples.key(sample))
-        return known is not None and known["foreign"] <= self.args.max_foreign
-
-    def await_quiet(self):
-        """Until the rest of the machine is quiet, or `--wait-quiet` seconds have passed."""
-        deadline = time.perf_counter() + self.args.wait_quiet
-        while time.perf_counter() < deadline:
-            busy = busy_seconds()
-            time.sleep(0.5)
-            if busy_seconds() - busy <= self.args.max_foreign * 0.5 * os.cpu_count():
-                return
-            time.sleep(2)
-
     def sample(self, sample, library, kind, dtype):
         """Takes the sample described by `about`."""
         model, batch, name, variant = (sample[field] for field in ("model", "batch", "name", "variant"))
         worker = self.worker(library)
         form = {"path": str(self.product(kind, model)), "dtype": dtype, "variant": variant}
         order = {"form": form, "batch": batch, "seconds": self.args.seconds_per_sample, "pixels": str(self.pixels)}
-        best = worker.ask(do="load", **order)  # compiling is no part of the sample
-        for attempt in range(self.args.attempts if "error" not in best else 0):
-            self.await_quiet()
-            busy, own, begun = busy_seconds(), worker.own_seconds(), time.perf_counter()
-            answer = worker.ask(do="run", **order)
-            if "error" in answer:
-                best = answer
-                break
-            others = (busy_seconds() - busy) - (worker.own_seconds() - own)
-            share = max(0.0, others) / ((time.perf_counter() - begun) * os.cpu_count())
-            if "ms" not in best or share < best["foreign"]:
-                best = answer | {"foreign": round(share, 3)}
-            if share <= self.args.max_foreign:
-                break
+        best = quietest(self.args, worker, order)
         if "error" in best:  # not kept: the next run tries again
             log(f"{name} {variant} on {model} batch {batch}: {best['error']}")
             return
-        best |= {"load": os.getloadavg()[0], "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         place = f"{sample['phase']} {sample['round']} {model} batch {batch} {sample['precision']}"
         log(f"{place:32s} {name + ' ' + variant:34s} {best['ms']:9.2f} ms  others {100 * best['foreign']:3.0f} %")
         self.samples.add(sample | best)
@@ -207,7 +216,7 @@ class Bench:
                 for variant in variants(rival, row[1]):
                     for index in range(self.args.alone_rounds):
                         sample = self.about("alone", index, row, name, variant)
-                        if not self.clean(sample):
+                        if not self.samples.clean(sample, self.args.max_foreign):
                             self.sample(sample, library, kind, dtype)
 
     def chosen(self, rival, row):
@@ -234,7 +243,7 @@ class Bench:
             if not self.args.rivals_only:
                 contenders.append((self.about("together", index, row, VITESSE, ""), VITESSE, "timm", row[2]))
             # A ratio is of samples taken one after the other, so one that is missing or disturbed takes the row with it.
-            if all(self.clean(sample) for sample, *_ in contenders):
+            if all(self.samples.clean(sample, self.args.max_foreign) for sample, *_ in contenders):
                 continue
             turn = (index + number) % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:

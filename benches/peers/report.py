@@ -11,7 +11,7 @@ PACKAGES = ["torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy"]
 FLAGS = r"amx\w+|avx512\w+|avx_vnni|avx2"
 
 
-def machine():
+def machine(packages=PACKAGES):
     """What a number means nothing without."""
     info = open("/proc/cpuinfo").read()
     cpus = re.findall(r"model name\s*:\s*(.*)", info)
@@ -20,7 +20,7 @@ def machine():
         "cpu": cpus[0] if cpus else platform.processor(),
         "cores": len(cpus),
         "isa": sorted(set(re.findall(rf"\b({FLAGS})\b", flags[1]))) if flags else [],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
 

@@ -42,15 +42,25 @@ pub(super) struct ModelsArgs {
 }
 
 impl ModelsArgs {
-    /// One of the models, as [`ModelArgs::load`] would; only those that the engine runs.
-    pub(super) fn load(&self, model: &str, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
+    /// One of the models, as [`ModelArgs::load`] would.
+    pub(super) fn load_any(
+        &self,
+        model: &str,
+        classes: Option<usize>,
+        console: &Console,
+    ) -> Result<Checkpoint> {
         let args = ModelArgs {
             model: model.to_owned(),
             architecture: None,
             num_classes: self.num_classes,
             img_size: self.img_size,
         };
-        let checkpoint = args.load(classes, console)?;
+        args.load(classes, console)
+    }
+
+    /// The same; only those that the engine runs.
+    pub(super) fn load(&self, model: &str, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
+        let checkpoint = self.load_any(model, classes, console)?;
         if checkpoint.spec.vit().is_err() {
             let sentence = format!(
                 "the engine runs vision transformers, and `{}` is none",

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! where `g` is the gradient after clipping, `lr` the tensor's share of the rate, and `e` the average with decay `d`.
-//! Each element is computed by itself, and the norm is summed in `f64`, tensor by tensor in the order of their names:
-//! the result does not depend on the number of threads. A tensor without a gradient is left as it is, moments too.
+//! Each element is computed by itself, and the norm is summed in `f64` over pieces that the tensors' sizes alone decide,
+//! in the order of their names: the result does not depend on the number of threads. A tensor without a gradient is left as it is, moments too.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -117,12 +117,24 @@ const CHUNK: usize = 1 << 14;
 /// The norm of all gradients together. `gradients` are in the order of the tensors' names; those without one are
 /// `None`.
 pub fn global_norm(gradients: &[Option<Vec<f32>>]) -> f64 {
-    let square = |g: &f32| f64::from(*g) * f64::from(*g);
-    let sums: Vec<f64> = gradients
-        .par_iter()
-        .map(|gradient| gradient.iter().flatten().map(square).sum::<f64>())
+    let chunks: Vec<&[f32]> = gradients
+        .iter()
+        .flatten()
+        .flat_map(|gradient| gradient.chunks(CHUNK))
         .collect();
+    let sums: Vec<f64> = chunks.par_iter().map(|chunk| sum_of_squares(chunk)).collect();
     sums.iter().sum::<f64>().sqrt()
+}
+
+/// In eight sums side by side, as vectors have them.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    let mut sums = [0f64; 8];
+    for values in values.chunks(8) {
+        for (sum, x) in sums.iter_mut().zip(values) {
+            *sum += f64::from(*x) * f64::from(*x);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// What gradients of norm `norm` are multiplied by to have at most the norm `limit`.

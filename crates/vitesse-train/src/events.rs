@@ -1,5 +1,7 @@
 //! What a run tells: what is about to happen, how it goes, what it came to.
 
+use vitesse_model::network::fused::has_bf16;
+
 use crate::evaluate::EvalProgress;
 use crate::recipe::Recipe;
 use crate::run::{EpochRecord, StepRecord};
@@ -72,6 +74,17 @@ pub(crate) fn warnings(recipe: &Recipe, state: &State) -> Vec<String> {
              head alone, or set `distill.teacher`"
                 .into(),
         );
+    }
+    if recipe.train.amp.is_some() && !has_bf16() {
+        warnings.push(
+            "this processor has no instructions for bf16: `train.amp` rounds as it should, but nothing is faster".into(),
+        );
+    }
+    if recipe.train.grad_checkpointing && state.spec.vit().is_err() {
+        warnings.push(format!(
+            "`train.grad_checkpointing` is for transformer blocks, and `{}` has none",
+            state.spec.architecture
+        ));
     }
     warnings
 }

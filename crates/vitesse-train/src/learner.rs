@@ -7,14 +7,14 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Ctx, DropPath, Network};
+use vitesse_model::network::{Compute, Ctx, DropPath, Network};
 use vitesse_rng::Key;
 
 use crate::adamw::{self, OptimConfig, Step};
 use crate::loss::Distillation;
 use crate::state::State;
 use crate::teacher::Teacher;
-use crate::weights::{Ids, add_gradients, refresh, train_only};
+use crate::weights::{Ids, add_gradients, copies, refresh, train_only};
 use crate::{Error, Result};
 
 /// What stays the same over all steps.
@@ -34,6 +34,8 @@ pub struct Settings {
     pub accumulate: usize,
     /// Decides drop path.
     pub seed: u64,
+    /// How steps compute. Evaluation is in `f32`.
+    pub compute: Compute,
 }
 
 /// Images with their target probabilities.
@@ -58,6 +60,16 @@ pub struct Taken {
     pub distill: Option<f64>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
+}
+
+/// Some samples of a batch.
+struct Part {
+    images: Tensor<4>,
+    targets: Tensor<2>,
+    /// Where in the batch they begin.
+    first: usize,
+    /// Their share of it.
+    share: f64,
 }
 
 /// A model that learns: its state, and the network that is a view of it.
@@ -115,12 +127,10 @@ impl Learner {
         if !ema {
             return network;
         }
-        let network = refresh(network, &self.trained, |i| {
-            self.state.slots.get(i)?.ema.as_deref()
-        });
-        refresh(network, &self.buffers, |i| {
-            self.state.buffers.get(i)?.ema.as_deref()
-        })
+        let trained = copies(&self.state.slots, |slot| slot.ema.as_deref());
+        let buffers = copies(&self.state.buffers, |buffer| buffer.ema.as_deref());
+        let network = refresh(network, &self.trained, trained);
+        refresh(network, &self.buffers, buffers)
     }
 
     /// Where [`Learner::network`] computes.
@@ -133,13 +143,14 @@ impl Learner {
     /// # Errors
     /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
     /// a number, in which case nothing has changed but buffers.
-    pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
+    pub fn step(&mut self, lesson: Lesson, lr: f64) -> Result<Taken> {
         let samples = lesson.shape[0];
         if samples == 0 {
             return Err(Error::Empty {
                 what: "a training batch",
             });
         }
+        let (images, targets) = self.tensors(lesson)?;
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
         let mut taken = Taken {
@@ -149,13 +160,14 @@ impl Learner {
             grad_norm: 0.0,
         };
         for first in (0..samples).step_by(part) {
-            self.part(
-                lesson,
+            let count = part.min(samples - first);
+            let part = Part {
+                images: images.clone().narrow(0, first, count),
+                targets: targets.clone().narrow(0, first, count),
                 first,
-                part.min(samples - first),
-                &mut gradients,
-                &mut taken,
-            )?;
+                share: count as f64 / samples as f64,
+            };
+            self.part(part, &mut gradients, &mut taken)?;
         }
         taken.grad_norm = adamw::global_norm(&gradients);
         if !taken.grad_norm.is_finite() {
@@ -180,52 +192,58 @@ impl Learner {
         );
         self.state.average_buffers(self.settings.ema_decay);
         self.state.progress.step += 1;
-        let slots = &self.state.slots;
-        self.network = refresh(self.network.clone(), &self.trained, |i| {
-            slots.get(i).map(|slot| slot.weight.as_slice())
-        });
+        let weights = copies(&self.state.slots, |slot| Some(&slot.weight));
+        self.network = refresh(self.network.clone(), &self.trained, weights);
         Ok(taken)
     }
 
-    /// Adds the gradients and the loss of `count` samples from `first` on.
-    fn part(
-        &mut self,
-        lesson: &Lesson,
-        first: usize,
-        count: usize,
-        gradients: &mut [Option<Vec<f32>>],
-        taken: &mut Taken,
-    ) -> Result<()> {
-        let [samples, channels, height, width] = lesson.shape;
-        let classes = self.state.spec.num_classes;
-        let (shape, share) = ([count, channels, height, width], count as f64 / samples as f64);
-        let pixels = rows(&lesson.images, samples, first, count, "images")?;
-        let targets = rows(&lesson.targets, samples, first, count, "targets")?;
-        if targets.len() != count * classes {
-            let (expected, found) = ([count, classes], [count, targets.len() / count.max(1)]);
-            return Err(Error::Shape {
-                what: "targets",
+    /// A batch where the network computes, outside the graph of gradients. Nothing is copied on the CPU.
+    fn tensors(&self, lesson: Lesson) -> Result<(Tensor<4>, Tensor<2>)> {
+        let Lesson {
+            images,
+            shape,
+            targets,
+        } = lesson;
+        let (samples, classes) = (shape[0], self.state.spec.num_classes);
+        let fits = |what, values: &[f32], width: usize| {
+            if values.len() == samples * width {
+                return Ok(());
+            }
+            let (expected, found) = ([samples, width], [samples, values.len() / samples.max(1)]);
+            Err(Error::Shape {
+                what,
                 expected,
                 found,
-            });
-        }
-        let inner = self.device();
+            })
+        };
+        fits("images", &images, shape[1..].iter().product())?;
+        fits("targets", &targets, classes)?;
+        let device = self.device();
+        Ok((
+            Tensor::from_data(TensorData::new(images, shape), &device),
+            Tensor::from_data(TensorData::new(targets, [samples, classes]), &device),
+        ))
+    }
+
+    /// Adds the gradients and the loss of some samples.
+    fn part(&mut self, part: Part, gradients: &mut [Option<Vec<f32>>], taken: &mut Taken) -> Result<()> {
+        let Part {
+            images,
+            targets,
+            first,
+            share,
+        } = part;
         let teacher = self
             .teacher
             .as_ref()
-            .map(|teacher| teacher.logits(pixels, shape))
+            .map(|teacher| teacher.logits(images.clone()))
             .transpose()?;
-        let images =
-            Tensor::<4>::from_inner(Tensor::from_data(TensorData::new(pixels.to_vec(), shape), &inner));
-        let targets = TensorData::new(targets.to_vec(), [count, classes]);
-        let targets = Tensor::<2>::from_inner(Tensor::from_data(targets, &inner));
-
         let mut ctx = self.context(first);
-        let logits = self.network.forward(images, &mut ctx)?;
-        let loss = self
-            .settings
-            .distillation
-            .loss(logits, targets, teacher.map(Tensor::from_inner))?;
+        let logits = self.network.forward(images.autodiff(), &mut ctx)?;
+        let loss =
+            self.settings
+                .distillation
+                .loss(logits, targets.autodiff(), teacher.map(Tensor::autodiff))?;
         let total = scalar(&loss.total)?;
         if !total.is_finite() {
             return Err(Error::NotFinite {
@@ -244,17 +262,22 @@ impl Learner {
     }
 
     fn context(&self, first_sample: usize) -> Ctx {
-        if self.settings.eval_mode {
-            return Ctx::eval();
-        }
         let key = Key::new(self.settings.seed)
             .with("train")
             .at(self.state.progress.step as u64);
-        Ctx::train(DropPath {
-            rate: self.settings.drop_path,
-            key,
-            first_sample,
-        })
+        let ctx = if self.settings.eval_mode {
+            Ctx::eval()
+        } else {
+            Ctx::train(DropPath {
+                rate: self.settings.drop_path,
+                key,
+                first_sample,
+            })
+        };
+        Ctx {
+            compute: self.settings.compute,
+            ..ctx
+        }
     }
 
     /// Keeps the running statistics that a forward pass has computed.
@@ -269,33 +292,10 @@ impl Learner {
                 values.map_err(|error| Error::Backend(format!("{name}: {error:?}")))?,
             );
         }
-        let buffers = &self.state.buffers;
-        self.network = refresh(self.network.clone(), &self.buffers, |i| {
-            buffers.get(i).map(|buffer| buffer.values.as_slice())
-        });
+        let buffers = copies(&self.state.buffers, |buffer| Some(&buffer.values));
+        self.network = refresh(self.network.clone(), &self.buffers, buffers);
         Ok(())
     }
-}
-
-/// The values of `count` samples from `first` on, of all `samples`.
-fn rows<'a>(
-    values: &'a [f32],
-    samples: usize,
-    first: usize,
-    count: usize,
-    what: &'static str,
-) -> Result<&'a [f32]> {
-    let width = values.len() / samples.max(1);
-    let wrong = Error::Shape {
-        what,
-        expected: [samples, width],
-        found: [values.len(), 1],
-    };
-    let whole = values.len() == samples * width;
-    values
-        .get(first * width..(first + count) * width)
-        .filter(|_| whole)
-        .ok_or(wrong)
 }
 
 fn scalar(loss: &Tensor<1>) -> Result<f64> {
@@ -312,6 +312,7 @@ mod tests {
     use crate::loss::{Kind, target_rows};
     use crate::testing::{CLASSES, prepared, regnet, vit};
     use vitesse_model::Checkpoint;
+    use vitesse_model::network::Precision;
 
     const SAMPLES: usize = 7;
 
@@ -332,6 +333,7 @@ mod tests {
             eval_mode: false,
             accumulate,
             seed: 1,
+            compute: Compute::default(),
         }
     }
 
@@ -370,8 +372,8 @@ mod tests {
         let (mut whole, mut parts) = (learner(1, &|_| true), learner(3, &|_| true));
         for step in 0..3 {
             let (a, b) = (
-                whole.step(&lesson(step), 1e-3).unwrap(),
-                parts.step(&lesson(step), 1e-3).unwrap(),
+                whole.step(lesson(step), 1e-3).unwrap(),
+                parts.step(lesson(step), 1e-3).unwrap(),
             );
             assert!(
                 (a.loss - b.loss).abs() < 1e-5 && (a.grad_norm - b.grad_norm).abs() < 1e-5,
@@ -386,11 +388,72 @@ mod tests {
         );
     }
 
+    /// The losses of some steps of a run with drop path and a teacher that computes as `compute` says.
+    fn curve(compute: Compute, steps: u64, trained: &dyn Fn(&str) -> bool) -> (Vec<f64>, Learner) {
+        let settings = Settings {
+            compute,
+            ..settings(1)
+        };
+        let mut learner = learner_of(&vit(1), settings, trained);
+        let losses = (0..steps).map(|step| learner.step(lesson(step % 5), 1e-3).unwrap().loss);
+        (losses.collect(), learner)
+    }
+
+    #[test]
+    fn fused_and_composed_segments_learn_alike() {
+        let run = |fused| {
+            let compute = Compute {
+                fused,
+                ..Compute::default()
+            };
+            curve(compute, 50, &|_| true).0
+        };
+        let (fused, composed) = (run(true), run(false));
+        for (step, (a, b)) in fused.iter().zip(&composed).enumerate() {
+            assert!((a - b).abs() < 1e-4, "step {step}: {a} and {b}");
+        }
+        assert!(fused[49] < 0.9 * fused[0], "nothing was learned: {fused:?}");
+    }
+
+    #[test]
+    fn blocks_that_are_computed_again_change_no_bit() {
+        // All of it; and a model whose first blocks have nothing to learn, or nothing but biases.
+        let all: &dyn Fn(&str) -> bool = &|_| true;
+        let late: &dyn Fn(&str) -> bool = &|name| name.starts_with("blocks.2") || name.starts_with("head");
+        let biases: &dyn Fn(&str) -> bool = &|name| name.ends_with(".bias");
+        for trained in [all, late, biases] {
+            let run = |grad_checkpointing| {
+                let compute = Compute {
+                    grad_checkpointing,
+                    ..Compute::default()
+                };
+                curve(compute, 4, trained)
+            };
+            let ((kept, a), (again, b)) = (run(false), run(true));
+            assert_eq!(kept, again);
+            assert!(a.state() == b.state());
+        }
+    }
+
+    #[test]
+    fn bf16_learns_nearly_alike() {
+        let compute = Compute {
+            precision: Precision::Bf16,
+            ..Compute::default()
+        };
+        let (low, high) = (
+            curve(compute, 50, &|_| true).0,
+            curve(Compute::default(), 50, &|_| true).0,
+        );
+        assert!(low != high);
+        assert!((low[49] - high[49]).abs() < 0.02, "{} and {}", low[49], high[49]);
+    }
+
     #[test]
     fn what_is_not_trained_stays() {
         let mut learner = learner(1, &|name| name.starts_with("head"));
         let before = learner.state().tensors(false).unwrap();
-        learner.step(&lesson(0), 1e-2).unwrap();
+        learner.step(lesson(0), 1e-2).unwrap();
         let after = learner.state().tensors(false).unwrap();
         for (name, tensor) in before.iter() {
             assert_eq!(
@@ -411,7 +474,7 @@ mod tests {
         for (student, count) in [(vit(1), 0), (regnet(1), 18)] {
             let path = folder.path().join(&student.spec.architecture);
             let mut whole = learner_of(&student, settings(1), &|name| name != "pos_embed");
-            whole.step(&lesson(0), 1e-3).unwrap();
+            whole.step(lesson(0), 1e-3).unwrap();
             whole.state().save(&path).unwrap();
             let loaded = State::load(&path, &whole.settings.optim).unwrap();
             assert!(loaded == *whole.state());
@@ -419,8 +482,8 @@ mod tests {
             let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &Device::flex()).unwrap();
             let mut resumed = Learner::new(loaded, settings(1), Some(teacher), &Device::flex()).unwrap();
             assert_eq!(
-                whole.step(&lesson(1), 1e-3).unwrap(),
-                resumed.step(&lesson(1), 1e-3).unwrap()
+                whole.step(lesson(1), 1e-3).unwrap(),
+                resumed.step(lesson(1), 1e-3).unwrap()
             );
             assert!(whole.state() == resumed.state());
         }
@@ -431,7 +494,7 @@ mod tests {
         let student = regnet(1);
         let mut learner = learner_of(&student, settings(1), &|_| true);
         let before = learner.state().buffers.clone();
-        learner.step(&lesson(0), 1e-3).unwrap();
+        learner.step(lesson(0), 1e-3).unwrap();
         let after = learner.state().buffers.clone();
         assert!(
             !after.is_empty()
@@ -450,7 +513,7 @@ mod tests {
             },
             &|_| true,
         );
-        still.step(&lesson(0), 1e-3).unwrap();
+        still.step(lesson(0), 1e-3).unwrap();
         assert_eq!(still.state().buffers, before);
     }
 
@@ -460,13 +523,16 @@ mod tests {
         let before = learner.state().clone();
         let mut broken = lesson(0);
         *broken.targets.last_mut().unwrap() = f32::NAN;
-        let error = learner.step(&broken, 1e-3).unwrap_err();
+        let error = learner.step(broken.clone(), 1e-3).unwrap_err();
         assert!(
             matches!(error, Error::NotFinite { what: "the loss", .. }),
             "{error}"
         );
         broken.targets.pop();
-        assert!(matches!(learner.step(&broken, 1e-3), Err(Error::Shape { .. })));
+        assert!(matches!(
+            learner.step(broken.clone(), 1e-3),
+            Err(Error::Shape { .. })
+        ));
         assert!(*learner.state() == before);
     }
 
@@ -475,7 +541,7 @@ mod tests {
         let state = State::new(&vit(1), &OptimConfig::default(), true, &|_| true).unwrap();
         let mut learner = Learner::new(state, settings(1), None, &Device::flex()).unwrap();
         assert!(matches!(
-            learner.step(&lesson(0), 1e-3),
+            learner.step(lesson(0), 1e-3),
             Err(Error::TeacherMissing)
         ));
     }

@@ -17,7 +17,8 @@
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use vitesse_model::network::Logits;
+use vitesse_model::network::fused::soft_cross_entropy;
+use vitesse_model::network::{Compute, Logits};
 
 use crate::metrics::argmax;
 use crate::{Error, Result};
@@ -106,8 +107,8 @@ pub(crate) fn mixed_rows(labels: &[usize], classes: usize, smoothing: f64, lam: 
 /// # Errors
 /// Shapes that differ.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Result<Tensor<1>> {
-    let batch = same_shape("targets", &logits, &targets)?;
-    Ok((log_softmax(logits, 1) * targets).sum() / -(batch as f32))
+    same_shape("targets", &logits, &targets)?;
+    Ok(soft_cross_entropy(logits, targets, Compute::default()))
 }
 
 impl Distillation {

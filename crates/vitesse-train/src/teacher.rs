@@ -98,16 +98,17 @@ impl Teacher {
     ///
     /// # Errors
     /// Images of another size, and logits that are not numbers.
-    pub fn logits(&self, images: &[f32], shape: [usize; 4]) -> Result<Tensor<2>> {
-        let mut images = images.to_vec();
-        if let Some(channels) = self.renormalise {
-            let plane = shape[2] * shape[3];
-            for (i, values) in images.chunks_exact_mut(plane.max(1)).enumerate() {
-                let (scale, shift) = channels.get(i % 3).copied().unwrap_or((1.0, 0.0));
-                values.iter_mut().for_each(|x| *x = *x * scale + shift);
+    pub fn logits(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        let images = match self.renormalise {
+            None => images,
+            Some(channels) => {
+                let row = |values: [f32; 3]| {
+                    let data = TensorData::new(values.to_vec(), [1, 3, 1, 1]);
+                    Tensor::<4>::from_data(data, &self.device)
+                };
+                images * row(channels.map(|(scale, _)| scale)) + row(channels.map(|(_, shift)| shift))
             }
-        }
-        let images = Tensor::from_data(TensorData::new(images, shape), &self.device);
+        };
         let logits = self
             .network
             .forward(images, &mut Ctx::eval())?
@@ -129,6 +130,10 @@ mod tests {
     use crate::loss::rows;
     use crate::testing::{prepared, regnet, vit};
 
+    fn images(values: &[f32], shape: [usize; 4]) -> Tensor<4> {
+        Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+    }
+
     #[test]
     fn it_sees_the_same_picture_in_its_own_normalisation() {
         let (student, device) = (vit(1).spec, Device::flex());
@@ -148,13 +153,13 @@ mod tests {
         };
         let students = normalise(prepared().mean, prepared().std);
         let own = normalise([0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
-        let expected = rows(&same.logits(&own, shape).unwrap()).unwrap();
-        let found = rows(&other.logits(&students, shape).unwrap()).unwrap();
+        let expected = rows(&same.logits(images(&own, shape)).unwrap()).unwrap();
+        let found = rows(&other.logits(images(&students, shape)).unwrap()).unwrap();
         assert!(
             found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5),
             "{found:?} {expected:?}"
         );
-        assert!(rows(&same.logits(&students, shape).unwrap()).unwrap() != expected);
+        assert!(rows(&same.logits(images(&students, shape)).unwrap()).unwrap() != expected);
     }
 
     #[test]
@@ -183,7 +188,10 @@ mod tests {
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
         let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
-        assert_eq!(teacher.logits(&[0.0; 192], [1, 3, 8, 8]).unwrap().dims(), [1, 3]);
-        assert!(teacher.logits(&[f32::NAN; 192], [1, 3, 8, 8]).is_err());
+        assert_eq!(
+            teacher.logits(images(&[0.0; 192], [1, 3, 8, 8])).unwrap().dims(),
+            [1, 3]
+        );
+        assert!(teacher.logits(images(&[f32::NAN; 192], [1, 3, 8, 8])).is_err());
     }
 }

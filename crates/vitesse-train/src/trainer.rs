@@ -170,6 +170,7 @@ impl<'a> Run<'a> {
             eval_mode: recipe.model.eval_mode,
             accumulate: recipe.train.accumulate,
             seed: recipe.train.seed,
+            compute: recipe.train.compute(),
         };
         let learner = Learner::new(state, settings, teacher, &device)?;
         Ok(Run {
@@ -237,7 +238,7 @@ impl<'a> Run<'a> {
         let lr = self.lr(step);
         let (samples, indices) = (batch.len(), batch.indices.clone());
         let lesson = self.lesson(step, batch)?;
-        let taken = self.learner.step(&lesson, lr).map_err(|error| match error {
+        let taken = self.learner.step(lesson, lr).map_err(|error| match error {
             Error::NotFinite { what, value } => Error::Diverged {
                 what,
                 value,

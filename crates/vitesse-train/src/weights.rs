@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
+use rayon::prelude::*;
 use vitesse_model::network::{Network, param_id};
 
 use crate::{Error, Result};
@@ -52,7 +53,7 @@ pub fn add_gradients(
                 return;
             };
             match (gradient.into_data().try_into_vec::<f32>(), sum) {
-                (Ok(new), Some(sum)) => sum.iter_mut().zip(new).for_each(|(sum, new)| *sum += new),
+                (Ok(new), Some(sum)) => sum.par_iter_mut().zip(new).for_each(|(sum, new)| *sum += new),
                 (Ok(new), sum) => *sum = Some(new),
                 (Err(error), _) => self.failed = Some(format!("{error:?}")),
             }
@@ -71,16 +72,25 @@ pub fn add_gradients(
     }
 }
 
-/// The network with new values for the tensors of `ids`; all others keep theirs.
-pub fn refresh<'a>(network: Network, ids: &Ids, values: impl Fn(usize) -> Option<&'a [f32]>) -> Network {
-    struct Replace<'a, F>(&'a Ids, F);
-    impl<'a, F: Fn(usize) -> Option<&'a [f32]>> ModuleMapper for Replace<'_, F> {
+/// Copies of one kind of value of each item, where it has one; one thread an item.
+pub fn copies<T: Sync>(items: &[T], value: impl Fn(&T) -> Option<&[f32]> + Sync) -> Vec<Option<Vec<f32>>> {
+    items
+        .par_iter()
+        .map(|item| value(item).map(<[f32]>::to_vec))
+        .collect()
+}
+
+/// The network with new values for the tensors of `ids`; those without one, and all others, keep theirs.
+pub fn refresh(network: Network, ids: &Ids, values: Vec<Option<Vec<f32>>>) -> Network {
+    struct Replace<'a>(&'a Ids, Vec<Option<Vec<f32>>>);
+    impl ModuleMapper for Replace<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let Some(values) = self.0.0.get(&param.id).and_then(|&i| (self.1)(i)) else {
+            let place = self.0.0.get(&param.id).and_then(|&i| self.1.get_mut(i));
+            let Some(values) = place.and_then(Option::take) else {
                 return param;
             };
             param.map(|old| {
-                let data = TensorData::new(values.to_vec(), old.shape());
+                let data = TensorData::new(values, old.shape());
                 Tensor::from_data(data, &old.device()).set_require_grad(old.is_require_grad())
             })
         }

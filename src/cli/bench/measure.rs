@@ -55,12 +55,21 @@ pub(in crate::cli) fn times(
 ) -> Result<Vec<f64>> {
     let images = batch(engine, images, count);
     let mut out = Output::default();
+    repeat(budget, console, || Ok(engine.run_into(images, count, &mut out)?))
+}
+
+/// Runs `work` until the budget is spent; the time of each run, in seconds.
+pub(super) fn repeat(
+    budget: Budget,
+    console: &Console,
+    mut work: impl FnMut() -> Result<()>,
+) -> Result<Vec<f64>> {
     let mut seconds = Vec::new();
     let begun = Instant::now();
     while seconds.len() < budget.runs || begun.elapsed() < budget.time {
         console.check()?;
         let started = Instant::now();
-        engine.run_into(images, count, &mut out)?;
+        work()?;
         seconds.push(started.elapsed().as_secs_f64());
     }
     Ok(seconds)

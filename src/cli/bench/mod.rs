@@ -5,10 +5,13 @@
 //! | `measure` | times of runs, quantiles; `compare` measures with it too |
 //! | `profile` | times by layer and by stage |
 //! | `report` | what was found: the JSON document, the text, timm's table |
+//! | `train` | steps of training instead of runs of the engine |
 
 pub(super) mod measure;
 mod profile;
 mod report;
+#[cfg(feature = "train")]
+mod train;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -47,6 +50,7 @@ Examples:
   vitesse bench --model deit_tiny_patch16_224 deit_small_patch16_224 --csv bench.csv
   vitesse bench --model ./my-run --batch-size 1 --profile
   vitesse bench --model ./my-run --isa avx2,avx512 --json
+  vitesse bench --train --model deit_tiny_patch16_224 --batch-size 16
 
 A name from `vitesse inspect --list` needs no file: fresh weights take as long as trained ones.")]
 pub(super) struct Args {
@@ -81,6 +85,14 @@ pub(super) struct Args {
     /// Measure each configuration at least so often
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Measuring")]
     min_runs: NonZeroUsize,
+    /// Measure steps of training instead: forward, cross-entropy, backward and AdamW, for all weights or the head's alone
+    ///
+    /// They are the steps of `vitesse train`, on one batch of noise with smoothed labels, again and again. The JSON document has
+    /// the loss of every step from the first on.
+    #[cfg(feature = "train")]
+    #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all", help_heading = "Measuring",
+          conflicts_with_all = ["precision", "isa", "profile", "csv"])]
+    train: Option<train::Trained>,
     /// Show where the time goes, by layer and by stage
     #[arg(long, help_heading = "Measuring")]
     profile: bool,
@@ -124,6 +136,10 @@ struct Plan<'a> {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        #[cfg(feature = "train")]
+        if let Some(trained) = self.train {
+            return Outcome::new(&train::run(&self, trained, console)?);
+        }
         if let Some(csv) = &self.csv {
             may_write(csv, self.force)?;
         }
@@ -133,6 +149,15 @@ impl Args {
             atomic_write(path, |file| file.write_all(report.csv().as_bytes()))?;
         }
         Outcome::new(&report)
+    }
+
+    /// Numbers of threads, as meant.
+    fn threads(&self) -> Vec<usize> {
+        if self.threads.is_empty() {
+            vec![default_threads()]
+        } else {
+            self.threads.iter().map(|threads| threads.get()).collect()
+        }
     }
 
     fn plan<'a>(&'a self, console: &'a Console) -> Result<Plan<'a>> {
@@ -146,11 +171,7 @@ impl Args {
             let failure = Failure::usage(format!("this processor does not have `{isa}`"));
             return Err(failure.hint(format!("its highest is `{}`", Isa::detect())));
         }
-        let threads = if self.threads.is_empty() {
-            vec![default_threads()]
-        } else {
-            self.threads.iter().map(|threads| threads.get()).collect()
-        };
+        let threads = self.threads();
         for &isa in &isas {
             for precision in &self.precision {
                 for &threads in &threads {

@@ -54,6 +54,12 @@ pub(in crate::cli) struct RecipeArgs {
     /// Parts that a batch is computed in, for less memory
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
     grad_accum_steps: Option<i64>,
+    /// Mixed precision: bf16. Weights and optimiser stay in f32
+    #[arg(long, value_name = "FORMAT", help_heading = "Training")]
+    amp: Option<String>,
+    /// Compute blocks again in the backward pass instead of keeping them: less memory, more time, the same result
+    #[arg(long, help_heading = "Training")]
+    grad_checkpointing: bool,
     /// Decides fresh weights, order, augmentation and drop path
     #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = whole)]
     seed: Option<i64>,
@@ -208,6 +214,11 @@ impl RecipeArgs {
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
             ("train.accumulate", whole(self.grad_accum_steps)),
+            ("train.amp", text(&self.amp)),
+            (
+                "train.grad_checkpointing",
+                self.grad_checkpointing.then_some(Value::Boolean(true)),
+            ),
             ("train.seed", whole(self.seed)),
             ("train.smoothing", number(self.smoothing)),
             ("train.ema_decay", number(self.ema_decay)),

@@ -18,7 +18,7 @@ impl Tile for Avx2 {
     const ROWS_I8: usize = 4;
 
     #[inline(always)]
-    fn tile_f32(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+    fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
         of.check(Self::ROWS_F32);
         // SAFETY: reads were checked, writes stay below `of.rows`; the processor has AVX2 and FMA.
         unsafe { by_rows!(of.rows, f32_rows::<_>(of, out), [1 2 3 4 5 6]) }
@@ -42,7 +42,7 @@ impl Tile for Avx2 {
 /// # Safety
 /// `R` is `of.rows`, and `of` was checked.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn f32_rows<const R: usize>(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+unsafe fn f32_rows<const R: usize>(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
     for half in 0..if of.half { 1 } else { 2 } {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         // SAFETY: `Operands::check`.

@@ -17,7 +17,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
     const ROWS_I8: usize = if LEVEL >= 3 { 32 } else { 12 };
 
     #[inline(always)]
-    fn tile_f32(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+    fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
         of.check(Self::ROWS_F32);
         // SAFETY: reads were checked, writes stay below `of.rows`; the processor has the instructions.
         unsafe {
@@ -91,7 +91,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
 /// # Safety
 /// `R` is `of.rows`, and `of` was checked.
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_rows<const R: usize, const V: usize>(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+unsafe fn f32_rows<const R: usize, const V: usize>(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     // SAFETY: `Operands::check`.
     unsafe {

@@ -91,7 +91,7 @@ pub trait Tile {
     const ROWS_I8: usize;
 
     /// `out[r] = a[r] · b`
-    fn tile_f32(of: Operands<'_, f32>, out: &mut Scratch<f32>);
+    fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; COLUMNS]]);
     /// `out[r] = a[r] · b`, summed in f32.
     fn tile_bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>);
     /// `out[r] = a[r] · b` with unsigned `a` and signed `b`, exact.

@@ -9,7 +9,7 @@ impl Tile for Scalar {
     const ROWS_BF16: usize = 8;
     const ROWS_I8: usize = 8;
 
-    fn tile_f32(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+    fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
         of.check(Self::ROWS_F32);
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             let mut sums = [0.0; COLUMNS];

@@ -12,7 +12,7 @@
 
 use rayon::prelude::*;
 
-use super::blocks::{Block, Full, Half, Kind, Matrix, SIDE, Split, with_room};
+use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
 use super::product::Operand;
 use super::{Math, Precision};
 use crate::Isa;
@@ -217,8 +217,8 @@ fn pack_right<S: Simd, K: Kind>(of: Operand<'_>, depth: usize, columns: usize, t
 }
 
 /// Cuts memory into parts of so many packed blocks.
-fn parts<K: Kind, const N: usize>(room: &mut [u8], blocks: [usize; N]) -> [&mut [K::Element]; N] {
-    let mut rest: &mut [K::Element] = bytemuck::cast_slice_mut(room);
+fn parts<K: Kind, const N: usize>(room: &mut Room, blocks: [usize; N]) -> [&mut [K::Element]; N] {
+    let mut rest: &mut [K::Element] = room.elements();
     blocks.map(|blocks| {
         let (part, after) = std::mem::take(&mut rest).split_at_mut(blocks * K::PACKED);
         rest = after;
@@ -247,57 +247,56 @@ impl<K: Kind> Kernel for Forward<'_, K> {
         );
         let sizes = [n * qk, n * qk, n * v, n];
         let mut maps = vec![Block::ZERO; n];
-        with_room(bytes::<K>(&sizes), |room| {
-            let [queries, keys, values, probs] = parts::<K, 4>(room, sizes);
-            pack_left::<S, K>(
-                Operand::Upright(job.columns(head.q, head.qk_width)),
-                tokens,
-                head.qk_width,
-                queries,
-            );
-            pack_right::<S, K>(
-                Operand::Transposed(job.columns(head.k, head.qk_width)),
-                head.qk_width,
-                tokens,
-                keys,
-            );
-            pack_right::<S, K>(
-                Operand::Upright(job.columns(head.v, head.v_width)),
-                tokens,
-                head.v_width,
-                values,
-            );
-            S::begin();
-            let mut sums: Scratch<f32> = [[0.0; SIDE]; SIDE];
-            for (tile, queries) in queries.chunks_exact(qk * K::PACKED).enumerate() {
-                let first = tile * SIDE;
-                let rows = SIDE.min(tokens - first);
-                for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
-                    let width = SIDE.min(tokens - i * SIDE);
-                    K::tile::<S>(queries, keys, qk, rows, width, &mut maps[i].0);
-                }
-                let mut inverse = [0f32; SIDE];
-                for row in 0..rows {
-                    let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale);
-                    lse[first + row] = most + sum.ln();
-                    inverse[row] = 1.0 / sum;
-                }
-                for (map, to) in maps.iter().zip(probs.chunks_exact_mut(K::PACKED)) {
-                    K::left::<S>(map, to);
-                }
-                for (panel, values) in values.chunks_exact(n * K::PACKED).enumerate() {
-                    let width = SIDE.min(head.v_width - panel * SIDE);
-                    K::tile::<S>(probs, values, n, rows, width, &mut sums);
-                    for (row, inverse) in inverse[..rows].iter().enumerate() {
-                        let at = (first + row) * job.out_width + head.out + panel * SIDE;
-                        for (to, sum) in out[at..at + width].iter_mut().zip(&sums[row]) {
-                            *to = sum * inverse;
-                        }
+        let mut room = Room::new(bytes::<K>(&sizes));
+        let [queries, keys, values, probs] = parts::<K, 4>(&mut room, sizes);
+        pack_left::<S, K>(
+            Operand::Upright(job.columns(head.q, head.qk_width)),
+            tokens,
+            head.qk_width,
+            queries,
+        );
+        pack_right::<S, K>(
+            Operand::Transposed(job.columns(head.k, head.qk_width)),
+            head.qk_width,
+            tokens,
+            keys,
+        );
+        pack_right::<S, K>(
+            Operand::Upright(job.columns(head.v, head.v_width)),
+            tokens,
+            head.v_width,
+            values,
+        );
+        S::begin();
+        let mut sums: Scratch<f32> = [[0.0; SIDE]; SIDE];
+        for (tile, queries) in queries.chunks_exact(qk * K::PACKED).enumerate() {
+            let first = tile * SIDE;
+            let rows = SIDE.min(tokens - first);
+            for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
+                let width = SIDE.min(tokens - i * SIDE);
+                K::tile::<S>(queries, keys, qk, rows, width, &mut maps[i].0);
+            }
+            let mut inverse = [0f32; SIDE];
+            for row in 0..rows {
+                let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale);
+                lse[first + row] = most + sum.ln();
+                inverse[row] = 1.0 / sum;
+            }
+            for (map, to) in maps.iter().zip(probs.chunks_exact_mut(K::PACKED)) {
+                K::left::<S>(map, to);
+            }
+            for (panel, values) in values.chunks_exact(n * K::PACKED).enumerate() {
+                let width = SIDE.min(head.v_width - panel * SIDE);
+                K::tile::<S>(probs, values, n, rows, width, &mut sums);
+                for (row, inverse) in inverse[..rows].iter().enumerate() {
+                    let at = (first + row) * job.out_width + head.out + panel * SIDE;
+                    for (to, sum) in out[at..at + width].iter_mut().zip(&sums[row]) {
+                        *to = sum * inverse;
                     }
                 }
             }
-            S::end();
-        });
+        }
+        S::end();
     }
 }
 
@@ -383,63 +382,62 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             *dot = pairs.map(|(o, g)| o * g).sum();
         }
         let sizes = [n * qk, n * v, n * qk, n * v, n * v, n * qk, qk * n, n, n, n * n];
-        with_room(bytes::<K>(&sizes), |room| {
-            let [keys, vals, q_t, g_t, g_r, q_r, k_t, probs, slopes, slopes_t] = parts::<K, 10>(room, sizes);
-            pack_left::<S, K>(Operand::Upright(k), tokens, head.qk_width, keys);
-            pack_left::<S, K>(Operand::Upright(values), tokens, head.v_width, vals);
-            pack_right::<S, K>(Operand::Transposed(q), head.qk_width, tokens, q_t);
-            pack_right::<S, K>(Operand::Transposed(g), head.v_width, tokens, g_t);
-            pack_right::<S, K>(Operand::Upright(g), tokens, head.v_width, g_r);
-            pack_right::<S, K>(Operand::Upright(q), tokens, head.qk_width, q_r);
-            pack_left::<S, K>(Operand::Transposed(k), head.qk_width, tokens, k_t);
-            S::begin();
-            let (mut p, mut r) = (Block::ZERO, Block::ZERO);
-            for tile in 0..n {
-                let first = tile * SIDE;
-                let rows = SIDE.min(tokens - first);
-                let keys = &keys[tile * qk * K::PACKED..][..qk * K::PACKED];
-                let vals = &vals[tile * v * K::PACKED..][..v * K::PACKED];
-                for i in 0..n {
-                    let width = SIDE.min(tokens - i * SIDE);
-                    K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], qk, rows, width, &mut p.0);
-                    K::tile::<S>(vals, &g_t[i * v * K::PACKED..], v, rows, width, &mut r.0);
-                    let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
-                    map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale);
-                    let at = i * K::PACKED..(i + 1) * K::PACKED;
-                    K::left::<S>(&p, &mut probs[at.clone()]);
-                    K::left::<S>(&r, &mut slopes[at]);
-                    K::right::<S>(&r, &mut slopes_t[(i * n + tile) * K::PACKED..][..K::PACKED]);
-                }
-                for (left, right, panels, width, column) in [
-                    (&*probs, &*g_r, v, head.v_width, head.v),
-                    (&*slopes, &*q_r, qk, head.qk_width, head.k),
-                ] {
-                    for panel in 0..panels {
-                        let wide = SIDE.min(width - panel * SIDE);
-                        K::tile::<S>(left, &right[panel * n * K::PACKED..], n, rows, wide, &mut p.0);
-                        for (row, sums) in p.0[..rows].iter().enumerate() {
-                            let at = (first + row) * job.width + column + panel * SIDE;
-                            to[at..at + wide].copy_from_slice(&sums[..wide]);
-                        }
+        let mut room = Room::new(bytes::<K>(&sizes));
+        let [keys, vals, q_t, g_t, g_r, q_r, k_t, probs, slopes, slopes_t] = parts::<K, 10>(&mut room, sizes);
+        pack_left::<S, K>(Operand::Upright(k), tokens, head.qk_width, keys);
+        pack_left::<S, K>(Operand::Upright(values), tokens, head.v_width, vals);
+        pack_right::<S, K>(Operand::Transposed(q), head.qk_width, tokens, q_t);
+        pack_right::<S, K>(Operand::Transposed(g), head.v_width, tokens, g_t);
+        pack_right::<S, K>(Operand::Upright(g), tokens, head.v_width, g_r);
+        pack_right::<S, K>(Operand::Upright(q), tokens, head.qk_width, q_r);
+        pack_left::<S, K>(Operand::Transposed(k), head.qk_width, tokens, k_t);
+        S::begin();
+        let (mut p, mut r) = (Block::ZERO, Block::ZERO);
+        for tile in 0..n {
+            let first = tile * SIDE;
+            let rows = SIDE.min(tokens - first);
+            let keys = &keys[tile * qk * K::PACKED..][..qk * K::PACKED];
+            let vals = &vals[tile * v * K::PACKED..][..v * K::PACKED];
+            for i in 0..n {
+                let width = SIDE.min(tokens - i * SIDE);
+                K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], qk, rows, width, &mut p.0);
+                K::tile::<S>(vals, &g_t[i * v * K::PACKED..], v, rows, width, &mut r.0);
+                let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
+                map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale);
+                let at = i * K::PACKED..(i + 1) * K::PACKED;
+                K::left::<S>(&p, &mut probs[at.clone()]);
+                K::left::<S>(&r, &mut slopes[at]);
+                K::right::<S>(&r, &mut slopes_t[(i * n + tile) * K::PACKED..][..K::PACKED]);
+            }
+            for (left, right, panels, width, column) in [
+                (&*probs, &*g_r, v, head.v_width, head.v),
+                (&*slopes, &*q_r, qk, head.qk_width, head.k),
+            ] {
+                for panel in 0..panels {
+                    let wide = SIDE.min(width - panel * SIDE);
+                    K::tile::<S>(left, &right[panel * n * K::PACKED..], n, rows, wide, &mut p.0);
+                    for (row, sums) in p.0[..rows].iter().enumerate() {
+                        let at = (first + row) * job.width + column + panel * SIDE;
+                        to[at..at + wide].copy_from_slice(&sums[..wide]);
                     }
                 }
             }
-            for panel in 0..qk {
-                let wide = SIDE.min(head.qk_width - panel * SIDE);
-                let left = &k_t[panel * n * K::PACKED..][..n * K::PACKED];
-                for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
-                    let count = SIDE.min(tokens - i * SIDE);
-                    K::tile::<S>(left, right, n, wide, count, &mut p.0);
-                    for token in 0..count {
-                        let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;
-                        for (to, sums) in to[at..at + wide].iter_mut().zip(&p.0) {
-                            *to = sums[token];
-                        }
+        }
+        for panel in 0..qk {
+            let wide = SIDE.min(head.qk_width - panel * SIDE);
+            let left = &k_t[panel * n * K::PACKED..][..n * K::PACKED];
+            for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
+                let count = SIDE.min(tokens - i * SIDE);
+                K::tile::<S>(left, right, n, wide, count, &mut p.0);
+                for token in 0..count {
+                    let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;
+                    for (to, sums) in to[at..at + wide].iter_mut().zip(&p.0) {
+                        *to = sums[token];
                     }
                 }
             }
-            S::end();
-        });
+        }
+        S::end();
     }
 }
 

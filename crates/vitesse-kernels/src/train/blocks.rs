@@ -4,6 +4,8 @@
 //! `[depth block][term][32 deep][32 columns]`, where bf16 are stored in pairs of the depths `p` and `p + 16`: both
 //! operands agree on the pairs, so any would do, and these need no shuffling.
 
+use std::cell::Cell;
+
 use bytemuck::Pod;
 
 use crate::math::gelu;
@@ -23,6 +25,19 @@ pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
 
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
+
+    /// Rows become columns.
+    #[inline(always)]
+    pub(super) fn transpose<S: Simd>(&self, to: &mut Block) {
+        if S::transpose(self.0.as_flattened(), SIDE, to.0.as_flattened_mut()) {
+            return;
+        }
+        for (i, to) in to.0.iter_mut().enumerate() {
+            for (to, from) in to.iter_mut().zip(&self.0) {
+                *to = from[i];
+            }
+        }
+    }
 }
 
 /// What happens to a matrix while it is read.
@@ -115,14 +130,7 @@ impl<'a> Matrix<'a> {
     pub(super) fn transposed<S: Simd>(&self, row: usize, column: usize, to: &mut Block) {
         let mut upright = Block::ZERO;
         self.block::<S>(column, row, &mut upright);
-        if S::transpose(upright.0.as_flattened(), SIDE, to.0.as_flattened_mut()) {
-            return;
-        }
-        for (i, to) in to.0.iter_mut().enumerate() {
-            for (to, from) in to.iter_mut().zip(&upright.0) {
-                *to = from[i];
-            }
-        }
+        upright.transpose::<S>(to);
     }
 
     /// A row of 32 numbers, changed.
@@ -233,9 +241,7 @@ impl Kind for Full {
                 b,
                 half: columns <= SIDE / 2,
             };
-            let mut sums = [[0f32; SIDE]; SIDE];
-            S::tile_f32(of, &mut sums);
-            out[row..row + count].copy_from_slice(&sums[..count]);
+            S::tile_f32(of, &mut out[row..row + count]);
             row += count;
         }
     }
@@ -365,16 +371,29 @@ static DEPTHS: [usize; MOST_DEPTH] = [SIDE; MOST_DEPTH];
 /// The most blocks that one product of tiles runs over.
 pub(super) const MOST_DEPTH: usize = 512;
 
-/// Memory for packed blocks, kept by each thread for the next time.
-pub(super) fn with_room<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
-    use std::cell::Cell;
-    thread_local! {
-        static KEPT: Cell<Option<Buffer<u8>>> = const { Cell::new(None) };
+thread_local! {
+    static KEPT: Cell<Option<Buffer<u8>>> = const { Cell::new(None) };
+}
+
+/// Memory for packed blocks. Each thread keeps it for the next time.
+pub(super) struct Room(Buffer<u8>);
+
+impl Room {
+    /// So many bytes of anything.
+    pub(super) fn new(bytes: usize) -> Self {
+        // A thread that waits for others may take up work that needs room too: that finds none here and makes its own.
+        let mut room = KEPT.take().unwrap_or_else(|| Buffer::zeros(0));
+        room.resize(bytes);
+        Room(room)
     }
-    // A thread that waits inside `work` may take up other work that needs room: that finds none and makes its own.
-    let mut room = KEPT.take().unwrap_or_else(|| Buffer::zeros(0));
-    room.resize(bytes);
-    let result = work(room.as_mut_slice());
-    KEPT.set(Some(room));
-    result
+
+    pub(super) fn elements<T: Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.0.as_mut_slice())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        KEPT.set(Some(std::mem::replace(&mut self.0, Buffer::zeros(0))));
+    }
 }

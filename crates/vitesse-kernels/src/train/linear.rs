@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::Math;
 use super::blocks::{Change, Matrix, SIDE, padded};
 use super::norm::{self, NormBackward};
+use super::over_rows::over_rows;
 use super::product::{Finish, Operand, Plain, column_sums, product, sum_parts};
 use crate::Isa;
 use crate::isa::Kernel;
@@ -152,12 +153,12 @@ impl Linear<'_> {
         let out = Matrix::new(grad, self.outputs).with(change);
         let stats = self.stats(math.isa);
         let mut gradients = LinearGradients::default();
-        if wanted.bias {
-            gradients.bias = Some(column_sums(math.isa, grad, self.outputs, factors));
-        }
         if wanted.weight {
-            let (left, right) = (Operand::Transposed(out), Operand::Upright(self.changed(&stats)));
-            gradients.weight = Some(product(math, left, right, &Plain).0);
+            let (weight, bias) = over_rows(math, out, self.changed(&stats));
+            gradients.weight = Some(weight);
+            gradients.bias = wanted.bias.then_some(bias);
+        } else if wanted.bias {
+            gradients.bias = Some(column_sums(math.isa, grad, self.outputs, factors));
         }
         let weight = Operand::Upright(Matrix::new(self.weight, self.inputs));
         let out = Operand::Upright(out);

@@ -16,6 +16,7 @@ mod linear;
 mod loss;
 mod memory;
 mod norm;
+mod over_rows;
 mod product;
 pub mod reference;
 

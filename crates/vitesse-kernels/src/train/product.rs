@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, SIDE, Split, with_room};
+use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, Room, SIDE, Split};
 use super::{Math, Precision};
 use crate::Isa;
 use crate::isa::Kernel;
@@ -107,33 +107,32 @@ fn of_kind<K: Kind, F: Finish>(
         let first = blocks * chunk / chunks;
         let deep = blocks * (chunk + 1) / chunks - first;
         let panels = columns.div_ceil(SIDE);
-        with_room(panels * deep * K::PACKED * size_of::<K::Element>(), |room| {
-            let packed: &mut [K::Element] = bytemuck::cast_slice_mut(room);
-            packed
-                .par_chunks_mut(deep * K::PACKED)
-                .enumerate()
-                .for_each(|(panel, to)| isa.run(PackRight::<K> { b, first, panel, to }));
-            let packed = &*packed;
-            let whole = &mut out.spare_capacity_mut()[..rows * columns];
-            whole
-                .par_chunks_mut(group * columns)
-                .zip(&mut parts)
-                .enumerate()
-                .for_each(|(i, (out, part))| {
-                    isa.run(Group::<K, F> {
-                        a,
-                        row: i * group,
-                        first,
-                        deep,
-                        columns,
-                        packed,
-                        begun: chunk > 0,
-                        finish: (chunk + 1 == chunks).then_some(finish),
-                        out,
-                        part,
-                    });
+        let mut room = Room::new(panels * deep * K::PACKED * size_of::<K::Element>());
+        let packed: &mut [K::Element] = room.elements();
+        packed
+            .par_chunks_mut(deep * K::PACKED)
+            .enumerate()
+            .for_each(|(panel, to)| isa.run(PackRight::<K> { b, first, panel, to }));
+        let packed = &*packed;
+        let whole = &mut out.spare_capacity_mut()[..rows * columns];
+        whole
+            .par_chunks_mut(group * columns)
+            .zip(&mut parts)
+            .enumerate()
+            .for_each(|(i, (out, part))| {
+                isa.run(Group::<K, F> {
+                    a,
+                    row: i * group,
+                    first,
+                    deep,
+                    columns,
+                    packed,
+                    begun: chunk > 0,
+                    finish: (chunk + 1 == chunks).then_some(finish),
+                    out,
+                    part,
                 });
-        });
+            });
     }
     // SAFETY: every chunk of the depth writes every element, and there is at least one.
     unsafe { out.set_len(rows * columns) };
@@ -187,31 +186,31 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
         let tile = self.deep * K::PACKED;
         // SAFETY: they are written before they are read: sums by the first chunk, whole rows before `Finish::rows`.
         let out = unsafe { &mut *(std::ptr::from_mut(self.out) as *mut [f32]) };
-        with_room(tiles * tile * size_of::<K::Element>(), |room| {
-            let left: &mut [K::Element] = bytemuck::cast_slice_mut(room);
-            let mut block = Block::ZERO;
-            for (i, to) in left.chunks_exact_mut(K::PACKED).enumerate() {
-                let (row, depth) = (self.row + i / self.deep * SIDE, self.first + i % self.deep);
-                self.a.block::<S>(row, depth * SIDE, &mut block);
-                K::left::<S>(&block, to);
-            }
-            let mut sums: Scratch<f32> = [[0.0; SIDE]; SIDE];
-            S::begin();
-            for (panel, right) in self.packed.chunks_exact(tile).enumerate() {
-                let column = panel * SIDE;
-                let width = SIDE.min(self.columns - column);
-                for (i, left) in left.chunks_exact(tile).enumerate() {
-                    let count = SIDE.min(rows - i * SIDE);
-                    K::tile::<S>(left, right, self.deep, count, width, &mut sums);
-                    for (r, sums) in sums[..count].iter_mut().enumerate() {
-                        let row = i * SIDE + r;
-                        let to = &mut out[row * self.columns + column..][..width];
-                        self.row::<S>(row, column, sums, to);
-                    }
+        let mut room = Room::new(tiles * tile * size_of::<K::Element>());
+        let left: &mut [K::Element] = room.elements();
+        let mut block = Block::ZERO;
+        for (i, to) in left.chunks_exact_mut(K::PACKED).enumerate() {
+            let (row, depth) = (self.row + i / self.deep * SIDE, self.first + i % self.deep);
+            self.a.block::<S>(row, depth * SIDE, &mut block);
+            K::left::<S>(&block, to);
+        }
+        let mut sums: Scratch<f32> = [[0.0; SIDE]; SIDE];
+        S::begin();
+        for (panel, right) in self.packed.chunks_exact(tile).enumerate() {
+            let column = panel * SIDE;
+            let width = SIDE.min(self.columns - column);
+            for (i, left) in left.chunks_exact(tile).enumerate() {
+                let count = SIDE.min(rows - i * SIDE);
+                K::tile::<S>(left, right, self.deep, count, width, &mut sums);
+                for (r, sums) in sums[..count].iter_mut().enumerate() {
+                    let row = i * SIDE + r;
+                    let to = &mut out[row * self.columns + column..][..width];
+                    self.row::<S>(row, column, sums, to);
                 }
             }
-            S::end();
-        });
+        }
+        S::end();
+
         if let Some(finish) = self.finish {
             finish.rows::<S>(self.row, out, self.part);
         }

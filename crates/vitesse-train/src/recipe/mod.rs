@@ -24,7 +24,7 @@ mod tables;
 
 pub use augment::AugmentConfig;
 pub(crate) use keys::{merge, set};
-pub use tables::{DataConfig, DistillConfig, ModelConfig, TrainConfig};
+pub use tables::{Amp, DataConfig, DistillConfig, ModelConfig, TrainConfig};
 
 use std::path::Path;
 
@@ -148,6 +148,7 @@ impl Recipe {
         if let Some(serde_json::Value::Object(train)) = document.get_mut("train") {
             train.shift_remove("workers");
             train.shift_remove("save_every");
+            train.shift_remove("grad_checkpointing");
         }
         Ok(document)
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vitesse_data::Split;
-use vitesse_model::network::Fusion;
+use vitesse_model::network::{Compute, Fusion, Precision};
 
 use super::number;
 use crate::loss::{Distillation, Kind, Normaliser};
@@ -149,6 +149,13 @@ pub struct TrainConfig {
     /// Parts a batch is computed in, one after the other, for less memory. Default 1. Batch norms take their statistics
     /// over a part; nothing else depends on it, but for rounding.
     pub accumulate: usize,
+    /// Mixed precision, `bf16`: products round their inputs to it. Weights, sums and the optimiser stay in `f32`.
+    /// Default: all in `f32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub amp: Option<Amp>,
+    /// Whether transformer blocks are computed again in the backward pass instead of being kept, for less memory.
+    /// Default false. Does not change the result.
+    pub grad_checkpointing: bool,
     /// Decides fresh weights, order, augmentation and drop path. Default 42.
     pub seed: u64,
     /// Threads that read images; 0, the default, is one for each core. Does not change the result.
@@ -177,6 +184,8 @@ impl Default for TrainConfig {
             epochs: 300,
             batch_size: 1024,
             accumulate: 1,
+            amp: None,
+            grad_checkpointing: false,
             seed: 42,
             workers: 0,
             smoothing: 0.1,
@@ -190,7 +199,27 @@ impl Default for TrainConfig {
     }
 }
 
+/// A number format of mixed precision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Amp {
+    /// The upper half of an `f32`: its range, with 8 bits of precision.
+    Bf16,
+}
+
 impl TrainConfig {
+    /// How steps compute.
+    pub fn compute(&self) -> Compute {
+        Compute {
+            precision: match self.amp {
+                None => Precision::F32,
+                Some(Amp::Bf16) => Precision::Bf16,
+            },
+            grad_checkpointing: self.grad_checkpointing,
+            ..Compute::default()
+        }
+    }
+
     pub(super) fn validate(&self) -> Result<()> {
         let counts = [
             ("train.epochs", Some(self.epochs)),

@@ -95,6 +95,10 @@ fn wrong_values_are_refused_by_key() {
         ("[distill]\nkind = \"soft\"\n", "needs a teacher"),
         ("[distill]\nkind = \"firm\"\n", "firm"),
         ("[schedule]\nwarmup_epochs = -1\n", "`schedule.warmup_epochs`"),
+        (
+            "[train]\namp = \"fp16\"\n",
+            "`my.toml`: [train]: unknown variant `fp16`, expected `bf16`",
+        ),
         ("[train\n", "my.toml"),
     ];
     for (text, expected) in wrong {
@@ -162,6 +166,7 @@ fn what_only_decides_the_speed_is_not_decisive() {
     let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
     let before = recipe.decisive().unwrap();
     (recipe.train.workers, recipe.train.save_every) = (7, 3);
+    recipe.train.grad_checkpointing = true;
     assert_eq!(recipe.decisive().unwrap(), before);
     recipe.train.seed += 1;
     assert_ne!(recipe.decisive().unwrap(), before);

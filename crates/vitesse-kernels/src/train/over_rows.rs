@@ -1,0 +1,166 @@
+//! The product `leftᵀ · right` of two tall matrices: the gradient of weights.
+//!
+//! The rows, which are the depth of this product, are cut into a few parts; each is one thread's, who reads it once, packs
+//! some rows of both operands at a time and adds their product to sums of its own. Both operands and the sums fit the
+//! second cache. At the end the parts' sums are added, in order.
+
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
+use super::blocks::{AREA, Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::product::{add_scaled, sum_parts};
+use super::{Math, Precision};
+use crate::Isa;
+use crate::isa::Kernel;
+use crate::simd::Simd;
+use crate::tile::Scratch;
+
+/// `leftᵀ · right`, `[left.columns, right.columns]`, and the sums of the columns of `left`.
+pub(super) fn over_rows(math: Math, left: Matrix<'_>, right: Matrix<'_>) -> (Vec<f32>, Vec<f32>) {
+    match (math.precision, math.isa) {
+        (Precision::Bf16, isa) => of_kind::<Half>(isa, left, right),
+        (Precision::F32, Isa::Amx) => of_kind::<Split>(math.isa, left, right),
+        (Precision::F32, isa) => of_kind::<Full>(isa, left, right),
+    }
+}
+
+/// The most parts that the rows are cut into, and the bytes that all parts' sums may take together.
+const MOST_PARTS: usize = 8;
+const SUMS_BYTES: usize = 32 << 20;
+
+/// Blocks of rows that are packed together.
+fn chunk<K: Kind>() -> usize {
+    24 / (K::TERMS * size_of::<K::Element>())
+}
+
+fn of_kind<K: Kind>(isa: Isa, left: Matrix<'_>, right: Matrix<'_>) -> (Vec<f32>, Vec<f32>) {
+    assert!(left.rows == right.rows && left.rows > 0 && left.columns > 0 && right.columns > 0);
+    let (tiles, panels) = (left.columns.div_ceil(SIDE), right.columns.div_ceil(SIDE));
+    let blocks = left.rows.div_ceil(SIDE);
+    let affordable = (SUMS_BYTES / (tiles * panels * AREA * size_of::<f32>())).max(2);
+    let parts = blocks.div_ceil(2 * chunk::<K>()).min(affordable).min(MOST_PARTS);
+    let found: Vec<(Vec<f32>, Vec<f32>)> = (0..parts)
+        .into_par_iter()
+        .map(|part| {
+            let mut sums = Vec::with_capacity(tiles * panels * AREA);
+            let mut columns = vec![0f32; tiles * SIDE];
+            isa.run(Part::<K> {
+                left,
+                right,
+                blocks: (blocks * part / parts, blocks * (part + 1) / parts),
+                sums: &mut sums,
+                columns: &mut columns,
+                kind: PhantomData,
+            });
+            (sums, columns)
+        })
+        .collect();
+    let (sums, columns): (Vec<Vec<f32>>, Vec<Vec<f32>>) = found.into_iter().unzip();
+    let mut out = vec![0f32; left.columns * right.columns];
+    out.par_chunks_mut(SIDE * right.columns)
+        .enumerate()
+        .for_each(|(tile, out)| {
+            isa.run(Gather {
+                sums: &sums,
+                tile,
+                tiles,
+                columns: right.columns,
+                out,
+            });
+        });
+    (out, sum_parts(&columns, 0..left.columns))
+}
+
+/// Some blocks of rows.
+struct Part<'a, K> {
+    left: Matrix<'a>,
+    right: Matrix<'a>,
+    blocks: (usize, usize),
+    /// Blocks of sums, `[panel][tile]`; empty, but with room.
+    sums: &'a mut Vec<f32>,
+    columns: &'a mut [f32],
+    kind: PhantomData<K>,
+}
+
+impl<K: Kind> Kernel for Part<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (tiles, panels) = (
+            self.left.columns.div_ceil(SIDE),
+            self.right.columns.div_ceil(SIDE),
+        );
+        let chunk = chunk::<K>();
+        let mut room = Room::new((tiles + panels) * chunk * K::PACKED * size_of::<K::Element>());
+        let (left, right) = room.elements().split_at_mut(tiles * chunk * K::PACKED);
+        let (mut upright, mut turned) = (Block::ZERO, Block::ZERO);
+        let mut scratch: Scratch<f32> = [[0.0; SIDE]; SIDE];
+        let mut first = self.blocks.0;
+        while first < self.blocks.1 {
+            let deep = chunk.min(self.blocks.1 - first);
+            for (tile, to) in left.chunks_exact_mut(deep * K::PACKED).take(tiles).enumerate() {
+                let sums = &mut self.columns[tile * SIDE..(tile + 1) * SIDE];
+                for (i, to) in to.chunks_exact_mut(K::PACKED).enumerate() {
+                    self.left
+                        .block::<S>((first + i) * SIDE, tile * SIDE, &mut upright);
+                    for row in &upright.0 {
+                        add_scaled::<S>(sums, row, 1.0);
+                    }
+                    upright.transpose::<S>(&mut turned);
+                    K::left::<S>(&turned, to);
+                }
+            }
+            for (panel, to) in right.chunks_exact_mut(deep * K::PACKED).take(panels).enumerate() {
+                for (i, to) in to.chunks_exact_mut(K::PACKED).enumerate() {
+                    self.right
+                        .block::<S>((first + i) * SIDE, panel * SIDE, &mut upright);
+                    K::right::<S>(&upright, to);
+                }
+            }
+            S::begin();
+            for (panel, right) in right.chunks_exact(deep * K::PACKED).take(panels).enumerate() {
+                for (tile, left) in left.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
+                    K::tile::<S>(left, right, deep, SIDE, SIDE, &mut scratch);
+                    let found = scratch.as_flattened();
+                    if first == self.blocks.0 {
+                        self.sums.extend_from_slice(found);
+                    } else {
+                        let at = (panel * tiles + tile) * AREA;
+                        add_scaled::<S>(&mut self.sums[at..at + AREA], found, 1.0);
+                    }
+                }
+            }
+            S::end();
+            first += deep;
+        }
+    }
+}
+
+/// 32 rows of the result, from the blocks of all parts.
+struct Gather<'a> {
+    sums: &'a [Vec<f32>],
+    tile: usize,
+    tiles: usize,
+    columns: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Gather<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for panel in 0..self.columns.div_ceil(SIDE) {
+            let width = SIDE.min(self.columns - panel * SIDE);
+            for (row, out) in self.out.chunks_exact_mut(self.columns).enumerate() {
+                let at = (panel * self.tiles + self.tile) * AREA + row * SIDE;
+                let out = &mut out[panel * SIDE..][..width];
+                for part in self.sums {
+                    add_scaled::<S>(out, &part[at..at + width], 1.0);
+                }
+            }
+        }
+    }
+}
