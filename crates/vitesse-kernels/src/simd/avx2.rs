@@ -155,6 +155,13 @@ impl Simd for Avx2 {
         unsafe { _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, y)) }
     }
     #[inline(always)]
+    fn evens(a: __m256, b: __m256) -> __m256 {
+        unsafe {
+            let halves = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(a, b));
+            _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(halves))
+        }
+    }
+    #[inline(always)]
     fn sum(x: __m256) -> f32 {
         unsafe {
             let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

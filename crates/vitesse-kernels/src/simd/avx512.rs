@@ -163,6 +163,13 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         unsafe { _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, y), a) }
     }
     #[inline(always)]
+    fn evens(a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            _mm512_permutex2var_ps(a, places, b)
+        }
+    }
+    #[inline(always)]
     fn sum(x: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(x) }
     }

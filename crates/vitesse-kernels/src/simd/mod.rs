@@ -66,6 +66,8 @@ pub trait Simd: Copy + Tile + 'static {
     fn ldexp(x: Self::F, n: Self::F) -> Self::F;
     /// `a` where `x < y`, else `b`.
     fn where_less(x: Self::F, y: Self::F, a: Self::F, b: Self::F) -> Self::F;
+    /// The lanes with even numbers of `a` and then of `b`, as one row of `2 · LANES`.
+    fn evens(a: Self::F, b: Self::F) -> Self::F;
     /// The sum of all lanes, in a fixed order.
     fn sum(x: Self::F) -> f32;
     /// The greatest lane.

@@ -97,6 +97,10 @@ impl Simd for Scalar {
         if x < y { a } else { b }
     }
     #[inline(always)]
+    fn evens(a: f32, _: f32) -> f32 {
+        a
+    }
+    #[inline(always)]
     fn sum(x: f32) -> f32 {
         x
     }

@@ -11,6 +11,7 @@
 
 mod attention;
 mod blocks;
+pub mod conv;
 mod linear;
 mod loss;
 mod memory;

@@ -10,13 +10,12 @@
 //! through either takes about a third of the time it takes with the batch first.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, sigmoid};
-use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, module, s};
 
 use super::batch_norm::BatchNorm;
 use super::ctx::{Ctx, Mode};
-use super::fused;
+use super::fused::{self, Compute, Convolution, Layout};
 use super::layers::Linear;
 use super::params::Parameters;
 use crate::Result;
@@ -135,17 +134,18 @@ impl ConvNorm {
                 // The norm is a scale and a shift: the weights take the scale.
                 let (scale, shift) = self.norm.affine();
                 let weight = self.weight.val() * scale.reshape([out, 1, 1, 1]);
-                self.convolve(x, weight) + shift.reshape([out, 1])
+                self.convolve(x, weight, ctx.compute) + shift.reshape([out, 1])
             }
-            Mode::Train(_) => self.norm.by_batch(self.convolve(x, self.weight.val()), ctx),
+            Mode::Train(_) => self
+                .norm
+                .by_batch(self.convolve(x, self.weight.val(), ctx.compute), ctx),
         };
         y.reshape([out, batch, height, width])
     }
 
     /// `x` `[in, batch, height, width]` to `[out, batch · height / stride · width / stride]`.
-    fn convolve(&self, x: Tensor<4>, weight: Tensor<4>) -> Tensor<2> {
+    fn convolve(&self, x: Tensor<4>, weight: Tensor<4>, compute: Compute) -> Tensor<2> {
         let ConvNormSpec {
-            in_chans,
             out_chans,
             kernel,
             stride,
@@ -153,21 +153,13 @@ impl ConvNorm {
             ..
         } = self.spec;
         let pixels = x.dims()[1] * self.spec.out_size().iter().product::<usize>();
-        if kernel == 1 {
-            let x = if stride == 1 {
-                x
-            } else {
-                x.slice(s![.., .., ..;stride, ..;stride])
-            };
-            return weight
-                .reshape([out_chans, in_chans])
-                .matmul(x.reshape([in_chans, pixels]));
-        }
-        let padding = kernel / 2;
-        let options = ConvOptions::new([stride; 2], [padding; 2], [1, 1], groups);
-        module::conv2d(x.swap_dims(0, 1), weight, None, options)
-            .swap_dims(0, 1)
-            .reshape([out_chans, pixels])
+        let convolution = Convolution {
+            stride: [stride; 2],
+            padding: [kernel / 2; 2],
+            groups,
+            layout: Layout::ChannelsFirst,
+        };
+        fused::conv2d(x, weight, None, convolution, compute).reshape([out_chans, pixels])
     }
 }
 

@@ -9,6 +9,7 @@
 //! composed of Burn's operations, and precision is the tensors' own.
 
 mod attention;
+mod conv;
 mod cross_entropy;
 mod linear;
 mod recompute;
@@ -18,6 +19,7 @@ mod segment;
 mod tests;
 
 pub(crate) use attention::attention;
+pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
 pub(crate) use recompute::recompute;

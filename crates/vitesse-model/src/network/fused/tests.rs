@@ -318,6 +318,58 @@ fn cross_entropy_with_targets_of_any_sum() {
     }
 }
 
+fn conv_outcome(seed: u64, compute: Compute, tracked: usize) -> Outcome {
+    let mut rng = Key::new(seed).with("conv").rng();
+    let groups = [1, 2, 5][rng.below(3)];
+    let (inner, outer) = [(1, 1), (3, 2), (8, 8), (5, 12)][rng.below(4)];
+    let kernel = [[1, 1], [3, 3], [5, 2], [7, 7]][rng.below(4)];
+    let convolution = Convolution {
+        stride: [between(&mut rng, 1, 3), between(&mut rng, 1, 3)],
+        padding: [between(&mut rng, 0, 3), between(&mut rng, 0, 3)],
+        groups,
+        layout: [Layout::BatchFirst, Layout::ChannelsFirst][rng.below(2)],
+    };
+    let [batch, channels_in, channels_out] = [between(&mut rng, 1, 3), groups * inner, groups * outer];
+    let pair = match convolution.layout {
+        Layout::BatchFirst => [batch, channels_in],
+        Layout::ChannelsFirst => [channels_in, batch],
+    };
+    let shape = [
+        pair[0],
+        pair[1],
+        between(&mut rng, 7, 15),
+        between(&mut rng, 7, 15),
+    ];
+    let asks = |i: usize| tracked >> i & 1 == 1;
+    let x = leaf(&normals(&mut rng, shape.iter().product()), shape, asks(0));
+    let shape = [channels_out, inner, kernel[0], kernel[1]];
+    let weight = leaf(&normals(&mut rng, shape.iter().product()), shape, asks(1));
+    let bias = rng
+        .bernoulli(0.5)
+        .then(|| leaf(&normals(&mut rng, channels_out), [channels_out], asks(2)));
+    let y = conv2d(x.clone(), weight.clone(), bias.clone(), convolution, compute);
+    let gradients = backward(&y, &normals(&mut rng, y.dims().iter().product()));
+    let gradients = gradients.as_ref();
+    let found = vec![
+        gradient(Some(&x), gradients),
+        gradient(Some(&weight), gradients),
+        gradient(bias.as_ref(), gradients),
+    ];
+    (values(&y), found)
+}
+
+#[test]
+fn convolutions_with_every_subset_of_gradients() {
+    for seed in 0..60 {
+        let tracked = if seed < 50 { 7 } else { seed as usize % 8 };
+        assert_same(
+            &conv_outcome(seed, FUSED, tracked),
+            &conv_outcome(seed, COMPOSED, tracked),
+            &format!("convolution {seed}, tracked {tracked:b}"),
+        );
+    }
+}
+
 #[test]
 fn inputs_that_are_views_and_devices_without_gradients() {
     let mut rng = Key::new(3).rng();
