@@ -14,7 +14,12 @@ use vitesse_data::{Loader, LoaderOptions, OpenOptions, Order, Result, Split, Tra
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let folder = words.next().unwrap_or_else(|| ".".to_owned());
-    let mut number = |otherwise: usize| words.next().and_then(|word| word.parse().ok()).unwrap_or(otherwise);
+    let mut number = |otherwise: usize| {
+        words
+            .next()
+            .and_then(|word| word.parse().ok())
+            .unwrap_or(otherwise)
+    };
     let (workers, epochs) = (number(2), number(1));
     let data = open(
         folder,

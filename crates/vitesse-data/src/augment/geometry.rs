@@ -48,7 +48,11 @@ impl pulp::NullaryFnOnce for Affine<'_> {
                 let x = column as f64 + 0.5;
                 let (x, y) = (a * x + b * y + c, d * x + e * y + f);
                 let inside = x >= 0.0 && x < width && y >= 0.0 && y < height;
-                let pixel = if inside { source.sample(x - 0.5, y - 0.5) } else { outside };
+                let pixel = if inside {
+                    source.sample(x - 0.5, y - 0.5)
+                } else {
+                    outside
+                };
                 // The fourth byte is the next pixel's, which is written after it.
                 out[column * RGB..column * RGB + 4].copy_from_slice(&pixel);
             }
