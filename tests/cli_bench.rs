@@ -90,6 +90,33 @@ fn bench_shows_where_the_time_goes() {
     }
 }
 
+#[cfg(feature = "train")]
+#[test]
+fn bench_times_steps_of_training() {
+    let place = Place::new();
+    let command = format!("bench --model {MODEL} --batch-size 4 {SHORT} --min-runs 3 --json --train");
+    let all = &place.run(&command).ended(0).json()["results"][0];
+    let head = &place.run(&format!("{command} head")).ended(0).json()["results"][0];
+    let step = &all["step_ms"];
+    let quartiles = ["p25", "median", "p75"].map(|key| number(&step[key]));
+    assert!(quartiles[0] > 0.0 && quartiles.is_sorted(), "{step}");
+    assert_eq!(all["params_trained"], all["params"]);
+    assert_eq!(number(&head["params_trained"]), 64.0 * 10.0 + 10.0);
+    let losses =
+        |result: &Value| -> Vec<f64> { result["losses"].as_array().unwrap().iter().map(number).collect() };
+    // Both begin with the same weights on the same batch, and learn it.
+    let (all, head) = (losses(all), losses(head));
+    assert_eq!(all[0], head[0]);
+    assert!(
+        all.len() >= 5 && all[4] < all[0] && head[4] < head[0],
+        "{all:?} {head:?}"
+    );
+    place
+        .run(&format!("bench --model {MODEL} --train --profile"))
+        .ended(2)
+        .says(&["--train", "--profile"]);
+}
+
 #[test]
 fn bench_refuses_in_sentences() {
     let place = Place::new();

@@ -301,8 +301,17 @@ struct State {
     begun: usize,
     /// Pieces given to the consumer.
     consumed: usize,
-    done: BTreeMap<usize, Result<Batch>>,
+    done: BTreeMap<usize, Result<Made>>,
     stopped: bool,
+}
+
+/// The samples of a piece. They stay apart until the batch has a place for them, so that each is copied once.
+#[derive(Default)]
+struct Made {
+    images: Vec<Vec<f32>>,
+    labels: Vec<Option<usize>>,
+    indices: Vec<usize>,
+    failures: Vec<Failure>,
 }
 
 impl Job {
@@ -341,12 +350,12 @@ impl Job {
     }
 
     /// Reads and transforms the samples of a piece.
-    fn make(&self, piece: &Piece) -> Result<Batch> {
-        let mut batch = self.empty(piece.visits.len());
+    fn make(&self, piece: &Piece) -> Result<Made> {
+        let mut made = Made::default();
         for pick in self.visits.get(piece.visits.clone()).unwrap_or_default() {
-            self.add(*pick, &mut batch)?;
+            self.add(*pick, &mut made)?;
         }
-        Ok(batch)
+        Ok(made)
     }
 
     fn empty(&self, capacity: usize) -> Batch {
@@ -360,17 +369,16 @@ impl Job {
         }
     }
 
-    fn add(&self, pick: Pick, batch: &mut Batch) -> Result<()> {
+    fn add(&self, pick: Pick, made: &mut Made) -> Result<()> {
         /// Successive unreadable samples after which a data set is beyond repair.
         const MOST_FAILURES: usize = 50;
         for attempt in 0..MOST_FAILURES {
             let index = (pick.index + attempt) % self.data.len().max(1);
             match self.sample(Pick { index, ..pick }) {
                 Ok(pixels) => {
-                    batch.images.extend_from_slice(&pixels);
-                    batch.shape[0] += 1;
-                    batch.labels.push(self.data.label(index));
-                    batch.indices.push(index);
+                    made.images.push(pixels);
+                    made.labels.push(self.data.label(index));
+                    made.indices.push(index);
                     return Ok(());
                 }
                 Err(error)
@@ -381,7 +389,7 @@ impl Job {
                 }
                 Err(error) => {
                     let name = self.data.name(index);
-                    batch.failures.push(Failure {
+                    made.failures.push(Failure {
                         index,
                         name,
                         reason: error.to_string(),
@@ -462,8 +470,10 @@ impl Iterator for Batches {
             self.job.changed.notify_all();
             match piece {
                 Ok(piece) => {
-                    batch.images.extend_from_slice(&piece.images);
-                    batch.shape[0] += piece.shape[0];
+                    for pixels in &piece.images {
+                        batch.images.extend_from_slice(pixels);
+                    }
+                    batch.shape[0] += piece.images.len();
                     batch.labels.extend(piece.labels);
                     batch.indices.extend(piece.indices);
                     batch.failures.extend(piece.failures);

@@ -167,6 +167,26 @@ fn round_to_byte(sum: i32) -> u32 {
     (sum >> PRECISION).clamp(0, 255) as u32
 }
 
+/// The weighted sums of as many vectors as there are weights, lane by lane, from [`HALF`] on.
+#[inline(always)]
+fn weigh<'a>(sums: &mut [i32], weights: &[i32], vector: impl Fn(usize) -> &'a [u8]) {
+    sums.fill(HALF);
+    let last = weights.len().saturating_sub(1);
+    for (group, weights) in weights.chunks(GROUP).enumerate() {
+        // Vectors that are not there weigh nothing.
+        let mut padded = [0; GROUP];
+        padded[..weights.len()].copy_from_slice(weights);
+        let vector = |tap: usize| vector((GROUP * group + tap).min(last)).iter();
+        let bytes = vector(0).zip(vector(1)).zip(vector(2).zip(vector(3)));
+        for (sum, ((&a, &b), (&c, &d))) in sums.iter_mut().zip(bytes) {
+            add_product(sum, padded[0], a);
+            add_product(sum, padded[1], b);
+            add_product(sum, padded[2], c);
+            add_product(sum, padded[3], d);
+        }
+    }
+}
+
 /// The weights of an output sum to one and their magnitudes to less than two, so that the sum fits; wrapping says so to the compiler.
 #[inline(always)]
 fn add_product(sum: &mut i32, weight: i32, byte: u8) {
@@ -235,8 +255,8 @@ impl Axis {
 
 /// Rows treated together by the horizontal pass: one lane each.
 const BAND: usize = 16;
-/// Bytes of a row treated together by the vertical pass.
-const STRIP: usize = 64;
+/// Inputs that are added at a time: all that a bicubic enlargement needs.
+const GROUP: usize = 4;
 
 struct TwoPasses<'a> {
     image: &'a Image,
@@ -325,8 +345,14 @@ fn horizontal_pass(input: Part<'_>, axis: &Axis, rows: std::ops::Range<usize>) -
     for (band, out) in out.chunks_mut(BAND * stride).enumerate() {
         let top = rows.start + band * BAND;
         for lane in 0..out.len() / stride {
-            let (pixels, _) = input.row(top + lane, columns.clone()).as_chunks::<RGB>();
-            for (packed, &[red, green, blue]) in packed.iter_mut().zip(pixels) {
+            let bytes = input.row(top + lane, columns.clone());
+            // Four bytes are one load; the fourth, which is the next pixel's, is not looked at.
+            for (packed, bytes) in packed.iter_mut().zip(bytes.windows(4).step_by(RGB)) {
+                packed[lane] = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            if let (Some(packed), Some(&[red, green, blue])) =
+                (packed.get_mut(columns.len() - 1), bytes.last_chunk::<RGB>())
+            {
                 packed[lane] = u32::from_le_bytes([red, green, blue, 0]);
             }
         }
@@ -338,27 +364,23 @@ fn horizontal_pass(input: Part<'_>, axis: &Axis, rows: std::ops::Range<usize>) -
             }
         }
         for (packed, (first, weights)) in packed.iter_mut().zip(&axis.taps) {
-            let weights = &axis.weights[weights.clone()];
-            let first = first - columns.start;
+            let pixels = &turned[first - columns.start..];
             let mut sums = [[HALF; BAND]; RGB];
-            for (pixel, &weight) in turned[first..first + weights.len()].iter().zip(weights) {
-                for channel in 0..RGB {
-                    for lane in 0..BAND {
-                        add_product(&mut sums[channel][lane], weight, pixel[channel][lane]);
-                    }
-                }
-            }
+            weigh(sums.as_flattened_mut(), &axis.weights[weights.clone()], |tap| {
+                pixels[tap].as_flattened()
+            });
             for lane in 0..BAND {
                 let level = |channel: usize| round_to_byte(sums[channel][lane]);
                 packed[lane] = level(0) | level(1) << 8 | level(2) << 16;
             }
         }
         for (lane, out) in out.chunks_exact_mut(stride).enumerate() {
-            let (pixels, _) = out.as_chunks_mut::<RGB>();
-            for (pixel, packed) in pixels.iter_mut().zip(&packed) {
-                let [red, green, blue, _] = packed[lane].to_le_bytes();
-                *pixel = [red, green, blue];
+            // Four bytes are one store; the fourth, which is the next pixel's, is written after it.
+            let last = axis.taps.len() - 1;
+            for (at, packed) in packed.iter().take(last).enumerate() {
+                out[at * RGB..at * RGB + 4].copy_from_slice(&packed[lane].to_le_bytes());
             }
+            out[last * RGB..].copy_from_slice(&packed[last][lane].to_le_bytes()[..RGB]);
         }
     }
     out
@@ -369,29 +391,17 @@ fn horizontal_pass(input: Part<'_>, axis: &Axis, rows: std::ops::Range<usize>) -
 fn vertical_pass(input: Part<'_>, axis: &Axis, columns: std::ops::Range<usize>) -> Vec<u8> {
     let stride = columns.len() * RGB;
     let mut out = vec![0; axis.taps.len() * stride];
+    let mut sums = vec![HALF; stride];
     for (out, (first, weights)) in out.chunks_exact_mut(stride).zip(&axis.taps) {
         if axis.copy {
             out.copy_from_slice(input.row(*first, columns.clone()));
             continue;
         }
-        let weights = &axis.weights[weights.clone()];
-        for (strip, out) in out.chunks_mut(STRIP).enumerate() {
-            let mut sums = [HALF; STRIP];
-            for (tap, &weight) in weights.iter().enumerate() {
-                let row = &input.row(first + tap, columns.clone())[strip * STRIP..];
-                if let Some(bytes) = row.first_chunk::<STRIP>() {
-                    for (sum, &byte) in sums.iter_mut().zip(bytes) {
-                        add_product(sum, weight, byte);
-                    }
-                } else {
-                    for (sum, &byte) in sums.iter_mut().zip(row) {
-                        add_product(sum, weight, byte);
-                    }
-                }
-            }
-            for (byte, &sum) in out.iter_mut().zip(&sums) {
-                *byte = round_to_byte(sum) as u8;
-            }
+        weigh(&mut sums, &axis.weights[weights.clone()], |tap| {
+            input.row(first + tap, columns.clone())
+        });
+        for (byte, &sum) in out.iter_mut().zip(&sums) {
+            *byte = round_to_byte(sum) as u8;
         }
     }
     out

@@ -118,6 +118,13 @@ impl Rng {
         radius * libm::cos(2.0 * std::f64::consts::PI * self.uniform())
     }
 
+    /// Two independent standard normals from the same two draws: both branches of the transform, the cosine's first.
+    pub fn normal_pair(&mut self) -> [f64; 2] {
+        let radius = libm::sqrt(-2.0 * libm::log(1.0 - self.uniform()));
+        let (sine, cosine) = libm::sincos(2.0 * std::f64::consts::PI * self.uniform());
+        [radius * cosine, radius * sine]
+    }
+
     /// Normal with mean 0 and deviation `std`, drawn again until it lies within `±bound`.
     pub fn truncated_normal(&mut self, std: f64, bound: f64) -> f64 {
         loop {
@@ -183,6 +190,18 @@ mod tests {
             mean,
             xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64,
         )
+    }
+
+    #[test]
+    fn a_pair_is_two_independent_normals() {
+        let mut rng = Key::new(5).rng();
+        let pairs: Vec<[f64; 2]> = (0..20_000).map(|_| rng.normal_pair()).collect();
+        let mean = |f: fn(&[f64; 2]) -> f64| pairs.iter().map(f).sum::<f64>() / pairs.len() as f64;
+        for moment in [mean(|[a, _]| *a), mean(|[_, b]| *b), mean(|[a, b]| a * b)] {
+            assert!(moment.abs() < 0.03, "{moment}");
+        }
+        assert!((mean(|[a, _]| a * a) - 1.0).abs() < 0.04 && (mean(|[_, b]| b * b) - 1.0).abs() < 0.04);
+        assert_eq!(Key::new(5).rng().normal(), pairs[0][0]);
     }
 
     #[test]

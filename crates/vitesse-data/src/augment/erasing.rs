@@ -24,7 +24,10 @@ pub(super) fn erase(values: &mut [f32], [_, height, width]: [usize; 3], rng: &mu
         let left = rng.below(width - w + 1);
         for plane in values.chunks_exact_mut(height * width) {
             for row in plane.chunks_exact_mut(width).skip(top).take(h) {
-                row[left..left + w].fill_with(|| rng.normal() as f32);
+                for pair in row[left..left + w].chunks_mut(2) {
+                    let noise = rng.normal_pair().map(|value| value as f32);
+                    pair.copy_from_slice(&noise[..pair.len()]);
+                }
             }
         }
         return;

@@ -204,7 +204,7 @@ impl Huffman {
     }
 
     /// The next symbol. Leaves at least 16 bits available for what it announces.
-    #[inline]
+    #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits) -> Fallible<u8> {
         bits.fill();
         let entry = self.short[bits.peek(LOOKAHEAD)];
@@ -240,7 +240,8 @@ impl Huffman {
 
     /// The next symbol as the other coefficients code it: how many zeros to pass over, then a number; no number where its
     /// size is 0.
-    #[inline]
+    // A result of this size goes through memory unless it is inlined, and there is one for every coefficient.
+    #[inline(always)]
     pub(super) fn run(&self, bits: &mut Bits) -> Fallible<(usize, Option<i32>)> {
         bits.fill();
         let entry = self.numbers[bits.peek(LOOKAHEAD)];
