@@ -11,7 +11,7 @@
 //! the kernel on its own.
 //!
 //! Dense 1×1 convolutions are products of matrices where the layout allows (`pointwise`): they alone heed the precision,
-//! all else is `f32`.
+//! everything else is `f32`.
 //!
 //! Work is cut into tasks by the shapes alone, and what several tasks add up is added in order: results are bit-identical
 //! for any number of threads.
