@@ -10,9 +10,12 @@
 //! pᵀ = exp(sᵀ − l)    rᵀ = scale · pᵀ ∘ (v·gᵀ − d)    gradients: v: pᵀ·g    k: rᵀ·q    qᵀ: kᵀ·rᵀ
 //! ```
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::memory::{unwritten, written};
 use super::norm::fold;
 use super::product::Operand;
 use super::{Math, Precision};
@@ -114,7 +117,7 @@ impl Attention<'_> {
     fn forward_as<K: Kind>(&self, isa: Isa) -> (Vec<f32>, Vec<f32>) {
         self.check();
         let (width, out_width) = self.widths();
-        let mut out = vec![0f32; self.batch * self.tokens * out_width];
+        let mut out = unwritten(self.batch * self.tokens * out_width);
         let mut lse = vec![0f32; self.batch * self.qk.len() * self.tokens];
         out.par_chunks_mut(self.tokens * out_width)
             .zip(lse.par_chunks_mut(self.qk.len() * self.tokens))
@@ -125,7 +128,8 @@ impl Attention<'_> {
                     isa.run(Forward::<K>(Job::new(self, qkv, head), out, lse));
                 }
             });
-        (out, lse)
+        // SAFETY: the heads' columns are all there are, and every head writes its own of every token.
+        (unsafe { written(out) }, lse)
     }
 
     fn backward_as<K: Kind>(&self, isa: Isa, out: &[f32], lse: &[f32], grad: &[f32]) -> Vec<f32> {
@@ -134,7 +138,7 @@ impl Attention<'_> {
         let image = self.tokens * out_width;
         assert!(out.len() == self.batch * image && grad.len() == out.len());
         assert!(lse.len() == self.batch * self.qk.len() * self.tokens);
-        let mut all = vec![0f32; self.qkv.len()];
+        let mut all = unwritten(self.qkv.len());
         all.par_chunks_mut(self.tokens * width)
             .zip(self.qkv.par_chunks(self.tokens * width))
             .zip(out.par_chunks(image).zip(grad.par_chunks(image)))
@@ -151,7 +155,8 @@ impl Attention<'_> {
                     });
                 }
             });
-        all
+        // SAFETY: as above, for queries, keys and values.
+        unsafe { written(all) }
     }
 }
 
@@ -232,7 +237,7 @@ fn bytes<K: Kind>(blocks: &[usize]) -> usize {
 }
 
 /// The result, `[tokens, Σv]`, and the logs of sums, `[tokens]`.
-struct Forward<'a, K>(Job<'a, K>, &'a mut [f32], &'a mut [f32]);
+struct Forward<'a, K>(Job<'a, K>, &'a mut [MaybeUninit<f32>], &'a mut [f32]);
 
 impl<K: Kind> Kernel for Forward<'_, K> {
     type Output = ();
@@ -292,7 +297,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                 for (row, inverse) in inverse[..rows].iter().enumerate() {
                     let at = (first + row) * job.out_width + head.out + panel * SIDE;
                     for (to, sum) in out[at..at + width].iter_mut().zip(&sums[row]) {
-                        *to = sum * inverse;
+                        to.write(sum * inverse);
                     }
                 }
             }
@@ -344,7 +349,7 @@ struct Backward<'a, K> {
     /// As `out`.
     grad: &'a [f32],
     /// As the fused projection.
-    to: &'a mut [f32],
+    to: &'a mut [MaybeUninit<f32>],
 }
 
 impl<K: Kind> Kernel for Backward<'_, K> {
@@ -417,7 +422,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                     K::tile::<S>(left, &right[panel * n * K::PACKED..], n, rows, wide, &mut p.0);
                     for (row, sums) in p.0[..rows].iter().enumerate() {
                         let at = (first + row) * job.width + column + panel * SIDE;
-                        to[at..at + wide].copy_from_slice(&sums[..wide]);
+                        to[at..at + wide].write_copy_of_slice(&sums[..wide]);
                     }
                 }
             }
@@ -431,7 +436,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                 p.transpose::<S>(&mut r);
                 for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;
-                    to[at..at + wide].copy_from_slice(&row[..wide]);
+                    to[at..at + wide].write_copy_of_slice(&row[..wide]);
                 }
             }
         }

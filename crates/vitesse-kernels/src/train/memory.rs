@@ -1,4 +1,25 @@
-//! Memory that is given back to the system must be asked for again, page by page.
+//! Memory for results: not cleared before it is written, and kept by the process when it is freed.
+
+use std::mem::MaybeUninit;
+
+/// Room for so many numbers, which are yet to be written.
+pub(super) fn unwritten(len: usize) -> Vec<MaybeUninit<f32>> {
+    let mut room = Vec::with_capacity(len);
+    // SAFETY: what may be uninitialised needs no initialisation.
+    unsafe { room.set_len(len) };
+    room
+}
+
+/// The same numbers.
+///
+/// # Safety
+/// All of them were written.
+pub(super) unsafe fn written(numbers: Vec<MaybeUninit<f32>>) -> Vec<f32> {
+    let mut numbers = std::mem::ManuallyDrop::new(numbers);
+    let (start, len, capacity) = (numbers.as_mut_ptr(), numbers.len(), numbers.capacity());
+    // SAFETY: the same allocation, whose numbers the caller has written; both types have one layout.
+    unsafe { Vec::from_raw_parts(start.cast(), len, capacity) }
+}
 
 /// Makes the process keep the memory that it frees, for its next use.
 ///
