@@ -166,7 +166,7 @@ impl ModuleVisitor for CompareGradients<'_> {
         match param.val().grad(self.gradients) {
             Some(grad) => {
                 self.how
-                    .compare(self.report, self.vectors, &format!("grad.{name}"), &values(&grad))
+                    .compare(self.report, self.vectors, &format!("grad.{name}"), &values(&grad));
             }
             None => self
                 .report
