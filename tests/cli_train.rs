@@ -72,6 +72,23 @@ fn a_run_reports_what_it_came_to() {
 }
 
 #[test]
+fn blocks_computed_again_leave_the_same_bytes_and_bf16_does_not() {
+    let place = place();
+    for (run, flags) in [
+        ("plain", ""),
+        ("again", "--grad-checkpointing"),
+        ("low", "--amp bf16"),
+    ] {
+        place
+            .run(&format!("train --recipe tiny.toml {flags} -o {run}"))
+            .ended(0);
+    }
+    let weights = |run: &str| std::fs::read(place.path(run).join("final/model.safetensors")).unwrap();
+    assert!(weights("plain") == weights("again"));
+    assert!(weights("plain") != weights("low"));
+}
+
+#[test]
 fn a_dry_run_shows_the_plan_and_writes_nothing() {
     let place = place();
     place.model("teacher", "deit_nano_patch8_32", 8);
@@ -154,6 +171,7 @@ fn recipes_that_cannot_be_meant_are_refused() {
         ("--epochs 0", "`train.epochs` is 0, expected at least 1"),
         ("--epochs two", "expected a whole number"),
         ("--aa rand-x", "`augment.aa`"),
+        ("--amp fp16", "unknown variant `fp16`, expected `bf16`"),
     ];
     for (flags, sentence) in flags {
         place
