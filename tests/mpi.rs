@@ -54,6 +54,8 @@ fn launch(place: &Place, args: &str) -> Option<Child> {
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("OMPI_MCA_mpi_yield_when_idle", "1")
+        // Seconds until mpirun kills what it has asked to end.
+        .env("OMPI_MCA_odls_base_sigkill_timeout", "3")
         .current_dir(place.path(""))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -34,7 +34,7 @@ use crate::{Error, Result};
 const BUCKET: usize = 25 * (1 << 20) / size_of::<f32>();
 
 /// Words that a process says in a meeting.
-pub(crate) const WORDS: usize = 4;
+pub const WORDS: usize = 4;
 
 /// What a process says about itself, before its words.
 const GO_ON: u64 = 0;
@@ -80,16 +80,16 @@ enum Bond {
 
 /// What was said in a meeting.
 #[derive(Debug)]
-pub(crate) struct Meeting {
+pub struct Meeting {
     /// Whether anybody wants to stop.
-    pub(crate) stop: bool,
+    pub stop: bool,
     /// Everybody's words, in the order of ranks.
-    pub(crate) words: Vec<[u64; WORDS]>,
+    pub words: Vec<[u64; WORDS]>,
 }
 
 impl Meeting {
     /// The sum of everybody's `i`-th word, which is the bits of an `f64`, in the order of ranks.
-    pub(crate) fn total(&self, i: usize) -> f64 {
+    pub fn total(&self, i: usize) -> f64 {
         let words = self.words.iter().filter_map(|words| words.get(i));
         words.map(|&word| f64::from_bits(word)).sum()
     }
@@ -111,7 +111,7 @@ impl Team {
     /// [`Error::Mpi`] when MPI does not start, or when this program was built without it and was launched several times.
     #[cfg_attr(not(feature = "mpi"), expect(clippy::needless_pass_by_value))]
     pub fn launched(stop: Arc<AtomicBool>) -> Result<Team> {
-        /// Set by Open MPI; by the launchers of MPICH and of Slurm; by those that follow PMIx.
+        /// The number of processes, as Open MPI says it, and the launchers of MPICH and Slurm; the rank, where PMIx is followed.
         const LAUNCHERS: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"];
         let Some(launched) = LAUNCHERS.iter().find_map(|name| std::env::var(name).ok()) else {
             return Ok(Team::alone());
@@ -129,7 +129,8 @@ impl Team {
         #[cfg(not(feature = "mpi"))]
         {
             let _ = stop;
-            if launched == "0" || launched == "1" {
+            // One process, or the first of some.
+            if launched == "1" || launched == "0" {
                 return Ok(Team::alone());
             }
             Err(Error::Mpi(
@@ -167,7 +168,7 @@ impl Team {
     ///
     /// # Errors
     /// [`Error::Peer`] when one of them cannot go on, [`Error::Lost`] when one has ended.
-    pub(crate) fn meet(&self, stop: bool, words: [u64; WORDS]) -> Result<Meeting> {
+    pub fn meet(&self, stop: bool, words: [u64; WORDS]) -> Result<Meeting> {
         let said = self.say(if stop { STOP } else { GO_ON }, words)?;
         if let Some(rank) = said.iter().position(|(status, _)| *status == FAILED) {
             self.bond.set(Bond::Over);
@@ -185,7 +186,7 @@ impl Team {
     ///
     /// # Errors
     /// [`Error::Apart`] for the first process that says something else; what [`Team::meet`] says.
-    pub(crate) fn agree(&self, things: [(&'static str, u64); WORDS]) -> Result<()> {
+    pub fn agree(&self, things: [(&'static str, u64); WORDS]) -> Result<()> {
         let meeting = self.meet(false, things.map(|(_, word)| word))?;
         let Some(first) = meeting.words.first() else {
             return Ok(());
@@ -222,7 +223,7 @@ impl Team {
     ///
     /// # Errors
     /// As [`Team::meet`].
-    pub(crate) fn gather(&self, mine: Vec<u64>) -> Result<Vec<Vec<u64>>> {
+    pub fn gather(&self, mine: Vec<u64>) -> Result<Vec<Vec<u64>>> {
         let mut counts = [0; WORDS];
         counts[0] = mine.len() as u64;
         let counts: Vec<usize> = self
@@ -250,7 +251,7 @@ impl Team {
     ///
     /// # Errors
     /// [`Error::Lost`], with the tensors half added up.
-    pub(crate) fn sum<'a>(&self, tensors: impl Iterator<Item = &'a mut [f32]>) -> Result<()> {
+    pub fn sum<'a>(&self, tensors: impl Iterator<Item = &'a mut [f32]>) -> Result<()> {
         let Some(transport) = &self.transport else {
             return Ok(());
         };
