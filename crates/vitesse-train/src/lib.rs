@@ -51,6 +51,8 @@ pub mod learner;
 #[cfg(feature = "train")]
 pub mod loss;
 pub mod metrics;
+#[cfg(feature = "train")]
+mod output;
 pub mod parallel;
 pub mod prepare;
 #[cfg(feature = "train")]

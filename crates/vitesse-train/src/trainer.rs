@@ -15,17 +15,16 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess, Replica};
-use vitesse_model::Checkpoint;
-use vitesse_model::config::HistoryStep;
 use vitesse_rng::Key;
 
 use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate_together};
 use crate::events::{Events, Outcome, Plan, warnings};
 use crate::learner::{Learner, Lesson, Settings, Taken};
+use crate::output::Output;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::Recipe;
-use crate::run::{EpochRecord, Existing, Logs, RunFolder, StepRecord};
+use crate::run::{EpochRecord, Existing, RunFolder, StepRecord};
 use crate::state::{Best, Running, State, fnv1a};
 use crate::teacher::Teacher;
 use crate::{Error, Result};
@@ -78,7 +77,7 @@ pub(crate) fn train_together(
     let outcome = run.epochs();
     if let Err(Error::Peer { .. } | Error::Lost) = outcome {
         // Nobody is left to compare checksums with; no step is ever half taken.
-        run.write_state()?;
+        run.output.state(run.learner.state())?;
     }
     outcome
 }
@@ -87,8 +86,7 @@ pub(crate) fn train_together(
 struct Run<'a> {
     team: &'a Team,
     recipe: &'a Recipe,
-    /// Where to write; only in the process that leads.
-    output: Option<Output>,
+    output: Output,
     stop: &'a AtomicBool,
     /// Whether the processes have agreed to stop.
     stopping: bool,
@@ -100,12 +98,6 @@ struct Run<'a> {
     steps_per_epoch: usize,
     /// Training images that could not be read, each mentioned once.
     unreadable: HashSet<usize>,
-}
-
-/// The folder of the run, and its logs.
-struct Output {
-    folder: RunFolder,
-    logs: Logs,
 }
 
 impl<'a> Run<'a> {
@@ -171,14 +163,16 @@ impl<'a> Run<'a> {
             });
         }
         state.progress.processes = team.size();
-        let document = serde_json::json!(recipe.decisive()?).to_string();
-        let sizes = [loader.data().len(), validation.as_ref().map_or(0, DataSet::len)];
-        team.agree([
-            ("recipe", fnv1a(document.bytes().map(u64::from))),
-            ("data set", fnv1a(sizes.iter().map(|&size| size as u64))),
-            ("number of steps behind it", state.progress.step as u64),
-            ("weights", state.checksum()),
-        ])?;
+        if team.size() > 1 {
+            let document = serde_json::json!(recipe.decisive()?).to_string();
+            let sizes = [loader.data().len(), validation.as_ref().map_or(0, DataSet::len)];
+            team.agree([
+                ("recipe", fnv1a(document.bytes().map(u64::from))),
+                ("data sets", fnv1a(sizes.iter().map(|&size| size as u64))),
+                ("number of steps behind it", state.progress.step as u64),
+                ("weights", state.checksum()),
+            ])?;
+        }
         let plan = Plan {
             model: state.spec.architecture.clone(),
             parameters: state.spec.costs()?.parameters(),
@@ -194,12 +188,7 @@ impl<'a> Run<'a> {
             done: state.progress.step,
         };
         let distillation = recipe.distill.distillation();
-        let output = team.leads().then(|| {
-            let folder = RunFolder::open(path, recipe, existing)?;
-            let logs = folder.logs(state.progress.step, state.progress.epochs)?;
-            Ok::<_, Error>(Output { folder, logs })
-        });
-        let output = output.transpose()?;
+        let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
         for warning in warnings(recipe, &state) {
             events.warning(&warning);
@@ -343,9 +332,7 @@ impl<'a> Run<'a> {
             seconds,
             wait,
         };
-        if let Some(output) = &mut self.output {
-            output.logs.step(&record)?;
-        }
+        self.output.step(&record)?;
         self.events.step(&record);
         if (step + 1).is_multiple_of(self.recipe.train.save_every) {
             self.save_state()?;
@@ -419,16 +406,7 @@ impl<'a> Run<'a> {
                 ("number of processes", self.team.size() as u64),
             ])?;
         }
-        self.write_state()
-    }
-
-    /// Writes the state, after the log lines that belong to it.
-    fn write_state(&self) -> Result<()> {
-        let Some(Output { folder, logs }) = &self.output else {
-            return Ok(());
-        };
-        logs.sync()?;
-        self.learner.state().save(&folder.state())
+        self.output.state(self.learner.state())
     }
 
     fn evaluate_epoch(&mut self, epoch: usize) -> Result<EpochRecord> {
@@ -532,47 +510,18 @@ impl<'a> Run<'a> {
         if keep > 1 && kept.contains(&epoch) {
             self.save_checkpoint(|folder| folder.epoch(epoch))?;
         }
-        if let Some(output) = &mut self.output {
-            output.logs.epoch(record)?;
-        }
+        self.output.epoch(record)?;
         self.save_state()?;
-        if let Some(output) = &self.output {
-            output.folder.keep_epochs(&kept)?;
-        }
+        self.output.keep_epochs(&kept)?;
         self.events.epoch(record, improved);
         Ok(())
     }
 
-    /// The model as it is now, as the checkpoint folder at `place`, which says how it came about.
+    /// The model as it is now, as the checkpoint folder at `place`.
     fn save_checkpoint(&self, place: impl FnOnce(&RunFolder) -> PathBuf) -> Result<()> {
-        let Some(output) = &self.output else {
-            return Ok(());
-        };
-        let state = self.learner.state();
-        let mut config = state.config.clone();
         let names = self.loader.data().class_names();
-        if names.len() == state.spec.num_classes {
-            config.label_names = names.iter().cloned().enumerate().collect();
-            config.label_descriptions.retain(|name, _| names.contains(name));
-        }
-        // The tag names the published weights, which these no longer are.
-        config.pretrained_cfg.tag = None;
-        let distils = self.recipe.distill.distils();
-        config.history.push(HistoryStep {
-            step: if distils { "distill" } else { "train" }.to_owned(),
-            method: distils.then(|| "deit".to_owned()),
-            config: self.recipe.decisive()?,
-            parent_sha256: state.parent_sha256.clone(),
-            metrics: state.progress.metrics.clone(),
-        });
-        let tensors = state.tensors(self.recipe.train.use_ema)?;
-        let checkpoint = Checkpoint {
-            spec: state.spec.clone(),
-            tensors,
-            config,
-            source: Default::default(),
-        };
-        Ok(checkpoint.save(&place(&output.folder), true)?)
+        self.output
+            .checkpoint(place, self.learner.state(), self.recipe, names)
     }
 }
 
