@@ -14,9 +14,11 @@ fn main() -> ExitCode {
         Err(error) => return cli::refuse(&error).into(),
     };
     let json = cli.json;
-    let outcome = Console::start().and_then(|console| cli.run(&console));
-    match outcome.and_then(|outcome| outcome.print(json)) {
-        Ok(exit) => exit.into(),
+    match Console::start() {
+        Ok(console) => {
+            let outcome = cli.run(&console);
+            console.end(outcome, json).into()
+        }
         Err(failure) => failure.print(json).into(),
     }
 }

@@ -1,4 +1,6 @@
 //! Standard error: notes, errors, progress. And the one thing that comes the other way: Ctrl-C.
+//!
+//! Of several processes that do one work, the first alone speaks, but for errors.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -7,35 +9,60 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vitesse::report::format;
+use vitesse_train::parallel::Team;
 
 use super::failure::{Exit, Failure, Result};
+use super::outcome::Outcome;
 
 /// Where a verb speaks to whoever waits for it.
 #[derive(Debug)]
 pub(crate) struct Console {
     interrupted: Arc<AtomicBool>,
+    team: Team,
 }
 
 impl Console {
     /// Takes over Ctrl-C and the system's request to end: the first asks the running verb to stop where nothing is left
-    /// half done, the second stops at once.
+    /// half done, the second stops at once. Joins the team that this process was launched in.
     pub(crate) fn start() -> Result<Console> {
         let interrupted = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&interrupted);
+        let team = Team::launched(Arc::clone(&interrupted))?;
+        let (seen, leads) = (Arc::clone(&interrupted), team.leads());
         let handler = move || {
             if seen.swap(true, Ordering::SeqCst) {
                 std::process::exit(Exit::Interrupted as i32);
             }
-            line("note", "stopping; once more to stop at once");
+            if leads {
+                line("note", "stopping; once more to stop at once");
+            }
         };
         ctrlc::set_handler(handler)
             .map_err(|error| Failure::new("E_INTERNAL", format!("cannot listen for Ctrl-C: {error}")))?;
-        Ok(Console { interrupted })
+        Ok(Console { interrupted, team })
+    }
+
+    /// The end: writes what a verb came to, or why it came to nothing, and waits for the other processes.
+    pub(crate) fn end(self, outcome: Result<Outcome>, json: bool) -> Exit {
+        if outcome.is_err() {
+            self.team.leave();
+        }
+        let exit = match outcome.and_then(|outcome| outcome.print(json, self.team.leads())) {
+            Ok(exit) => exit,
+            Err(failure) if self.team.leads() => failure.print(json),
+            Err(failure) => failure.print_of(self.team.rank()),
+        };
+        self.team.finish();
+        exit
+    }
+
+    /// The processes that do the work of this verb together.
+    pub(crate) fn team(&self) -> &Team {
+        &self.team
     }
 
     /// Says something that is no error.
     pub(crate) fn note(&self, text: &str) {
-        line("note", text);
+        self.say("note", text);
     }
 
     /// Is set once the user has asked to stop.
@@ -46,7 +73,9 @@ impl Console {
 
     /// Says something of its own `kind`, such as a finished epoch.
     pub(crate) fn say(&self, kind: &str, text: &str) {
-        line(kind, text);
+        if self.team.leads() {
+            line(kind, text);
+        }
     }
 
     /// An error once the user has asked to stop. Long verbs ask between two pieces of work.
@@ -60,7 +89,8 @@ impl Console {
 
     /// Begins to show progress over `total` things called `unit`, such as `images`.
     pub(crate) fn progress(&self, unit: &'static str, total: usize) -> Progress<'_> {
-        let bar = io::stderr().is_terminal().then(|| {
+        let shown = self.team.leads() && io::stderr().is_terminal();
+        let bar = shown.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
             let template =
                 format!("{{msg}}{{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left");
@@ -131,7 +161,7 @@ impl Progress<'_> {
                 self.about,
                 format::duration(left)
             );
-            line("progress", &text);
+            self.console.say("progress", &text);
         }
         self.console.check()
     }

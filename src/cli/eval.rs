@@ -9,7 +9,7 @@ use serde::Serialize;
 use vitesse::data::{DataSet, Preprocess};
 use vitesse::model::Checkpoint;
 use vitesse::report::format;
-use vitesse_train::evaluate::{EvalOptions, Evaluation, Timing, evaluate};
+use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 
 use super::Console;
@@ -121,13 +121,12 @@ impl Plan {
     pub(super) fn run(&self, runner: &mut Runner, console: &Console) -> Result<Report> {
         let mut progress = console.progress("images", self.data.len());
         let begun = Instant::now();
-        let evaluation = evaluate(runner, &self.data, &self.preprocess, self.options, &mut |at| {
-            if progress.at(at.done).is_err() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
+        let mut show = |at: EvalProgress| match progress.at(at.done) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let (data, team) = (&self.data, console.team());
+        let evaluation = evaluate_together(team, runner, data, &self.preprocess, self.options, &mut show)?;
         self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
     }
 

@@ -29,6 +29,9 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// The code where another process could not go on.
+const PEER: &str = "E_PEER";
+
 /// What went wrong, for people and for programs.
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure {
@@ -102,6 +105,15 @@ impl Failure {
         self.exit
     }
 
+    /// Tells people that it is of the process `rank`, which does not lead. What all processes know, the first one tells.
+    pub(crate) fn print_of(mut self, rank: usize) -> Exit {
+        if self.exit != Exit::Interrupted && self.code != PEER {
+            self.message = format!("process {rank}: {}", self.message);
+            self.tell();
+        }
+        self.exit
+    }
+
     /// The failure as the only document on standard output.
     pub(crate) fn print_document(&self) {
         // Whoever closed or filled standard output has been told on standard error already.
@@ -168,6 +180,10 @@ impl From<vitesse_train::Error> for Failure {
             E::RunExists { .. } | E::NotARun { .. } => "E_EXISTS",
             E::Resume { .. } => "E_RESUME",
             E::Diverged { .. } => "E_DIVERGED",
+            E::Peer { .. } => PEER,
+            E::Lost => "E_PEER_LOST",
+            E::Apart { .. } => "E_PEER_DIFFERS",
+            E::Mpi(_) => "E_MPI",
             E::Model(error) => return error.into(),
             E::Data(error) => return error.into(),
             E::Interrupted => return Failure::interrupted(),

@@ -80,8 +80,25 @@ enum Verb {
     Doctor(doctor::Args),
 }
 
+impl Verb {
+    /// Whether several processes can share the work.
+    fn is_shared(&self) -> bool {
+        match self {
+            #[cfg(feature = "train")]
+            Verb::Train(_) | Verb::Distill(_) => true,
+            Verb::Eval(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl Cli {
     pub(crate) fn run(self, console: &Console) -> Result<Outcome> {
+        let processes = console.team().size();
+        if processes > 1 && !self.verb.is_shared() {
+            let sentence = format!("this verb is the work of one process, and {processes} were launched");
+            return Err(Failure::usage(sentence).hint("`train`, `distill` and `eval` share theirs"));
+        }
         match self.verb {
             #[cfg(feature = "train")]
             Verb::Quickstart(args) => args.run(console),

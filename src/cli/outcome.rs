@@ -37,9 +37,10 @@ impl Outcome {
         Outcome { exit, ..self }
     }
 
-    /// Writes the document to standard output.
-    pub(crate) fn print(&self, json: bool) -> Result<Exit> {
+    /// Writes the document to standard output, if this process `speaks`.
+    pub(crate) fn print(&self, json: bool, speaks: bool) -> Result<Exit> {
         let written = match json {
+            _ if !speaks => Ok(()),
             true => write_json(&self.json),
             // Into a file or a pipe goes what there is.
             false if io::stdout().is_terminal() => write(printable(&self.text).as_bytes()),

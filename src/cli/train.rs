@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Console;
-use super::failure::Result;
+use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::training::{RecipeArgs, RunArgs, Training, study};
 
@@ -35,6 +35,10 @@ impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
         if let Some(file) = &self.sweep {
+            if console.team().size() > 1 {
+                let sentence = "a study makes its runs one after the other in one process";
+                return Err(Failure::usage(sentence).hint("start it without `mpirun`"));
+            }
             return study::run(file, &self.run, console);
         }
         let recipe = self.recipe.resolve(&self.run, Vec::new())?;

@@ -6,7 +6,7 @@
 //! ```text
 //! bytes ── decode ── Image ── preprocess ── [3, height, width] f32 ──┐
 //!            │   (or TrainTransform)                                 ├── loader ── Batch [n, 3, height, width]
-//! path ── open ── DataSet ── Order (seed, epoch, replica) ───────────┘
+//! path ── open ── DataSet ── Order (seed, epoch) ────────────────────┘
 //! ```
 //!
 //! * **Decoding** ([`decode`]) trusts nothing: the format is read from the content, sizes are checked on the header

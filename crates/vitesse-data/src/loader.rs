@@ -54,7 +54,7 @@ pub enum OnError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoaderOptions {
-    /// Samples a batch, at least 1. Default 64.
+    /// Samples a batch, at least 1; of this machine, where there are several. Default 64.
     pub batch_size: usize,
     /// Threads that read and transform; 0, the default, is one for each core of the machine.
     pub workers: usize,
@@ -68,7 +68,8 @@ pub struct LoaderOptions {
     pub drop_last: bool,
     /// What to do with a sample that cannot be read.
     pub on_error: OnError,
-    /// This machine's share of the samples.
+    /// This machine's part of every batch: the batches of all machines side by side, in the order of their ranks, are
+    /// the batches of one machine whose `batch_size` is `of` times as large.
     pub replica: Replica,
 }
 
@@ -159,7 +160,8 @@ impl Loader {
                 return Err(Error::setting(key, &0, "at least 1"));
             }
         }
-        options.order.visits(0, 0, 0, options.replica)?;
+        options.order.visits(0, 0, 0)?;
+        options.replica.check()?;
         Ok(Loader {
             data,
             transform: Arc::new(transform),
@@ -177,13 +179,7 @@ impl Loader {
     /// # Errors
     /// None for a loader whose options were not changed; see [`Order::visits`].
     pub fn batches(&self) -> Result<usize> {
-        let visits = self.visits(0)?.len();
-        let size = self.options.batch_size;
-        Ok(if self.options.drop_last {
-            visits / size
-        } else {
-            visits.div_ceil(size)
-        })
+        Ok(self.visits(0, 0)?.len().div_ceil(self.options.batch_size))
     }
 
     /// One epoch. The threads start at once and stop when the result is dropped.
@@ -199,12 +195,8 @@ impl Loader {
     /// # Errors
     /// As [`Loader::epoch`].
     pub fn rest_of_epoch(&self, epoch: u64, skipped: usize) -> Result<Batches> {
-        let mut visits = self.visits(epoch)?;
+        let visits = self.visits(epoch, skipped)?;
         let size = self.options.batch_size;
-        if self.options.drop_last {
-            visits.truncate(visits.len() / size * size);
-        }
-        visits.drain(..skipped.saturating_mul(size).min(visits.len()));
         let workers = match self.options.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -242,10 +234,24 @@ impl Loader {
         Ok(batches)
     }
 
-    fn visits(&self, epoch: u64) -> Result<Vec<Pick>> {
-        self.options
-            .order
-            .visits(self.data.len(), self.options.seed, epoch, self.options.replica)
+    /// What this machine visits in an epoch, after its first `skipped` batches.
+    fn visits(&self, epoch: u64, skipped: usize) -> Result<Vec<Pick>> {
+        let LoaderOptions {
+            batch_size: size,
+            order,
+            seed,
+            replica,
+            drop_last,
+            ..
+        } = self.options;
+        let mut visits = order.visits(self.data.len(), seed, epoch)?;
+        let together = size.saturating_mul(replica.of);
+        if drop_last {
+            visits.truncate(visits.len() / together * together);
+        }
+        let batches = visits.chunks(together).skip(skipped);
+        let parts = batches.filter_map(|batch| batch.chunks(size).nth(replica.rank));
+        Ok(parts.flatten().copied().collect())
     }
 }
 
@@ -594,6 +600,42 @@ mod tests {
             assert!(rest == whole[skipped.min(whole.len())..], "{skipped}");
             let read: usize = rest.iter().map(|batch| batch.len() + batch.failures.len()).sum();
             assert_eq!(loads.load(Ordering::Relaxed), read, "{skipped}");
+        }
+    }
+
+    #[test]
+    fn machines_side_by_side_are_one_machine() {
+        let (data, _) = pixels(53, &[], None);
+        for (drop_last, order) in [
+            (true, Order::Shuffled),
+            (false, Order::Sequential),
+            (true, Order::Repeated { repeats: 3 }),
+        ] {
+            let batches = |batch_size, replica, skipped| -> Vec<Batch> {
+                let options = LoaderOptions {
+                    batch_size,
+                    order,
+                    drop_last,
+                    replica,
+                    ..LoaderOptions::default()
+                };
+                let loader = Loader::new(data.clone(), Keyed, options).unwrap();
+                let batches: Result<Vec<Batch>> = loader.rest_of_epoch(1, skipped).unwrap().collect();
+                batches.unwrap()
+            };
+            for skipped in [0, 2] {
+                let whole = batches(12, Replica::default(), skipped);
+                let parts = [0, 1, 2].map(|rank| batches(4, Replica { rank, of: 3 }, skipped));
+                for (i, whole) in whole.iter().enumerate() {
+                    let parts = parts.iter().filter_map(|batches| batches.get(i));
+                    let indices: Vec<usize> = parts.clone().flat_map(|batch| batch.indices.clone()).collect();
+                    let images: Vec<f32> = parts.flat_map(|batch| batch.images.clone()).collect();
+                    assert_eq!((&indices, &images), (&whole.indices, &whole.images));
+                }
+                // 53 samples: the last batch has 5, of which the third machine has none.
+                let counts = if drop_last { [4, 4, 4] } else { [5, 5, 4] };
+                assert_eq!(parts.map(|batches| batches.len() + skipped), counts);
+            }
         }
     }
 

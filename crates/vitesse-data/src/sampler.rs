@@ -1,4 +1,4 @@
-//! The order of an epoch: a pure function of (seed, epoch), for one machine or many.
+//! The order of an epoch: a pure function of (seed, epoch).
 
 use serde::{Deserialize, Serialize};
 use vitesse_rng::Key;
@@ -38,6 +38,17 @@ impl Default for Replica {
     }
 }
 
+impl Replica {
+    /// That the rank is below the number of replicas.
+    pub(crate) fn check(self) -> Result<()> {
+        if self.rank < self.of {
+            return Ok(());
+        }
+        let expected = format!("a rank below {}", self.of);
+        Err(Error::setting("replica", &self.rank, expected))
+    }
+}
+
 /// One visit to a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pick {
@@ -48,32 +59,22 @@ pub struct Pick {
 }
 
 impl Order {
-    /// What one replica visits in an epoch over `n` samples.
-    ///
-    /// Replica `r` of `R` takes every `R`-th visit from the `r`-th on. When training, the list is first padded from its start to
-    /// a multiple of `R`, so that all replicas take equally many steps; when evaluating, nothing is visited twice.
+    /// What an epoch over `n` samples visits, one after the other.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a rank that is not below the number of replicas, or zero repeats.
-    pub fn visits(self, n: usize, seed: u64, epoch: u64, replica: Replica) -> Result<Vec<Pick>> {
-        if replica.rank >= replica.of {
-            return Err(Error::setting(
-                "replica",
-                &replica.rank,
-                format!("a rank below {}", replica.of),
-            ));
-        }
+    /// [`Error::Setting`] for zero repeats.
+    pub fn visits(self, n: usize, seed: u64, epoch: u64) -> Result<Vec<Pick>> {
         let key = Key::new(seed).with("order").at(epoch);
+        let once = |index| Pick { index, copy: 0 };
         match self {
-            Order::Sequential => {
-                let indices = (replica.rank..n).step_by(replica.of);
-                Ok(indices.map(|index| Pick { index, copy: 0 }).collect())
-            }
-            Order::Shuffled => Ok(share(&key.rng().permutation(n), 1, replica)),
+            Order::Sequential => Ok((0..n).map(once).collect()),
+            Order::Shuffled => Ok(key.rng().permutation(n).into_iter().map(once).collect()),
             Order::Repeated { repeats: 0 } => Err(Error::setting("repeats", &0, "at least 1")),
-            Order::Repeated { repeats } => {
-                Ok(repeated_augmentation(&key.rng().permutation(n), repeats, replica))
-            }
+            Order::Repeated { repeats } => Ok(repeated_augmentation(
+                &key.rng().permutation(n),
+                repeats,
+                Replica::default(),
+            )),
         }
     }
 }
@@ -118,43 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_visits_everything_once_whatever_the_replicas() {
-        let mut seen: Vec<usize> = (0..3)
-            .flat_map(|rank| {
-                indices(
-                    &Order::Sequential
-                        .visits(10, 1, 0, Replica { rank, of: 3 })
-                        .unwrap(),
-                )
-            })
-            .collect();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..10).collect::<Vec<_>>());
-    }
-
-    #[test]
     fn shuffling_depends_on_seed_and_epoch_alone() {
-        let visits = |seed, epoch| {
-            Order::Shuffled
-                .visits(50, seed, epoch, Replica::default())
-                .unwrap()
-        };
+        let visits = |seed, epoch| Order::Shuffled.visits(50, seed, epoch).unwrap();
         assert_eq!(visits(1, 2), visits(1, 2));
         assert_ne!(visits(1, 2), visits(1, 3));
         assert_ne!(visits(1, 2), visits(2, 2));
         let mut seen = indices(&visits(1, 2));
         seen.sort_unstable();
         assert_eq!(seen, (0..50).collect::<Vec<_>>());
-        // Every replica of a training epoch has equally many steps.
-        for rank in 0..4 {
-            assert_eq!(
-                Order::Shuffled
-                    .visits(50, 1, 2, Replica { rank, of: 4 })
-                    .unwrap()
-                    .len(),
-                13
-            );
-        }
+        assert_eq!(indices(&Order::Sequential.visits(50, 1, 2).unwrap()), seen);
     }
 
     #[test]
@@ -186,15 +159,6 @@ mod tests {
             14
         );
         assert!(repeated_augmentation(&[], 3, Replica::default()).is_empty());
-        assert!(
-            Order::Repeated { repeats: 0 }
-                .visits(5, 0, 0, Replica::default())
-                .is_err()
-        );
-        assert!(
-            Order::Shuffled
-                .visits(5, 0, 0, Replica { rank: 2, of: 2 })
-                .is_err()
-        );
+        assert!(Order::Repeated { repeats: 0 }.visits(5, 0, 0).is_err());
     }
 }

@@ -58,7 +58,7 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
-    /// The peak learning rate for batches of `batch` samples, all accumulated parts together.
+    /// The peak learning rate for batches of `batch` samples, all accumulated parts and all processes together.
     pub fn peak_lr(&self, batch: usize) -> f64 {
         self.lr_base_size
             .map_or(self.lr, |base| self.lr * batch as f64 / base.max(1) as f64)

@@ -207,6 +207,29 @@ pub enum Error {
         /// Names of the samples, the first few.
         files: String,
     },
+    /// Another process of the team cannot go on.
+    #[error("process {rank} cannot go on, for the reason that it has given")]
+    Peer {
+        /// Which one.
+        rank: usize,
+    },
+    /// Another process of the team has ended, or does not answer in the time that is left.
+    #[error("another process has ended, or does not answer")]
+    Lost,
+    /// Processes that should have the same have not.
+    #[error(
+        "process {rank} does not have the same {what} as process 0; all must be one program with one recipe, and find the \
+         same data, checkpoints and run folder"
+    )]
+    Apart {
+        /// What differs.
+        what: &'static str,
+        /// The first process that has something else.
+        rank: usize,
+    },
+    /// MPI cannot be used.
+    #[error("{0}")]
+    Mpi(String),
     /// Stopped from outside, everything saved that could be.
     #[error("interrupted")]
     Interrupted,

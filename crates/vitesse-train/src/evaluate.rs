@@ -1,9 +1,10 @@
 //! How good a model is on a data set.
 //!
 //! Samples are visited once, in order, prepared as the checkpoint says. The result does not depend on the batch size
-//! but for the rounding of the model's own arithmetic. An image that cannot be read is left out and named.
+//! but for the rounding of the model's own arithmetic. An image that cannot be read is left out and named. Several
+//! processes take a stretch of the samples each; what they count together is what one would count.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,6 +12,7 @@ use vitesse_data::{Batch, DataSet, Failure, Loader, LoaderOptions, OnError, Prep
 use vitesse_model::{Fusion, ModelSpec};
 
 use crate::metrics::{Counter, Metrics, Scores};
+use crate::parallel::Team;
 use crate::{Error, Result};
 
 #[cfg(feature = "train")]
@@ -148,41 +150,45 @@ pub fn evaluate(
     options: EvalOptions,
     progress: &mut dyn FnMut(EvalProgress) -> ControlFlow<()>,
 ) -> Result<Evaluation> {
-    let loader = LoaderOptions {
-        batch_size: options.batch_size,
-        workers: options.workers,
-        on_error: OnError::Skip,
-        ..LoaderOptions::default()
-    };
+    evaluate_together(&Team::alone(), model, data, preprocess, options, progress)
+}
+
+/// As [`evaluate`], by all processes of `team`: each takes its stretch of the samples, and all return the same, but for the
+/// time it took them.
+///
+/// # Errors
+/// As [`evaluate`], of this process; [`Error::Peer`] and [`Error::Lost`] because of another.
+pub fn evaluate_together(
+    team: &Team,
+    model: &mut dyn Classifier,
+    data: &DataSet,
+    preprocess: &Preprocess,
+    options: EvalOptions,
+    progress: &mut dyn FnMut(EvalProgress) -> ControlFlow<()>,
+) -> Result<Evaluation> {
     check(model.spec(), data, preprocess)?;
-    let loader = Loader::new(data.clone(), preprocess.clone(), loader)?;
-    let mut tally = Tally::new(model.spec(), options.fusion);
-    let (mut failures, mut timing) = (Vec::new(), Timing::default());
-    let mut done = 0;
-    let mut waiting = Instant::now();
-    for batch in loader.epoch(0)? {
-        let batch = batch?;
-        timing.load += waiting.elapsed();
-        done += batch.len() + batch.failures.len();
-        if !batch.is_empty() {
-            let labels = batch.classes(data)?;
-            let computing = Instant::now();
-            let Batch { images, shape, .. } = batch;
-            tally.add(&model.classify(&images, shape)?, &labels)?;
-            timing.forward += computing.elapsed();
-        }
-        failures.extend(batch.failures);
-        if progress(EvalProgress {
-            done,
-            total: data.len(),
-        })
-        .is_break()
-        {
-            return Err(Error::Interrupted);
-        }
-        waiting = Instant::now();
+    let cut = |rank| data.len() * rank / team.size();
+    let stretch = cut(team.rank())..cut(team.rank() + 1);
+    let tally = Tally::new(model.spec(), options.fusion);
+    let mut part = Part {
+        tally: tally.clone(),
+        failures: Vec::new(),
+        timing: Timing::default(),
+    };
+    let go_on = if stretch.is_empty() {
+        ControlFlow::Continue(())
+    } else {
+        part.count(model, data, stretch, preprocess, options, progress)?
+    };
+    if team.meet(go_on.is_break(), Default::default())?.stop {
+        return Err(Error::Interrupted);
     }
-    let (joint, heads) = tally.finish();
+    let (joint, heads, failures) = if team.size() == 1 {
+        let (joint, heads) = part.tally.finish();
+        (joint, heads, part.failures)
+    } else {
+        merge(team, tally, &part)?
+    };
     if joint.samples == 0 {
         let first = failures
             .first()
@@ -197,8 +203,98 @@ pub fn evaluate(
         joint,
         heads,
         failures,
-        timing,
+        timing: part.timing,
     })
+}
+
+/// What one process has counted.
+struct Part {
+    tally: Tally,
+    failures: Vec<Failure>,
+    timing: Timing,
+}
+
+impl Part {
+    /// Counts a stretch of the samples, until it ends or `progress` breaks off.
+    fn count(
+        &mut self,
+        model: &mut dyn Classifier,
+        data: &DataSet,
+        stretch: Range<usize>,
+        preprocess: &Preprocess,
+        options: EvalOptions,
+        progress: &mut dyn FnMut(EvalProgress) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let loader = LoaderOptions {
+            batch_size: options.batch_size,
+            workers: options.workers,
+            on_error: OnError::Skip,
+            ..LoaderOptions::default()
+        };
+        let (begin, count, total) = (stretch.start, stretch.len(), data.len());
+        let data = if count == total {
+            data.clone()
+        } else {
+            data.subset(&stretch.collect::<Vec<_>>())
+        };
+        let loader = Loader::new(data.clone(), preprocess.clone(), loader)?;
+        let mut done = 0;
+        let mut waiting = Instant::now();
+        for batch in loader.epoch(0)? {
+            let batch = batch?;
+            self.timing.load += waiting.elapsed();
+            done += batch.len() + batch.failures.len();
+            if !batch.is_empty() {
+                let labels = batch.classes(&data)?;
+                let computing = Instant::now();
+                let Batch { images, shape, .. } = batch;
+                self.tally.add(&model.classify(&images, shape)?, &labels)?;
+                self.timing.forward += computing.elapsed();
+            }
+            let failures = batch.failures.into_iter();
+            self.failures.extend(failures.map(|failure| Failure {
+                index: begin + failure.index,
+                ..failure
+            }));
+            // As far as this process is with its stretch, all are with everything.
+            let at = EvalProgress {
+                done: done * total / count,
+                total,
+            };
+            if progress(at).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            waiting = Instant::now();
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// What all processes have counted, given the empty `tally`.
+fn merge(team: &Team, mut tally: Tally, mine: &Part) -> Result<(Metrics, Option<HeadMetrics>, Vec<Failure>)> {
+    for words in team.gather(mine.tally.words())? {
+        tally.absorb(&words);
+    }
+    let text: String = mine
+        .failures
+        .iter()
+        .map(|failure| format!("{}\0{}\0{}\0", failure.index, failure.name, failure.reason))
+        .collect();
+    let mut failures = Vec::new();
+    for words in team.gather(text.bytes().map(u64::from).collect())? {
+        let bytes: Vec<u8> = words.into_iter().map(|word| word as u8).collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let mut fields = text.split('\0');
+        while let (Some(index), Some(name), Some(reason)) = (fields.next(), fields.next(), fields.next()) {
+            failures.push(Failure {
+                index: index.parse().unwrap_or_default(),
+                name: name.to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+    let (joint, heads) = tally.finish();
+    Ok((joint, heads, failures))
 }
 
 fn check(spec: &ModelSpec, data: &DataSet, preprocess: &Preprocess) -> Result<()> {
@@ -223,6 +319,7 @@ fn check(spec: &ModelSpec, data: &DataSet, preprocess: &Preprocess) -> Result<()
 }
 
 /// Counts the heads and their fusion.
+#[derive(Clone)]
 struct Tally {
     fusion: Fusion,
     classes: usize,
@@ -257,6 +354,24 @@ impl Tally {
             other.add(distillation, labels)?;
         }
         Ok(())
+    }
+
+    /// What was counted, in words that [`Tally::absorb`] reads.
+    fn words(&self) -> Vec<u64> {
+        let [class, distillation] = &self.heads;
+        let counters = [&self.joint, class, distillation].map(Counter::words);
+        [vec![u64::from(self.distilled)], counters.concat()].concat()
+    }
+
+    /// Adds what another process has counted.
+    fn absorb(&mut self, words: &[u64]) {
+        let Some((&distilled, words)) = words.split_first() else {
+            return;
+        };
+        self.distilled |= distilled == 1;
+        let [class, distillation] = &mut self.heads;
+        let rest = class.absorb(self.joint.absorb(words));
+        distillation.absorb(rest);
     }
 
     fn finish(self) -> (Metrics, Option<HeadMetrics>) {

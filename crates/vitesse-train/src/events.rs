@@ -28,8 +28,10 @@ pub struct Plan {
     pub epochs: usize,
     /// Optimiser steps an epoch.
     pub steps_per_epoch: usize,
-    /// Samples a step.
+    /// Samples a step, of all processes together.
     pub batch_size: usize,
+    /// Processes that take the steps together.
+    pub processes: usize,
     /// Steps taken before, when a run is resumed.
     pub done: usize,
 }
@@ -66,7 +68,7 @@ impl Events for () {}
 
 /// What can be used but is hardly meant, in the recipe and in the model that it meets.
 pub(crate) fn warnings(recipe: &Recipe, state: &State) -> Vec<String> {
-    let mut warnings = recipe.warnings();
+    let mut warnings = recipe.warnings(state.progress.processes);
     let distilled = state.spec.vit().is_ok_and(|vit| vit.is_distilled());
     if distilled && !recipe.distill.distils() {
         warnings.push(

@@ -4,6 +4,10 @@
 //! but for rounding, since losses are weighted by the parts' sizes, mixing has happened before, and drop path depends
 //! on a sample's place in the whole batch. (Batch norms are the exception: they see the parts.) Whatever is random is
 //! a function of the seed and the step.
+//!
+//! Several processes take a step together: each has its part of the batch, with as many samples as the others, and what
+//! holds for parts that are computed one after the other holds for theirs. Running statistics are averaged over the
+//! processes.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -12,10 +16,14 @@ use vitesse_rng::Key;
 
 use crate::adamw::{self, OptimConfig, Step};
 use crate::loss::Distillation;
+use crate::parallel::Team;
 use crate::state::State;
 use crate::teacher::Teacher;
 use crate::weights::{Ids, add_gradients, copies, refresh, train_only};
 use crate::{Error, Result};
+
+/// What each trained tensor's gradient is, in their order; `None` where the loss does not depend on it.
+type Gradients = Vec<Option<Vec<f32>>>;
 
 /// What stays the same over all steps.
 #[derive(Debug, Clone)]
@@ -181,8 +189,43 @@ impl Learner {
     ///
     /// # Errors
     /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
-    /// a number, in which case nothing has changed but buffers.
+    /// a number. The state is then as it was.
     pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
+        let (taken, _) = self.step_together(&Team::alone(), lesson, lr, || false)?;
+        Ok(taken)
+    }
+
+    /// As [`Learner::step`], by all processes of `team`, each with its part of the batch. Also returns whether any of
+    /// them wants to `stop` after this step.
+    ///
+    /// # Errors
+    /// As [`Learner::step`], for this process's part; what [`Team::meet`] says. The state is as it was.
+    pub(crate) fn step_together(
+        &mut self,
+        team: &Team,
+        lesson: &Lesson,
+        lr: f64,
+        stop: impl FnOnce() -> bool,
+    ) -> Result<(Taken, bool)> {
+        let buffers = self.state.buffers.clone();
+        let shared = self
+            .gradients(team, lesson)
+            .and_then(|(gradients, taken)| self.share(team, gradients, taken, stop()));
+        match shared {
+            Ok((gradients, taken, stop)) => {
+                self.update(&gradients, &taken, lr);
+                Ok((taken, stop))
+            }
+            Err(error) => {
+                self.state.buffers = buffers;
+                self.refresh_buffers();
+                Err(error)
+            }
+        }
+    }
+
+    /// The gradients of this process's part of the batch, and what it adds to the loss.
+    fn gradients(&mut self, team: &Team, lesson: &Lesson) -> Result<(Gradients, Taken)> {
         let samples = lesson.samples();
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
@@ -194,12 +237,38 @@ impl Learner {
         };
         for first in (0..samples).step_by(part) {
             self.part(
+                team,
                 lesson,
                 first,
                 part.min(samples - first),
                 &mut gradients,
                 &mut taken,
             )?;
+        }
+        Ok((gradients, taken))
+    }
+
+    /// Adds up gradients and losses over the processes, and averages the running statistics.
+    fn share(
+        &mut self,
+        team: &Team,
+        mut gradients: Gradients,
+        mut taken: Taken,
+        stop: bool,
+    ) -> Result<(Gradients, Taken, bool)> {
+        let distill = taken.distill.unwrap_or_default();
+        let losses = [taken.loss, taken.base, distill].map(f64::to_bits);
+        let meeting = team.meet(stop, [losses[0], losses[1], losses[2], 0])?;
+        [taken.loss, taken.base] = [meeting.total(0), meeting.total(1)];
+        taken.distill = taken.distill.map(|_| meeting.total(2));
+        team.sum(gradients.iter_mut().flatten().map(Vec::as_mut_slice))?;
+        if team.size() > 1 && !self.settings.eval_mode {
+            let share = 1.0 / team.size() as f32;
+            let buffers = self.state.buffers.iter_mut().map(|buffer| &mut buffer.values);
+            buffers.flatten().for_each(|value| *value *= share);
+            let buffers = self.state.buffers.iter_mut();
+            team.sum(buffers.map(|buffer| buffer.values.as_mut_slice()))?;
+            self.refresh_buffers();
         }
         taken.grad_norm = adamw::global_norm(&gradients);
         if !taken.grad_norm.is_finite() {
@@ -208,6 +277,11 @@ impl Learner {
                 value: taken.grad_norm,
             });
         }
+        Ok((gradients, taken, meeting.stop))
+    }
+
+    /// Takes the optimiser step.
+    fn update(&mut self, gradients: &[Option<Vec<f32>>], taken: &Taken, lr: f64) {
         let factor = adamw::clip_factor(taken.grad_norm, self.settings.optim.clip_grad);
         let t = self.state.progress.step as u64 + 1;
         let step = Step {
@@ -218,7 +292,7 @@ impl Learner {
         adamw::step(
             &self.settings.optim,
             &mut self.state.slots,
-            &gradients,
+            gradients,
             factor,
             step,
         );
@@ -226,26 +300,27 @@ impl Learner {
         self.state.progress.step += 1;
         let weights = copies(&self.state.slots, |slot| Some(&slot.weight));
         self.network = refresh(self.network.clone(), &self.trained, weights);
-        Ok(taken)
     }
 
-    /// Adds the gradients and the loss of `count` samples from `first` on.
+    /// Adds the gradients and the loss of `count` samples from `first` on, weighted as their share of the whole batch.
     fn part(
         &mut self,
+        team: &Team,
         lesson: &Lesson,
         first: usize,
         count: usize,
         gradients: &mut [Option<Vec<f32>>],
         taken: &mut Taken,
     ) -> Result<()> {
-        let share = count as f64 / lesson.samples() as f64;
+        let samples = lesson.samples();
+        let share = count as f64 / (samples * team.size()) as f64;
         let Lesson { images, targets } = lesson.part(first, count);
         let teacher = self
             .teacher
             .as_ref()
             .map(|teacher| teacher.logits(images.clone()))
             .transpose()?;
-        let mut ctx = self.context(first);
+        let mut ctx = self.context(team.rank() * samples + first);
         let logits = self.network.forward(images.autodiff(), &mut ctx)?;
         let loss =
             self.settings
@@ -299,9 +374,14 @@ impl Learner {
                 values.map_err(|error| Error::Backend(format!("{name}: {error:?}")))?,
             );
         }
+        self.refresh_buffers();
+        Ok(())
+    }
+
+    /// Gives the network the state's running statistics.
+    fn refresh_buffers(&mut self) {
         let buffers = copies(&self.state.buffers, |buffer| Some(&buffer.values));
         self.network = refresh(self.network.clone(), &self.buffers, buffers);
-        Ok(())
     }
 }
 

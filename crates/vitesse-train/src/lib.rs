@@ -7,6 +7,7 @@
 //! | one step, and what it changes | [`learner`], [`state`] |
 //! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
 //! | how good a model is | [`evaluate`], [`metrics`], [`tokens`] |
+//! | several processes that do one work | [`parallel`] |
 //!
 //! Everything random is a function of the seed, the epoch, the step and the sample, and every sum has a fixed order. So
 //! a run has no state but its weights, moments and counters; it can be killed at any moment and resumed, and ends with
@@ -50,6 +51,9 @@ pub mod learner;
 #[cfg(feature = "train")]
 pub mod loss;
 pub mod metrics;
+#[cfg(feature = "train")]
+mod output;
+pub mod parallel;
 pub mod prepare;
 #[cfg(feature = "train")]
 pub mod recipe;
@@ -79,4 +83,4 @@ pub use error::{Error, Result};
 #[cfg(feature = "train")]
 pub use recipe::Recipe;
 #[cfg(feature = "train")]
-pub use start::run;
+pub use start::{run, run_together};

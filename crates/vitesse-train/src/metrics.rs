@@ -137,6 +137,39 @@ impl Counter {
         Ok(())
     }
 
+    /// What was counted, in words that [`Counter::absorb`] reads: samples, top five, the bits of the loss, how many cells of
+    /// the confusion are not zero, and of each of them its place and its count.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        let cells = self.confusion.iter().flatten().zip(0u64..);
+        let cells: Vec<(&u64, u64)> = cells.filter(|(count, _)| **count > 0).collect();
+        let mut words = vec![
+            self.samples as u64,
+            self.top5 as u64,
+            self.loss.to_bits(),
+            cells.len() as u64,
+        ];
+        words.extend(cells.into_iter().flat_map(|(&count, place)| [place, count]));
+        words
+    }
+
+    /// Adds what another counter over the same classes has counted; returns the words behind its.
+    pub(crate) fn absorb<'a>(&mut self, words: &'a [u64]) -> &'a [u64] {
+        let [samples, top5, loss, cells, rest @ ..] = words else {
+            return &[];
+        };
+        self.samples += *samples as usize;
+        self.top5 += *top5 as usize;
+        self.loss += f64::from_bits(*loss);
+        let (cells, rest) = rest.split_at(rest.len().min(2 * *cells as usize));
+        for cell in cells.chunks_exact(2) {
+            let (row, column) = (cell[0] as usize / self.classes, cell[0] as usize % self.classes);
+            if let Some(count) = self.confusion.get_mut(row).and_then(|row| row.get_mut(column)) {
+                *count += cell[1];
+            }
+        }
+        rest
+    }
+
     /// The result; all zero when nothing was counted.
     pub fn finish(self) -> Metrics {
         let classes: Vec<ClassMetrics> = (0..self.classes)
@@ -320,7 +353,18 @@ mod tests {
             let (first, second) = rows.split_at(cut.min(rows.len()));
             add(&mut parts, first);
             add(&mut parts, second);
-            let (whole, parts) = (whole.finish(), parts.finish());
+            // As are counters of parts, whose losses only round differently.
+            let mut sum = Counter::new(4, Scores::Logits);
+            for part in [first, second] {
+                let mut counter = Counter::new(4, Scores::Logits);
+                add(&mut counter, part);
+                let mut words = counter.words();
+                words.push(7);
+                proptest::prop_assert_eq!(sum.absorb(&words), &[7]);
+            }
+            let (whole, parts, sum) = (whole.finish(), parts.finish(), sum.finish());
+            proptest::prop_assert!((sum.loss - whole.loss).abs() < 1e-12);
+            proptest::prop_assert_eq!(&Metrics { loss: whole.loss, ..sum }, &whole);
             proptest::prop_assert_eq!(&whole, &parts);
             let right = rows.iter().filter(|(row, label)| argmax(row) == *label).count();
             proptest::prop_assert_eq!(whole.top1, 100.0 * right as f64 / rows.len() as f64);

@@ -8,12 +8,13 @@ use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
 use crate::events::{Events, Outcome};
+use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, ModelConfig, Recipe};
 use crate::run::{Existing, RunFolder};
 use crate::state::State;
 use crate::teacher::Teacher;
-use crate::trainer::{Start, train};
+use crate::trainer::{Start, train_together};
 use crate::{Error, Result};
 
 /// Runs a recipe in the folder `path`, from the beginning or from where it was left.
@@ -28,8 +29,27 @@ pub fn run(
     stop: &AtomicBool,
     events: &mut dyn Events,
 ) -> Result<Outcome> {
+    run_together(&Team::alone(), recipe, path, existing, device, stop, events)
+}
+
+/// As [`run`], by all processes of `team`; the folder must be the same for all. Whatever is an error in one of them ends
+/// all: one that gets an error calls [`Team::leave`].
+///
+/// # Errors
+/// As [`run`]; [`Error::Peer`] and [`Error::Lost`] because of another process, with the state of the last step saved.
+pub fn run_together(
+    team: &Team,
+    recipe: &Recipe,
+    path: &Path,
+    existing: Existing,
+    device: &Device,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
     recipe.validate()?;
-    RunFolder::check(path, recipe, existing)?;
+    if team.leads() {
+        RunFolder::check(path, recipe, existing)?;
+    }
     let (learn, validation) = recipe.data.open()?;
     let saved = RunFolder::state_in(path);
     // A run that was killed before its first state was saved goes on where it was left: at the beginning.
@@ -52,7 +72,7 @@ pub fn run(
         teacher,
         device: device.clone(),
     };
-    train(recipe, start, path, existing, stop, events)
+    train_together(team, recipe, start, path, existing, stop, events)
 }
 
 impl Recipe {

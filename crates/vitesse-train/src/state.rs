@@ -26,6 +26,9 @@ const SCHEMA: u32 = 1;
 pub struct Progress {
     /// Optimiser steps taken.
     pub step: usize,
+    /// Processes that take them together.
+    #[serde(default = "one")]
+    pub processes: usize,
     /// Epochs finished: trained, evaluated, logged.
     pub epochs: usize,
     /// Sums over the steps taken in the epoch that is under way.
@@ -36,6 +39,11 @@ pub struct Progress {
     pub metrics: Map<String, Value>,
     /// The evaluated epochs whose checkpoints are kept, best first.
     pub kept: Vec<Best>,
+}
+
+/// Of a state from before there could be several.
+fn one() -> usize {
+    1
 }
 
 /// Sums over a part of an epoch.
@@ -98,6 +106,13 @@ struct Header {
     parent_sha256: Option<String>,
     progress: Progress,
     ema: bool,
+}
+
+/// Fowler, Noll and Vo's hash, of words in the place of bytes.
+pub(crate) fn fnv1a(words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+        (hash ^ word).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 impl State {
@@ -195,6 +210,13 @@ impl State {
         if let Some(buffer) = self.buffers.iter_mut().find(|buffer| buffer.name == name) {
             buffer.values = values;
         }
+    }
+
+    /// A number that is equal for equal weights and running statistics, and hardly ever for others (FNV-1a over their bits).
+    pub(crate) fn checksum(&self) -> u64 {
+        let weights = self.slots.iter().flat_map(|slot| &slot.weight);
+        let buffers = self.buffers.iter().flat_map(|buffer| &buffer.values);
+        fnv1a(weights.chain(buffers).map(|value| u64::from(value.to_bits())))
     }
 
     /// Moves the buffers' averages after a step.

@@ -1,9 +1,13 @@
-//! What the unit tests share: tiny models and a data set in memory.
+//! What the unit tests share: tiny models, a data set in memory, and teams whose processes are threads.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vitesse_data::{DataSet, Error, Image, Preprocess, Samples};
 use vitesse_model::spec::{NetworkSpec, PrefixToken, RegNetSpec, RegNetStage, VitSpec};
 use vitesse_model::{Checkpoint, ModelSpec};
 use vitesse_rng::Key;
+
+use crate::parallel::{Team, Transport};
 
 /// Classes of everything here.
 pub(crate) const CLASSES: usize = 3;
@@ -90,4 +94,82 @@ impl Samples for Noise {
 /// Labelled noise.
 pub(crate) fn noise(n: usize) -> DataSet {
     DataSet::new(Noise(n), (0..CLASSES).map(|class| class.to_string()).collect())
+}
+
+/// A process of a team that is a thread.
+#[derive(Debug)]
+struct Thread {
+    rank: usize,
+    to: Vec<Sender<Vec<u64>>>,
+    from: Vec<Receiver<Vec<u64>>>,
+}
+
+impl Thread {
+    /// Sends `parts[r]` to thread `r`; returns what this one was sent.
+    fn exchange(&self, parts: Vec<Vec<u64>>) -> crate::Result<Vec<u64>> {
+        for (to, part) in self.to.iter().zip(parts) {
+            to.send(part).map_err(|_| crate::Error::Lost)?;
+        }
+        let mut all = Vec::new();
+        for from in &self.from {
+            all.extend(from.recv().map_err(|_| crate::Error::Lost)?);
+        }
+        Ok(all)
+    }
+
+    fn exchange_floats(&self, parts: Vec<&[f32]>) -> crate::Result<Vec<f32>> {
+        let bits = |part: &[f32]| part.iter().map(|x| u64::from(x.to_bits())).collect();
+        let all = self.exchange(parts.into_iter().map(bits).collect())?;
+        Ok(all.into_iter().map(|bits| f32::from_bits(bits as u32)).collect())
+    }
+}
+
+impl Transport for Thread {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.to.len()
+    }
+
+    fn gather_words(&self, mine: Vec<u64>) -> crate::Result<Vec<u64>> {
+        self.exchange(vec![mine; self.size()])
+    }
+
+    fn gather(&self, mine: Vec<f32>) -> crate::Result<Vec<f32>> {
+        self.exchange_floats(vec![&mine; self.size()])
+    }
+
+    fn swap(&self, mine: Vec<f32>) -> crate::Result<Vec<f32>> {
+        assert!(mine.len().is_multiple_of(self.size()));
+        self.exchange_floats(mine.chunks(mine.len() / self.size()).collect())
+    }
+
+    fn be_patient(&self) {}
+
+    fn finish(self: Box<Self>) {}
+}
+
+/// What `size` threads make of `work`, each as a process of one team; `Err` for one that panics.
+pub(crate) fn together<T: Send>(
+    size: usize,
+    work: impl Fn(&Team) -> T + Sync,
+) -> Vec<std::thread::Result<T>> {
+    let mut ends: Vec<(Vec<_>, Vec<_>)> = (0..size).map(|_| Default::default()).collect();
+    for sender in 0..size {
+        for receiver in 0..size {
+            let (to, from) = channel();
+            ends[sender].0.push(to);
+            ends[receiver].1.push(from);
+        }
+    }
+    std::thread::scope(|scope| {
+        let threads = ends.into_iter().enumerate().map(|(rank, (to, from))| {
+            let (work, team) = (&work, Team::new(Box::new(Thread { rank, to, from })));
+            scope.spawn(move || work(&team))
+        });
+        let threads: Vec<_> = threads.collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    })
 }

@@ -3,26 +3,29 @@
 //! The order of the images, their augmentation, mixing and drop path are functions of the seed, the epoch and the
 //! step, so the loop has no state but the [`State`](crate::state::State): a run that is killed at any moment and
 //! resumed ends with the same bits as one that was not, for any number of threads.
+//!
+//! Where several processes train together, all go through the same loop with the same state, each with its part of every
+//! batch and of every evaluation, and the first of them alone writes.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess};
-use vitesse_model::Checkpoint;
-use vitesse_model::config::HistoryStep;
+use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess, Replica};
 use vitesse_rng::Key;
 
-use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
+use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate_together};
 use crate::events::{Events, Outcome, Plan, warnings};
 use crate::learner::{Learner, Lesson, Settings, Taken};
+use crate::output::Output;
+use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::Recipe;
-use crate::run::{EpochRecord, Existing, Logs, RunFolder, StepRecord};
-use crate::state::{Best, Running, State};
+use crate::run::{EpochRecord, Existing, RunFolder, StepRecord};
+use crate::state::{Best, Running, State, fnv1a};
 use crate::teacher::Teacher;
 use crate::{Error, Result};
 
@@ -54,36 +57,44 @@ pub fn train(
     stop: &AtomicBool,
     events: &mut dyn Events,
 ) -> Result<Outcome> {
-    let mut run = Run::new(recipe, start, path, existing, stop, events)?;
-    let mut stopped_early = false;
-    for epoch in run.learner.state().progress.epochs..recipe.train.epochs {
-        if run.exhausted() {
-            stopped_early = true;
-            break;
-        }
-        run.epoch(epoch)?;
+    train_together(&Team::alone(), recipe, start, path, existing, stop, events)
+}
+
+/// As [`train`], by all processes of `team`, each of which starts with the same.
+///
+/// # Errors
+/// As [`train`]; [`Error::Peer`] and [`Error::Lost`] because of another process, with the state of the last step saved.
+pub(crate) fn train_together(
+    team: &Team,
+    recipe: &Recipe,
+    start: Start,
+    path: &Path,
+    existing: Existing,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
+    let mut run = Run::new(team, recipe, start, path, existing, stop, events)?;
+    let outcome = run.epochs();
+    if let Err(Error::Peer { .. } | Error::Lost) = outcome {
+        // Nobody is left to compare checksums with; no step is ever half taken.
+        run.output.state(run.learner.state())?;
     }
-    run.save_checkpoint(&run.folder.last_checkpoint())?;
-    let progress = &run.learner.state().progress;
-    Ok(Outcome {
-        best: progress.best,
-        epochs: progress.epochs,
-        steps: progress.step,
-        stopped_early,
-    })
+    outcome
 }
 
 /// A run that goes on.
 struct Run<'a> {
+    team: &'a Team,
     recipe: &'a Recipe,
-    folder: RunFolder,
+    output: Output,
     stop: &'a AtomicBool,
+    /// Whether the processes have agreed to stop.
+    stopping: bool,
     events: &'a mut dyn Events,
     learner: Learner,
     loader: Loader,
     validation: Option<DataSet>,
     preprocess: Preprocess,
-    logs: Logs,
     steps_per_epoch: usize,
     /// Training images that could not be read, each mentioned once.
     unreadable: HashSet<usize>,
@@ -91,6 +102,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(
+        team: &'a Team,
         recipe: &'a Recipe,
         start: Start,
         path: &Path,
@@ -99,7 +111,7 @@ impl<'a> Run<'a> {
         events: &'a mut dyn Events,
     ) -> Result<Run<'a>> {
         let Start {
-            state,
+            mut state,
             train,
             validation,
             teacher,
@@ -114,21 +126,17 @@ impl<'a> Run<'a> {
             seed: recipe.train.seed,
             drop_last: true,
             on_error: OnError::Replace,
+            replica: Replica {
+                rank: team.rank(),
+                of: team.size(),
+            },
             ..LoaderOptions::default()
         };
         let transform = recipe.augment.transform(&preprocess)?;
         let loader = Loader::new(train, transform, options)?;
         let steps_per_epoch = loader.batches()?;
         if steps_per_epoch == 0 {
-            let expected = format!(
-                "at most the {} images there are to learn from",
-                loader.data().len()
-            );
-            return Err(Error::recipe(
-                "train.batch_size",
-                &recipe.train.batch_size,
-                expected,
-            ));
+            return Err(too_large(recipe, loader.data().len(), team.size()));
         }
         let progress = &state.progress;
         let reached = progress.step.checked_sub(progress.epochs * steps_per_epoch);
@@ -142,6 +150,29 @@ impl<'a> Run<'a> {
                 ),
             });
         }
+        if progress.step > 0 && progress.processes != team.size() {
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason: format!(
+                    "its steps were taken by {} processes with {} images each, and now there are {}; start as many as \
+                     then (`mpirun -n {0}`), or start a new run from its checkpoint",
+                    progress.processes,
+                    recipe.train.batch_size,
+                    team.size()
+                ),
+            });
+        }
+        state.progress.processes = team.size();
+        if team.size() > 1 {
+            let document = serde_json::json!(recipe.decisive()?).to_string();
+            let sizes = [loader.data().len(), validation.as_ref().map_or(0, DataSet::len)];
+            team.agree([
+                ("recipe", fnv1a(document.bytes().map(u64::from))),
+                ("data sets", fnv1a(sizes.iter().map(|&size| size as u64))),
+                ("number of steps behind it", state.progress.step as u64),
+                ("weights", state.checksum()),
+            ])?;
+        }
         let plan = Plan {
             model: state.spec.architecture.clone(),
             parameters: state.spec.costs()?.parameters(),
@@ -152,12 +183,12 @@ impl<'a> Run<'a> {
             validation_samples: validation.as_ref().map_or(0, DataSet::len),
             epochs: recipe.train.epochs,
             steps_per_epoch,
-            batch_size: recipe.train.batch_size,
+            batch_size: recipe.train.batch_size * team.size(),
+            processes: team.size(),
             done: state.progress.step,
         };
         let distillation = recipe.distill.distillation();
-        let folder = RunFolder::open(path, recipe, existing)?;
-        let logs = folder.logs(state.progress.step, state.progress.epochs)?;
+        let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
         for warning in warnings(recipe, &state) {
             events.warning(&warning);
@@ -174,17 +205,40 @@ impl<'a> Run<'a> {
         };
         let learner = Learner::new(state, settings, teacher, &device)?;
         Ok(Run {
+            team,
             recipe,
-            folder,
+            output,
             stop,
+            stopping: false,
             events,
             learner,
             loader,
             validation,
             preprocess,
-            logs,
             steps_per_epoch,
             unreadable: HashSet::new(),
+        })
+    }
+
+    /// All that is left of the run.
+    fn epochs(&mut self) -> Result<Outcome> {
+        let mut stopped_early = false;
+        for epoch in self.learner.state().progress.epochs..self.recipe.train.epochs {
+            if self.exhausted() {
+                stopped_early = true;
+                break;
+            }
+            self.epoch(epoch)?;
+        }
+        self.save_checkpoint(RunFolder::last_checkpoint)?;
+        // Nobody looks for what the first process has not written yet.
+        self.team.meet(false, Default::default())?;
+        let progress = &self.learner.state().progress;
+        Ok(Outcome {
+            best: progress.best,
+            epochs: progress.epochs,
+            steps: progress.step,
+            stopped_early,
         })
     }
 
@@ -208,7 +262,8 @@ impl<'a> Run<'a> {
         if done < self.steps_per_epoch {
             let mut waiting = Instant::now();
             for batch in self.loader.rest_of_epoch(epoch as u64, done)? {
-                if self.stop.load(Ordering::Relaxed) {
+                // A process of a team stops only when all do.
+                if self.stopping || self.team.size() == 1 && self.stop.load(Ordering::Relaxed) {
                     return self.interrupted();
                 }
                 let batch = batch?;
@@ -216,6 +271,9 @@ impl<'a> Run<'a> {
                 self.step(epoch, batch, wait)?;
                 waiting = Instant::now();
             }
+        }
+        if self.stopping {
+            return self.interrupted();
         }
         let began = Instant::now();
         let mut record = match self.evaluate_epoch(epoch) {
@@ -238,7 +296,9 @@ impl<'a> Run<'a> {
         let lr = self.lr(step);
         let (samples, indices) = (batch.len(), batch.indices.clone());
         let lesson = self.lesson(step, batch)?;
-        let taken = self.learner.step(&lesson, lr).map_err(|error| match error {
+        let stop = || self.stop.load(Ordering::Relaxed);
+        let stepped = self.learner.step_together(self.team, &lesson, lr, stop);
+        let (taken, stopping) = stepped.map_err(|error| match error {
             Error::NotFinite { what, value } => Error::Diverged {
                 what,
                 value,
@@ -249,6 +309,7 @@ impl<'a> Run<'a> {
             },
             other => other,
         })?;
+        self.stopping = stopping;
         let running = &mut self.learner.state_mut().progress.running;
         running.steps += 1;
         running.loss += taken.loss;
@@ -268,11 +329,11 @@ impl<'a> Run<'a> {
             base,
             distill,
             grad_norm,
-            samples,
+            samples: samples * self.team.size(),
             seconds,
             wait,
         };
-        self.logs.step(&record)?;
+        self.output.step(&record)?;
         self.events.step(&record);
         if (step + 1).is_multiple_of(self.recipe.train.save_every) {
             self.save_state()?;
@@ -281,20 +342,26 @@ impl<'a> Run<'a> {
     }
 
     fn lr(&self, step: usize) -> f64 {
-        let peak = self.recipe.optim.peak_lr(self.recipe.train.batch_size);
+        let peak = self
+            .recipe
+            .optim
+            .peak_lr(self.recipe.train.batch_size * self.team.size());
         self.recipe
             .schedule
             .lr(peak, self.recipe.train.epochs, self.steps_per_epoch, step)
     }
 
-    /// A batch as it is learned from: mixed, with target probabilities.
+    /// A batch as it is learned from: mixed (each process's part by itself), with target probabilities.
     fn lesson(&self, step: usize, batch: Batch) -> Result<Lesson> {
         let labels = batch.classes(self.loader.data())?;
         let Batch {
             mut images, shape, ..
         } = batch;
         let classes = self.learner.state().spec.num_classes;
-        let key = Key::new(self.recipe.train.seed).with("mix").at(step as u64);
+        let mut key = Key::new(self.recipe.train.seed).with("mix").at(step as u64);
+        if !self.team.leads() {
+            key = key.at(self.team.rank() as u64);
+        }
         let smoothing = self.recipe.train.smoothing;
         let targets = self
             .recipe
@@ -325,10 +392,18 @@ impl<'a> Run<'a> {
         Err(Error::Interrupted)
     }
 
-    /// The state, after the log lines that belong to it.
+    /// Saves the state, having made sure that all processes have the same.
     fn save_state(&mut self) -> Result<()> {
-        self.logs.sync()?;
-        self.learner.state().save(&self.folder.state())
+        if self.team.size() > 1 {
+            let state = self.learner.state();
+            self.team.agree([
+                ("weights", state.checksum()),
+                ("number of steps behind it", state.progress.step as u64),
+                ("number of epochs behind it", state.progress.epochs as u64),
+                ("number of processes", self.team.size() as u64),
+            ])?;
+        }
+        self.output.state(self.learner.state())
     }
 
     fn evaluate_epoch(&mut self, epoch: usize) -> Result<EpochRecord> {
@@ -390,7 +465,15 @@ impl<'a> Run<'a> {
             network: &network,
             device: &device,
         };
-        evaluate(&mut model, validation, &self.preprocess, options, &mut progress)
+        let preprocess = &self.preprocess;
+        evaluate_together(
+            self.team,
+            &mut model,
+            validation,
+            preprocess,
+            options,
+            &mut progress,
+        )
     }
 
     /// Keeps what is worth keeping, writes the logs, and then the state that makes it final.
@@ -419,45 +502,23 @@ impl<'a> Run<'a> {
         }
         let kept: Vec<usize> = progress.kept.iter().map(|best| best.epoch).collect();
         if improved {
-            self.save_checkpoint(&self.folder.best())?;
+            self.save_checkpoint(RunFolder::best)?;
         }
         if keep > 1 && kept.contains(&epoch) {
-            self.save_checkpoint(&self.folder.epoch(epoch))?;
+            self.save_checkpoint(|folder| folder.epoch(epoch))?;
         }
-        self.logs.epoch(record)?;
+        self.output.epoch(record)?;
         self.save_state()?;
-        self.folder.keep_epochs(&kept)?;
+        self.output.keep_epochs(&kept)?;
         self.events.epoch(record, improved);
         Ok(())
     }
 
-    /// The model as it is now, as a checkpoint folder that says how it came about.
-    fn save_checkpoint(&self, path: &Path) -> Result<()> {
-        let state = self.learner.state();
-        let mut config = state.config.clone();
+    /// The model as it is now, as the checkpoint folder at `place`.
+    fn save_checkpoint(&self, place: impl FnOnce(&RunFolder) -> PathBuf) -> Result<()> {
         let names = self.loader.data().class_names();
-        if names.len() == state.spec.num_classes {
-            config.label_names = names.iter().cloned().enumerate().collect();
-            config.label_descriptions.retain(|name, _| names.contains(name));
-        }
-        // The tag names the published weights, which these no longer are.
-        config.pretrained_cfg.tag = None;
-        let distils = self.recipe.distill.distils();
-        config.history.push(HistoryStep {
-            step: if distils { "distill" } else { "train" }.to_owned(),
-            method: distils.then(|| "deit".to_owned()),
-            config: self.recipe.decisive()?,
-            parent_sha256: state.parent_sha256.clone(),
-            metrics: state.progress.metrics.clone(),
-        });
-        let tensors = state.tensors(self.recipe.train.use_ema)?;
-        let checkpoint = Checkpoint {
-            spec: state.spec.clone(),
-            tensors,
-            config,
-            source: Default::default(),
-        };
-        Ok(checkpoint.save(path, true)?)
+        self.output
+            .checkpoint(place, self.learner.state(), self.recipe, names)
     }
 }
 
@@ -466,6 +527,15 @@ impl Best {
     fn beats(&self, other: &Best) -> bool {
         self.top1 > other.top1 || (self.top1 == other.top1 && self.loss < other.loss)
     }
+}
+
+/// A batch of all processes that has more samples than there are.
+fn too_large(recipe: &Recipe, samples: usize, processes: usize) -> Error {
+    let mut expected = format!("at most the {samples} images there are to learn from");
+    if processes > 1 {
+        expected += &format!(", shared by {processes} processes");
+    }
+    Error::recipe("train.batch_size", &recipe.train.batch_size, expected)
 }
 
 fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {

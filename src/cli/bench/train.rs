@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Re
                     },
                 };
                 console.say("step", &case.name());
-                results.push(pool.install(|| case.measure(console))?);
+                results.push(case.measure(&pool, console)?);
             }
         }
     }
@@ -135,13 +135,13 @@ impl Case<'_> {
         )
     }
 
-    fn measure(&self, console: &Console) -> Result<Row> {
+    fn measure(&self, pool: &rayon::ThreadPool, console: &Console) -> Result<Row> {
         let mut learner = self.learner()?;
         let lesson = self.lesson()?;
         let lr = OptimConfig::default().lr;
         let mut losses = Vec::new();
         let mut step = || {
-            losses.push(learner.step(&lesson, lr)?.loss);
+            losses.push(pool.install(|| learner.step(&lesson, lr))?.loss);
             Ok(())
         };
         repeat(WARM, console, &mut step)?;

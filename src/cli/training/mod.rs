@@ -16,7 +16,7 @@ use vitesse_train::events::{Outcome as Learned, Plan};
 use vitesse_train::prepare::preprocess;
 use vitesse_train::run::RunFolder;
 use vitesse_train::teacher::Teacher;
-use vitesse_train::{Error, Recipe, run};
+use vitesse_train::{Error, Recipe, run_together};
 
 use super::Console;
 use super::classify::Runner;
@@ -44,7 +44,10 @@ impl<'a> Training<'a> {
         args: RunArgs,
         console: &'a Console,
     ) -> Result<Training<'a>> {
-        RunFolder::check(&args.output, &recipe, args.existing())?;
+        // The other processes may look when the first has begun to write.
+        if console.team().leads() {
+            RunFolder::check(&args.output, &recipe, args.existing())?;
+        }
         let test = args.test.then(|| open_test(&recipe.data.path)).transpose()?;
         Ok(Training {
             verb,
@@ -60,7 +63,8 @@ impl<'a> Training<'a> {
             return Outcome::new(&DryRun::new(&self.recipe, self.plan()?)?);
         }
         let mut watch = Watch::new(self.console);
-        let learned = run(
+        let learned = run_together(
+            self.console.team(),
             &self.recipe,
             &self.args.output,
             self.args.existing(),
@@ -91,7 +95,11 @@ impl<'a> Training<'a> {
             .notes
             .iter()
             .for_each(|note| self.console.note(note));
-        recipe.warnings().iter().for_each(|text| self.console.note(text));
+        let processes = self.console.team().size();
+        recipe
+            .warnings(processes)
+            .iter()
+            .for_each(|text| self.console.note(text));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
         let teacher = match &recipe.distill.teacher {
             Some(path) if recipe.distill.distils() => {
@@ -100,7 +108,7 @@ impl<'a> Training<'a> {
             _ => None,
         };
         let options = LoaderOptions {
-            batch_size: recipe.train.batch_size,
+            batch_size: recipe.train.batch_size * processes,
             order: recipe.augment.order(),
             drop_last: true,
             ..LoaderOptions::default()
@@ -125,7 +133,8 @@ impl<'a> Training<'a> {
             validation_samples: validation.as_ref().map_or(0, DataSet::len),
             epochs: recipe.train.epochs,
             steps_per_epoch,
-            batch_size: recipe.train.batch_size,
+            batch_size: recipe.train.batch_size * processes,
+            processes,
             done: 0,
         })
     }
@@ -160,7 +169,9 @@ impl<'a> Training<'a> {
             }
             found => {
                 let found = found?;
-                RunFolder::save_test(&self.args.output, &found)?;
+                if self.console.team().leads() {
+                    RunFolder::save_test(&self.args.output, &found)?;
+                }
                 Ok(Some(found))
             }
         }
@@ -175,13 +186,32 @@ impl<'a> Training<'a> {
                 );
                 Failure::stopped(sentence).hint(format!("continue with `{}`", self.resume()))
             }
+            error @ (Error::Peer { .. } | Error::Lost) => {
+                let state = RunFolder::state_in(&self.args.output);
+                let failure = Failure::from(error);
+                if state.is_file() {
+                    let hint = format!(
+                        "the state is saved in `{}`; continue with `{}`",
+                        self.args.output.display(),
+                        self.resume()
+                    );
+                    failure.hint(hint)
+                } else {
+                    failure
+                }
+            }
             other => other.into(),
         }
     }
 
     /// The command that continues the run.
     fn resume(&self) -> String {
-        format!("vitesse {} --resume -o {}", self.verb, self.args.output.display())
+        let launcher = match self.console.team().size() {
+            1 => String::new(),
+            processes => format!("mpirun -n {processes} "),
+        };
+        let output = self.args.output.display();
+        format!("{launcher}vitesse {} --resume -o {output}", self.verb)
     }
 }
 

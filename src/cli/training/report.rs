@@ -25,7 +25,9 @@ struct Facts {
     validation_images: usize,
     epochs: usize,
     steps_per_epoch: usize,
+    /// Of all processes together.
     batch_size: usize,
+    processes: usize,
 }
 
 impl From<Plan> for Facts {
@@ -40,6 +42,7 @@ impl From<Plan> for Facts {
             epochs: plan.epochs,
             steps_per_epoch: plan.steps_per_epoch,
             batch_size: plan.batch_size,
+            processes: plan.processes,
         }
     }
 }

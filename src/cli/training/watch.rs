@@ -69,6 +69,11 @@ impl Events for Watch<'_> {
                 plan.epochs * plan.steps_per_epoch
             ));
         }
+        if plan.processes > 1 {
+            let each = plan.batch_size / plan.processes;
+            let text = format!("{} processes with {each} images of each batch", plan.processes);
+            self.console.note(&text);
+        }
         self.plan = Some(plan.clone());
         // Begun here and at an epoch's end, so that the first step counts in the rate.
         self.show(false, left(plan, plan.done));

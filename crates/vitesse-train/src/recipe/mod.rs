@@ -213,10 +213,10 @@ impl Recipe {
         at_least_0("schedule.min_lr", schedule.min_lr)
     }
 
-    /// What can be used but is hardly meant, a sentence each.
-    pub fn warnings(&self) -> Vec<String> {
+    /// What can be used but is hardly meant where `processes` follow the recipe together, a sentence each.
+    pub fn warnings(&self, processes: usize) -> Vec<String> {
         let mut warnings = Vec::new();
-        let peak = self.optim.peak_lr(self.train.batch_size);
+        let peak = self.optim.peak_lr(self.train.batch_size * processes);
         let schedule = &self.schedule;
         if schedule.warmup_epochs >= self.train.epochs as f64 {
             warnings.push(format!(

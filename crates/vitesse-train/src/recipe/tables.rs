@@ -144,7 +144,8 @@ impl DataConfig {
 pub struct TrainConfig {
     /// Epochs. Default 300.
     pub epochs: usize,
-    /// Samples of an optimiser step, all accumulated parts together. Default 1024.
+    /// Samples of an optimiser step, all accumulated parts together; of each process, where several train together. Default
+    /// 1024.
     pub batch_size: usize,
     /// Parts a batch is computed in, one after the other, for less memory. Default 1. Batch norms take their statistics
     /// over a part; nothing else depends on it, but for rounding.

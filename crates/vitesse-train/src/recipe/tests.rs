@@ -42,7 +42,7 @@ fn every_preset_is_a_recipe() {
     for preset in Recipe::presets() {
         let text = format!("preset = \"{preset}\"\n{SMALLEST}");
         let recipe = Recipe::parse(&text, preset, &[]).unwrap();
-        assert_eq!(recipe.warnings(), Vec::<String>::new(), "{preset}");
+        assert_eq!(recipe.warnings(1), Vec::<String>::new(), "{preset}");
     }
 }
 
@@ -123,13 +123,13 @@ fn wrong_values_are_refused_by_key() {
 fn what_is_hardly_meant_is_said() {
     let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
     recipe.train.epochs = 3;
-    assert!(recipe.warnings()[0].contains("ends before its warm-up"));
+    assert!(recipe.warnings(1)[0].contains("ends before its warm-up"));
     recipe.train.epochs = 30;
     // Mini-DeiT's published fine-tuning: the minimum is above the scaled peak.
     (recipe.optim.lr, recipe.optim.lr_base_size, recipe.schedule.min_lr) = (5e-6, Some(512), 5e-6);
     recipe.train.batch_size = 256;
     (recipe.schedule.warmup_lr, recipe.schedule.warmup_epochs) = (1e-6, 5.0);
-    assert!(recipe.warnings()[0].contains("the learning rate will rise"));
+    assert!(recipe.warnings(1)[0].contains("the learning rate will rise"));
 }
 
 #[test]
@@ -147,11 +147,11 @@ fn labels_that_augmentation_would_change_are_kept() {
         (usual.hflip, [1.0; 2], "none")
     );
     let location = read("shapes:location", "");
-    assert_eq!((location.augment.hflip, location.warnings()), (0.0, vec![]));
+    assert_eq!((location.augment.hflip, location.warnings(1)), (0.0, vec![]));
     // Who asks for it gets it, and is told.
     let asked = read("shapes:location", "[augment]\nhflip = 0.5\naa = \"rand-m5\"\n");
     assert_eq!(asked.augment.hflip, 0.5);
-    let warning = asked.warnings().join("");
+    let warning = asked.warnings(1).join("");
     assert!(
         warning.contains("`hflip`, `aa`") && warning.contains("`shapes:location`"),
         "{warning}"
