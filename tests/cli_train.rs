@@ -368,3 +368,19 @@ teacher = "@teacher"
     assert_eq!(again.stdout, ran.stdout);
     assert!(!again.stderr.contains("epoch:"), "{}", again.stderr);
 }
+
+/// Each of several processes would do the whole work.
+#[test]
+#[cfg(not(feature = "mpi"))]
+fn without_mpi_several_processes_are_refused() {
+    let place = place();
+    let launched = |processes| [("OMPI_COMM_WORLD_SIZE", processes)];
+    let refused = place
+        .run_with("train --recipe tiny.toml -o run", &launched("2"))
+        .ended(1);
+    refused.says(&["built without MPI", "--features mpi"]);
+    assert!(!place.path("run").exists());
+    place
+        .run_with("train --recipe tiny.toml --dry-run -o run", &launched("1"))
+        .ended(0);
+}

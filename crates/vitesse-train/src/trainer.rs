@@ -139,17 +139,6 @@ impl<'a> Run<'a> {
             return Err(too_large(recipe, loader.data().len(), team.size()));
         }
         let progress = &state.progress;
-        let reached = progress.step.checked_sub(progress.epochs * steps_per_epoch);
-        if reached.is_none_or(|steps| steps > steps_per_epoch) {
-            return Err(Error::Resume {
-                path: path.to_owned(),
-                reason: format!(
-                    "it has taken {} steps in {} epochs, but an epoch now has {steps_per_epoch}: the training set has \
-                     changed since; restore it, or start a new run",
-                    progress.step, progress.epochs
-                ),
-            });
-        }
         if progress.step > 0 && progress.processes != team.size() {
             return Err(Error::Resume {
                 path: path.to_owned(),
@@ -159,6 +148,17 @@ impl<'a> Run<'a> {
                     progress.processes,
                     recipe.train.batch_size,
                     team.size()
+                ),
+            });
+        }
+        let reached = progress.step.checked_sub(progress.epochs * steps_per_epoch);
+        if reached.is_none_or(|steps| steps > steps_per_epoch) {
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason: format!(
+                    "it has taken {} steps in {} epochs, but an epoch now has {steps_per_epoch}: the training set has \
+                     changed since; restore it, or start a new run",
+                    progress.step, progress.epochs
                 ),
             });
         }
