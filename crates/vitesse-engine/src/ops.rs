@@ -9,7 +9,7 @@ use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::VitSpec;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// `y = x · scale + shift`, by channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,11 @@ impl Affine {
                         vec![0.0; scale.len()]
                     };
                     Affine { scale, shift }
+                }
+                _ => {
+                    return Err(Error::Unsupported(format!(
+                        "the engine does not run the op `{prefix}` yet"
+                    )));
                 }
             };
             whole = Some(match whole {

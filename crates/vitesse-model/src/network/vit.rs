@@ -87,7 +87,7 @@ impl Vit {
         };
         let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
             let here = spec.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
-            here.map(|(i, op)| Op::new(op, i, parameters)).collect()
+            here.map(|(i, op)| Op::new(op, i, spec, parameters)).collect()
         };
         let cores = spec.cores.iter().enumerate().map(|(i, core)| {
             let name = spec.core_name(i);
@@ -141,6 +141,7 @@ impl Vit {
         ctx.layer = None;
         ctx.stream = Stream {
             prefix: self.spec.prefix.len(),
+            prompts: 0,
             grid: self.spec.grid(),
         };
         let x = self.embed_patches(images);
@@ -149,6 +150,7 @@ impl Vit {
         for (i, layer) in self.layers.iter().enumerate() {
             ctx.layer = Some(i);
             ctx.attention = None;
+            ctx.held.clear();
             // The spec was validated: every layer names a core that exists.
             if let Some(core) = self.spec.layers.get(i).and_then(|spec| self.cores.get(spec.core)) {
                 x = layer.forward(core, x, self.layers.len(), ctx);
@@ -239,7 +241,20 @@ fn at(site: Site, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
         .iter()
         .filter(|op| op.site() == site)
         .fold(x, |x, op| op.forward(x, ctx));
+    if ops.iter().any(|op| op.reads() == Some(site)) {
+        ctx.held.push((site, x.clone()));
+    }
     ctx.record(site, x)
+}
+
+/// A projection with the ops on it, in order.
+fn project(site: Site, linear: &Linear, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
+    let mut here = ops.iter().filter(|op| op.site() == site).peekable();
+    if here.peek().is_none() {
+        return linear.forward(x);
+    }
+    let y = linear.forward(x.clone());
+    here.fold(y, |y, op| op.forward_projection(&x, y, ctx))
 }
 
 /// The same for attention maps.
@@ -299,13 +314,18 @@ impl Attention {
 
     /// `x` `[batch, tokens, dim]` to what `proj` writes, `[batch, tokens, written]`.
     fn forward(&self, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let qkv = at(Site::AttnQkv, self.qkv.forward(x), ops, ctx);
+        let qkv = at(
+            Site::AttnQkv,
+            project(Site::Qkv, &self.qkv, x, ops, ctx),
+            ops,
+            ctx,
+        );
         let heads = match self.spec.uniform_heads() {
             Some((heads, qk, v)) => self.uniform(qkv, heads, qk, v, ops, ctx),
             None => self.ragged(qkv, ops, ctx),
         };
         let heads = at(Site::AttnHeads, heads, ops, ctx);
-        self.proj.forward(heads)
+        project(Site::Proj, &self.proj, heads, ops, ctx)
     }
 
     /// All heads at once: `[batch, tokens, heads·v]`.
@@ -375,8 +395,8 @@ impl Mlp {
 
     /// `x` `[batch, tokens, dim]` to what `fc2` writes, `[batch, tokens, written]`.
     fn forward(&self, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let hidden = at(Site::MlpFc1, self.fc1.forward(x), ops, ctx);
+        let hidden = at(Site::MlpFc1, project(Site::Fc1, &self.fc1, x, ops, ctx), ops, ctx);
         let hidden = at(Site::MlpHidden, gelu(hidden), ops, ctx);
-        self.fc2.forward(hidden)
+        project(Site::Fc2, &self.fc2, hidden, ops, ctx)
     }
 }
