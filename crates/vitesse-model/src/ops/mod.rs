@@ -52,6 +52,18 @@ pub enum OpKind {
     Prompts(Prompts),
 }
 
+impl OpKind {
+    /// The kind's name in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OpKind::ScaleShift(_) => "scale-shift",
+            OpKind::LowRank(_) => "low-rank",
+            OpKind::Bottleneck(_) => "bottleneck",
+            OpKind::Prompts(_) => "prompts",
+        }
+    }
+}
+
 impl OpSpec {
     /// The prefix of the op's tensors: `ops.<index>.<layer>.<site>` with dots in the site, such as
     /// `ops.0.3.attn.in`.
