@@ -4,7 +4,7 @@
 //! expression for the whole path, and `all-linear` means every projection of the blocks. The keys of `rank_pattern` and
 //! `alpha_pattern` are regular expressions for the end of a path, from a dot on.
 
-use regex::Regex;
+use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 use vitesse_model::Site;
 use vitesse_model::spec::VitSpec;
