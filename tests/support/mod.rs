@@ -5,6 +5,8 @@
 // Comparisons are written so that a NaN fails them.
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
+pub mod adapting;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -251,6 +253,22 @@ impl Report {
         self.skipped.push(format!("{}/{key} ({why})", vectors.file));
     }
 
+    /// Leaves out every expected key of a file, with the reason.
+    pub fn skip_file(&mut self, vectors: &Vectors, why: &str) {
+        let keys = vectors.expected();
+        self.skipped
+            .push(format!("{}, {} keys ({why})", vectors.file, keys.len()));
+        self.seen.extend(keys);
+    }
+
+    /// Compares something that is not a key of a file of vectors.
+    pub fn expect(&mut self, at: &str, holds: bool, otherwise: impl FnOnce() -> String) {
+        self.keys += 1;
+        if !holds {
+            self.failures.push(format!("{at}: {}", otherwise()));
+        }
+    }
+
     /// Every expected key must have been compared or skipped by name.
     fn finish_file(&mut self, vectors: &Vectors) {
         self.files += 1;
@@ -270,11 +288,22 @@ impl Report {
     }
 }
 
-/// Walks `folder`, hands every file to `check`, prints the summary and what was skipped, and returns the failures.
-pub fn walk(
+/// Walks `folder` as [`walk_with`], where every file holds vectors.
+pub fn walk(name: &str, folder: &Path, check: impl FnMut(&Vectors, &mut Report)) -> Result<Report, String> {
+    walk_with(name, folder, check, |path, report| {
+        report
+            .failures
+            .push(format!("{}: unknown kind of file", path.display()));
+    })
+}
+
+/// Walks `folder`, hands every file of vectors to `check` and everything else to `other`, prints the summary and what was
+/// skipped, and returns the failures.
+pub fn walk_with(
     name: &str,
     folder: &Path,
     mut check: impl FnMut(&Vectors, &mut Report),
+    mut other: impl FnMut(&Path, &mut Report),
 ) -> Result<Report, String> {
     let listing = std::fs::read_dir(folder).map_err(|e| format!("{name}: {}: {e}", folder.display()))?;
     let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
@@ -288,9 +317,7 @@ pub fn walk(
                 report.finish_file(&vectors);
             }
             Some("md") => {}
-            _ => report
-                .failures
-                .push(format!("{}: unknown kind of file", path.display())),
+            _ => other(path, &mut report),
         }
     }
     println!("{}", report.summary(name));

@@ -17,7 +17,7 @@ pub use prompts::Prompts;
 pub use scale_shift::ScaleShift;
 
 #[cfg(feature = "train")]
-pub(crate) use network::Op;
+pub use network::Op;
 
 use serde::{Deserialize, Serialize};
 
@@ -139,21 +139,21 @@ fn check_dropout(index: usize, dropout: f64) -> Result<()> {
 #[cfg(feature = "train")]
 mod network {
     use burn::module::Module;
-    use burn::tensor::Tensor;
+    use burn::tensor::{Device, Tensor};
 
     use super::bottleneck::BottleneckOp;
     use super::low_rank::LowRankOp;
     use super::prompts::PromptsOp;
     use super::scale_shift::ScaleShiftOp;
     use super::{OpKind, OpSpec};
-    use crate::Result;
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
     use crate::spec::VitSpec;
+    use crate::{Result, Tensors};
 
-    /// An op in the network.
+    /// An op in the network, or by itself.
     #[derive(Module, Debug)]
-    pub(crate) struct Op {
+    pub struct Op {
         kind: Kind,
         #[module(skip)]
         site: Site,
@@ -170,6 +170,24 @@ mod network {
     }
 
     impl Op {
+        /// Op number `index` of a model `vit` by itself, with its tensors among `tensors`.
+        ///
+        /// # Errors
+        /// An op that cannot stand there, tensors that are missing or of another rank.
+        pub fn alone(
+            spec: &OpSpec,
+            index: usize,
+            vit: &VitSpec,
+            tensors: &Tensors,
+            device: &Device,
+        ) -> Result<Self> {
+            spec.validate(index, vit)?;
+            for tensor in spec.tensors(index, vit) {
+                tensors.get_shaped(&tensor.name, &tensor.shape)?;
+            }
+            Op::new(spec, index, vit, &Parameters::new(tensors, device))
+        }
+
         pub(crate) fn new(
             spec: &OpSpec,
             index: usize,
@@ -206,7 +224,7 @@ mod network {
 
         /// The value `[batch, tokens, width]` at the op's site, changed. A kind that stands on projections is refused
         /// elsewhere when the spec is validated.
-        pub(crate) fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+        pub fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
             match &self.kind {
                 Kind::ScaleShift(op) => op.forward(x),
                 Kind::Bottleneck(op) => op.forward(x, ctx),
@@ -217,7 +235,7 @@ mod network {
 
         /// What a projection makes, `y` `[batch, tokens, out]`, of `x` `[batch, tokens, in]`, changed by an op on it. The
         /// other kinds are refused there.
-        pub(crate) fn forward_projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+        pub fn forward_projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
             match &self.kind {
                 Kind::LowRank(op) => op.forward(x.clone(), y, ctx),
                 _ => y,
