@@ -195,7 +195,7 @@ pub fn merged(v: &Vectors, report: &mut Report, attached: &Checkpoint) -> Merged
     }
     let back =
         merge::unmerge(&spec, &all, merged.report.created_bias).unwrap_or_else(|e| panic!("{}: {e}", v.file));
-    for (name, tensor) in v.under("w.").iter() {
+    for name in v.under("w.").names() {
         if let Ok(found) = back.tensors.get(name)
             && !name.starts_with("head")
         {

@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use vitesse_kernels::{Linear, Norm, Packed, Panels, Real, Weight, panels_of};
+use vitesse_model::ops::{NORM_EPS, NormPlace, OpKind};
 use vitesse_model::site::Site;
 use vitesse_model::spec::{AttentionSpec, MlpSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
 
+use crate::kept::{Narrow, Step};
 use crate::ops::{Affine, Rows, rows};
 use crate::{Error, Result};
 
@@ -33,7 +35,7 @@ pub(crate) struct Plan<T: Real> {
     /// patches.
     pub(crate) start: Panels<f32>,
     pub(crate) cores: Vec<Core<T>>,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer<T>>,
     pub(crate) norm: NormRows,
     /// `head` and `head_dist`.
     pub(crate) heads: Vec<Dense<T>>,
@@ -55,6 +57,9 @@ pub(crate) struct AttentionCore<T: Real> {
     pub(crate) q_panels: usize,
     /// Panels of all heads' results.
     pub(crate) v_panels: usize,
+    /// What makes the inputs beside those of `qkv` and of `proj`, for low-rank updates.
+    pub(crate) qkv_beside: Option<Dense<T>>,
+    pub(crate) proj_beside: Option<Dense<T>>,
 }
 
 /// Where a head's columns lie.
@@ -75,6 +80,9 @@ pub(crate) struct Head {
 pub(crate) struct MlpCore<T: Real> {
     pub(crate) fc1: Matrix<T>,
     pub(crate) fc2: Matrix<T>,
+    /// What makes the inputs beside those of `fc1` and of `fc2`, for low-rank updates.
+    pub(crate) fc1_beside: Option<Dense<T>>,
+    pub(crate) fc2_beside: Option<Dense<T>>,
 }
 
 /// Packed weights: of the activations' type, or 8-bit integers.
@@ -96,26 +104,38 @@ impl<T: Real> Matrix<T> {
 
 /// What a layer keeps for itself.
 #[derive(Debug)]
-pub(crate) struct Layer {
+pub(crate) struct Layer<T: Real> {
     pub(crate) core: usize,
+    /// Prompts that take the place of those before, `[prompts, dim]`.
+    pub(crate) prompts: Option<Panels<f32>>,
+    /// Whether a later op of the block reads the stream at `block.in`, and at `mid`.
+    pub(crate) holds: [bool; 2],
     pub(crate) block_in: Option<(Rows, Rows)>,
-    pub(crate) attn: Option<AttentionLayer>,
+    pub(crate) attn: Option<AttentionLayer<T>>,
     pub(crate) mid: Option<(Rows, Rows)>,
-    pub(crate) mlp: Option<MlpLayer>,
+    pub(crate) mlp: Option<MlpLayer<T>>,
     pub(crate) block_out: Option<(Rows, Rows)>,
 }
 
 #[derive(Debug)]
-pub(crate) struct AttentionLayer {
+pub(crate) struct AttentionLayer<T: Real> {
     pub(crate) norm: NormRows,
+    /// What stays at `attn.in`, `attn.heads` and `attn.out`.
+    pub(crate) kept_in: Vec<Step<T>>,
+    pub(crate) kept_heads: Vec<Step<T>>,
+    pub(crate) kept_out: Vec<Step<T>>,
     pub(crate) qkv: AffineRows,
     pub(crate) proj: AffineRows,
     pub(crate) into: Option<Vec<usize>>,
 }
 
 #[derive(Debug)]
-pub(crate) struct MlpLayer {
+pub(crate) struct MlpLayer<T: Real> {
     pub(crate) norm: NormRows,
+    /// What stays at `mlp.in`, `mlp.hidden` and `mlp.out`.
+    pub(crate) kept_in: Vec<Step<T>>,
+    pub(crate) kept_hidden: Vec<Step<T>>,
+    pub(crate) kept_out: Vec<Step<T>>,
     pub(crate) fc1: AffineRows,
     /// What follows the GELU.
     pub(crate) hidden: Option<(Rows, Rows)>,
@@ -188,6 +208,16 @@ impl NormRows {
     }
 }
 
+/// A projection's weights, perhaps with those of more inputs beside them.
+struct Beside<'a, T: Real> {
+    /// `[outputs, inputs]`
+    weights: Cow<'a, [f32]>,
+    inputs: usize,
+    depths: Vec<Range<usize>>,
+    /// What makes the inputs beside the projection's own.
+    down: Option<Dense<T>>,
+}
+
 /// Reads tensors and packs them.
 struct Compiler<'a> {
     vit: &'a VitSpec,
@@ -217,24 +247,21 @@ impl<T: Real> Plan<T> {
         } else {
             Vec::new()
         };
+        let mut cores = Vec::new();
         Ok(Plan {
             img_size: spec.input_size(),
             patch_size: vit.patch_size,
             dim: vit.embed_dim,
             tokens: vit.tokens_count(),
-            prefix: vit.prefix.len(),
+            prefix: vit.prefix.len() + vit.prompts(),
             classes: spec.num_classes,
             pool: vit.pool,
             read,
             last_attention,
             patch: compiler.patch()?,
             start: compiler.start()?,
-            cores: (0..vit.cores.len())
-                .map(|i| compiler.core(i))
-                .collect::<Result<_>>()?,
-            layers: (0..vit.layers.len())
-                .map(|i| compiler.layer(i))
-                .collect::<Result<_>>()?,
+            layers: compiler.layers(&mut cores)?,
+            cores,
             norm: compiler.norm(
                 vit.final_norm_name(),
                 // Where the mean comes first, no token is normed, and there is no such site.
@@ -274,7 +301,116 @@ impl<T: Real> Plan<T> {
                 .map_or(0, |mlp| matrix(&mlp.fc1) + matrix(&mlp.fc2))
         });
         let heads: usize = self.heads.iter().map(|head| head.weights.bytes()).sum();
-        cores.sum::<usize>() + self.patch.weights.bytes() + heads
+        let beside = self.cores.iter().flat_map(|core| {
+            let attn = core
+                .attn
+                .iter()
+                .flat_map(|attn| [&attn.qkv_beside, &attn.proj_beside]);
+            attn.chain(core.mlp.iter().flat_map(|mlp| [&mlp.fc1_beside, &mlp.fc2_beside]))
+        });
+        let beside: usize = beside.flatten().map(|dense| dense.weights.bytes()).sum();
+        let kept: usize = self.kept().map(|(_, _, step)| step_bytes(step)).sum();
+        cores.sum::<usize>() + self.patch.weights.bytes() + heads + beside + kept
+    }
+}
+
+impl<T: Real> Plan<T> {
+    /// What stays, with its layer and its site.
+    fn kept(&self) -> impl Iterator<Item = (usize, Site, &Step<T>)> {
+        self.layers.iter().enumerate().flat_map(|(i, layer)| {
+            let attn = layer.attn.iter().flat_map(|attn| {
+                [
+                    (Site::AttnIn, &attn.kept_in),
+                    (Site::AttnHeads, &attn.kept_heads),
+                    (Site::AttnOut, &attn.kept_out),
+                ]
+            });
+            let mlp = layer.mlp.iter().flat_map(|mlp| {
+                [
+                    (Site::MlpIn, &mlp.kept_in),
+                    (Site::MlpHidden, &mlp.kept_hidden),
+                    (Site::MlpOut, &mlp.kept_out),
+                ]
+            });
+            attn.chain(mlp)
+                .flat_map(move |(site, steps)| steps.iter().map(move |step| (i, site, step)))
+        })
+    }
+
+    /// What is done for an image, a line a step; folded ops leave no trace in it.
+    pub(crate) fn outline(&self) -> Vec<String> {
+        let mut out = vec![format!("{} tokens of {} channels", self.tokens, self.dim)];
+        let scaled = |affine: &AffineRows| if affine.scale.is_some() { ", scaled" } else { "" };
+        for (i, layer) in self.layers.iter().enumerate() {
+            let core = &self.cores[layer.core];
+            let mut line = |text: String| out.push(format!("block {i}: {text}"));
+            if let Some(prompts) = &layer.prompts {
+                line(format!("{} prompts", prompts.rows()));
+            }
+            for (site, there) in [
+                ("block.in", &layer.block_in),
+                ("mid", &layer.mid),
+                ("block.out", &layer.block_out),
+            ] {
+                if there.is_some() {
+                    line(format!("scale and shift at {site}"));
+                }
+            }
+            if let (Some(own), Some(core)) = (&layer.attn, &core.attn) {
+                let beside =
+                    |dense: &Option<Dense<T>>| dense.as_ref().map_or("", |_| " and a low-rank update");
+                line(format!(
+                    "norm, qkv of {} panels{}{}",
+                    core.qkv.panels(),
+                    scaled(&own.qkv),
+                    beside(&core.qkv_beside)
+                ));
+                line(format!("attention of {} heads", core.heads.len()));
+                line(format!(
+                    "proj of {} panels{}{}",
+                    core.proj.panels(),
+                    scaled(&own.proj),
+                    beside(&core.proj_beside)
+                ));
+            }
+            if let (Some(own), Some(core)) = (&layer.mlp, &core.mlp) {
+                let beside =
+                    |dense: &Option<Dense<T>>| dense.as_ref().map_or("", |_| " and a low-rank update");
+                line(format!(
+                    "norm, fc1 of {} panels with gelu{}{}{}",
+                    core.fc1.panels(),
+                    scaled(&own.fc1),
+                    if own.hidden.is_some() {
+                        ", scaled after it"
+                    } else {
+                        ""
+                    },
+                    beside(&core.fc1_beside)
+                ));
+                line(format!(
+                    "fc2 of {} panels{}{}",
+                    core.fc2.panels(),
+                    scaled(&own.fc2),
+                    beside(&core.fc2_beside)
+                ));
+            }
+        }
+        for (i, site, step) in self.kept() {
+            let what = match step {
+                Step::ScaleShift(..) => "scale and shift".to_owned(),
+                Step::Bottleneck(narrow) => format!("bottleneck ({})", narrow.activation.name()),
+            };
+            out.push(format!("block {i}: {what} at {site}"));
+        }
+        out.push(format!("{} heads of {} classes", self.heads.len(), self.classes));
+        out
+    }
+}
+
+fn step_bytes<T: Real>(step: &Step<T>) -> usize {
+    match step {
+        Step::ScaleShift(..) => 0,
+        Step::Bottleneck(narrow) => narrow.down.weights.bytes() + narrow.up.weights.bytes(),
     }
 }
 
@@ -364,10 +500,18 @@ impl Compiler<'_> {
         let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
         let pos = self.get("pos_embed")?;
         let mut start = Panels::zeros(self.vit.tokens_count(), Panels::<f32>::needed(dim));
+        let prompts = self.vit.prompts();
         let skip = if self.vit.embed_prefix { 0 } else { prefix };
-        for token in skip..self.vit.tokens_count() {
+        for row in skip..prefix + self.vit.patches() {
+            // Prompts, which have no position, stand before the patches.
+            let token = if row < prefix { row } else { row + prompts };
             for channel in 0..dim {
-                start.set(token, channel, pos[(token - skip) * dim + channel]);
+                start.set(token, channel, pos[(row - skip) * dim + channel]);
+            }
+        }
+        if let Some(prompts) = self.prompts(0)? {
+            for panel in 0..prompts.panels() {
+                start.panel_mut(panel)[prefix..prefix + prompts.rows()].copy_from_slice(prompts.panel(panel));
             }
         }
         let mut registers = 0;
@@ -405,15 +549,19 @@ impl Compiler<'_> {
     /// The weights of a projection into the residual stream; all channels with zeros for those not written, where `all`.
     fn projection<T: Real>(
         &self,
-        name: &str,
-        inputs: usize,
-        depths: &[Range<usize>],
+        weights: &Beside<'_, T>,
         out_idx: Option<&[usize]>,
         all: bool,
-    ) -> Result<Matrix<T>> {
-        let weights = self.get(&format!("{name}.weight"))?;
+    ) -> Matrix<T> {
+        let Beside {
+            weights,
+            inputs,
+            depths,
+            ..
+        } = weights;
+        let inputs = *inputs;
         let dim = self.vit.embed_dim;
-        Ok(match out_idx {
+        match out_idx {
             Some(idx) if all => {
                 let mut whole = vec![0.0; dim * inputs];
                 for (row, &channel) in idx.iter().enumerate() {
@@ -422,12 +570,164 @@ impl Compiler<'_> {
                 self.matrix(&whole, inputs, &panels_of([dim]), depths)
             }
             _ => self.matrix(
-                &weights,
+                weights,
                 inputs,
                 &panels_of([out_idx.map_or(dim, <[usize]>::len)]),
                 depths,
             ),
+        }
+    }
+
+    /// The weights of the projection `name`, whose inputs lie in panels as `depths` says, with the low-rank updates at
+    /// `site` of `layer` beside them: `[W | s·B]`.
+    fn beside<T: Real>(
+        &self,
+        name: &str,
+        inputs: usize,
+        depths: Vec<Range<usize>>,
+        (site, layer): (Site, Option<usize>),
+    ) -> Result<Beside<'_, T>> {
+        let weights = self.get(&format!("{name}.weight"))?;
+        let mut updates = Vec::new();
+        for (index, op) in layer
+            .into_iter()
+            .flat_map(|layer| self.vit.ops_at(site, Some(layer)))
+        {
+            if let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) {
+                updates.push((op.prefix(index), kind, kind.ranges(site, layer, self.vit)));
+            }
+        }
+        if updates.is_empty() {
+            return Ok(Beside {
+                weights,
+                inputs,
+                depths,
+                down: None,
+            });
+        }
+        let rank: usize = updates
+            .iter()
+            .map(|(_, kind, ranges)| kind.rank * ranges.len())
+            .sum();
+        let (outputs, width) = (weights.len() / inputs, inputs + rank);
+        let mut wide = vec![0.0; outputs * width];
+        for (to, from) in wide.chunks_exact_mut(width).zip(weights.chunks_exact(inputs)) {
+            to[..inputs].copy_from_slice(from);
+        }
+        let (mut a, mut at) = (Vec::with_capacity(rank * inputs), inputs);
+        for (prefix, kind, ranges) in updates {
+            a.extend_from_slice(&self.get(&format!("{prefix}.a"))?);
+            let b = self.get(&format!("{prefix}.b"))?;
+            let mut rows = b.chunks_exact(kind.rank);
+            for (first, count) in ranges {
+                for (output, row) in (first..first + count).zip(rows.by_ref()) {
+                    let to = &mut wide[output * width + at..][..kind.rank];
+                    for (to, b) in to.iter_mut().zip(row) {
+                        *to = kind.factor() as f32 * b;
+                    }
+                }
+                at += kind.rank;
+            }
+        }
+        let columns = panels_of([rank]);
+        let down = Dense {
+            weights: Self::pack(&a, inputs, &columns, &depths),
+            affine: AffineRows::new(&columns, |_| 1.0, |_| 0.0),
+        };
+        let more = panels_of([rank])
+            .into_iter()
+            .map(|range| range.start + inputs..range.end + inputs);
+        Ok(Beside {
+            weights: Cow::Owned(wide),
+            inputs: width,
+            depths: depths.into_iter().chain(more).collect(),
+            down: Some(down),
         })
+    }
+
+    /// The prompts of a layer.
+    fn prompts(&self, layer: usize) -> Result<Option<Panels<f32>>> {
+        let mut ops = self.vit.ops_at(Site::BlockIn, Some(layer));
+        let Some((index, op)) = ops.find(|(_, op)| matches!(op.kind, OpKind::Prompts(_))) else {
+            return Ok(None);
+        };
+        let (values, dim) = (
+            self.get(&format!("{}.tokens", op.prefix(index)))?,
+            self.vit.embed_dim,
+        );
+        let mut out = Panels::zeros(values.len() / dim, Panels::<f32>::needed(dim));
+        for (row, token) in values.chunks_exact(dim).enumerate() {
+            for (channel, &value) in token.iter().enumerate() {
+                out.set(row, channel, value);
+            }
+        }
+        Ok(Some(out))
+    }
+
+    /// What stays at `site` of `layer`, where values lie in panels as `columns` says: everything from the first op on that
+    /// does not just scale and shift.
+    fn kept<T: Real>(&self, site: Site, layer: usize, columns: &[Range<usize>]) -> Result<Vec<Step<T>>> {
+        let ops = self.vit.ops_at(site, Some(layer));
+        let rest = ops.skip_while(|(_, op)| matches!(op.kind, OpKind::ScaleShift(_)));
+        let mut steps = Vec::new();
+        for (index, op) in rest {
+            let prefix = op.prefix(index);
+            match &op.kind {
+                OpKind::ScaleShift(kind) => {
+                    let affine = Affine::of(kind, &prefix, self.tensors)?;
+                    steps.push(Step::ScaleShift(
+                        rows(columns, |n| affine.scale[n]),
+                        rows(columns, |n| affine.shift[n]),
+                    ));
+                }
+                OpKind::Bottleneck(kind) => {
+                    let get = |end: &str| self.get(&format!("{prefix}.{end}"));
+                    let width = columns.last().map_or(0, |last| last.end);
+                    let norm = |place| -> Result<Option<NormRows>> {
+                        if kind.norm != Some(place) {
+                            return Ok(None);
+                        }
+                        let (gain, bias) = (get("norm.weight")?, get("norm.bias")?);
+                        Ok(Some(NormRows {
+                            gain: rows(columns, |n| gain[n]),
+                            bias: rows(columns, |n| bias[n]),
+                            eps: NORM_EPS as f32,
+                            dim: width,
+                        }))
+                    };
+                    let hidden = panels_of([kind.hidden]);
+                    let (a, beta, grouped) = (get("down.bias")?, get("up.bias")?, get("up.weight")?);
+                    let scale = if kind.learned_scale {
+                        get("scale")?[0]
+                    } else {
+                        kind.scale as f32
+                    };
+                    let each = kind.hidden / kind.groups;
+                    let mut up = vec![0.0; width * kind.hidden];
+                    for (c, row) in up.chunks_exact_mut(kind.hidden).enumerate() {
+                        let first = c * kind.groups / width * each;
+                        row[first..first + each].copy_from_slice(&grouped[c * each..][..each]);
+                    }
+                    steps.push(Step::Bottleneck(Box::new(Narrow {
+                        from: kind.from,
+                        before: norm(NormPlace::Before)?,
+                        down: Dense {
+                            weights: Self::pack(&get("down.weight")?, width, &hidden, columns),
+                            affine: AffineRows::new(&hidden, |_| 1.0, |n| a[n]),
+                        },
+                        activation: kind.activation,
+                        up: Dense {
+                            weights: Self::pack(&up, kind.hidden, columns, &hidden),
+                            affine: AffineRows::new(columns, |_| scale, |n| scale * beta[n]),
+                        },
+                        after: norm(NormPlace::After)?,
+                    })));
+                }
+                // Neither can stand there.
+                OpKind::LowRank(_) | OpKind::Prompts(_) => {}
+            }
+        }
+        Ok(steps)
     }
 
     /// What follows such a projection in one layer, with the op at `site`.
@@ -459,10 +759,34 @@ impl Compiler<'_> {
         })
     }
 
-    fn core<T: Real>(&self, index: usize) -> Result<Core<T>> {
+    /// The layers, and the cores they use: one for all that share it, but for a layer with updates of its own, which has a
+    /// copy with these beside it.
+    fn layers<T: Real>(&self, cores: &mut Vec<Core<T>>) -> Result<Vec<Layer<T>>> {
+        let mut shared = vec![None; self.vit.cores.len()];
+        (0..self.vit.layers.len())
+            .map(|layer| {
+                let core = self.vit.layers[layer].core;
+                let on = |site| self.vit.ops_at(site, Some(layer)).next().is_some();
+                let place = if Site::PROJECTIONS.into_iter().any(on) {
+                    cores.push(self.core(core, Some(layer))?);
+                    cores.len() - 1
+                } else if let Some(place) = shared[core] {
+                    place
+                } else {
+                    cores.push(self.core(core, None)?);
+                    shared[core] = Some(cores.len() - 1);
+                    cores.len() - 1
+                };
+                self.layer(layer, place)
+            })
+            .collect()
+    }
+
+    /// The matrices of a block, with the updates of `layer` beside them.
+    fn core<T: Real>(&self, index: usize, layer: Option<usize>) -> Result<Core<T>> {
         let (block, name) = (&self.vit.cores[index], self.vit.core_name(index));
-        let attn = |spec: &AttentionSpec| self.attention_core(index, spec, &name);
-        let mlp = |spec: &MlpSpec| self.mlp_core(index, spec, &name);
+        let attn = |spec: &AttentionSpec| self.attention_core(index, spec, &name, layer);
+        let mlp = |spec: &MlpSpec| self.mlp_core(index, spec, &name, layer);
         Ok(Core {
             attn: block.attn.as_ref().map(attn).transpose()?,
             mlp: block.mlp.as_ref().map(mlp).transpose()?,
@@ -474,6 +798,7 @@ impl Compiler<'_> {
         index: usize,
         spec: &AttentionSpec,
         name: &str,
+        layer: Option<usize>,
     ) -> Result<AttentionCore<T>> {
         let dim = self.vit.embed_dim;
         let all = self.shifts_all(index, Site::AttnOut)?;
@@ -499,27 +824,31 @@ impl Compiler<'_> {
             v_at += Panels::<T>::needed(v);
             head
         });
+        let qkv = self.beside(&format!("{name}.qkv"), dim, panels_of([dim]), (Site::Qkv, layer))?;
+        let proj = self.beside(
+            &format!("{name}.proj"),
+            spec.v_width(),
+            panels_of(spec.v_dims.iter().copied()),
+            (Site::Proj, layer),
+        )?;
         Ok(AttentionCore {
             heads: heads.collect(),
-            qkv: self.matrix(
-                &self.get(&format!("{name}.qkv.weight"))?,
-                dim,
-                &qkv_columns(spec),
-                &panels_of([dim]),
-            ),
-            proj: self.projection(
-                &format!("{name}.proj"),
-                spec.v_width(),
-                &panels_of(spec.v_dims.iter().copied()),
-                spec.out_idx.as_deref(),
-                all,
-            )?,
+            qkv: self.matrix(&qkv.weights, qkv.inputs, &qkv_columns(spec), &qkv.depths),
+            proj: self.projection(&proj, spec.out_idx.as_deref(), all),
+            qkv_beside: qkv.down,
+            proj_beside: proj.down,
             q_panels,
             v_panels: panels(&spec.v_dims),
         })
     }
 
-    fn mlp_core<T: Real>(&self, index: usize, spec: &MlpSpec, name: &str) -> Result<MlpCore<T>> {
+    fn mlp_core<T: Real>(
+        &self,
+        index: usize,
+        spec: &MlpSpec,
+        name: &str,
+        layer: Option<usize>,
+    ) -> Result<MlpCore<T>> {
         let dim = self.vit.embed_dim;
         if self.int8 && spec.hidden > MOST_INT8 {
             return Err(Error::Unsupported(format!(
@@ -529,28 +858,39 @@ impl Compiler<'_> {
         }
         let all = self.shifts_all(index, Site::MlpOut)?;
         let hidden = panels_of([spec.hidden]);
+        let fc1 = self.beside(
+            &format!("{name}.mlp.fc1"),
+            dim,
+            panels_of([dim]),
+            (Site::Fc1, layer),
+        )?;
+        let fc2 = self.beside(
+            &format!("{name}.mlp.fc2"),
+            spec.hidden,
+            hidden.clone(),
+            (Site::Fc2, layer),
+        )?;
         Ok(MlpCore {
-            fc1: self.matrix(
-                &self.get(&format!("{name}.mlp.fc1.weight"))?,
-                dim,
-                &hidden,
-                &panels_of([dim]),
-            ),
-            fc2: self.projection(
-                &format!("{name}.mlp.fc2"),
-                spec.hidden,
-                &hidden,
-                spec.out_idx.as_deref(),
-                all,
-            )?,
+            fc1: self.matrix(&fc1.weights, fc1.inputs, &hidden, &fc1.depths),
+            fc2: self.projection(&fc2, spec.out_idx.as_deref(), all),
+            fc1_beside: fc1.down,
+            fc2_beside: fc2.down,
         })
     }
 
-    fn layer(&self, index: usize) -> Result<Layer> {
+    /// Layer `index`, whose core has the place `place` in the plan.
+    fn layer<T: Real>(&self, index: usize, place: usize) -> Result<Layer<T>> {
         let core = self.vit.layers[index].core;
         let (block, name) = (&self.vit.cores[core], self.vit.core_name(core));
+        let reads = |site| {
+            let mut ops = self.vit.ops.iter().filter(|op| op.layer == Some(index));
+            ops.any(|op| matches!(&op.kind, OpKind::Bottleneck(kind) if kind.from == Some(site)))
+        };
         Ok(Layer {
-            core,
+            core: place,
+            // Those of the first layer are in the stream from the start.
+            prompts: if index > 0 { self.prompts(index)? } else { None },
+            holds: [reads(Site::BlockIn), reads(Site::Mid)],
             block_in: self.op_rows(Site::BlockIn, index)?,
             attn: block
                 .attn
@@ -567,13 +907,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn attention_layer(
+    fn attention_layer<T: Real>(
         &self,
         index: usize,
         core: usize,
         spec: &AttentionSpec,
         name: &str,
-    ) -> Result<AttentionLayer> {
+    ) -> Result<AttentionLayer<T>> {
         let bias = if spec.qkv_bias {
             Some(self.get(&format!("{name}.qkv.bias"))?)
         } else {
@@ -597,7 +937,11 @@ impl Compiler<'_> {
             self.shifts_all(core, Site::AttnOut)?,
             self.ops(Site::AttnOut, at)?.as_ref(),
         )?;
+        let stream = panels_of([self.vit.embed_dim]);
         Ok(AttentionLayer {
+            kept_in: self.kept(Site::AttnIn, index, &stream)?,
+            kept_heads: self.kept(Site::AttnHeads, index, &panels_of(spec.v_dims.iter().copied()))?,
+            kept_out: self.kept(Site::AttnOut, index, &stream)?,
             norm: self.norm(
                 &self.vit.norm_name(index, 1),
                 self.ops(Site::AttnIn, at)?.as_ref(),
@@ -612,8 +956,15 @@ impl Compiler<'_> {
         })
     }
 
-    fn mlp_layer(&self, index: usize, core: usize, spec: &MlpSpec, name: &str) -> Result<MlpLayer> {
+    fn mlp_layer<T: Real>(
+        &self,
+        index: usize,
+        core: usize,
+        spec: &MlpSpec,
+        name: &str,
+    ) -> Result<MlpLayer<T>> {
         let at = Some(index);
+        let stream = panels_of([self.vit.embed_dim]);
         let bias = self.get(&format!("{name}.fc1.bias"))?;
         let after = self.ops(Site::MlpFc1, at)?;
         let (scale, shift) = folded(after.as_ref());
@@ -624,6 +975,9 @@ impl Compiler<'_> {
             self.ops(Site::MlpOut, at)?.as_ref(),
         )?;
         Ok(MlpLayer {
+            kept_in: self.kept(Site::MlpIn, index, &stream)?,
+            kept_hidden: self.kept(Site::MlpHidden, index, &panels_of([spec.hidden]))?,
+            kept_out: self.kept(Site::MlpOut, index, &stream)?,
             norm: self.norm(&self.vit.norm_name(index, 2), self.ops(Site::MlpIn, at)?.as_ref())?,
             fc1: AffineRows::new(&panels_of([spec.hidden]), &scale, |n| {
                 bias[n] * scale(n) + shift(n)

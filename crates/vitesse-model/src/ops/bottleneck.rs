@@ -134,6 +134,9 @@ impl Bottleneck {
                 self.groups, self.hidden
             ));
         }
+        if self.norm.is_some() && site == Site::AttnHeads {
+            return fail("a bottleneck at `attn.heads` has no norm, because heads are not one vector".into());
+        }
         if !self.scale.is_finite() {
             return fail("the scale must be a finite number".into());
         }
