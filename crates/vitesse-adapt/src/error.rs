@@ -12,10 +12,6 @@ pub enum Error {
     /// The model, its description or its files.
     #[error(transparent)]
     Model(#[from] vitesse_model::Error),
-    /// Training a head.
-    #[cfg(feature = "train")]
-    #[error(transparent)]
-    Train(#[from] vitesse_train::Error),
     /// A method that does not exist.
     #[error("there is no method `{name}`; the methods are {known}")]
     UnknownMethod {
@@ -117,8 +113,6 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Error::Model(error) => error.code(),
-            #[cfg(feature = "train")]
-            Error::Train(_) => "E_TRAIN",
             Error::UnknownMethod { .. } | Error::Method { .. } => "E_METHOD",
             Error::NoModule { .. } | Error::Pattern { .. } => "E_PATTERN",
             Error::Adapter { .. } => "E_ADAPTER",
