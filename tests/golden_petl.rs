@@ -355,10 +355,9 @@ fn trainable_lists(path: &Path, report: &mut Report) {
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     for (name, expected) in lists.iter().filter(|(_, list)| list.is_object()) {
         let Ok(entry) = zoo::get(name) else {
-            report.skipped.push(format!(
-                "{name} of {} (no network of this project yet)",
-                path.display()
-            ));
+            report
+                .skipped
+                .push(format!("{name} of the lists (no network of this project yet)"));
             continue;
         };
         let mut spec = entry.spec;

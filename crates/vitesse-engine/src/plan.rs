@@ -1,17 +1,22 @@
 //! From spec and tensors to a plan: weights packed, ops folded, rows that no one reads left out.
 
+mod kept;
+mod outline;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use vitesse_kernels::{Linear, Norm, Packed, Panels, Real, Weight, panels_of};
-use vitesse_model::ops::{NORM_EPS, NormPlace, OpKind};
+use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{AttentionSpec, MlpSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
 
-use crate::kept::{Narrow, Step};
+use crate::kept::Step;
 use crate::ops::{Affine, Rows, rows};
 use crate::{Error, Result};
+use kept::Beside;
+use outline::step_bytes;
 
 /// The most products of 8-bit integers whose sum surely fits 32 bits. Streams and heads are never that wide.
 const MOST_INT8: usize = 1 << 16;
@@ -208,16 +213,6 @@ impl NormRows {
     }
 }
 
-/// A projection's weights, perhaps with those of more inputs beside them.
-struct Beside<'a, T: Real> {
-    /// `[outputs, inputs]`
-    weights: Cow<'a, [f32]>,
-    inputs: usize,
-    depths: Vec<Range<usize>>,
-    /// What makes the inputs beside the projection's own.
-    down: Option<Dense<T>>,
-}
-
 /// Reads tensors and packs them.
 struct Compiler<'a> {
     vit: &'a VitSpec,
@@ -311,106 +306,6 @@ impl<T: Real> Plan<T> {
         let beside: usize = beside.flatten().map(|dense| dense.weights.bytes()).sum();
         let kept: usize = self.kept().map(|(_, _, step)| step_bytes(step)).sum();
         cores.sum::<usize>() + self.patch.weights.bytes() + heads + beside + kept
-    }
-}
-
-impl<T: Real> Plan<T> {
-    /// What stays, with its layer and its site.
-    fn kept(&self) -> impl Iterator<Item = (usize, Site, &Step<T>)> {
-        self.layers.iter().enumerate().flat_map(|(i, layer)| {
-            let attn = layer.attn.iter().flat_map(|attn| {
-                [
-                    (Site::AttnIn, &attn.kept_in),
-                    (Site::AttnHeads, &attn.kept_heads),
-                    (Site::AttnOut, &attn.kept_out),
-                ]
-            });
-            let mlp = layer.mlp.iter().flat_map(|mlp| {
-                [
-                    (Site::MlpIn, &mlp.kept_in),
-                    (Site::MlpHidden, &mlp.kept_hidden),
-                    (Site::MlpOut, &mlp.kept_out),
-                ]
-            });
-            attn.chain(mlp)
-                .flat_map(move |(site, steps)| steps.iter().map(move |step| (i, site, step)))
-        })
-    }
-
-    /// What is done for an image, a line a step; folded ops leave no trace in it.
-    pub(crate) fn outline(&self) -> Vec<String> {
-        let mut out = vec![format!("{} tokens of {} channels", self.tokens, self.dim)];
-        let scaled = |affine: &AffineRows| if affine.scale.is_some() { ", scaled" } else { "" };
-        for (i, layer) in self.layers.iter().enumerate() {
-            let core = &self.cores[layer.core];
-            let mut line = |text: String| out.push(format!("block {i}: {text}"));
-            if let Some(prompts) = &layer.prompts {
-                line(format!("{} prompts", prompts.rows()));
-            }
-            for (site, there) in [
-                ("block.in", &layer.block_in),
-                ("mid", &layer.mid),
-                ("block.out", &layer.block_out),
-            ] {
-                if there.is_some() {
-                    line(format!("scale and shift at {site}"));
-                }
-            }
-            if let (Some(own), Some(core)) = (&layer.attn, &core.attn) {
-                let beside =
-                    |dense: &Option<Dense<T>>| dense.as_ref().map_or("", |_| " and a low-rank update");
-                line(format!(
-                    "norm, qkv of {} panels{}{}",
-                    core.qkv.panels(),
-                    scaled(&own.qkv),
-                    beside(&core.qkv_beside)
-                ));
-                line(format!("attention of {} heads", core.heads.len()));
-                line(format!(
-                    "proj of {} panels{}{}",
-                    core.proj.panels(),
-                    scaled(&own.proj),
-                    beside(&core.proj_beside)
-                ));
-            }
-            if let (Some(own), Some(core)) = (&layer.mlp, &core.mlp) {
-                let beside =
-                    |dense: &Option<Dense<T>>| dense.as_ref().map_or("", |_| " and a low-rank update");
-                line(format!(
-                    "norm, fc1 of {} panels with gelu{}{}{}",
-                    core.fc1.panels(),
-                    scaled(&own.fc1),
-                    if own.hidden.is_some() {
-                        ", scaled after it"
-                    } else {
-                        ""
-                    },
-                    beside(&core.fc1_beside)
-                ));
-                line(format!(
-                    "fc2 of {} panels{}{}",
-                    core.fc2.panels(),
-                    scaled(&own.fc2),
-                    beside(&core.fc2_beside)
-                ));
-            }
-        }
-        for (i, site, step) in self.kept() {
-            let what = match step {
-                Step::ScaleShift(..) => "scale and shift".to_owned(),
-                Step::Bottleneck(narrow) => format!("bottleneck ({})", narrow.activation.name()),
-            };
-            out.push(format!("block {i}: {what} at {site}"));
-        }
-        out.push(format!("{} heads of {} classes", self.heads.len(), self.classes));
-        out
-    }
-}
-
-fn step_bytes<T: Real>(step: &Step<T>) -> usize {
-    match step {
-        Step::ScaleShift(..) => 0,
-        Step::Bottleneck(narrow) => narrow.down.weights.bytes() + narrow.up.weights.bytes(),
     }
 }
 
@@ -576,158 +471,6 @@ impl Compiler<'_> {
                 depths,
             ),
         }
-    }
-
-    /// The weights of the projection `name`, whose inputs lie in panels as `depths` says, with the low-rank updates at
-    /// `site` of `layer` beside them: `[W | s·B]`.
-    fn beside<T: Real>(
-        &self,
-        name: &str,
-        inputs: usize,
-        depths: Vec<Range<usize>>,
-        (site, layer): (Site, Option<usize>),
-    ) -> Result<Beside<'_, T>> {
-        let weights = self.get(&format!("{name}.weight"))?;
-        let mut updates = Vec::new();
-        for (index, op) in layer
-            .into_iter()
-            .flat_map(|layer| self.vit.ops_at(site, Some(layer)))
-        {
-            if let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) {
-                updates.push((op.prefix(index), kind, kind.ranges(site, layer, self.vit)));
-            }
-        }
-        if updates.is_empty() {
-            return Ok(Beside {
-                weights,
-                inputs,
-                depths,
-                down: None,
-            });
-        }
-        let rank: usize = updates
-            .iter()
-            .map(|(_, kind, ranges)| kind.rank * ranges.len())
-            .sum();
-        let (outputs, width) = (weights.len() / inputs, inputs + rank);
-        let mut wide = vec![0.0; outputs * width];
-        for (to, from) in wide.chunks_exact_mut(width).zip(weights.chunks_exact(inputs)) {
-            to[..inputs].copy_from_slice(from);
-        }
-        let (mut a, mut at) = (Vec::with_capacity(rank * inputs), inputs);
-        for (prefix, kind, ranges) in updates {
-            a.extend_from_slice(&self.get(&format!("{prefix}.a"))?);
-            let b = self.get(&format!("{prefix}.b"))?;
-            let mut rows = b.chunks_exact(kind.rank);
-            for (first, count) in ranges {
-                for (output, row) in (first..first + count).zip(rows.by_ref()) {
-                    let to = &mut wide[output * width + at..][..kind.rank];
-                    for (to, b) in to.iter_mut().zip(row) {
-                        *to = kind.factor() as f32 * b;
-                    }
-                }
-                at += kind.rank;
-            }
-        }
-        let columns = panels_of([rank]);
-        let down = Dense {
-            weights: Self::pack(&a, inputs, &columns, &depths),
-            affine: AffineRows::new(&columns, |_| 1.0, |_| 0.0),
-        };
-        let more = panels_of([rank])
-            .into_iter()
-            .map(|range| range.start + inputs..range.end + inputs);
-        Ok(Beside {
-            weights: Cow::Owned(wide),
-            inputs: width,
-            depths: depths.into_iter().chain(more).collect(),
-            down: Some(down),
-        })
-    }
-
-    /// The prompts of a layer.
-    fn prompts(&self, layer: usize) -> Result<Option<Panels<f32>>> {
-        let mut ops = self.vit.ops_at(Site::BlockIn, Some(layer));
-        let Some((index, op)) = ops.find(|(_, op)| matches!(op.kind, OpKind::Prompts(_))) else {
-            return Ok(None);
-        };
-        let (values, dim) = (
-            self.get(&format!("{}.tokens", op.prefix(index)))?,
-            self.vit.embed_dim,
-        );
-        let mut out = Panels::zeros(values.len() / dim, Panels::<f32>::needed(dim));
-        for (row, token) in values.chunks_exact(dim).enumerate() {
-            for (channel, &value) in token.iter().enumerate() {
-                out.set(row, channel, value);
-            }
-        }
-        Ok(Some(out))
-    }
-
-    /// What stays at `site` of `layer`, where values lie in panels as `columns` says: everything from the first op on that
-    /// does not just scale and shift.
-    fn kept<T: Real>(&self, site: Site, layer: usize, columns: &[Range<usize>]) -> Result<Vec<Step<T>>> {
-        let ops = self.vit.ops_at(site, Some(layer));
-        let rest = ops.skip_while(|(_, op)| matches!(op.kind, OpKind::ScaleShift(_)));
-        let mut steps = Vec::new();
-        for (index, op) in rest {
-            let prefix = op.prefix(index);
-            match &op.kind {
-                OpKind::ScaleShift(kind) => {
-                    let affine = Affine::of(kind, &prefix, self.tensors)?;
-                    steps.push(Step::ScaleShift(
-                        rows(columns, |n| affine.scale[n]),
-                        rows(columns, |n| affine.shift[n]),
-                    ));
-                }
-                OpKind::Bottleneck(kind) => {
-                    let get = |end: &str| self.get(&format!("{prefix}.{end}"));
-                    let width = columns.last().map_or(0, |last| last.end);
-                    let norm = |place| -> Result<Option<NormRows>> {
-                        if kind.norm != Some(place) {
-                            return Ok(None);
-                        }
-                        let (gain, bias) = (get("norm.weight")?, get("norm.bias")?);
-                        Ok(Some(NormRows {
-                            gain: rows(columns, |n| gain[n]),
-                            bias: rows(columns, |n| bias[n]),
-                            eps: NORM_EPS as f32,
-                            dim: width,
-                        }))
-                    };
-                    let hidden = panels_of([kind.hidden]);
-                    let (a, beta, grouped) = (get("down.bias")?, get("up.bias")?, get("up.weight")?);
-                    let scale = if kind.learned_scale {
-                        get("scale")?[0]
-                    } else {
-                        kind.scale as f32
-                    };
-                    let each = kind.hidden / kind.groups;
-                    let mut up = vec![0.0; width * kind.hidden];
-                    for (c, row) in up.chunks_exact_mut(kind.hidden).enumerate() {
-                        let first = c * kind.groups / width * each;
-                        row[first..first + each].copy_from_slice(&grouped[c * each..][..each]);
-                    }
-                    steps.push(Step::Bottleneck(Box::new(Narrow {
-                        from: kind.from,
-                        before: norm(NormPlace::Before)?,
-                        down: Dense {
-                            weights: Self::pack(&get("down.weight")?, width, &hidden, columns),
-                            affine: AffineRows::new(&hidden, |_| 1.0, |n| a[n]),
-                        },
-                        activation: kind.activation,
-                        up: Dense {
-                            weights: Self::pack(&up, kind.hidden, columns, &hidden),
-                            affine: AffineRows::new(columns, |_| scale, |n| scale * beta[n]),
-                        },
-                        after: norm(NormPlace::After)?,
-                    })));
-                }
-                // Neither can stand there.
-                OpKind::LowRank(_) | OpKind::Prompts(_) => {}
-            }
-        }
-        Ok(steps)
     }
 
     /// What follows such a projection in one layer, with the op at `site`.
