@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::json;
-use vitesse::{data, engine, model};
+use vitesse::{adapt, data, engine, model};
 
 use super::console;
 use super::outcome;
@@ -147,6 +147,15 @@ impl From<data::Error> for Failure {
             _ => "E_DATA",
         };
         Failure::new(code, error.to_string())
+    }
+}
+
+impl From<adapt::Error> for Failure {
+    fn from(error: adapt::Error) -> Failure {
+        match error {
+            adapt::Error::Model(error) => error.into(),
+            other => Failure::new(other.code(), other.to_string()),
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! (notes, progress, errors) to standard error.
 
 #[cfg(feature = "train")]
+mod adapt;
+#[cfg(feature = "train")]
 mod analyze;
 mod args;
 mod bench;
@@ -19,6 +21,7 @@ mod eval;
 mod failure;
 mod inspect;
 mod labels;
+mod merge;
 mod model;
 mod outcome;
 mod predict;
@@ -68,6 +71,9 @@ enum Verb {
     Train(train::Args),
     #[cfg(feature = "train")]
     Distill(distill::Args),
+    #[cfg(feature = "train")]
+    Adapt(adapt::Args),
+    Merge(merge::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
@@ -106,6 +112,9 @@ impl Cli {
             Verb::Train(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Distill(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Adapt(args) => args.run(console),
+            Verb::Merge(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),
             Verb::Run(args) => args.run(console),

@@ -5,6 +5,8 @@
 // Comparisons are written so that a NaN fails them.
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
+pub mod adapting;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,9 @@ use vitesse::model::storage::safetensors;
 
 /// The prefixes of keys that hold expected values.
 const EXPECTED: [&str; 5] = ["out", "grad", "gradin", "gradout", "merged"];
+
+/// The beginnings of keys that hold what is given.
+const GIVEN: [&str; 3] = ["w.", "a.", "in."];
 
 /// The folder of golden vectors: `VITESSE_GOLDEN`, or the project's `tests/golden`.
 pub fn golden_root() -> PathBuf {
@@ -127,7 +132,9 @@ impl Vectors {
 
     /// The keys that hold expected values, in order.
     fn expected(&self) -> BTreeSet<String> {
-        let is_expected = |key: &&str| key.split('.').any(|part| EXPECTED.contains(&part));
+        // `out` may also be a part of a weight's name.
+        let given = |key: &str| GIVEN.iter().any(|prefix| key.starts_with(prefix));
+        let is_expected = |key: &&str| !given(key) && key.split('.').any(|part| EXPECTED.contains(&part));
         self.tensors
             .names()
             .filter(is_expected)
@@ -145,6 +152,8 @@ pub struct Report {
     pub skipped: Vec<String>,
     worst: Option<(f64, f64, String)>,
     seen: BTreeSet<String>,
+    /// Whether the file at hand is left out as a whole.
+    left_out: bool,
 }
 
 impl Report {
@@ -251,9 +260,26 @@ impl Report {
         self.skipped.push(format!("{}/{key} ({why})", vectors.file));
     }
 
+    /// Leaves out every expected key of a file, with the reason.
+    pub fn skip_file(&mut self, vectors: &Vectors, why: &str) {
+        let keys = vectors.expected();
+        self.skipped
+            .push(format!("{}, {} keys ({why})", vectors.file, keys.len()));
+        self.seen.extend(keys);
+        self.left_out = true;
+    }
+
+    /// Compares something that is not a key of a file of vectors.
+    pub fn expect(&mut self, at: &str, holds: bool, otherwise: impl FnOnce() -> String) {
+        self.keys += 1;
+        if !holds {
+            self.failures.push(format!("{at}: {}", otherwise()));
+        }
+    }
+
     /// Every expected key must have been compared or skipped by name.
     fn finish_file(&mut self, vectors: &Vectors) {
-        self.files += 1;
+        self.files += usize::from(!std::mem::take(&mut self.left_out));
         let seen = std::mem::take(&mut self.seen);
         for key in vectors.expected().difference(&seen) {
             self.failures
@@ -270,11 +296,22 @@ impl Report {
     }
 }
 
-/// Walks `folder`, hands every file to `check`, prints the summary and what was skipped, and returns the failures.
-pub fn walk(
+/// Walks `folder` as [`walk_with`], where every file holds vectors.
+pub fn walk(name: &str, folder: &Path, check: impl FnMut(&Vectors, &mut Report)) -> Result<Report, String> {
+    walk_with(name, folder, check, |path, report| {
+        report
+            .failures
+            .push(format!("{}: unknown kind of file", path.display()));
+    })
+}
+
+/// Walks `folder`, hands every file of vectors to `check` and everything else to `other`, prints the summary and what was
+/// skipped, and returns the failures.
+pub fn walk_with(
     name: &str,
     folder: &Path,
     mut check: impl FnMut(&Vectors, &mut Report),
+    mut other: impl FnMut(&Path, &mut Report),
 ) -> Result<Report, String> {
     let listing = std::fs::read_dir(folder).map_err(|e| format!("{name}: {}: {e}", folder.display()))?;
     let mut paths: Vec<PathBuf> = listing.map(|entry| entry.unwrap().path()).collect();
@@ -288,9 +325,7 @@ pub fn walk(
                 report.finish_file(&vectors);
             }
             Some("md") => {}
-            _ => report
-                .failures
-                .push(format!("{}: unknown kind of file", path.display())),
+            _ => other(path, &mut report),
         }
     }
     println!("{}", report.summary(name));

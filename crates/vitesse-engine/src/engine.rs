@@ -86,6 +86,7 @@ pub struct Engine {
     isa: Isa,
     threads: usize,
     packed_bytes: usize,
+    outline: Vec<String>,
     session: Mutex<Box<dyn Runner>>,
 }
 
@@ -130,14 +131,14 @@ impl Engine {
             Precision::Bf16 => false,
             Precision::Int8 => isa < Isa::Avx512Bf16,
         };
-        let (session, packed_bytes): (Box<dyn Runner>, usize) = if f32_between {
+        let (session, packed_bytes, outline): (Box<dyn Runner>, usize, Vec<String>) = if f32_between {
             let plan = Plan::<f32>::new(spec, tensors, int8)?;
-            let bytes = plan.bytes();
-            (Box::new(Session::new(plan, isa, threads)?), bytes)
+            let (bytes, outline) = (plan.bytes(), plan.outline());
+            (Box::new(Session::new(plan, isa, threads)?), bytes, outline)
         } else {
             let plan = Plan::<Bf16>::new(spec, tensors, int8)?;
-            let bytes = plan.bytes();
-            (Box::new(Session::new(plan, isa, threads)?), bytes)
+            let (bytes, outline) = (plan.bytes(), plan.outline());
+            (Box::new(Session::new(plan, isa, threads)?), bytes, outline)
         };
         Ok(Engine {
             spec: spec.clone(),
@@ -145,6 +146,7 @@ impl Engine {
             isa,
             threads,
             packed_bytes,
+            outline,
             session: Mutex::new(session),
         })
     }
@@ -172,6 +174,12 @@ impl Engine {
     /// Bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
         self.packed_bytes
+    }
+
+    /// What is done for an image, a line a step. Ops that are folded leave no trace in it, so that a merged model's is the
+    /// plain model's, line for line.
+    pub fn outline(&self) -> &[String] {
+        &self.outline
     }
 
     /// Computes `images` `[count, channels, height, width]`, normalised as the checkpoint says.

@@ -7,8 +7,10 @@ use vitesse_kernels::{
     Attention, Barrier, Isa, Packed, Panels, Quantized, Real, Segment, layer_norm, linear, linear_add,
     linear_gelu, patches, quantize, scale_shift,
 };
+use vitesse_model::site::Site;
 use vitesse_model::spec::Pool;
 
+use crate::kept::{Scratch, Step};
 use crate::plan::{AffineRows, AttentionCore, AttentionLayer, Matrix, MlpCore, MlpLayer, Plan};
 use crate::profile::{Clock, Stage};
 
@@ -94,6 +96,7 @@ pub(crate) struct Member<T: Real> {
     kv: Panels<T>,
     hidden: Panels<T>,
     quantized: Quantized,
+    scratch: Scratch<T>,
     attention: Attention<T>,
     logits: Panels<f32>,
     /// Which of the two places for keys and values is next.
@@ -112,6 +115,7 @@ impl<T: Real> Member<T> {
             kv: Panels::zeros(0, 0),
             hidden: Panels::zeros(0, 0),
             quantized: Quantized::zeros(0, 0),
+            scratch: Scratch::new(),
             attention: Attention::new(1),
             logits: Panels::zeros(0, 0),
             turn: 0,
@@ -139,8 +143,14 @@ impl<T: Real> Member<T> {
         };
         for (i, layer) in plan.layers.iter().enumerate() {
             let core = &plan.cores[layer.core];
+            if let Some(prompts) = &layer.prompts {
+                self.replace_prompts(plan, &tokens, prompts);
+            }
             if let Some((scale, shift)) = &layer.block_in {
                 scale_shift(isa, &mut self.x, scale, shift);
+            }
+            if layer.holds[0] {
+                self.scratch.hold(Site::BlockIn, &self.x);
             }
             if let (Some(layer), Some(core)) = (&layer.attn, &core.attn) {
                 self.keys_values(isa, plan, team, layer, core);
@@ -153,11 +163,18 @@ impl<T: Real> Member<T> {
                 self.clock.mark(i, Stage::Wait);
                 self.attend(isa, team, core, live);
                 self.clock.mark(i, Stage::Attention);
-                self.project(isa, &core.proj, &layer.proj, layer.into.as_deref(), 0..live, 0);
+                self.scratch.pass(isa, &layer.kept_heads, &mut self.input);
+                self.scratch
+                    .widen(isa, core.proj_beside.as_ref(), &mut self.input);
+                let into = layer.into.as_deref();
+                self.project(isa, &core.proj, &layer.proj, into, live, &layer.kept_out);
                 self.clock.mark(i, Stage::Proj);
             }
             if let Some((scale, shift)) = &layer.mid {
                 scale_shift(isa, &mut self.x, scale, shift);
+            }
+            if layer.holds[1] {
+                self.scratch.hold(Site::Mid, &self.x);
             }
             if let (Some(layer), Some(core)) = (&layer.mlp, &core.mlp) {
                 self.mlp(isa, i, layer, core, live);
@@ -199,17 +216,29 @@ impl<T: Real> Member<T> {
         }
     }
 
+    /// Puts prompts in the place of the rows of those before, as far as they are this member's.
+    fn replace_prompts(&mut self, plan: &Plan<T>, tokens: &Range<usize>, prompts: &Panels<f32>) {
+        let first = plan.prefix - prompts.rows();
+        for row in first.max(tokens.start)..plan.prefix.min(tokens.end) {
+            for panel in 0..prompts.panels() {
+                self.x.panel_mut(panel)[row - tokens.start] = prompts.panel(panel)[row - first];
+            }
+        }
+    }
+
     fn keys_values(
         &mut self,
         isa: Isa,
         plan: &Plan<T>,
         team: &Team<'_, T>,
-        layer: &AttentionLayer,
+        layer: &AttentionLayer<T>,
         core: &AttentionCore<T>,
     ) {
         let rows = self.x.rows();
         self.input.reshape(rows, Panels::<T>::needed(plan.dim));
         layer_norm(isa, &self.x, 0..rows, layer.norm.norm(), &mut self.input);
+        self.scratch.pass(isa, &layer.kept_in, &mut self.input);
+        self.scratch.widen(isa, core.qkv_beside.as_ref(), &mut self.input);
         if let Matrix::Int8(_) = core.qkv {
             self.quantize(isa, 0..rows);
         }
@@ -235,7 +264,7 @@ impl<T: Real> Member<T> {
         }
     }
 
-    fn queries(&mut self, isa: Isa, layer: &AttentionLayer, core: &AttentionCore<T>, live: usize) {
+    fn queries(&mut self, isa: Isa, layer: &AttentionLayer<T>, core: &AttentionCore<T>, live: usize) {
         self.q.reshape(live, core.q_panels);
         let panels = 0..core.q_panels;
         match &core.qkv {
@@ -280,30 +309,31 @@ impl<T: Real> Member<T> {
         }
     }
 
-    /// Adds the product of `rows` of `input` to the residual stream from the row `at` on.
+    /// Adds the product of the first `live` rows of `input` to the residual stream, changed by what stays behind it.
     fn project(
         &mut self,
         isa: Isa,
         matrix: &Matrix<T>,
         affine: &AffineRows,
         into: Option<&[usize]>,
-        rows: Range<usize>,
-        at: usize,
+        live: usize,
+        kept: &[Step<T>],
     ) {
+        if let Matrix::Int8(_) = matrix {
+            self.quantize(isa, 0..live);
+        }
+        let to = if kept.is_empty() {
+            &mut self.x
+        } else {
+            self.scratch.branch(live, self.x.panels())
+        };
         match matrix {
-            Matrix::Real(w) => linear_add(isa, &self.input, rows, affine.of(w), into, &mut self.x, at),
-            Matrix::Int8(w) => {
-                self.quantize(isa, rows.clone());
-                linear_add(
-                    isa,
-                    &self.quantized,
-                    0..rows.len(),
-                    affine.of(w),
-                    into,
-                    &mut self.x,
-                    at,
-                );
-            }
+            Matrix::Real(w) => linear_add(isa, &self.input, 0..live, affine.of(w), into, to, 0),
+            Matrix::Int8(w) => linear_add(isa, &self.quantized, 0..live, affine.of(w), into, to, 0),
+        }
+        if !kept.is_empty() {
+            self.scratch.run(isa, kept, 0);
+            self.scratch.add_branch(&mut self.x, 0);
         }
     }
 
@@ -314,7 +344,7 @@ impl<T: Real> Member<T> {
     }
 
     /// A few rows at a time, so that the hidden ones stay in the cache.
-    fn mlp(&mut self, isa: Isa, i: usize, layer: &MlpLayer, core: &MlpCore<T>, live: usize) {
+    fn mlp(&mut self, isa: Isa, i: usize, layer: &MlpLayer<T>, core: &MlpCore<T>, live: usize) {
         let hidden = core.fc1.panels();
         let after = layer
             .hidden
@@ -324,6 +354,8 @@ impl<T: Real> Member<T> {
             let rows = part.len();
             self.input.reshape(rows, self.x.panels());
             layer_norm(isa, &self.x, part.clone(), layer.norm.norm(), &mut self.input);
+            self.scratch.pass(isa, &layer.kept_in, &mut self.input);
+            self.scratch.widen(isa, core.fc1_beside.as_ref(), &mut self.input);
             self.hidden.reshape(rows, hidden);
             match &core.fc1 {
                 Matrix::Real(w) => linear_gelu(
@@ -346,33 +378,27 @@ impl<T: Real> Member<T> {
                     );
                 }
             }
+            self.scratch.pass(isa, &layer.kept_hidden, &mut self.hidden);
+            self.scratch
+                .widen(isa, core.fc2_beside.as_ref(), &mut self.hidden);
             self.clock.mark(i, Stage::Fc1);
-            let into = layer.into.as_deref();
+            if let Matrix::Int8(_) = core.fc2 {
+                self.quantized.reshape(rows, self.hidden.panels().div_ceil(2));
+                quantize(isa, &self.hidden, 0..rows, &mut self.quantized);
+            }
+            let (into, kept) = (layer.into.as_deref(), &layer.kept_out);
+            let (to, at) = if kept.is_empty() {
+                (&mut self.x, part.start)
+            } else {
+                (self.scratch.branch(rows, self.x.panels()), 0)
+            };
             match &core.fc2 {
-                Matrix::Real(w) => {
-                    linear_add(
-                        isa,
-                        &self.hidden,
-                        0..rows,
-                        layer.fc2.of(w),
-                        into,
-                        &mut self.x,
-                        part.start,
-                    );
-                }
-                Matrix::Int8(w) => {
-                    self.quantized.reshape(rows, hidden.div_ceil(2));
-                    quantize(isa, &self.hidden, 0..rows, &mut self.quantized);
-                    linear_add(
-                        isa,
-                        &self.quantized,
-                        0..rows,
-                        layer.fc2.of(w),
-                        into,
-                        &mut self.x,
-                        part.start,
-                    );
-                }
+                Matrix::Real(w) => linear_add(isa, &self.hidden, 0..rows, layer.fc2.of(w), into, to, at),
+                Matrix::Int8(w) => linear_add(isa, &self.quantized, 0..rows, layer.fc2.of(w), into, to, at),
+            }
+            if !kept.is_empty() {
+                self.scratch.run(isa, kept, part.start);
+                self.scratch.add_branch(&mut self.x, part.start);
             }
             self.clock.mark(i, Stage::Fc2);
         }

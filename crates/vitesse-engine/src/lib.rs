@@ -11,6 +11,7 @@
 mod engine;
 mod error;
 mod forward;
+mod kept;
 mod macs;
 mod ops;
 mod plan;

@@ -1,6 +1,8 @@
 //! How much an engine really multiplies.
 
 use vitesse_model::ModelSpec;
+use vitesse_model::ops::OpKind;
+use vitesse_model::site::Site;
 use vitesse_model::spec::{Pool, VitSpec};
 
 use crate::Engine;
@@ -56,7 +58,33 @@ fn body(vit: &VitSpec) -> u64 {
             macs += live * mlp.hidden * (dim + written);
         }
     }
-    macs as u64
+    (macs + kept(vit, tokens, read, last)) as u64
+}
+
+/// Of the ops that stay: each runs on all tokens before the last keys and values, and on those that go on after.
+fn kept(vit: &VitSpec, tokens: usize, read: usize, last: Option<usize>) -> usize {
+    let mut macs = 0;
+    for op in &vit.ops {
+        let Some(layer) = op.layer else { continue };
+        let early = matches!(op.site, Site::AttnIn | Site::Qkv);
+        let live = if last.is_some_and(|last| layer < last || (layer == last && early)) {
+            tokens
+        } else {
+            read
+        };
+        let width = vit.width_at(op.site, op.layer).unwrap_or(0);
+        macs += live
+            * match &op.kind {
+                OpKind::Bottleneck(kind) => 2 * width * kind.hidden,
+                OpKind::LowRank(kind) => {
+                    let inputs = vit.projection(op.site, layer).map_or(0, |p| p.inputs);
+                    kind.rank * kind.ranges(op.site, layer, vit).len() * (inputs + width)
+                }
+                // Scaling is folded, or no product; what prompts cost is in the number of tokens.
+                OpKind::ScaleShift(_) | OpKind::Prompts(_) => 0,
+            };
+    }
+    macs
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use vitesse_kernels::panels_of;
 use vitesse_model::Tensors;
-use vitesse_model::ops::OpKind;
+use vitesse_model::ops::{OpKind, ScaleShift};
 use vitesse_model::site::Site;
 use vitesse_model::spec::VitSpec;
 
@@ -19,7 +19,8 @@ pub(crate) struct Affine {
 }
 
 impl Affine {
-    /// The ops at `site` of `layer` one after the other; `None` where there are none.
+    /// The first ops at `site` of `layer`, as long as they scale and shift, one after the other; `None` where there are
+    /// none. (Prompts, which come first of all, are not among them.)
     pub(crate) fn at(
         vit: &VitSpec,
         tensors: &Tensors,
@@ -28,17 +29,10 @@ impl Affine {
     ) -> Result<Option<Affine>> {
         let mut whole: Option<Affine> = None;
         for (index, op) in vit.ops_at(site, layer) {
-            let prefix = op.prefix(index);
             let next = match &op.kind {
-                OpKind::ScaleShift(kind) => {
-                    let scale = tensors.get(&format!("{prefix}.scale"))?.to_f32().into_owned();
-                    let shift = if kind.shift {
-                        tensors.get(&format!("{prefix}.shift"))?.to_f32().into_owned()
-                    } else {
-                        vec![0.0; scale.len()]
-                    };
-                    Affine { scale, shift }
-                }
+                OpKind::ScaleShift(kind) => Affine::of(kind, &op.prefix(index), tensors)?,
+                OpKind::Prompts(_) => continue,
+                OpKind::LowRank(_) | OpKind::Bottleneck(_) => break,
             };
             whole = Some(match whole {
                 Some(before) => before.then(&next),
@@ -46,6 +40,17 @@ impl Affine {
             });
         }
         Ok(whole)
+    }
+
+    /// One op, whose tensors begin with `prefix`.
+    pub(crate) fn of(kind: &ScaleShift, prefix: &str, tensors: &Tensors) -> Result<Affine> {
+        let scale = tensors.get(&format!("{prefix}.scale"))?.to_f32().into_owned();
+        let shift = if kind.shift {
+            tensors.get(&format!("{prefix}.shift"))?.to_f32().into_owned()
+        } else {
+            vec![0.0; scale.len()]
+        };
+        Ok(Affine { scale, shift })
     }
 
     /// First this, then `next`.

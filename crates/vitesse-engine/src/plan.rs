@@ -1,15 +1,22 @@
 //! From spec and tensors to a plan: weights packed, ops folded, rows that no one reads left out.
 
+mod kept;
+mod outline;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use vitesse_kernels::{Linear, Norm, Packed, Panels, Real, Weight, panels_of};
+use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{AttentionSpec, MlpSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
 
+use crate::kept::Step;
 use crate::ops::{Affine, Rows, rows};
 use crate::{Error, Result};
+use kept::Beside;
+use outline::step_bytes;
 
 /// The most products of 8-bit integers whose sum surely fits 32 bits. Streams and heads are never that wide.
 const MOST_INT8: usize = 1 << 16;
@@ -33,7 +40,7 @@ pub(crate) struct Plan<T: Real> {
     /// patches.
     pub(crate) start: Panels<f32>,
     pub(crate) cores: Vec<Core<T>>,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer<T>>,
     pub(crate) norm: NormRows,
     /// `head` and `head_dist`.
     pub(crate) heads: Vec<Dense<T>>,
@@ -55,6 +62,9 @@ pub(crate) struct AttentionCore<T: Real> {
     pub(crate) q_panels: usize,
     /// Panels of all heads' results.
     pub(crate) v_panels: usize,
+    /// What makes the inputs beside those of `qkv` and of `proj`, for low-rank updates.
+    pub(crate) qkv_beside: Option<Dense<T>>,
+    pub(crate) proj_beside: Option<Dense<T>>,
 }
 
 /// Where a head's columns lie.
@@ -75,6 +85,9 @@ pub(crate) struct Head {
 pub(crate) struct MlpCore<T: Real> {
     pub(crate) fc1: Matrix<T>,
     pub(crate) fc2: Matrix<T>,
+    /// What makes the inputs beside those of `fc1` and of `fc2`, for low-rank updates.
+    pub(crate) fc1_beside: Option<Dense<T>>,
+    pub(crate) fc2_beside: Option<Dense<T>>,
 }
 
 /// Packed weights: of the activations' type, or 8-bit integers.
@@ -96,26 +109,38 @@ impl<T: Real> Matrix<T> {
 
 /// What a layer keeps for itself.
 #[derive(Debug)]
-pub(crate) struct Layer {
+pub(crate) struct Layer<T: Real> {
     pub(crate) core: usize,
+    /// Prompts that take the place of those before, `[prompts, dim]`.
+    pub(crate) prompts: Option<Panels<f32>>,
+    /// Whether a later op of the block reads the stream at `block.in`, and at `mid`.
+    pub(crate) holds: [bool; 2],
     pub(crate) block_in: Option<(Rows, Rows)>,
-    pub(crate) attn: Option<AttentionLayer>,
+    pub(crate) attn: Option<AttentionLayer<T>>,
     pub(crate) mid: Option<(Rows, Rows)>,
-    pub(crate) mlp: Option<MlpLayer>,
+    pub(crate) mlp: Option<MlpLayer<T>>,
     pub(crate) block_out: Option<(Rows, Rows)>,
 }
 
 #[derive(Debug)]
-pub(crate) struct AttentionLayer {
+pub(crate) struct AttentionLayer<T: Real> {
     pub(crate) norm: NormRows,
+    /// What stays at `attn.in`, `attn.heads` and `attn.out`.
+    pub(crate) kept_in: Vec<Step<T>>,
+    pub(crate) kept_heads: Vec<Step<T>>,
+    pub(crate) kept_out: Vec<Step<T>>,
     pub(crate) qkv: AffineRows,
     pub(crate) proj: AffineRows,
     pub(crate) into: Option<Vec<usize>>,
 }
 
 #[derive(Debug)]
-pub(crate) struct MlpLayer {
+pub(crate) struct MlpLayer<T: Real> {
     pub(crate) norm: NormRows,
+    /// What stays at `mlp.in`, `mlp.hidden` and `mlp.out`.
+    pub(crate) kept_in: Vec<Step<T>>,
+    pub(crate) kept_hidden: Vec<Step<T>>,
+    pub(crate) kept_out: Vec<Step<T>>,
     pub(crate) fc1: AffineRows,
     /// What follows the GELU.
     pub(crate) hidden: Option<(Rows, Rows)>,
@@ -217,24 +242,21 @@ impl<T: Real> Plan<T> {
         } else {
             Vec::new()
         };
+        let mut cores = Vec::new();
         Ok(Plan {
             img_size: spec.input_size(),
             patch_size: vit.patch_size,
             dim: vit.embed_dim,
             tokens: vit.tokens_count(),
-            prefix: vit.prefix.len(),
+            prefix: vit.prefix.len() + vit.prompts(),
             classes: spec.num_classes,
             pool: vit.pool,
             read,
             last_attention,
             patch: compiler.patch()?,
             start: compiler.start()?,
-            cores: (0..vit.cores.len())
-                .map(|i| compiler.core(i))
-                .collect::<Result<_>>()?,
-            layers: (0..vit.layers.len())
-                .map(|i| compiler.layer(i))
-                .collect::<Result<_>>()?,
+            layers: compiler.layers(&mut cores)?,
+            cores,
             norm: compiler.norm(
                 vit.final_norm_name(),
                 // Where the mean comes first, no token is normed, and there is no such site.
@@ -274,7 +296,16 @@ impl<T: Real> Plan<T> {
                 .map_or(0, |mlp| matrix(&mlp.fc1) + matrix(&mlp.fc2))
         });
         let heads: usize = self.heads.iter().map(|head| head.weights.bytes()).sum();
-        cores.sum::<usize>() + self.patch.weights.bytes() + heads
+        let beside = self.cores.iter().flat_map(|core| {
+            let attn = core
+                .attn
+                .iter()
+                .flat_map(|attn| [&attn.qkv_beside, &attn.proj_beside]);
+            attn.chain(core.mlp.iter().flat_map(|mlp| [&mlp.fc1_beside, &mlp.fc2_beside]))
+        });
+        let beside: usize = beside.flatten().map(|dense| dense.weights.bytes()).sum();
+        let kept: usize = self.kept().map(|(_, _, step)| step_bytes(step)).sum();
+        cores.sum::<usize>() + self.patch.weights.bytes() + heads + beside + kept
     }
 }
 
@@ -364,10 +395,18 @@ impl Compiler<'_> {
         let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
         let pos = self.get("pos_embed")?;
         let mut start = Panels::zeros(self.vit.tokens_count(), Panels::<f32>::needed(dim));
+        let prompts = self.vit.prompts();
         let skip = if self.vit.embed_prefix { 0 } else { prefix };
-        for token in skip..self.vit.tokens_count() {
+        for row in skip..prefix + self.vit.patches() {
+            // Prompts, which have no position, stand before the patches.
+            let token = if row < prefix { row } else { row + prompts };
             for channel in 0..dim {
-                start.set(token, channel, pos[(token - skip) * dim + channel]);
+                start.set(token, channel, pos[(row - skip) * dim + channel]);
+            }
+        }
+        if let Some(prompts) = self.prompts(0)? {
+            for panel in 0..prompts.panels() {
+                start.panel_mut(panel)[prefix..prefix + prompts.rows()].copy_from_slice(prompts.panel(panel));
             }
         }
         let mut registers = 0;
@@ -405,15 +444,19 @@ impl Compiler<'_> {
     /// The weights of a projection into the residual stream; all channels with zeros for those not written, where `all`.
     fn projection<T: Real>(
         &self,
-        name: &str,
-        inputs: usize,
-        depths: &[Range<usize>],
+        weights: &Beside<'_, T>,
         out_idx: Option<&[usize]>,
         all: bool,
-    ) -> Result<Matrix<T>> {
-        let weights = self.get(&format!("{name}.weight"))?;
+    ) -> Matrix<T> {
+        let Beside {
+            weights,
+            inputs,
+            depths,
+            ..
+        } = weights;
+        let inputs = *inputs;
         let dim = self.vit.embed_dim;
-        Ok(match out_idx {
+        match out_idx {
             Some(idx) if all => {
                 let mut whole = vec![0.0; dim * inputs];
                 for (row, &channel) in idx.iter().enumerate() {
@@ -422,12 +465,12 @@ impl Compiler<'_> {
                 self.matrix(&whole, inputs, &panels_of([dim]), depths)
             }
             _ => self.matrix(
-                &weights,
+                weights,
                 inputs,
                 &panels_of([out_idx.map_or(dim, <[usize]>::len)]),
                 depths,
             ),
-        })
+        }
     }
 
     /// What follows such a projection in one layer, with the op at `site`.
@@ -459,10 +502,34 @@ impl Compiler<'_> {
         })
     }
 
-    fn core<T: Real>(&self, index: usize) -> Result<Core<T>> {
+    /// The layers, and the cores they use: one for all that share it, but for a layer with updates of its own, which has a
+    /// copy with these beside it.
+    fn layers<T: Real>(&self, cores: &mut Vec<Core<T>>) -> Result<Vec<Layer<T>>> {
+        let mut shared = vec![None; self.vit.cores.len()];
+        (0..self.vit.layers.len())
+            .map(|layer| {
+                let core = self.vit.layers[layer].core;
+                let on = |site| self.vit.ops_at(site, Some(layer)).next().is_some();
+                let place = if Site::PROJECTIONS.into_iter().any(on) {
+                    cores.push(self.core(core, Some(layer))?);
+                    cores.len() - 1
+                } else if let Some(place) = shared[core] {
+                    place
+                } else {
+                    cores.push(self.core(core, None)?);
+                    shared[core] = Some(cores.len() - 1);
+                    cores.len() - 1
+                };
+                self.layer(layer, place)
+            })
+            .collect()
+    }
+
+    /// The matrices of a block, with the updates of `layer` beside them.
+    fn core<T: Real>(&self, index: usize, layer: Option<usize>) -> Result<Core<T>> {
         let (block, name) = (&self.vit.cores[index], self.vit.core_name(index));
-        let attn = |spec: &AttentionSpec| self.attention_core(index, spec, &name);
-        let mlp = |spec: &MlpSpec| self.mlp_core(index, spec, &name);
+        let attn = |spec: &AttentionSpec| self.attention_core(index, spec, &name, layer);
+        let mlp = |spec: &MlpSpec| self.mlp_core(index, spec, &name, layer);
         Ok(Core {
             attn: block.attn.as_ref().map(attn).transpose()?,
             mlp: block.mlp.as_ref().map(mlp).transpose()?,
@@ -474,6 +541,7 @@ impl Compiler<'_> {
         index: usize,
         spec: &AttentionSpec,
         name: &str,
+        layer: Option<usize>,
     ) -> Result<AttentionCore<T>> {
         let dim = self.vit.embed_dim;
         let all = self.shifts_all(index, Site::AttnOut)?;
@@ -499,27 +567,31 @@ impl Compiler<'_> {
             v_at += Panels::<T>::needed(v);
             head
         });
+        let qkv = self.beside(&format!("{name}.qkv"), dim, panels_of([dim]), (Site::Qkv, layer))?;
+        let proj = self.beside(
+            &format!("{name}.proj"),
+            spec.v_width(),
+            panels_of(spec.v_dims.iter().copied()),
+            (Site::Proj, layer),
+        )?;
         Ok(AttentionCore {
             heads: heads.collect(),
-            qkv: self.matrix(
-                &self.get(&format!("{name}.qkv.weight"))?,
-                dim,
-                &qkv_columns(spec),
-                &panels_of([dim]),
-            ),
-            proj: self.projection(
-                &format!("{name}.proj"),
-                spec.v_width(),
-                &panels_of(spec.v_dims.iter().copied()),
-                spec.out_idx.as_deref(),
-                all,
-            )?,
+            qkv: self.matrix(&qkv.weights, qkv.inputs, &qkv_columns(spec), &qkv.depths),
+            proj: self.projection(&proj, spec.out_idx.as_deref(), all),
+            qkv_beside: qkv.down,
+            proj_beside: proj.down,
             q_panels,
             v_panels: panels(&spec.v_dims),
         })
     }
 
-    fn mlp_core<T: Real>(&self, index: usize, spec: &MlpSpec, name: &str) -> Result<MlpCore<T>> {
+    fn mlp_core<T: Real>(
+        &self,
+        index: usize,
+        spec: &MlpSpec,
+        name: &str,
+        layer: Option<usize>,
+    ) -> Result<MlpCore<T>> {
         let dim = self.vit.embed_dim;
         if self.int8 && spec.hidden > MOST_INT8 {
             return Err(Error::Unsupported(format!(
@@ -529,28 +601,39 @@ impl Compiler<'_> {
         }
         let all = self.shifts_all(index, Site::MlpOut)?;
         let hidden = panels_of([spec.hidden]);
+        let fc1 = self.beside(
+            &format!("{name}.mlp.fc1"),
+            dim,
+            panels_of([dim]),
+            (Site::Fc1, layer),
+        )?;
+        let fc2 = self.beside(
+            &format!("{name}.mlp.fc2"),
+            spec.hidden,
+            hidden.clone(),
+            (Site::Fc2, layer),
+        )?;
         Ok(MlpCore {
-            fc1: self.matrix(
-                &self.get(&format!("{name}.mlp.fc1.weight"))?,
-                dim,
-                &hidden,
-                &panels_of([dim]),
-            ),
-            fc2: self.projection(
-                &format!("{name}.mlp.fc2"),
-                spec.hidden,
-                &hidden,
-                spec.out_idx.as_deref(),
-                all,
-            )?,
+            fc1: self.matrix(&fc1.weights, fc1.inputs, &hidden, &fc1.depths),
+            fc2: self.projection(&fc2, spec.out_idx.as_deref(), all),
+            fc1_beside: fc1.down,
+            fc2_beside: fc2.down,
         })
     }
 
-    fn layer(&self, index: usize) -> Result<Layer> {
+    /// Layer `index`, whose core has the place `place` in the plan.
+    fn layer<T: Real>(&self, index: usize, place: usize) -> Result<Layer<T>> {
         let core = self.vit.layers[index].core;
         let (block, name) = (&self.vit.cores[core], self.vit.core_name(core));
+        let reads = |site| {
+            let mut ops = self.vit.ops.iter().filter(|op| op.layer == Some(index));
+            ops.any(|op| matches!(&op.kind, OpKind::Bottleneck(kind) if kind.from == Some(site)))
+        };
         Ok(Layer {
-            core,
+            core: place,
+            // Those of the first layer are in the stream from the start.
+            prompts: if index > 0 { self.prompts(index)? } else { None },
+            holds: [reads(Site::BlockIn), reads(Site::Mid)],
             block_in: self.op_rows(Site::BlockIn, index)?,
             attn: block
                 .attn
@@ -567,13 +650,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn attention_layer(
+    fn attention_layer<T: Real>(
         &self,
         index: usize,
         core: usize,
         spec: &AttentionSpec,
         name: &str,
-    ) -> Result<AttentionLayer> {
+    ) -> Result<AttentionLayer<T>> {
         let bias = if spec.qkv_bias {
             Some(self.get(&format!("{name}.qkv.bias"))?)
         } else {
@@ -597,7 +680,11 @@ impl Compiler<'_> {
             self.shifts_all(core, Site::AttnOut)?,
             self.ops(Site::AttnOut, at)?.as_ref(),
         )?;
+        let stream = panels_of([self.vit.embed_dim]);
         Ok(AttentionLayer {
+            kept_in: self.kept(Site::AttnIn, index, &stream)?,
+            kept_heads: self.kept(Site::AttnHeads, index, &panels_of(spec.v_dims.iter().copied()))?,
+            kept_out: self.kept(Site::AttnOut, index, &stream)?,
             norm: self.norm(
                 &self.vit.norm_name(index, 1),
                 self.ops(Site::AttnIn, at)?.as_ref(),
@@ -612,8 +699,15 @@ impl Compiler<'_> {
         })
     }
 
-    fn mlp_layer(&self, index: usize, core: usize, spec: &MlpSpec, name: &str) -> Result<MlpLayer> {
+    fn mlp_layer<T: Real>(
+        &self,
+        index: usize,
+        core: usize,
+        spec: &MlpSpec,
+        name: &str,
+    ) -> Result<MlpLayer<T>> {
         let at = Some(index);
+        let stream = panels_of([self.vit.embed_dim]);
         let bias = self.get(&format!("{name}.fc1.bias"))?;
         let after = self.ops(Site::MlpFc1, at)?;
         let (scale, shift) = folded(after.as_ref());
@@ -624,6 +718,9 @@ impl Compiler<'_> {
             self.ops(Site::MlpOut, at)?.as_ref(),
         )?;
         Ok(MlpLayer {
+            kept_in: self.kept(Site::MlpIn, index, &stream)?,
+            kept_hidden: self.kept(Site::MlpHidden, index, &panels_of([spec.hidden]))?,
+            kept_out: self.kept(Site::MlpOut, index, &stream)?,
             norm: self.norm(&self.vit.norm_name(index, 2), self.ops(Site::MlpIn, at)?.as_ref())?,
             fc1: AffineRows::new(&panels_of([spec.hidden]), &scale, |n| {
                 bias[n] * scale(n) + shift(n)

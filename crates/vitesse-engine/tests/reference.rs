@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use vitesse_engine::{Engine, Isa, Options, Output, Precision};
-use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::ops::{OpKind, OpSpec, Prompts, ScaleShift};
 use vitesse_model::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 
@@ -156,6 +156,41 @@ fn an_op_at_every_site_agrees() {
                 check(&format!("op at {site}"), &model(vit.clone()), i as u64);
             }
         }
+    }
+}
+
+#[test]
+fn what_stays_agrees_at_every_site() {
+    for case in 0..80 {
+        let mut rng = rng("kept", case);
+        let mut vit = small();
+        if case % 4 == 0 {
+            vit.layers = [0, 1, 0].map(|core| LayerSpec { core }).to_vec();
+        }
+        if case % 5 == 0 {
+            vit.cores[1].attn.as_mut().unwrap().out_idx = Some(vec![1, 2, 40]);
+            vit.cores[1].mlp.as_mut().unwrap().out_idx = Some(vec![0, 33, 47]);
+        }
+        if case % 3 == 0 {
+            vit.pool = Pool::Avg;
+        }
+        if case % 7 == 0 {
+            let kind = OpKind::Prompts(Prompts { tokens: 5 });
+            let at = |layer| OpSpec {
+                site: Site::BlockIn,
+                layer: Some(layer),
+                kind: kind.clone(),
+            };
+            vit.ops = vec![at(0), at(1)];
+        }
+        for _ in 0..1 + case % 3 {
+            vit.ops.extend(random_op(&mut rng, &vit));
+            let site = [Site::AttnIn, Site::AttnOut, Site::MlpHidden, Site::MlpOut][rng.below(4)];
+            let kind = OpKind::ScaleShift(ScaleShift { shift: true });
+            let layer = Some(case as usize % 2);
+            vit.ops.push(OpSpec { site, layer, kind });
+        }
+        check("kept", &model(vit), case);
     }
 }
 

@@ -46,10 +46,18 @@ pub enum Site {
     BlockOut,
     /// After the final norm: `[batch, tokens, dim]`.
     FinalNorm,
+    /// The fused projection to queries, keys and values.
+    Qkv,
+    /// The projection after attention.
+    Proj,
+    /// The perceptron's first projection.
+    Fc1,
+    /// The perceptron's second projection.
+    Fc2,
 }
 
 impl Site {
-    /// Every site, in the order in which a forward pass meets them.
+    /// Every site that a value passes, in the order in which a forward pass meets them.
     pub const ALL: [Site; 15] = [
         Site::PatchOut,
         Site::BlockIn,
@@ -67,6 +75,9 @@ impl Site {
         Site::BlockOut,
         Site::FinalNorm,
     ];
+
+    /// The projections of a block: an op on one sees what enters it and what leaves it. No trace listens there.
+    pub const PROJECTIONS: [Site; 4] = [Site::Qkv, Site::Proj, Site::Fc1, Site::Fc2];
 
     /// The name used in files and on the command line, such as `attn.qkv`.
     pub fn name(self) -> &'static str {
@@ -86,12 +97,21 @@ impl Site {
             Site::MlpOut => "mlp.out",
             Site::BlockOut => "block.out",
             Site::FinalNorm => "final.norm",
+            Site::Qkv => "qkv",
+            Site::Proj => "proj",
+            Site::Fc1 => "fc1",
+            Site::Fc2 => "fc2",
         }
     }
 
     /// Whether every block has this site (the others occur once a model).
     pub fn in_block(self) -> bool {
         !matches!(self, Site::PatchOut | Site::FinalNorm)
+    }
+
+    /// Whether it is a projection and not a station between two.
+    pub fn is_projection(self) -> bool {
+        Site::PROJECTIONS.contains(&self)
     }
 
     /// Whether the value is an attention map, `[batch, heads, tokens, tokens]`, and not a token stream.
@@ -110,16 +130,15 @@ impl FromStr for Site {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Site::ALL
-            .into_iter()
-            .find(|site| site.name() == text)
-            .ok_or_else(|| {
-                let names: Vec<&str> = Site::ALL.iter().map(|site| site.name()).collect();
-                Error::invalid_spec(format!(
-                    "unknown site `{text}`; the sites are {}",
-                    names.join(", ")
-                ))
-            })
+        let mut known = Site::ALL.into_iter().chain(Site::PROJECTIONS);
+        known.find(|site| site.name() == text).ok_or_else(|| {
+            let known = Site::ALL.iter().chain(&Site::PROJECTIONS);
+            let names: Vec<&str> = known.map(|site| site.name()).collect();
+            Error::invalid_spec(format!(
+                "unknown site `{text}`; the sites are {}",
+                names.join(", ")
+            ))
+        })
     }
 }
 
@@ -143,7 +162,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for site in Site::ALL {
+        for site in Site::ALL.into_iter().chain(Site::PROJECTIONS) {
             assert_eq!(site.name().parse::<Site>().unwrap(), site);
         }
         assert!(

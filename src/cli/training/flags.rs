@@ -19,7 +19,7 @@ pub(in crate::cli) struct RecipeArgs {
     /// Recipe file; flags override its keys
     #[arg(long, value_name = "FILE", help_heading = "Recipe")]
     recipe: Option<PathBuf>,
-    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune
+    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, adapt
     #[arg(long, value_name = "NAME", help_heading = "Recipe", value_parser = Recipe::presets().collect::<Vec<_>>())]
     preset: Option<String>,
 
@@ -130,7 +130,7 @@ pub(in crate::cli) struct RecipeArgs {
 pub(in crate::cli) struct RunArgs {
     /// Folder of the run
     #[arg(short, long, value_name = "DIR")]
-    pub(super) output: PathBuf,
+    pub(in crate::cli) output: PathBuf,
     /// Continue the run in the output folder; where no recipe file is given, with its own recipe
     #[arg(long, conflicts_with = "force")]
     resume: bool,
@@ -139,7 +139,7 @@ pub(in crate::cli) struct RunArgs {
     force: bool,
     /// Show the effective recipe and what would be done, and write nothing
     #[arg(long)]
-    pub(super) dry_run: bool,
+    pub(in crate::cli) dry_run: bool,
     /// At the very end, evaluate the best checkpoint once on the test split
     #[arg(long)]
     pub(super) test: bool,
@@ -156,7 +156,7 @@ impl RunArgs {
     }
 
     /// What may be done about a run that is there.
-    pub(super) fn existing(&self) -> Existing {
+    pub(in crate::cli) fn existing(&self) -> Existing {
         match (self.resume, self.force) {
             (true, _) => Existing::Resume,
             (_, true) => Existing::Replace,
@@ -168,6 +168,16 @@ impl RunArgs {
 impl RecipeArgs {
     /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
     pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
+        self.resolve_over(run, Vec::new(), more)
+    }
+
+    /// The same over `defaults`, keys for what neither the file nor the flags say.
+    pub(in crate::cli) fn resolve_over(
+        &self,
+        run: &RunArgs,
+        defaults: Vec<(&'static str, Value)>,
+        more: Vec<(&'static str, Value)>,
+    ) -> Result<Recipe> {
         let (name, text) = match &self.recipe {
             Some(path) => {
                 let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
@@ -185,6 +195,18 @@ impl RecipeArgs {
                 name: name.clone(),
                 detail: error.to_string(),
             })?;
+        for (key, value) in defaults {
+            let said = match key.split_once('.') {
+                Some((table_name, name)) => table
+                    .get(table_name)
+                    .is_some_and(|table| table.get(name).is_some()),
+                // The recipe of a run that is resumed has every value already.
+                None => table.contains_key(key) || run.resume,
+            };
+            if !said {
+                set(&mut table, key, value);
+            }
+        }
         for (key, value) in self.overrides()?.into_iter().chain(more) {
             set(&mut table, key, value);
         }

@@ -24,8 +24,9 @@ use super::eval;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 pub(super) use flags::{RecipeArgs, RunArgs};
+pub(super) use report::Report as RunReport;
 use report::{DryRun, Report};
-use watch::Watch;
+pub(super) use watch::Watch;
 
 /// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
 pub(super) struct Training<'a> {
@@ -73,16 +74,15 @@ impl<'a> Training<'a> {
             &mut watch,
         )
         .map_err(|error| self.failure(error))?;
+        Outcome::new(&self.finish(&learned, watch)?)
+    }
+
+    /// What comes after a run: the test, if it was asked for, and the report.
+    pub(super) fn finish(&self, learned: &Learned, watch: Watch<'_>) -> Result<Report> {
         let plan = watch.into_plan();
-        let checkpoint = self.checkpoint(&learned);
+        let checkpoint = self.checkpoint(learned);
         let test = self.test(&checkpoint)?;
-        Outcome::new(&Report::new(
-            &self.args.output,
-            plan,
-            &learned,
-            &checkpoint,
-            test,
-        )?)
+        Report::new(&self.args.output, plan, learned, &checkpoint, test)
     }
 
     /// What would be done.
@@ -140,7 +140,7 @@ impl<'a> Training<'a> {
     }
 
     /// The checkpoint that a finished run is known by: the best, or the last where nothing was evaluated.
-    fn checkpoint(&self, learned: &Learned) -> PathBuf {
+    pub(super) fn checkpoint(&self, learned: &Learned) -> PathBuf {
         let folder = if learned.best.is_some() { "best" } else { "final" };
         self.args.output.join(folder)
     }
@@ -177,7 +177,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    fn failure(&self, error: Error) -> Failure {
+    pub(super) fn failure(&self, error: Error) -> Failure {
         match error {
             Error::Interrupted => {
                 let sentence = format!(

@@ -114,7 +114,7 @@ impl fmt::Display for DryRun {
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(in crate::cli) struct Report {
     output: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Facts>,

@@ -10,7 +10,7 @@ use vitesse_train::run::{EpochRecord, StepRecord};
 use crate::cli::console::{Console, Progress};
 
 /// Shows a run.
-pub(super) struct Watch<'a> {
+pub(in crate::cli) struct Watch<'a> {
     console: &'a Console,
     plan: Option<Plan>,
     shown: Option<Shown<'a>>,
@@ -27,7 +27,7 @@ struct Shown<'a> {
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(console: &'a Console) -> Watch<'a> {
+    pub(in crate::cli) fn new(console: &'a Console) -> Watch<'a> {
         Watch {
             console,
             plan: None,

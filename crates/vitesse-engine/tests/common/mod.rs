@@ -1,8 +1,12 @@
 //! A vision transformer in plain loops over `f64`, the engine's oracle, and models to try it on.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
+use std::cell::RefCell;
+
 use vitesse_engine::Isa;
-use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::ops::{
+    Activation, Bottleneck, LowRank, NORM_EPS, NormPlace, OpKind, OpSpec, Prompts, QkvPart, ScaleShift,
+};
 use vitesse_model::spec::{
     AttentionSpec, BlockSpec, LayerSpec, MlpSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
 };
@@ -101,6 +105,19 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
             vit.ops.push(OpSpec { site, layer, kind });
         }
     }
+    if rng.bernoulli(0.5) && !vit.layers.is_empty() {
+        for _ in 0..rng.below(6) {
+            vit.ops.extend(random_op(rng, &vit));
+        }
+        let tokens = between(rng, 1, 9);
+        for layer in 0..vit.layers.len() {
+            if rng.bernoulli(0.3) && (layer == 0 || vit.prompts() > 0) {
+                let kind = OpKind::Prompts(Prompts { tokens });
+                let (site, layer) = (Site::BlockIn, Some(layer));
+                vit.ops.insert(0, OpSpec { site, layer, kind });
+            }
+        }
+    }
     ModelSpec {
         architecture: "random".into(),
         num_classes: if rng.bernoulli(0.2) {
@@ -110,6 +127,62 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
         },
         network: NetworkSpec::Vit(vit),
     }
+}
+
+/// A bottleneck or a low-rank update somewhere; nothing where the block has no such place.
+pub fn random_op(rng: &mut Rng, vit: &VitSpec) -> Option<OpSpec> {
+    let layer = rng.below(vit.layers.len());
+    let choose = |rng: &mut Rng, sites: &[Site]| sites[rng.below(sites.len())];
+    if rng.bernoulli(0.4) {
+        let site = choose(rng, &Site::PROJECTIONS);
+        vit.projection(site, layer)?;
+        let parts = [QkvPart::Q, QkvPart::K, QkvPart::V];
+        let parts: Vec<QkvPart> = parts.into_iter().filter(|_| rng.bernoulli(0.5)).collect();
+        return Some(OpSpec {
+            site,
+            layer: Some(layer),
+            kind: OpKind::LowRank(LowRank {
+                rank: between(rng, 1, 40),
+                alpha: 2.0,
+                rank_stabilized: rng.bernoulli(0.5),
+                parts: (site == Site::Qkv && !parts.is_empty()).then_some(parts),
+                dropout: 0.5,
+            }),
+        });
+    }
+    let site = choose(rng, &Bottleneck::SITES);
+    let width = vit.width_at(site, Some(layer))?;
+    let groups = if width.is_multiple_of(2) {
+        between(rng, 1, 2)
+    } else {
+        1
+    };
+    let from = match site {
+        Site::AttnOut => [None, Some(Site::BlockIn)][rng.below(2)],
+        Site::MlpOut => [None, Some(Site::BlockIn), Some(Site::Mid)][rng.below(3)],
+        _ => None,
+    };
+    let norm = [None, Some(NormPlace::Before), Some(NormPlace::After)][rng.below(3)];
+    let activations = [
+        Activation::None,
+        Activation::Gelu,
+        Activation::QuickGelu,
+        Activation::Relu,
+    ];
+    Some(OpSpec {
+        site,
+        layer: Some(layer),
+        kind: OpKind::Bottleneck(Bottleneck {
+            hidden: groups * between(rng, 1, 20),
+            groups,
+            activation: activations[rng.below(4)],
+            scale: 0.5,
+            learned_scale: rng.bernoulli(0.3),
+            norm: norm.filter(|_| site != Site::AttnHeads),
+            from,
+            dropout: 0.5,
+        }),
+    })
 }
 
 fn random_block(rng: &mut Rng, dim: usize) -> BlockSpec {
@@ -155,13 +228,17 @@ pub struct Expected {
 /// The forward pass of one image, in the words of the spec.
 pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
     let vit = spec.vit().unwrap();
-    let model = Model { vit, tensors };
+    let model = Model {
+        vit,
+        tensors,
+        held: RefCell::default(),
+    };
     let mut x = model.embed(image);
     for layer in 0..vit.layers.len() {
         x = model.layer(layer, x);
     }
     let mean = |rows: &Rows| -> Vec<f64> {
-        let patches = &rows[vit.prefix.len()..];
+        let patches = &rows[vit.prefix.len() + vit.prompts()..];
         (0..vit.embed_dim)
             .map(|c| patches.iter().map(|row| row[c]).sum::<f64>() / patches.len() as f64)
             .collect()
@@ -201,6 +278,18 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
 struct Model<'a> {
     vit: &'a VitSpec,
     tensors: &'a Tensors,
+    /// The stream at `block.in` and at `mid`.
+    held: RefCell<[Rows; 2]>,
+}
+
+/// Between the projections of a bottleneck.
+fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)),
+        Activation::QuickGelu => x / (1.0 + libm::exp(-1.702 * x)),
+        Activation::Relu => x.max(0.0),
+    }
 }
 
 impl Model<'_> {
@@ -229,6 +318,10 @@ impl Model<'_> {
     }
 
     fn norm(&self, name: &str, x: &[Vec<f64>]) -> Rows {
+        self.norm_with(name, self.vit.norm_eps, x)
+    }
+
+    fn norm_with(&self, name: &str, eps: f64, x: &[Vec<f64>]) -> Rows {
         let (gain, bias) = (
             self.get(&format!("{name}.weight")),
             self.get(&format!("{name}.bias")),
@@ -236,9 +329,7 @@ impl Model<'_> {
         let normed = |x: &Vec<f64>| {
             let mean = x.iter().sum::<f64>() / x.len() as f64;
             let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / x.len() as f64;
-            let each = x
-                .iter()
-                .map(|x| (x - mean) / (variance + self.vit.norm_eps).sqrt());
+            let each = x.iter().map(|x| (x - mean) / (variance + eps).sqrt());
             each.zip(&gain)
                 .zip(&bias)
                 .map(|((x, gain), bias)| x * gain + bias)
@@ -248,28 +339,106 @@ impl Model<'_> {
     }
 
     fn ops(&self, site: Site, layer: Option<usize>, mut x: Rows) -> Rows {
-        for (i, op) in self
-            .vit
-            .ops
-            .iter()
-            .enumerate()
-            .filter(|(_, op)| op.site == site && op.layer == layer)
-        {
-            let OpKind::ScaleShift(kind) = &op.kind;
-            let scale = self.get(&format!("{}.scale", op.prefix(i)));
-            let shift = if kind.shift {
-                self.get(&format!("{}.shift", op.prefix(i)))
-            } else {
-                vec![0.0; scale.len()]
-            };
-            for row in &mut x {
-                row.iter_mut()
-                    .zip(&scale)
-                    .zip(&shift)
-                    .for_each(|((x, scale), shift)| *x = *x * scale + shift);
+        let vit = self.vit;
+        for (i, op) in vit.ops.iter().enumerate() {
+            if op.site != site || op.layer != layer {
+                continue;
+            }
+            let get = |end: &str| self.get(&format!("{}.{end}", op.prefix(i)));
+            match &op.kind {
+                OpKind::ScaleShift(kind) => {
+                    let scale = get("scale");
+                    let shift = if kind.shift {
+                        get("shift")
+                    } else {
+                        vec![0.0; scale.len()]
+                    };
+                    for row in &mut x {
+                        row.iter_mut()
+                            .zip(&scale)
+                            .zip(&shift)
+                            .for_each(|((x, scale), shift)| *x = *x * scale + shift);
+                    }
+                }
+                OpKind::Prompts(_) => {
+                    let tokens: Rows = get("tokens")
+                        .chunks_exact(vit.embed_dim)
+                        .map(<[f64]>::to_vec)
+                        .collect();
+                    let (first, old) = (vit.prefix.len(), x.len() - vit.prefix.len() - vit.patches());
+                    x.splice(first..first + old, tokens);
+                }
+                OpKind::Bottleneck(kind) => {
+                    let held = self.held.borrow();
+                    let source = match kind.from {
+                        Some(site) => held[usize::from(site == Site::Mid)].clone(),
+                        None => x.clone(),
+                    };
+                    drop(held);
+                    let normed = |place: NormPlace, rows: Rows| {
+                        if kind.norm == Some(place) {
+                            self.norm_with(&format!("{}.norm", op.prefix(i)), NORM_EPS, &rows)
+                        } else {
+                            rows
+                        }
+                    };
+                    let mut z = self.linear(
+                        &format!("{}.down", op.prefix(i)),
+                        true,
+                        &normed(NormPlace::Before, source),
+                    );
+                    z.iter_mut()
+                        .flatten()
+                        .for_each(|z| *z = activate(kind.activation, *z));
+                    let (up, bias) = (get("up.weight"), get("up.bias"));
+                    let scale = if kind.learned_scale {
+                        get("scale")[0]
+                    } else {
+                        kind.scale
+                    };
+                    let (width, each) = (bias.len(), kind.hidden / kind.groups);
+                    let output = |z: &Vec<f64>, c: usize| {
+                        let first = c * kind.groups / width * each;
+                        scale * (dot(&z[first..first + each], &up[c * each..(c + 1) * each]) + bias[c])
+                    };
+                    let u = z
+                        .iter()
+                        .map(|z| (0..width).map(|c| output(z, c)).collect())
+                        .collect();
+                    add(&mut x, &normed(NormPlace::After, u));
+                }
+                OpKind::LowRank(_) => unreachable!("a low-rank update stands on a projection"),
             }
         }
         x
+    }
+
+    /// A projection of `layer` with the updates on it.
+    fn project(&self, site: Site, layer: usize, has_bias: bool, x: &[Vec<f64>]) -> Rows {
+        let projection = self.vit.projection(site, layer).unwrap();
+        let mut y = self.linear(&projection.name, has_bias, x);
+        for (i, op) in self.vit.ops_at(site, Some(layer)) {
+            let OpKind::LowRank(kind) = &op.kind else {
+                unreachable!("only low-rank updates stand on projections")
+            };
+            let (a, b) = (
+                self.get(&format!("{}.a", op.prefix(i))),
+                self.get(&format!("{}.b", op.prefix(i))),
+            );
+            let mut row = 0;
+            for (part, (first, count)) in kind.ranges(site, layer, self.vit).into_iter().enumerate() {
+                for (x, y) in x.iter().zip(&mut y) {
+                    let z: Vec<f64> = (0..kind.rank)
+                        .map(|r| dot(x, &a[(part * kind.rank + r) * x.len()..][..x.len()]))
+                        .collect();
+                    for n in 0..count {
+                        y[first + n] += kind.factor() * dot(&z, &b[(row + n) * kind.rank..][..kind.rank]);
+                    }
+                }
+                row += count;
+            }
+        }
+        y
     }
 
     fn embed(&self, image: &[f32]) -> Rows {
@@ -318,29 +487,27 @@ impl Model<'_> {
     fn layer(&self, layer: usize, x: Rows) -> Rows {
         let (vit, at) = (self.vit, Some(layer));
         let core = vit.layers[layer].core;
-        let (block, name) = (&vit.cores[core], vit.core_name(core));
+        let block = &vit.cores[core];
         let mut x = self.ops(Site::BlockIn, at, x);
+        self.held.borrow_mut()[0] = x.clone();
         if let Some(attn) = &block.attn {
             let branch = self.ops(Site::AttnIn, at, self.norm(&vit.norm_name(layer, 1), &x));
-            let qkv = self.linear(&format!("{name}.attn.qkv"), attn.qkv_bias, &branch);
+            let qkv = self.project(Site::Qkv, layer, attn.qkv_bias, &branch);
             let heads = attention(attn, &self.ops(Site::AttnQkv, at, qkv));
             let heads = self.ops(Site::AttnHeads, at, heads);
-            let branch = self.linear(&format!("{name}.attn.proj"), true, &heads);
+            let branch = self.project(Site::Proj, layer, true, &heads);
             let branch = scatter(branch, attn.out_idx.as_deref(), vit.embed_dim);
             add(&mut x, &self.ops(Site::AttnOut, at, branch));
         }
         x = self.ops(Site::Mid, at, x);
+        self.held.borrow_mut()[1] = x.clone();
         if let Some(mlp) = &block.mlp {
             let branch = self.ops(Site::MlpIn, at, self.norm(&vit.norm_name(layer, 2), &x));
-            let mut hidden = self.ops(
-                Site::MlpFc1,
-                at,
-                self.linear(&format!("{name}.mlp.fc1"), true, &branch),
-            );
+            let mut hidden = self.ops(Site::MlpFc1, at, self.project(Site::Fc1, layer, true, &branch));
             let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
             hidden.iter_mut().flatten().for_each(|x| *x = gelu(*x));
             let hidden = self.ops(Site::MlpHidden, at, hidden);
-            let branch = self.linear(&format!("{name}.mlp.fc2"), true, &hidden);
+            let branch = self.project(Site::Fc2, layer, true, &hidden);
             let branch = scatter(branch, mlp.out_idx.as_deref(), vit.embed_dim);
             add(&mut x, &self.ops(Site::MlpOut, at, branch));
         }

@@ -8,7 +8,7 @@ use super::ctx::{Attention as State, Ctx};
 use super::fused::{self, Before};
 use super::layers::Linear;
 use super::params::Parameters;
-use super::stations::{at, at_map, cut};
+use super::stations::{at, at_map, cut, project};
 use crate::Result;
 use crate::ops::Op;
 use crate::site::Site;
@@ -33,7 +33,7 @@ impl Attention {
 
     /// `before(x)` `[batch, tokens, dim]` to what `proj` reads, `[batch, tokens, Σv]`.
     pub(super) fn heads(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let qkv = self.qkv.segment(x, before, None, ctx.compute);
+        let qkv = project(Site::Qkv, &self.qkv, (x, before), ops, ctx);
         let qkv = at(Site::AttnQkv, qkv, ops, ctx);
         let maps_needed = cut(Site::AttnLogits, ops, ctx)
             || cut(Site::AttnProbs, ops, ctx)

@@ -23,6 +23,8 @@ pub struct Ctx {
     /// What the attention of the running block computed, for the ops after it; only where one of them reads it, or
     /// something stands at the maps.
     pub attention: Option<Attention>,
+    /// Values of the running block that a later op reads, by the site they passed.
+    pub(super) held: Vec<(Site, Tensor<3>)>,
     /// New values of buffers (running means and variances), by tensor name: the trainer stores them after the step.
     pub buffers: Vec<(String, Tensor<1>)>,
 }
@@ -55,6 +57,8 @@ pub struct DropPath {
 pub struct Stream {
     /// Tokens before the patches.
     pub prefix: usize,
+    /// Of which prompts, the last ones.
+    pub prompts: usize,
     /// Rows and columns of the patch grid.
     pub grid: [usize; 2],
 }
@@ -98,6 +102,34 @@ impl Ctx {
     /// Records attention maps if the trace wants them, and hands them on.
     pub(super) fn record_map(&mut self, site: Site, x: Tensor<4>) -> Tensor<4> {
         self.trace.record_map(site, self.layer, x)
+    }
+
+    /// The value that passed `site` of the running block, if an op asked for it.
+    pub(crate) fn held(&self, site: Site) -> Option<Tensor<3>> {
+        let (_, value) = self.held.iter().find(|(other, _)| *other == site)?;
+        Some(value.clone())
+    }
+
+    /// In training, zeroes each element of `x` `[batch, tokens, width]` with this probability and scales up the others. The
+    /// draws depend on the step, on `name` and on the sample's place in the whole batch.
+    pub(crate) fn dropout(&self, x: Tensor<3>, probability: f64, name: &str) -> Tensor<3> {
+        let Mode::Train(drop) = &self.mode else { return x };
+        if probability == 0.0 {
+            return x;
+        }
+        let [batch, tokens, width] = x.dims();
+        let kept = (1.0 / (1.0 - probability)) as f32;
+        let key = drop.key.with("dropout").with(name);
+        let factors: Vec<f32> = (0..batch)
+            .flat_map(|i| {
+                let mut rng = key.at((drop.first_sample + i) as u64).rng();
+                let mut draw = move || if rng.bernoulli(probability) { 0.0 } else { kept };
+                (0..tokens * width).map(move |_| draw())
+            })
+            .collect();
+        let device: Device = x.device().without_autodiff();
+        let factors = Tensor::<3>::from_data(TensorData::new(factors, [batch, tokens, width]), &device);
+        x * Tensor::from_inner(factors)
     }
 
     /// What the residual branch of each sample is multiplied by, `None` where it is as it is; `branch` is 0 for

@@ -9,13 +9,13 @@ use crate::Result;
 
 /// `y = x Wᵀ + b` with `W` stored `[out, in]`.
 #[derive(Module, Debug)]
-pub(super) struct Linear {
+pub(crate) struct Linear {
     weight: Param<Tensor<2>>,
     bias: Option<Param<Tensor<1>>>,
 }
 
 impl Linear {
-    pub(super) fn new(name: &str, bias: bool, parameters: &Parameters<'_>) -> Result<Self> {
+    pub(crate) fn new(name: &str, bias: bool, parameters: &Parameters<'_>) -> Result<Self> {
         Ok(Linear {
             weight: parameters.parameter(&format!("{name}.weight"))?,
             bias: if bias {
@@ -27,12 +27,12 @@ impl Linear {
     }
 
     /// `[.., in]` to `[.., out]`.
-    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
         self.segment(x, Before::Nothing, None, compute)
     }
 
     /// The same with what stands before and after it.
-    pub(super) fn segment<const D: usize>(
+    pub(crate) fn segment<const D: usize>(
         &self,
         x: Tensor<D>,
         before: Before,
@@ -46,7 +46,7 @@ impl Linear {
 
 /// Layer norm over the last axis: biased variance, affine.
 #[derive(Module, Debug)]
-pub(super) struct LayerNorm {
+pub(crate) struct LayerNorm {
     weight: Param<Tensor<1>>,
     bias: Param<Tensor<1>>,
     #[module(skip)]
@@ -54,7 +54,7 @@ pub(super) struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub(super) fn new(name: &str, eps: f64, parameters: &Parameters<'_>) -> Result<Self> {
+    pub(crate) fn new(name: &str, eps: f64, parameters: &Parameters<'_>) -> Result<Self> {
         Ok(LayerNorm {
             weight: parameters.parameter(&format!("{name}.weight"))?,
             bias: parameters.parameter(&format!("{name}.bias"))?,
@@ -63,12 +63,12 @@ impl LayerNorm {
     }
 
     /// `[.., dim]` to the same shape.
-    pub(super) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
         fused::layer_norm(x, self.weight.val(), self.bias.val(), self.eps, compute)
     }
 
     /// The norm as the beginning of the linear map that follows it.
-    pub(super) fn before(&self) -> Before {
+    pub(crate) fn before(&self) -> Before {
         Before::Norm {
             gain: self.weight.val(),
             shift: self.bias.val(),

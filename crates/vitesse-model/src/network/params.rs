@@ -26,7 +26,7 @@ pub struct Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    pub(super) fn new(tensors: &'a Tensors, device: &'a Device) -> Self {
+    pub(crate) fn new(tensors: &'a Tensors, device: &'a Device) -> Self {
         Parameters { tensors, device }
     }
 

@@ -14,7 +14,7 @@ use super::ctx::{Ctx, Stream};
 use super::fused::{self, Before, Compute, Residual};
 use super::layers::{LayerNorm, Linear};
 use super::params::Parameters;
-use super::stations::{at, cut};
+use super::stations::{at, cut, project};
 use crate::Result;
 use crate::ops::Op;
 use crate::site::Site;
@@ -81,7 +81,7 @@ impl Vit {
         };
         let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
             let here = spec.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
-            here.map(|(i, op)| Op::new(op, i, parameters)).collect()
+            here.map(|(i, op)| Op::new(op, i, spec, parameters)).collect()
         };
         let cores = spec.cores.iter().enumerate().map(|(i, core)| {
             let name = spec.core_name(i);
@@ -135,6 +135,7 @@ impl Vit {
         ctx.layer = None;
         ctx.stream = Stream {
             prefix: self.spec.prefix.len(),
+            prompts: 0,
             grid: self.spec.grid(),
         };
         let x = self.embed_patches(images, ctx.compute);
@@ -143,10 +144,12 @@ impl Vit {
         for (i, layer) in self.layers.iter().enumerate() {
             ctx.layer = Some(i);
             ctx.attention = None;
+            ctx.held.clear();
             // The spec was validated: every layer names a core that exists.
             if let Some(core) = self.spec.layers.get(i).and_then(|spec| self.cores.get(spec.core)) {
                 let depth = self.layers.len();
-                x = if ctx.compute.grad_checkpointing && !ctx.trace.wants_block(i) {
+                let again = !ctx.trace.wants_block(i) && !layer.ops.iter().any(Op::changes_stream);
+                x = if ctx.compute.grad_checkpointing && again {
                     layer.recomputed(core, x, depth, ctx)
                 } else {
                     layer.forward(core, x, depth, ctx)
@@ -249,6 +252,8 @@ impl Vit {
 struct End<'a> {
     /// The map that writes to the residual stream.
     map: &'a Linear,
+    /// Where ops on it stand.
+    projection: Site,
     /// The channels that it writes; all when `None`.
     out_idx: Option<&'a [usize]>,
     /// The station after it.
@@ -265,6 +270,7 @@ impl Layer {
             let heads = attn.heads(input, before, &self.ops, ctx);
             let end = End {
                 map: &attn.proj,
+                projection: Site::Proj,
                 out_idx: attn.spec.out_idx.as_deref(),
                 site: Site::AttnOut,
                 branch: 0,
@@ -277,6 +283,7 @@ impl Layer {
             let hidden = mlp.hidden(input, before, &self.ops, ctx);
             let end = End {
                 map: &mlp.fc2,
+                projection: Site::Fc2,
                 out_idx: mlp.spec.out_idx.as_deref(),
                 site: Site::MlpOut,
                 branch: 1,
@@ -322,11 +329,12 @@ impl Layer {
         ctx: &mut Ctx,
     ) -> Tensor<3> {
         let factors = ctx.drop_path(x.dims()[0], depth, end.branch);
-        if end.out_idx.is_none() && !cut(end.site, &self.ops, ctx) {
+        let whole = !cut(end.projection, &self.ops, ctx) && !cut(end.site, &self.ops, ctx);
+        if end.out_idx.is_none() && whole {
             let residual = Some(Residual { x, factors });
             return end.map.segment(input, before, residual, ctx.compute);
         }
-        let branch = end.map.segment(input, before, None, ctx.compute);
+        let branch = project(end.projection, end.map, (input, before), &self.ops, ctx);
         let branch = scatter(branch, end.out_idx, x.dims()[2]);
         let branch = at(end.site, branch, &self.ops, ctx);
         x + fused::scaled(branch, factors)
@@ -360,7 +368,7 @@ impl Mlp {
     /// `before(x)` `[batch, tokens, dim]` to what `fc2` reads, `[batch, tokens, hidden]`, and what is still to be done to
     /// it: the GELU, unless something stands behind it.
     fn hidden(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> (Tensor<3>, Before) {
-        let hidden = self.fc1.segment(x, before, None, ctx.compute);
+        let hidden = project(Site::Fc1, &self.fc1, (x, before), ops, ctx);
         let hidden = at(Site::MlpFc1, hidden, ops, ctx);
         if cut(Site::MlpHidden, ops, ctx) {
             let hidden = at(Site::MlpHidden, fused::gelu(hidden, ctx.compute), ops, ctx);

@@ -6,12 +6,18 @@
 //!
 //! An op is called with the value at its site and the context of the forward pass, and returns the value that goes on.
 
+mod bottleneck;
+mod low_rank;
+mod prompts;
 mod scale_shift;
 
+pub use bottleneck::{Activation, Bottleneck, NORM_EPS, NormPlace};
+pub use low_rank::{LowRank, QkvPart};
+pub use prompts::Prompts;
 pub use scale_shift::ScaleShift;
 
 #[cfg(feature = "train")]
-pub(crate) use network::Op;
+pub use network::Op;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +44,24 @@ pub struct OpSpec {
 pub enum OpKind {
     /// `y = x · scale + shift`, by channel.
     ScaleShift(ScaleShift),
+    /// `y += s · B A x` beside a projection.
+    LowRank(LowRank),
+    /// `y = x + s · (B σ(A x̃ + a) + β)`.
+    Bottleneck(Bottleneck),
+    /// Learned tokens before the patches.
+    Prompts(Prompts),
+}
+
+impl OpKind {
+    /// The kind's name in files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            OpKind::ScaleShift(_) => "scale-shift",
+            OpKind::LowRank(_) => "low-rank",
+            OpKind::Bottleneck(_) => "bottleneck",
+            OpKind::Prompts(_) => "prompts",
+        }
+    }
 }
 
 impl OpSpec {
@@ -50,10 +74,12 @@ impl OpSpec {
         }
     }
 
-    /// Whether the op is linear and acts on each token alone: what `merge` can fold into a neighbour.
-    pub fn is_linear_per_token(&self) -> bool {
+    /// Why the op is no linear map of each token alone, if it is none: what `merge` cannot fold into a neighbour.
+    pub fn nonlinear(&self) -> Option<String> {
         match &self.kind {
-            OpKind::ScaleShift(_) => true,
+            OpKind::ScaleShift(_) | OpKind::LowRank(_) => None,
+            OpKind::Bottleneck(op) => op.nonlinear(),
+            OpKind::Prompts(_) => Some("it makes the token sequence longer".into()),
         }
     }
 
@@ -61,12 +87,12 @@ impl OpSpec {
     /// computed and kept, which a plain forward pass avoids.
     pub fn reads_attention(&self) -> bool {
         match &self.kind {
-            OpKind::ScaleShift(_) => false,
+            OpKind::ScaleShift(_) | OpKind::LowRank(_) | OpKind::Bottleneck(_) | OpKind::Prompts(_) => false,
         }
     }
 
     pub(crate) fn validate(&self, index: usize, vit: &VitSpec) -> Result<()> {
-        if vit.width_at(self.site, self.layer).is_none() {
+        let Some(width) = vit.width_at(self.site, self.layer) else {
             let layer = self
                 .layer
                 .map_or("no layer".to_owned(), |layer| format!("layer {layer}"));
@@ -74,41 +100,68 @@ impl OpSpec {
                 "ops[{index}] stands at `{}` of {layer}, which this model does not have",
                 self.site
             )));
-        }
+        };
         match &self.kind {
             OpKind::ScaleShift(op) => op.validate(index, self.site),
+            OpKind::LowRank(op) => op.validate(index, self.site),
+            OpKind::Bottleneck(op) => op.validate(index, self.site, width),
+            OpKind::Prompts(op) => op.validate(index, self.site, self.layer, vit),
         }
     }
 
-    pub(crate) fn tensors(&self, index: usize, vit: &VitSpec) -> Vec<TensorSpec> {
+    /// The op's tensors, where it is number `index` of the model.
+    pub fn tensors(&self, index: usize, vit: &VitSpec) -> Vec<TensorSpec> {
+        let (prefix, layer) = (self.prefix(index), self.layer.unwrap_or(0));
         let width = vit.width_at(self.site, self.layer).unwrap_or(0);
         match &self.kind {
-            OpKind::ScaleShift(op) => op.tensors(&self.prefix(index), width),
+            OpKind::ScaleShift(op) => op.tensors(&prefix, width),
+            OpKind::LowRank(op) => op.tensors(&prefix, self.site, layer, vit),
+            OpKind::Bottleneck(op) => op.tensors(&prefix, width),
+            OpKind::Prompts(op) => op.tensors(&prefix, vit),
         }
     }
 
     pub(crate) fn macs(&self, vit: &VitSpec) -> usize {
         let width = vit.width_at(self.site, self.layer).unwrap_or(0);
-        match &self.kind {
-            OpKind::ScaleShift(_) => vit.tokens_count() * width,
-        }
+        let token = match &self.kind {
+            OpKind::ScaleShift(_) => width,
+            OpKind::LowRank(op) => op.macs(self.site, self.layer.unwrap_or(0), vit),
+            OpKind::Bottleneck(op) => op.macs(width),
+            // What the tokens cost stands where they pass.
+            OpKind::Prompts(_) => 0,
+        };
+        vit.tokens_count() * token
     }
+}
+
+/// Refuses a probability of dropout that is none.
+fn check_dropout(index: usize, dropout: f64) -> Result<()> {
+    if (0.0..1.0).contains(&dropout) {
+        return Ok(());
+    }
+    Err(Error::invalid_spec(format!(
+        "ops[{index}]: dropout must be at least 0 and below 1, but is {dropout}"
+    )))
 }
 
 #[cfg(feature = "train")]
 mod network {
     use burn::module::Module;
-    use burn::tensor::Tensor;
+    use burn::tensor::{Device, Tensor};
 
+    use super::bottleneck::BottleneckOp;
+    use super::low_rank::LowRankOp;
+    use super::prompts::PromptsOp;
     use super::scale_shift::ScaleShiftOp;
     use super::{OpKind, OpSpec};
-    use crate::Result;
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
+    use crate::spec::VitSpec;
+    use crate::{Result, Tensors};
 
-    /// An op in the network.
+    /// An op in the network, or by itself.
     #[derive(Module, Debug)]
-    pub(crate) struct Op {
+    pub struct Op {
         kind: Kind,
         #[module(skip)]
         site: Site,
@@ -116,16 +169,50 @@ mod network {
         reads_attention: bool,
     }
 
+    // A model has a few dozen ops: what the smaller variants waste does not matter.
+    #[allow(clippy::large_enum_variant)]
     #[derive(Module, Debug)]
     enum Kind {
         ScaleShift(ScaleShiftOp),
+        LowRank(LowRankOp),
+        Bottleneck(BottleneckOp),
+        Prompts(PromptsOp),
     }
 
     impl Op {
-        pub(crate) fn new(spec: &OpSpec, index: usize, parameters: &Parameters<'_>) -> Result<Self> {
+        /// Op number `index` of a model `vit` by itself, with its tensors among `tensors`.
+        ///
+        /// # Errors
+        /// An op that cannot stand there, tensors that are missing or of another rank.
+        pub fn alone(
+            spec: &OpSpec,
+            index: usize,
+            vit: &VitSpec,
+            tensors: &Tensors,
+            device: &Device,
+        ) -> Result<Self> {
+            spec.validate(index, vit)?;
+            for tensor in spec.tensors(index, vit) {
+                tensors.get_shaped(&tensor.name, &tensor.shape)?;
+            }
+            Op::new(spec, index, vit, &Parameters::new(tensors, device))
+        }
+
+        pub(crate) fn new(
+            spec: &OpSpec,
+            index: usize,
+            vit: &VitSpec,
+            parameters: &Parameters<'_>,
+        ) -> Result<Self> {
             let prefix = spec.prefix(index);
             let kind = match &spec.kind {
                 OpKind::ScaleShift(op) => Kind::ScaleShift(ScaleShiftOp::new(op, &prefix, parameters)?),
+                OpKind::LowRank(op) => {
+                    let layer = spec.layer.unwrap_or(0);
+                    Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, vit, parameters)?)
+                }
+                OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
+                OpKind::Prompts(_) => Kind::Prompts(PromptsOp::new(&prefix, parameters)?),
             };
             Ok(Op {
                 kind,
@@ -143,19 +230,43 @@ mod network {
             self.reads_attention
         }
 
-        /// The value `[batch, tokens, width]` at the op's site, changed.
-        pub(crate) fn forward(&self, x: Tensor<3>, _ctx: &mut Ctx) -> Tensor<3> {
+        /// The earlier site of the same block whose value the op needs, if it needs one.
+        pub(crate) fn reads(&self) -> Option<Site> {
             match &self.kind {
-                Kind::ScaleShift(op) => op.forward(x),
+                Kind::Bottleneck(op) => op.reads(),
+                _ => None,
             }
         }
 
-        /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed. A kind that acts on tokens
-        /// alone is refused at such a site when the spec is validated.
-        pub(crate) fn forward_map(&self, x: Tensor<4>, _ctx: &mut Ctx) -> Tensor<4> {
+        /// Whether the op changes the token stream, about which later blocks must be told.
+        pub(crate) fn changes_stream(&self) -> bool {
+            matches!(self.kind, Kind::Prompts(_))
+        }
+
+        /// The value `[batch, tokens, width]` at the op's site, changed. A kind that stands on projections is refused
+        /// elsewhere when the spec is validated.
+        pub fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
             match &self.kind {
-                Kind::ScaleShift(_) => x,
+                Kind::ScaleShift(op) => op.forward(x),
+                Kind::Bottleneck(op) => op.forward(x, ctx),
+                Kind::Prompts(op) => op.forward(x, ctx),
+                Kind::LowRank(_) => x,
             }
+        }
+
+        /// What a projection makes, `y` `[batch, tokens, out]`, of `x` `[batch, tokens, in]`, changed by an op on it. The
+        /// other kinds are refused there.
+        pub fn forward_projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+            match &self.kind {
+                Kind::LowRank(op) => op.forward(x.clone(), y, ctx),
+                _ => y,
+            }
+        }
+
+        /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed. No kind does that yet: those that
+        /// act on tokens alone are refused at such a site when the spec is validated.
+        pub(crate) fn forward_map(&self, x: Tensor<4>, _ctx: &mut Ctx) -> Tensor<4> {
+            x
         }
     }
 }

@@ -18,12 +18,16 @@ pub struct ScaleShift {
 
 impl ScaleShift {
     pub(super) fn validate(&self, index: usize, site: Site) -> Result<()> {
-        if site.is_map() {
-            return Err(Error::invalid_spec(format!(
-                "ops[{index}]: scale-shift acts on tokens and cannot stand at `{site}`, where attention maps pass"
-            )));
-        }
-        Ok(())
+        let why = if site.is_map() {
+            "where attention maps pass"
+        } else if site.is_projection() {
+            "which is a projection; name the site before or after it"
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid_spec(format!(
+            "ops[{index}]: scale-shift acts on tokens and cannot stand at `{site}`, {why}"
+        )))
     }
 
     pub(super) fn tensors(&self, prefix: &str, width: usize) -> Vec<TensorSpec> {

@@ -12,7 +12,7 @@ mod vit;
 
 pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
-pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, VitSpec};
+pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, Projection, VitSpec};
 
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Cost, Init, TensorSpec};
-use crate::ops::OpSpec;
+use crate::ops::{OpKind, OpSpec};
 use crate::site::Site;
 use crate::{Error, Result};
 
@@ -111,6 +111,17 @@ pub struct LayerSpec {
     pub core: usize,
 }
 
+/// A projection of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The prefix of its tensors, such as `blocks.3.attn.qkv`.
+    pub name: String,
+    /// Rows of its weight.
+    pub outputs: usize,
+    /// Columns of its weight.
+    pub inputs: usize,
+}
+
 fn yes() -> bool {
     true
 }
@@ -193,9 +204,19 @@ impl VitSpec {
         self.grid().iter().product()
     }
 
-    /// Number of tokens in the stream.
+    /// Number of tokens in the stream, prompts included.
     pub fn tokens_count(&self) -> usize {
-        self.prefix.len() + self.patches()
+        self.prefix.len() + self.prompts() + self.patches()
+    }
+
+    /// Number of prompts between the prefix tokens and the patches.
+    pub fn prompts(&self) -> usize {
+        self.ops_at(Site::BlockIn, Some(0))
+            .find_map(|(_, op)| match &op.kind {
+                OpKind::Prompts(prompts) => Some(prompts.tokens),
+                _ => None,
+            })
+            .unwrap_or(0)
     }
 
     /// Rows of the position embedding.
@@ -267,10 +288,42 @@ impl VitSpec {
             .filter(move |(_, op)| op.site == site && op.layer == layer)
     }
 
-    /// Width of the value at `site` of `layer`; heads for the attention maps.
+    /// The projection at `site` of `layer`; `None` where the block has none, or `site` is none.
+    pub fn projection(&self, site: Site, layer: usize) -> Option<Projection> {
+        let block = self.block(layer)?;
+        let core = self.core_name(self.layers.get(layer)?.core);
+        let dim = self.embed_dim;
+        let written = |out_idx: &Option<Vec<usize>>| out_idx.as_ref().map_or(dim, Vec::len);
+        let (name, outputs, inputs) = match site {
+            Site::Qkv => {
+                let attn = block.attn.as_ref()?;
+                ("attn.qkv", 2 * attn.qk_width() + attn.v_width(), dim)
+            }
+            Site::Proj => {
+                let attn = block.attn.as_ref()?;
+                ("attn.proj", written(&attn.out_idx), attn.v_width())
+            }
+            Site::Fc1 => ("mlp.fc1", block.mlp.as_ref()?.hidden, dim),
+            Site::Fc2 => {
+                let mlp = block.mlp.as_ref()?;
+                ("mlp.fc2", written(&mlp.out_idx), mlp.hidden)
+            }
+            _ => return None,
+        };
+        Some(Projection {
+            name: format!("{core}.{name}"),
+            outputs,
+            inputs,
+        })
+    }
+
+    /// Width of the value at `site` of `layer`; heads for the attention maps, outputs for the projections.
     pub fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
         if !site.in_block() {
             return layer.is_none().then_some(self.embed_dim);
+        }
+        if site.is_projection() {
+            return Some(self.projection(site, layer?)?.outputs);
         }
         let block = self.block(layer?)?;
         Some(match site {

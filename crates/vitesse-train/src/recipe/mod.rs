@@ -37,10 +37,11 @@ use crate::schedule::{Curve, Schedule};
 use crate::{Error, Result};
 
 /// Presets by name.
-const PRESETS: [(&str, &str); 3] = [
+const PRESETS: [(&str, &str); 4] = [
     ("deit", include_str!("presets/deit.toml")),
     ("small", include_str!("presets/small.toml")),
     ("finetune", include_str!("presets/finetune.toml")),
+    ("adapt", include_str!("presets/adapt.toml")),
 ];
 
 /// Everything that decides what a run computes.

@@ -29,6 +29,17 @@ pub(crate) enum Before {
     Gelu,
 }
 
+impl Before {
+    /// `before(x)` by itself.
+    pub(crate) fn apply<const D: usize>(self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
+        match self {
+            Before::Nothing => x,
+            Before::Norm { gain, shift, eps } => super::layer_norm(x, gain, shift, eps, compute),
+            Before::Gelu => super::gelu(x, compute),
+        }
+    }
+}
+
 /// What the output of a linear map is added to.
 #[derive(Debug, Clone)]
 pub(crate) struct Residual<const D: usize> {

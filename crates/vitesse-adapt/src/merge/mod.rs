@@ -1,0 +1,437 @@
+//! Merge: folding ops into the weights around them, and taking them out again.
+//!
+//! One mechanism for every method. Each op is an affine map of a token ([`affine::Affine`]) or a low-rank update, and a
+//! model is a chain `norm → ops → projection → ops`, four times a block. What follows a norm and is diagonal goes into the
+//! norm; what stands before a projection goes into it from the right, the nearest first; what stands behind goes into it
+//! from the left, the nearest first; updates of the projection go first of all. Everything is computed in `f64` from the
+//! stored weights and rounded once, to `f32`.
+//!
+//! An op cannot be folded if it is not linear, if it stands on the residual stream, behind one that cannot be folded, or
+//! beside a matrix that several blocks share. [`merge`] says so for each, and refuses, or keeps it as an op.
+
+pub mod affine;
+mod check;
+pub mod convolution;
+pub mod matrix;
+mod plan;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use vitesse_model::ops::{OpKind, OpSpec};
+use vitesse_model::spec::{NetworkSpec, VitSpec};
+use vitesse_model::{ModelSpec, Tensors};
+
+use crate::{Error, Result};
+use affine::{Affine, Map};
+pub use check::{Difference, TOLERANCE};
+use matrix::Matrix;
+use plan::{Fold, Target};
+
+/// How to merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Keep ops that cannot be folded, which the engine runs, and do not refuse.
+    pub keep_unfoldable: bool,
+}
+
+/// A merged model.
+#[derive(Debug, Clone)]
+pub struct Merged {
+    /// Its description: without the ops that are folded.
+    pub spec: ModelSpec,
+    /// Its weights.
+    pub tensors: Tensors,
+    /// What happened.
+    pub report: Report,
+}
+
+/// What a merge did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
+    /// The ops that are folded, and the tensors that took them in.
+    pub folded: Vec<Folded>,
+    /// The ops that are kept, and why.
+    pub kept: Vec<Kept>,
+    /// Whether projections without a bias have one now.
+    pub created_bias: bool,
+}
+
+/// One op that is folded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Folded {
+    /// The op, such as `bottleneck at attn.in of block 3`.
+    pub op: String,
+    /// The module that took it in, such as `blocks.3.attn.qkv`.
+    pub into: String,
+}
+
+/// One op that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// The op.
+    pub op: String,
+    /// Why it cannot be folded.
+    pub reason: String,
+}
+
+/// A model that an adapter was taken out of again.
+#[derive(Debug, Clone)]
+pub struct Unmerged {
+    /// Its description, without ops.
+    pub spec: ModelSpec,
+    /// Its weights.
+    pub tensors: Tensors,
+    /// The largest condition number of the maps that were inverted: about as many decimal digits as its logarithm says
+    /// are lost.
+    pub condition: f64,
+}
+
+/// Folds the ops of a model into its weights.
+///
+/// # Errors
+/// [`Error::Unfoldable`] with the reason for each op that cannot be folded, unless they are to be kept;
+/// [`Error::NothingToDo`] for a model without ops.
+pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Merged> {
+    spec.check(tensors, "the adapted model")?;
+    let vit = spec.vit()?;
+    if vit.ops.is_empty() {
+        return Err(Error::NothingToDo(
+            "the model has no ops: there is nothing to fold, or it was merged already".into(),
+        ));
+    }
+    let plan = plan::plan(vit, tensors)?;
+    if !plan.refused.is_empty() && !options.keep_unfoldable {
+        let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(vit, *index));
+        return Err(Error::Unfoldable {
+            reasons: plan.refused.iter().map(reason).collect(),
+            total: vit.ops.len(),
+        });
+    }
+    let mut work = Work::new(vit, tensors);
+    for fold in &plan.folds {
+        work.apply(fold, Direction::In)?;
+    }
+    let report = Report {
+        folded: plan
+            .folds
+            .iter()
+            .map(|fold| Folded {
+                op: describe(vit, fold.op),
+                into: fold.target.module(),
+            })
+            .collect(),
+        kept: plan
+            .refused
+            .iter()
+            .map(|(index, reason)| Kept {
+                op: describe(vit, *index),
+                reason: reason.clone(),
+            })
+            .collect(),
+        created_bias: work.created_bias,
+    };
+    let keep: Vec<bool> = (0..vit.ops.len())
+        .map(|index| plan.refused.iter().any(|(refused, _)| *refused == index))
+        .collect();
+    let (changed, created_bias) = (work.changed, work.created_bias);
+    let (mut spec, mut tensors) = without_ops(spec, tensors, &keep)?;
+    for (name, (shape, values)) in changed {
+        let values = values.iter().map(|&x| x as f32).collect();
+        tensors.insert_f32(name, &shape, values)?;
+    }
+    if created_bias {
+        set_qkv_bias(&mut spec, &mut tensors)?;
+    }
+    spec.check(&tensors, "the merged model")?;
+    Ok(Merged {
+        spec,
+        tensors,
+        report,
+    })
+}
+
+/// Takes the ops of a model out of its weights, into which they were folded by [`merge`]. `created_bias` says that the
+/// projections to queries, keys and values had no bias before. The head stays the adapter's.
+///
+/// # Errors
+/// An op that cannot be folded, and so never was; [`Error::Singular`] where a map has no inverse.
+pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Result<Unmerged> {
+    spec.check(tensors, "the merged model with its adapter")?;
+    let vit = spec.vit()?;
+    let plan = plan::plan(vit, tensors)?;
+    if let Some((index, reason)) = plan.refused.first() {
+        return Err(Error::NothingToDo(format!(
+            "{} cannot be taken out, because it cannot have been folded: {reason}",
+            describe(vit, *index)
+        )));
+    }
+    let mut work = Work::new(vit, tensors);
+    for fold in plan.folds.iter().rev() {
+        work.apply(fold, Direction::Out)?;
+    }
+    let (changed, condition) = (work.changed, work.condition);
+    let (mut spec, mut tensors) = without_ops(spec, tensors, &vec![false; vit.ops.len()])?;
+    for (name, (shape, values)) in changed {
+        let values = values.iter().map(|&x| x as f32).collect();
+        tensors.insert_f32(name, &shape, values)?;
+    }
+    if created_bias && let NetworkSpec::Vit(vit) = &mut spec.network {
+        for index in 0..vit.cores.len() {
+            let name = format!("{}.attn.qkv.bias", vit.core_name(index));
+            if let Some(attn) = vit.cores.get_mut(index).and_then(|core| core.attn.as_mut()) {
+                attn.qkv_bias = false;
+                tensors.remove(&name)?;
+            }
+        }
+    }
+    spec.check(&tensors, "the model")?;
+    Ok(Unmerged {
+        spec,
+        tensors,
+        condition,
+    })
+}
+
+/// The op in words.
+fn describe(vit: &VitSpec, index: usize) -> String {
+    let Some(OpSpec { site, layer, kind }) = vit.ops.get(index) else {
+        return format!("ops.{index}");
+    };
+    match layer {
+        Some(layer) => format!("{} at `{site}` of block {layer}", kind.name()),
+        None => format!("{} at `{site}`", kind.name()),
+    }
+}
+
+/// The model with the ops that are kept, whose tensors are named by their new places.
+fn without_ops(spec: &ModelSpec, tensors: &Tensors, keep: &[bool]) -> Result<(ModelSpec, Tensors)> {
+    let vit = spec.vit()?;
+    let mut tensors = tensors.clone();
+    let mut kept: Vec<OpSpec> = Vec::new();
+    // Places only move down, so a new name is free by the time it is needed.
+    for (index, op) in vit.ops.iter().enumerate() {
+        let prefix = op.prefix(index);
+        let stays = keep.get(index).copied().unwrap_or(false);
+        let new = op.prefix(kept.len());
+        for tensor in op.tensors(index, vit) {
+            let value = tensors.remove(&tensor.name)?;
+            if let Some(end) = tensor.name.strip_prefix(&prefix)
+                && stays
+            {
+                tensors.insert(format!("{new}{end}"), value);
+            }
+        }
+        if stays {
+            kept.push(op.clone());
+        }
+    }
+    let mut spec = spec.clone();
+    if let NetworkSpec::Vit(vit) = &mut spec.network {
+        vit.ops = kept;
+    }
+    Ok((spec, tensors))
+}
+
+/// Gives every projection to queries, keys and values a bias, zero where none was made: models say so for all blocks
+/// together.
+fn set_qkv_bias(spec: &mut ModelSpec, tensors: &mut Tensors) -> Result<()> {
+    let NetworkSpec::Vit(vit) = &mut spec.network else {
+        return Ok(());
+    };
+    for index in 0..vit.cores.len() {
+        let name = format!("{}.attn.qkv.bias", vit.core_name(index));
+        if let Some(attn) = vit.cores.get_mut(index).and_then(|core| core.attn.as_mut()) {
+            attn.qkv_bias = true;
+            let rows = 2 * attn.qk_width() + attn.v_width();
+            if !tensors.contains(&name) {
+                tensors.insert_f32(name, &[rows], vec![0.0; rows])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Into the weights, or out of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    In,
+    Out,
+}
+
+/// Weights on which folds work, in `f64` until all are done.
+struct Work<'a> {
+    vit: &'a VitSpec,
+    tensors: &'a Tensors,
+    changed: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
+    created_bias: bool,
+    condition: f64,
+}
+
+impl<'a> Work<'a> {
+    fn new(vit: &'a VitSpec, tensors: &'a Tensors) -> Self {
+        Work {
+            vit,
+            tensors,
+            changed: BTreeMap::new(),
+            created_bias: false,
+            condition: 1.0,
+        }
+    }
+
+    /// Shape and values of a tensor as it is by now.
+    fn take(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
+        if let Some(found) = self.changed.remove(name) {
+            return Ok(found);
+        }
+        let tensor = self.tensors.get(name)?;
+        let values = tensor.to_f32().iter().map(|&x| f64::from(x)).collect();
+        Ok((tensor.shape().to_vec(), values))
+    }
+
+    fn apply(&mut self, fold: &Fold, direction: Direction) -> Result<()> {
+        let Some(op) = self.vit.ops.get(fold.op) else {
+            return Ok(());
+        };
+        if let OpKind::LowRank(_) = &op.kind {
+            return self.update(op, fold, direction);
+        }
+        let Some(map) = Affine::of(op, fold.op, self.vit, self.tensors)? else {
+            return Ok(());
+        };
+        let map = match direction {
+            Direction::In => map,
+            Direction::Out => self.invert(&map, fold.op)?,
+        };
+        match &fold.target {
+            Target::Norm(name) => self.fold_norm(name, &map),
+            Target::Before(module) => self.fold_projection(module, |weight, bias| map.before(weight, bias)),
+            Target::After(module, written) => {
+                let map = restrict(map, written.as_deref());
+                self.fold_projection(module, |weight, bias| map.after(weight, bias))
+            }
+            Target::On(_) => Ok(()),
+        }
+    }
+
+    fn invert(&mut self, map: &Affine, op: usize) -> Result<Affine> {
+        /// Beyond this, fewer than three digits of an `f32` are left.
+        const WORST: f64 = 1e5;
+        match map.inverse() {
+            (Some(inverse), condition) if condition < WORST => {
+                self.condition = self.condition.max(condition);
+                Ok(inverse)
+            }
+            (_, condition) => Err(Error::Singular {
+                op: describe(self.vit, op),
+                condition,
+            }),
+        }
+    }
+
+    /// `γ ⊙ weight`, `γ ⊙ bias + β`.
+    fn fold_norm(&mut self, name: &str, map: &Affine) -> Result<()> {
+        let Map::Diagonal(scale) = &map.map else {
+            return Ok(());
+        };
+        let weight_name = format!("{name}.weight");
+        let (shape, mut weight) = self.take(&weight_name)?;
+        weight.iter_mut().zip(scale).for_each(|(w, scale)| *w *= scale);
+        self.changed.insert(weight_name, (shape, weight));
+        let bias_name = format!("{name}.bias");
+        let (shape, bias) = self.take(&bias_name)?;
+        self.changed.insert(bias_name, (shape, map.apply(&bias)));
+        Ok(())
+    }
+
+    fn fold_projection(&mut self, module: &str, edit: impl FnOnce(&mut Matrix, &mut Vec<f64>)) -> Result<()> {
+        let (weight_name, bias_name) = (format!("{module}.weight"), format!("{module}.bias"));
+        let (shape, values) = self.take(&weight_name)?;
+        let rows = shape.first().copied().unwrap_or(0);
+        let mut weight = Matrix {
+            rows,
+            columns: values.len() / rows.max(1),
+            values,
+        };
+        let missing = !self.tensors.contains(&bias_name) && !self.changed.contains_key(&bias_name);
+        let mut bias = if missing {
+            vec![0.0; rows]
+        } else {
+            self.take(&bias_name)?.1
+        };
+        edit(&mut weight, &mut bias);
+        self.changed.insert(weight_name, (shape, weight.values));
+        // A bias that stays zero need not be there.
+        if !missing || bias.iter().any(|&b| b != 0.0) {
+            self.created_bias |= missing;
+            self.changed.insert(bias_name, (vec![rows], bias));
+        }
+        Ok(())
+    }
+
+    /// `W ± s · B A`, part by part.
+    fn update(&mut self, op: &OpSpec, fold: &Fold, direction: Direction) -> Result<()> {
+        let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) else {
+            return Ok(());
+        };
+        let prefix = op.prefix(fold.op);
+        let read = |name: &str| -> Result<Matrix> {
+            let tensor = self.tensors.get(&format!("{prefix}.{name}"))?;
+            let rows = tensor.shape().first().copied().unwrap_or(0);
+            Ok(Matrix::from_f32(
+                rows,
+                tensor.numel() / rows.max(1),
+                &tensor.to_f32(),
+            ))
+        };
+        let (a, b) = (read("a")?, read("b")?);
+        let name = format!("{}.weight", fold.target.module());
+        let (shape, mut values) = self.take(&name)?;
+        let factor = match direction {
+            Direction::In => kind.factor(),
+            Direction::Out => -kind.factor(),
+        };
+        let mut row = 0;
+        for (i, (first, count)) in kind.ranges(op.site, layer, self.vit).into_iter().enumerate() {
+            let part = |matrix: &Matrix, from: usize, rows: usize| Matrix {
+                rows,
+                columns: matrix.columns,
+                values: matrix.values[from * matrix.columns..(from + rows) * matrix.columns].to_vec(),
+            };
+            let delta = part(&b, row, count).times(&part(&a, i * kind.rank, kind.rank));
+            let target = &mut values[first * a.columns..(first + count) * a.columns];
+            target
+                .iter_mut()
+                .zip(&delta.values)
+                .for_each(|(w, delta)| *w += factor * delta);
+            row += count;
+        }
+        self.changed.insert(name, (shape, values));
+        Ok(())
+    }
+}
+
+/// A diagonal map of the channels that a projection writes; [`plan`] has seen to it that nothing else gets here.
+fn restrict(map: Affine, written: Option<&[usize]>) -> Affine {
+    match (written, map.map) {
+        (Some(written), Map::Diagonal(scale)) => {
+            let pick = |values: &[f64]| -> Vec<f64> {
+                written
+                    .iter()
+                    .filter_map(|&channel| values.get(channel).copied())
+                    .collect()
+            };
+            Affine {
+                shift: pick(&map.shift),
+                map: Map::Diagonal(pick(&scale)),
+            }
+        }
+        (_, inner) => Affine {
+            map: inner,
+            shift: map.shift,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

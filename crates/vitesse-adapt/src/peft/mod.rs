@@ -1,0 +1,398 @@
+//! Adapters on disk: PEFT's two files, and in them nothing but what was learned.
+//!
+//! ```text
+//! adapter_config.json          what the adapter is
+//! adapter_model.safetensors    its tensors, and the whole head
+//! ```
+//!
+//! LoRA is written as PEFT writes it and read as PEFT reads it ([`lora`]). The methods that PEFT does not have stand in the
+//! same files under a `peft_type` of our own, `VITESSE`, which lists the ops. What PEFT has no field for (the base's
+//! hash, the names of the classes) stands in the metadata of the weights file, which PEFT passes over.
+//!
+//! The head always travels with the adapter, and the SHA-256 of the base's weights file is recorded and checked: on other
+//! weights an adapter computes something, but not what it learned.
+
+pub mod lora;
+mod names;
+pub mod official;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use vitesse_model::checkpoint::file_sha256;
+use vitesse_model::ops::OpSpec;
+use vitesse_model::spec::NetworkSpec;
+use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
+use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
+
+use crate::{Error, Method, Result, Trainable};
+use lora::LoraConfig;
+
+/// The description of an adapter folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The weights of an adapter folder.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The weights of a folder that an old PEFT wrote.
+const OLD_WEIGHTS_FILE: &str = "adapter_model.bin";
+/// What stands before the names of all tensors.
+const PREFIX: &str = "base_model.model.";
+/// The `peft_type` of the methods that PEFT does not have.
+const OWN_TYPE: &str = "VITESSE";
+/// The version of what stands under it.
+const SCHEMA: u64 = 1;
+/// The key in the metadata of the weights file.
+const RECORD_KEY: &str = "vitesse";
+
+/// What is known about an adapter besides its tensors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// SHA-256 of the weights file of the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_sha256: Option<String>,
+    /// The base's architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// The method with its settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// Names of the classes by their index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub label_names: BTreeMap<usize, String>,
+    /// What was measured after training.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub metrics: Map<String, Value>,
+}
+
+/// An adapter: what was learned, without the base.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// Where it was read from; empty for one that was not.
+    path: PathBuf,
+    content: Content,
+    /// Whole tensors that take the place of the base's: the head's, and those of methods without ops.
+    replaced: Tensors,
+    /// What else is known.
+    pub record: Record,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    /// Ops, and their tensors as if they were a model's only ops.
+    Ops(Vec<OpSpec>, Tensors),
+    /// PEFT's LoRA: what its modules are is known with the base.
+    Lora(LoraConfig, Tensors),
+}
+
+impl Adapter {
+    /// What was learned of an adapted model: its last `ops` ops and whatever else of it learns.
+    ///
+    /// # Errors
+    /// Tensors that are not the spec's.
+    pub fn of(
+        spec: &ModelSpec,
+        tensors: &Tensors,
+        trainable: &Trainable,
+        ops: usize,
+        record: Record,
+    ) -> Result<Adapter> {
+        let vit = spec.vit()?;
+        let first = vit.ops.len().saturating_sub(ops);
+        let (mut own, mut own_tensors) = (Vec::new(), Tensors::new());
+        for (index, op) in vit.ops.iter().enumerate().skip(first) {
+            let (from, to) = (op.prefix(index), op.prefix(index - first));
+            for tensor in op.tensors(index, vit) {
+                let end = tensor.name.strip_prefix(&from).unwrap_or_default();
+                own_tensors.insert(format!("{to}{end}"), tensors.get(&tensor.name)?.clone());
+            }
+            own.push(op.clone());
+        }
+        let mut replaced = Tensors::new();
+        for name in trainable.names().filter(|name| !name.starts_with("ops.")) {
+            replaced.insert(name, tensors.get(name)?.clone());
+        }
+        Ok(Adapter {
+            path: PathBuf::new(),
+            content: Content::Ops(own, own_tensors),
+            replaced,
+            record,
+        })
+    }
+
+    /// Reads an adapter folder of ours or PEFT's.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged, a kind of adapter or an option that is not implemented, in a sentence.
+    pub fn read(dir: &Path) -> Result<Adapter> {
+        let config_file = dir.join(CONFIG_FILE);
+        let fail = |sentence: String| Error::Adapter {
+            path: dir.to_owned(),
+            sentence,
+        };
+        let text = fs::read_to_string(&config_file).map_err(|error| {
+            fail(format!(
+                "its `{CONFIG_FILE}` cannot be read ({error}); an adapter is a folder with `{CONFIG_FILE}` and \
+                 `{WEIGHTS_FILE}`, since its factors are not in the weights"
+            ))
+        })?;
+        let config: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is no JSON object: {error}")))?;
+        let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
+        let (tensors, metadata) = if !weights.is_file() && old.is_file() {
+            (pth::read(&old)?.0, BTreeMap::new().into_iter().collect())
+        } else {
+            safetensors::read(&weights)?
+        };
+        let tensors: Tensors = tensors
+            .into_iter()
+            .map(|(name, tensor)| (name.strip_prefix(PREFIX).unwrap_or(&name).to_owned(), tensor))
+            .collect();
+        let record = match metadata.get(RECORD_KEY) {
+            Some(text) => serde_json::from_str(text)
+                .map_err(|error| fail(format!("the metadata of its weights cannot be read: {error}")))?,
+            None => Record::default(),
+        };
+        let kind = config
+            .get("peft_type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let (content, replaced) = match kind {
+            "LORA" => {
+                let config = LoraConfig::read(&config).map_err(fail)?;
+                let (factors, replaced) = lora::split(tensors).map_err(fail)?;
+                (Content::Lora(config, factors), replaced)
+            }
+            OWN_TYPE => read_own(&config, tensors).map_err(fail)?,
+            other => {
+                return Err(fail(format!(
+                    "its `peft_type` is `{other}`; those read are `LORA` and `{OWN_TYPE}`"
+                )));
+            }
+        };
+        Ok(Adapter {
+            path: dir.to_owned(),
+            content,
+            replaced,
+            record,
+        })
+    }
+
+    /// Writes the folder `dir`, whole or not at all. LoRA is written as PEFT's wherever PEFT can express it.
+    ///
+    /// # Errors
+    /// A folder that exists, unless `force` is set and it holds an adapter; whatever the file system says.
+    pub fn write(&self, dir: &Path, force: bool) -> Result<()> {
+        let folder = AtomicDir::create(dir, force, CONFIG_FILE)?;
+        let (config, tensors) = self.files();
+        let named: Tensors = tensors
+            .into_iter()
+            .map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor))
+            .collect();
+        let record = json!(self.record).to_string();
+        let metadata = [(RECORD_KEY.to_owned(), record)].into_iter().collect();
+        safetensors::write(&folder.path().join(WEIGHTS_FILE), &named, &metadata)?;
+        let text = format!("{:#}\n", Value::Object(config));
+        atomic_write(&folder.path().join(CONFIG_FILE), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+        Ok(folder.commit()?)
+    }
+
+    /// The two files: `adapter_config.json`, and the tensors without the prefix.
+    fn files(&self) -> (Map<String, Value>, Tensors) {
+        let heads: Vec<String> = self.modules_replaced();
+        let (mut config, mut tensors) = match &self.content {
+            Content::Lora(config, tensors) => (config.to_json(&heads), tensors.clone()),
+            Content::Ops(ops, tensors) => match lora::express(ops, tensors, &self.replaced) {
+                Some((config, tensors)) => (config.to_json(&heads), tensors),
+                None => (own_config(ops, &heads), tensors.clone()),
+            },
+        };
+        config.insert("base_model_name_or_path".into(), json!(self.record.architecture));
+        for (name, tensor) in self.replaced.iter() {
+            tensors.insert(name, tensor.clone());
+        }
+        (config, tensors)
+    }
+
+    /// The modules of which every tensor is replaced, such as `head`.
+    fn modules_replaced(&self) -> Vec<String> {
+        let mut modules: Vec<String> = self
+            .replaced
+            .names()
+            .filter_map(|name| name.strip_suffix(".weight"))
+            .map(str::to_owned)
+            .collect();
+        modules.dedup();
+        modules
+    }
+
+    /// SHA-256 of the adapter's weights file.
+    ///
+    /// # Errors
+    /// An adapter that was not read from a folder, and whatever the file system says.
+    pub fn sha256(&self) -> Result<String> {
+        Ok(file_sha256(&self.path.join(WEIGHTS_FILE))?)
+    }
+
+    /// Refuses a base that is not the one the adapter was trained on. `Ok(false)` where the adapter does not say which
+    /// that was, as one of PEFT's.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`], and whatever keeps the base's file from being read.
+    pub fn check_base(&self, base: &Checkpoint) -> Result<bool> {
+        let Some(expected) = &self.record.base_sha256 else {
+            return Ok(false);
+        };
+        let found = base
+            .source_sha256()?
+            .unwrap_or_else(|| "none (fresh weights)".into());
+        if found == *expected {
+            return Ok(true);
+        }
+        let merged = base.config.history.iter().any(|step| step.step == "merge");
+        Err(Error::WrongBase {
+            path: self.path.clone(),
+            base: base.source.weights.as_ref().map_or_else(
+                || base.spec.architecture.clone(),
+                |path| path.display().to_string(),
+            ),
+            expected: expected.clone(),
+            found,
+            hint: if merged {
+                " (an adapter has been merged into this one already)"
+            } else {
+                ""
+            },
+        })
+    }
+
+    /// The base with the adapter's ops and head. Whether it is the right base is [`Adapter::check_base`]'s to say.
+    ///
+    /// # Errors
+    /// Modules or shapes that the base does not have, in a sentence.
+    pub fn attach(&self, base: &Checkpoint) -> Result<Checkpoint> {
+        let mut out = base.clone();
+        let fail = |sentence: String| Error::Adapter {
+            path: self.path.clone(),
+            sentence,
+        };
+        if let Some(head) = out.spec.classifiers().first()
+            && let Ok(weight) = self.replaced.get(&format!("{head}.weight"))
+        {
+            let classes = weight.shape().first().copied().unwrap_or(0);
+            out.set_num_classes(classes, 0)?;
+            if !self.record.label_names.is_empty() {
+                out.config.label_names = self.record.label_names.clone();
+            }
+        }
+        let shapes: BTreeMap<String, Vec<usize>> = out
+            .spec
+            .tensors()?
+            .into_iter()
+            .map(|tensor| (tensor.name, tensor.shape))
+            .collect();
+        for (name, tensor) in self.replaced.iter() {
+            match shapes.get(name) {
+                Some(shape) if shape == tensor.shape() => {
+                    out.tensors.insert(name, tensor.clone());
+                }
+                Some(shape) => {
+                    return Err(fail(format!(
+                        "its tensor `{name}` has shape {:?}, but the base's has {shape:?}; it belongs to another model",
+                        tensor.shape()
+                    )));
+                }
+                None => {
+                    return Err(fail(format!(
+                        "it holds `{name}`, which `{}` does not have; it belongs to another model",
+                        base.spec.architecture
+                    )));
+                }
+            }
+        }
+        let (ops, tensors) = match &self.content {
+            Content::Ops(ops, tensors) => (ops.clone(), tensors.clone()),
+            Content::Lora(config, tensors) => lora::ops(config, tensors, out.spec.vit()?).map_err(fail)?,
+        };
+        let first = out.spec.vit()?.ops.len();
+        for (index, op) in ops.iter().enumerate() {
+            let (from, to) = (op.prefix(index), op.prefix(first + index));
+            for (name, tensor) in tensors.iter() {
+                if let Some(end) = name.strip_prefix(&from).filter(|end| end.starts_with('.')) {
+                    out.tensors.insert(format!("{to}{end}"), tensor.clone());
+                }
+            }
+        }
+        if let NetworkSpec::Vit(vit) = &mut out.spec.network {
+            vit.ops.extend(ops);
+        }
+        out.spec
+            .check(&out.tensors, "the base with the adapter")
+            .map_err(|error| fail(format!("it does not fit the base: {error}")))?;
+        Ok(out)
+    }
+
+    /// How many tensors and parameters it holds, the head's included.
+    pub fn size(&self) -> (usize, usize) {
+        let (Content::Ops(_, tensors) | Content::Lora(_, tensors)) = &self.content;
+        (
+            tensors.len() + self.replaced.len(),
+            tensors.parameters() + self.replaced.parameters(),
+        )
+    }
+}
+
+/// An `adapter_config.json` of our own.
+fn own_config(ops: &[OpSpec], heads: &[String]) -> Map<String, Value> {
+    let Value::Object(config) = json!({
+        "peft_type": OWN_TYPE,
+        "schema": SCHEMA,
+        "ops": ops,
+        "modules_to_save": heads,
+        "inference_mode": true,
+        "task_type": null,
+    }) else {
+        return Map::new();
+    };
+    config
+}
+
+/// Ops, their tensors, and what is replaced.
+fn read_own(
+    config: &Map<String, Value>,
+    tensors: Tensors,
+) -> std::result::Result<(Content, Tensors), String> {
+    let schema = config.get("schema").and_then(Value::as_u64);
+    if schema != Some(SCHEMA) {
+        return Err(format!(
+            "its `schema` should be {SCHEMA}, but is {}; a newer version may read it",
+            schema.map_or("missing".to_owned(), |schema| schema.to_string())
+        ));
+    }
+    let ops = config.get("ops").cloned().unwrap_or_else(|| json!([]));
+    let ops: Vec<OpSpec> =
+        serde_json::from_value(ops).map_err(|error| format!("its `ops` cannot be read: {error}"))?;
+    let (own, replaced): (Vec<(String, Tensor)>, Vec<_>) = tensors
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("ops."));
+    let known = |name: &str| {
+        let mut prefixes = ops.iter().enumerate().map(|(index, op)| op.prefix(index));
+        prefixes.any(|prefix| name.strip_prefix(&prefix).is_some_and(|end| end.starts_with('.')))
+    };
+    if let Some((name, _)) = own.iter().find(|(name, _)| !known(name)) {
+        return Err(format!(
+            "its tensor `{name}` belongs to none of its {} ops",
+            ops.len()
+        ));
+    }
+    Ok((
+        Content::Ops(ops, own.into_iter().collect()),
+        replaced.into_iter().collect(),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

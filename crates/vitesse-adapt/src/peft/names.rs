@@ -1,0 +1,51 @@
+//! Which projection a module path of an adapter means: timm's names, and transformers' ViT's.
+
+use vitesse_model::Site;
+use vitesse_model::ops::QkvPart;
+use vitesse_model::spec::VitSpec;
+
+use crate::pattern::projections;
+
+/// The projection, or the part of a fused one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Module {
+    pub(super) site: Site,
+    pub(super) layer: usize,
+    pub(super) part: Option<QkvPart>,
+}
+
+/// transformers' names in a layer, which keeps queries, keys and values apart.
+const TRANSFORMERS: [(&str, Site, Option<QkvPart>); 6] = [
+    ("attention.attention.query", Site::Qkv, Some(QkvPart::Q)),
+    ("attention.attention.key", Site::Qkv, Some(QkvPart::K)),
+    ("attention.attention.value", Site::Qkv, Some(QkvPart::V)),
+    ("attention.output.dense", Site::Proj, None),
+    ("intermediate.dense", Site::Fc1, None),
+    ("output.dense", Site::Fc2, None),
+];
+
+/// The projection that `path` names in this model.
+pub(super) fn module(path: &str, vit: &VitSpec) -> Option<Module> {
+    let own = projections(vit).into_iter().find(|(_, _, name)| name == path);
+    if let Some((site, layer, _)) = own {
+        return Some(Module {
+            site,
+            layer,
+            part: None,
+        });
+    }
+    let (_, rest) = path.split_once("encoder.layer.")?;
+    let (layer, end) = rest.split_once('.')?;
+    let layer = layer.parse().ok()?;
+    let (_, site, part) = TRANSFORMERS.into_iter().find(|(name, _, _)| *name == end)?;
+    vit.projection(site, layer)?;
+    Some(Module { site, layer, part })
+}
+
+/// The name of a whole tensor in our files.
+pub(super) fn tensor(name: &str) -> String {
+    match name.strip_prefix("classifier.") {
+        Some(end) => format!("head.{end}"),
+        None => name.to_owned(),
+    }
+}

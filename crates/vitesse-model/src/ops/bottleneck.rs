@@ -1,0 +1,297 @@
+//! BOTTLENECK — `y = x + s · (B σ(A x̃ + a) + β)`: a narrow pair of projections beside the identity.
+//!
+//! | method | it is a bottleneck |
+//! | --- | --- |
+//! | Adapter (Houlsby et al., ICML 2019; Pfeiffer et al., 2021) | with an activation, after a sub-layer |
+//! | RepAdapter (Luo et al., 2023) | without one, its `B` grouped, before a projection |
+//! | AdaptFormer (Chen et al., NeurIPS 2022) | `from` the stream before the perceptron, added to what that says |
+//!
+//! Without activation, norm and `from` it is affine and per token, and folds into the projection before or after it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::site::Site;
+use crate::spec::limits::HIDDEN;
+use crate::spec::{Init, TensorSpec};
+use crate::{Error, Result};
+
+/// Epsilon of the bottleneck's own norm (AdaptFormer's).
+pub const NORM_EPS: f64 = 1e-5;
+
+/// A narrow pair of projections. Starts as the identity: `B` and both biases are zero.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bottleneck {
+    /// Width between the two projections.
+    pub hidden: usize,
+    /// Groups of `B`: outputs of group `g` read only hidden units of group `g`. Divides both widths.
+    #[serde(default = "one")]
+    pub groups: usize,
+    /// What stands between the two projections.
+    #[serde(default)]
+    pub activation: Activation,
+    /// What the result is multiplied by.
+    pub scale: f64,
+    /// Whether the scale is a trained scalar, which starts there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub learned_scale: bool,
+    /// Where a layer norm of its own stands, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm: Option<NormPlace>,
+    /// The site of the same block whose value it reads, `block.in` or `mid`; its own when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Site>,
+    /// Probability with which a hidden unit is zeroed in training.
+    #[serde(default)]
+    pub dropout: f64,
+}
+
+/// Between the two projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// Nothing: the bottleneck is affine.
+    #[default]
+    None,
+    /// The exact GELU.
+    Gelu,
+    /// `z · σ(1.702 z)`.
+    QuickGelu,
+    /// `max(z, 0)`.
+    Relu,
+}
+
+/// Where a bottleneck's own layer norm stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormPlace {
+    /// On what it reads.
+    Before,
+    /// On its scaled result.
+    After,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Activation {
+    /// The name in files and sentences.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::None => "none",
+            Activation::Gelu => "gelu",
+            Activation::QuickGelu => "quick-gelu",
+            Activation::Relu => "relu",
+        }
+    }
+}
+
+impl Bottleneck {
+    /// The sites at which one can stand: before or after a sub-layer, or before a projection.
+    pub const SITES: [Site; 6] = [
+        Site::AttnIn,
+        Site::AttnHeads,
+        Site::AttnOut,
+        Site::MlpIn,
+        Site::MlpHidden,
+        Site::MlpOut,
+    ];
+
+    /// Why it is no affine map of each token, if it is none.
+    pub fn nonlinear(&self) -> Option<String> {
+        if let Some(from) = self.from {
+            return Some(format!(
+                "it stands parallel to what lies between `{from}` and its site, which is not linear"
+            ));
+        }
+        if self.norm.is_some() {
+            return Some("it has a layer norm inside".into());
+        }
+        match self.activation {
+            Activation::None => None,
+            other => Some(format!("it has an activation ({}) inside", other.name())),
+        }
+    }
+
+    pub(super) fn validate(&self, index: usize, site: Site, width: usize) -> Result<()> {
+        let fail = |text: String| Err(Error::invalid_spec(format!("ops[{index}]: {text}")));
+        if !Bottleneck::SITES.contains(&site) {
+            let known = Bottleneck::SITES.map(Site::name).join("`, `");
+            return fail(format!(
+                "a bottleneck cannot stand at `{site}`, only at `{known}`"
+            ));
+        }
+        if !(1..=HIDDEN).contains(&self.hidden) {
+            return fail(format!(
+                "hidden must be from 1 to {HIDDEN}, but is {}",
+                self.hidden
+            ));
+        }
+        let divides = |n: usize| self.groups > 0 && n.is_multiple_of(self.groups);
+        if !divides(self.hidden) || !divides(width) {
+            return fail(format!(
+                "{} groups divide not both the hidden width {} and the width {width} at `{site}`; choose a number that does",
+                self.groups, self.hidden
+            ));
+        }
+        if self.norm.is_some() && site == Site::AttnHeads {
+            return fail("a bottleneck at `attn.heads` has no norm, because heads are not one vector".into());
+        }
+        if !self.scale.is_finite() {
+            return fail("the scale must be a finite number".into());
+        }
+        let (early, late) = ([Site::AttnOut, Site::MlpOut], [Site::MlpOut]);
+        let reaches = match self.from {
+            None => true,
+            Some(Site::BlockIn) => early.contains(&site),
+            Some(Site::Mid) => late.contains(&site),
+            Some(_) => false,
+        };
+        if !reaches {
+            return fail(
+                "`from` may be `block.in` for a bottleneck at `attn.out` or `mlp.out`, and `mid` for one at `mlp.out`"
+                    .into(),
+            );
+        }
+        super::check_dropout(index, self.dropout)
+    }
+
+    pub(super) fn tensors(&self, prefix: &str, width: usize) -> Vec<TensorSpec> {
+        let (hidden, grouped) = (self.hidden, self.hidden / self.groups.max(1));
+        let mut out = Vec::new();
+        let mut add = |name: &str, shape: &[usize], init| {
+            out.push(TensorSpec::parameter(format!("{prefix}.{name}"), shape, init));
+        };
+        let bound = (6.0 / (width + hidden) as f64).sqrt();
+        add("down.weight", &[hidden, width], Init::Uniform { bound });
+        add("down.bias", &[hidden], Init::Zeros);
+        add("up.weight", &[width, grouped], Init::Zeros);
+        add("up.bias", &[width], Init::Zeros);
+        if self.learned_scale {
+            // The constant is 1 in every published method that learns it; another start is the method's to set.
+            add("scale", &[1], Init::Ones);
+        }
+        if self.norm.is_some() {
+            add("norm.weight", &[width], Init::Ones);
+            add("norm.bias", &[width], Init::Zeros);
+        }
+        out
+    }
+
+    /// Multiply-accumulates for one token.
+    pub(super) fn macs(&self, width: usize) -> usize {
+        width * (self.hidden + self.hidden / self.groups.max(1))
+    }
+}
+
+#[cfg(feature = "train")]
+pub(super) use network::BottleneckOp;
+
+#[cfg(feature = "train")]
+mod network {
+    use burn::module::{Module, Param};
+    use burn::tensor::activation::{gelu, relu, sigmoid};
+    use burn::tensor::{Tensor, TensorData, module};
+
+    use super::{Activation, Bottleneck, NORM_EPS, NormPlace};
+    use crate::Result;
+    use crate::network::fused::{Before, linear};
+    use crate::network::layers::{LayerNorm, Linear};
+    use crate::network::{Ctx, Parameters};
+    use crate::site::Site;
+
+    #[derive(Module, Debug)]
+    pub(in crate::ops) struct BottleneckOp {
+        down: Linear,
+        up_weight: Param<Tensor<2>>,
+        up_bias: Param<Tensor<1>>,
+        scale: Option<Param<Tensor<1>>>,
+        norm: Option<LayerNorm>,
+        #[module(skip)]
+        spec: Bottleneck,
+        #[module(skip)]
+        name: String,
+    }
+
+    impl BottleneckOp {
+        pub(in crate::ops) fn new(
+            spec: &Bottleneck,
+            prefix: &str,
+            parameters: &Parameters<'_>,
+        ) -> Result<Self> {
+            let scale = spec
+                .learned_scale
+                .then(|| parameters.parameter(&format!("{prefix}.scale")))
+                .transpose()?;
+            let norm = spec
+                .norm
+                .map(|_| LayerNorm::new(&format!("{prefix}.norm"), NORM_EPS, parameters))
+                .transpose()?;
+            Ok(BottleneckOp {
+                down: Linear::new(&format!("{prefix}.down"), true, parameters)?,
+                up_weight: parameters.parameter(&format!("{prefix}.up.weight"))?,
+                up_bias: parameters.parameter(&format!("{prefix}.up.bias"))?,
+                scale,
+                norm,
+                spec: spec.clone(),
+                name: prefix.to_owned(),
+            })
+        }
+
+        pub(in crate::ops) fn reads(&self) -> Option<Site> {
+            self.spec.from
+        }
+
+        /// `[batch, tokens, width]` to the same shape.
+        pub(in crate::ops) fn forward(&self, x: Tensor<3>, ctx: &Ctx) -> Tensor<3> {
+            let input = match self.spec.from {
+                // The spec was validated: the site comes before this one in the same block.
+                Some(site) => ctx.held(site).unwrap_or_else(|| x.clone()),
+                None => x.clone(),
+            };
+            let normed = |place: NormPlace, x: Tensor<3>| match &self.norm {
+                Some(norm) if self.spec.norm == Some(place) => norm.forward(x, ctx.compute),
+                _ => x,
+            };
+            let z = self.down.forward(normed(NormPlace::Before, input), ctx.compute);
+            let z = match self.spec.activation {
+                Activation::None => z,
+                Activation::Gelu => gelu(z),
+                Activation::QuickGelu => z.clone() * sigmoid(z * 1.702),
+                Activation::Relu => relu(z),
+            };
+            let z = ctx.dropout(z, self.spec.dropout, &self.name);
+            let (up, bias) = (self.dense_up(), Some(self.up_bias.val()));
+            let u = linear(z, Before::Nothing, up, bias, None, ctx.compute);
+            let u = match &self.scale {
+                Some(scale) => u * scale.val().reshape([1, 1, 1]),
+                None => u * self.spec.scale as f32,
+            };
+            x + normed(NormPlace::After, u)
+        }
+
+        /// `B` as a dense `[width, hidden]` matrix: each row repeated for every group, and zeroed in all but its own.
+        /// Both are tiny, and one dense product is faster than several narrow ones.
+        fn dense_up(&self) -> Tensor<2> {
+            let weight = self.up_weight.val();
+            let groups = self.spec.groups;
+            if groups == 1 {
+                return weight;
+            }
+            let [width, grouped] = weight.dims();
+            let hidden = grouped * groups;
+            let own = |c: usize, j: usize| c * groups / width == j / grouped;
+            let mask: Vec<f32> = (0..width * hidden)
+                .map(|i| if own(i / hidden, i % hidden) { 1.0 } else { 0.0 })
+                .collect();
+            let device = weight.device().without_autodiff();
+            let mask = Tensor::<2>::from_data(TensorData::new(mask, [width, hidden]), &device);
+            let repeated = weight.repeat_dim(1, groups);
+            if repeated.device().is_autodiff() {
+                repeated * Tensor::from_inner(mask)
+            } else {
+                repeated * mask
+            }
+        }
+    }
+}

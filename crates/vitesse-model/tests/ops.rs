@@ -1,0 +1,283 @@
+//! Ops in the network: what they compute, that they start as the identity, and what is refused.
+#![cfg(feature = "train")]
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use vitesse_model::network::{Ctx, DropPath, Fusion, Network};
+use vitesse_model::ops::{Activation, Bottleneck, LowRank, NormPlace, OpKind, OpSpec, Prompts, QkvPart};
+use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_rng::Key;
+
+const DIM: usize = 12;
+
+fn spec(ops: Vec<OpSpec>) -> ModelSpec {
+    let mut vit = VitSpec::plain(16, 4, DIM, 2, 3, vec![PrefixToken::Class]);
+    vit.ops = ops;
+    ModelSpec {
+        architecture: "test".into(),
+        num_classes: 5,
+        network: NetworkSpec::Vit(vit),
+    }
+}
+
+fn at(site: Site, layer: usize, kind: OpKind) -> OpSpec {
+    OpSpec {
+        site,
+        layer: Some(layer),
+        kind,
+    }
+}
+
+fn low_rank(parts: Option<Vec<QkvPart>>) -> OpKind {
+    OpKind::LowRank(LowRank {
+        rank: 2,
+        alpha: 3.0,
+        rank_stabilized: false,
+        parts,
+        dropout: 0.0,
+    })
+}
+
+fn bottleneck() -> Bottleneck {
+    Bottleneck {
+        hidden: 4,
+        groups: 2,
+        activation: Activation::None,
+        scale: 0.5,
+        learned_scale: false,
+        norm: None,
+        from: None,
+        dropout: 0.0,
+    }
+}
+
+/// Every tensor at random, the same for the same name.
+fn weights(spec: &ModelSpec) -> Tensors {
+    let mut out = Tensors::new();
+    for tensor in spec.tensors().unwrap() {
+        let mut rng = Key::new(7).with(&tensor.name).rng();
+        let values = (0..tensor.numel())
+            .map(|_| rng.uniform_in(-0.5, 0.7) as f32)
+            .collect();
+        out.insert_f32(&tensor.name, &tensor.shape, values).unwrap();
+    }
+    out
+}
+
+fn images(count: usize) -> Tensor<4> {
+    let mut rng = Key::new(1).rng();
+    let values: Vec<f32> = (0..count * 3 * 256).map(|_| rng.normal() as f32).collect();
+    Tensor::from_data(TensorData::new(values, [count, 3, 16, 16]), &Device::flex())
+}
+
+fn run_in(spec: &ModelSpec, tensors: &Tensors, images: Tensor<4>, ctx: &mut Ctx) -> Vec<f32> {
+    let network = Network::new(spec, tensors, "test", &Device::flex()).unwrap();
+    let logits = network.forward(images, ctx).unwrap();
+    logits.joint(Fusion::LogitMean).try_to_vec_as().unwrap()
+}
+
+fn run(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
+    run_in(spec, tensors, images(2), &mut Ctx::eval())
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_low_rank_op_is_a_change_of_the_weight() {
+    for parts in [None, Some(vec![QkvPart::Q, QkvPart::V]), Some(vec![QkvPart::K])] {
+        let with = spec(vec![at(Site::Qkv, 1, low_rank(parts.clone()))]);
+        let tensors = weights(&with);
+        let (a, b) = (
+            tensors.get("ops.0.1.qkv.a").unwrap().to_f32().into_owned(),
+            tensors.get("ops.0.1.qkv.b").unwrap().to_f32().into_owned(),
+        );
+        let rows: Vec<usize> = match &parts {
+            None => (0..3 * DIM).collect(),
+            Some(parts) => parts
+                .iter()
+                .flat_map(|&part| part as usize * DIM..(part as usize + 1) * DIM)
+                .collect(),
+        };
+        let plain = spec(Vec::new());
+        let mut changed = weights(&plain);
+        let name = "blocks.1.attn.qkv.weight";
+        let mut weight = changed.get(name).unwrap().to_f32().into_owned();
+        for (i, &row) in rows.iter().enumerate() {
+            let part = if parts.is_some() { i / DIM } else { 0 };
+            for column in 0..DIM {
+                let sum: f32 = (0..2)
+                    .map(|r| b[i * 2 + r] * a[(part * 2 + r) * DIM + column])
+                    .sum();
+                weight[row * DIM + column] += 1.5 * sum;
+            }
+        }
+        changed.insert_f32(name, &[3 * DIM, DIM], weight).unwrap();
+        let (with, plain) = (run(&with, &tensors), run(&plain, &changed));
+        assert!(
+            distance(&with, &plain) < 2e-5,
+            "{parts:?}: {}",
+            distance(&with, &plain)
+        );
+    }
+}
+
+#[test]
+fn fresh_adapters_change_nothing_and_trained_ones_do() {
+    let adapter = |edit: fn(&mut Bottleneck)| {
+        let mut op = bottleneck();
+        edit(&mut op);
+        OpKind::Bottleneck(op)
+    };
+    let cases = [
+        at(Site::Fc2, 0, low_rank(None)),
+        at(Site::AttnIn, 0, adapter(|_| {})),
+        at(Site::MlpOut, 1, adapter(|op| op.activation = Activation::Gelu)),
+        at(
+            Site::AttnOut,
+            1,
+            adapter(|op| {
+                op.activation = Activation::QuickGelu;
+                op.learned_scale = true;
+            }),
+        ),
+        at(
+            Site::MlpOut,
+            0,
+            adapter(|op| {
+                op.activation = Activation::Relu;
+                op.norm = Some(NormPlace::Before);
+                op.from = Some(Site::Mid);
+            }),
+        ),
+        at(Site::AttnOut, 1, adapter(|op| op.from = Some(Site::BlockIn))),
+    ];
+    let plain = spec(Vec::new());
+    let expected = run(&plain, &weights(&plain));
+    for op in cases {
+        let with = spec(vec![op]);
+        let mut tensors = weights(&with);
+        assert!(distance(&run(&with, &tensors), &expected) > 1e-3, "{with:?}");
+        for tensor in with.tensors().unwrap() {
+            if tensor.name.starts_with("ops.") {
+                tensors.insert(tensor.name.clone(), tensor.init(3).unwrap());
+            }
+        }
+        assert_eq!(run(&with, &tensors), expected, "{with:?}");
+    }
+}
+
+#[test]
+fn dropout_depends_on_the_sample_and_not_on_the_batch() {
+    let mut op = bottleneck();
+    op.dropout = 0.5;
+    let mut other = LowRank {
+        rank: 2,
+        alpha: 1.0,
+        rank_stabilized: true,
+        parts: None,
+        dropout: 0.5,
+    };
+    let with = spec(vec![
+        at(Site::MlpIn, 1, OpKind::Bottleneck(op)),
+        at(Site::Fc1, 0, OpKind::LowRank(other.clone())),
+    ]);
+    let tensors = weights(&with);
+    let context = |first_sample| {
+        Ctx::train(DropPath {
+            rate: 0.0,
+            key: Key::new(4),
+            first_sample,
+        })
+    };
+    let whole = run_in(&with, &tensors, images(4), &mut context(0));
+    let half = run_in(&with, &tensors, images(4).narrow(0, 2, 2), &mut context(2));
+    assert!(distance(&whole[10..], &half) < 1e-5);
+    let elsewhere = run_in(&with, &tensors, images(4).narrow(0, 2, 2), &mut context(0));
+    assert!(distance(&whole[10..], &elsewhere) > 1e-3);
+    // Nothing is dropped in evaluation.
+    other.dropout = 0.0;
+    let mut calm = with.clone();
+    if let NetworkSpec::Vit(vit) = &mut calm.network {
+        vit.ops[1].kind = OpKind::LowRank(other);
+        if let OpKind::Bottleneck(op) = &mut vit.ops[0].kind {
+            op.dropout = 0.0;
+        }
+    }
+    assert_eq!(run(&with, &tensors), run(&calm, &tensors));
+}
+
+#[test]
+fn prompts_lengthen_the_stream_and_are_replaced() {
+    let prompts = |layer, tokens| at(Site::BlockIn, layer, OpKind::Prompts(Prompts { tokens }));
+    let deep = spec(vec![prompts(0, 3), prompts(1, 3)]);
+    assert_eq!(deep.vit().unwrap().tokens_count(), 1 + 3 + 16);
+    let tensors = weights(&deep);
+    let mut first_changed = tensors.clone();
+    first_changed
+        .insert_f32("ops.0.0.block.in.tokens", &[1, 3, DIM], vec![0.3; 3 * DIM])
+        .unwrap();
+    // The first prompts act through what the first block makes of the other tokens.
+    assert!(distance(&run(&deep, &tensors), &run(&deep, &first_changed)) > 1e-5);
+    for ops in [
+        vec![prompts(1, 3)],
+        vec![prompts(0, 3), prompts(1, 2)],
+        vec![prompts(0, 0)],
+        vec![prompts(0, 3), prompts(0, 3)],
+    ] {
+        assert!(spec(ops).validate().is_err());
+    }
+}
+
+#[test]
+fn ops_that_cannot_stand_there_are_refused_in_sentences() {
+    let with = |edit: fn(&mut Bottleneck)| {
+        let mut op = bottleneck();
+        edit(&mut op);
+        OpKind::Bottleneck(op)
+    };
+    let rank = |rank| {
+        OpKind::LowRank(LowRank {
+            rank,
+            alpha: 1.0,
+            rank_stabilized: false,
+            parts: None,
+            dropout: 0.0,
+        })
+    };
+    for (op, expected) in [
+        (at(Site::AttnIn, 0, low_rank(None)), "stands on a projection"),
+        (
+            at(Site::Fc1, 0, low_rank(Some(vec![QkvPart::Q]))),
+            "only `qkv` has parts",
+        ),
+        (
+            at(Site::Qkv, 0, low_rank(Some(vec![QkvPart::V, QkvPart::Q]))),
+            "in this order",
+        ),
+        (at(Site::Qkv, 0, rank(0)), "rank must be from 1"),
+        (at(Site::Qkv, 2, rank(1)), "which this model does not have"),
+        (at(Site::Mid, 0, with(|_| {})), "cannot stand at `mid`"),
+        (
+            at(Site::AttnIn, 0, with(|op| op.groups = 3)),
+            "3 groups divide not both",
+        ),
+        (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "0 groups"),
+        (at(Site::AttnIn, 0, with(|op| op.scale = f64::NAN)), "finite"),
+        (at(Site::AttnIn, 0, with(|op| op.dropout = 1.0)), "below 1"),
+        (
+            at(Site::AttnIn, 0, with(|op| op.from = Some(Site::Mid))),
+            "`from` may be",
+        ),
+        (
+            at(Site::AttnOut, 0, OpKind::Prompts(Prompts { tokens: 1 })),
+            "stand at `block.in`",
+        ),
+    ] {
+        let error = spec(vec![op.clone()]).validate().unwrap_err().to_string();
+        assert!(error.contains(expected), "{op:?}: {error}");
+    }
+}

@@ -1,0 +1,177 @@
+//! `adapt` and `merge`: what they refuse, what they write, what they prove.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cli_support;
+
+use cli_support::Place;
+use vitesse::model::{Checkpoint, LoadOptions};
+
+/// A few steps on a few drawn images.
+const SHORT: &str = "--data shapes --limit 32 --batch-size 16 --epochs 2 --warmup-epochs 0 --lr 0.01";
+
+fn place() -> Place {
+    let place = Place::new();
+    place.model("base", "deit_nano_patch8_32", 7);
+    place
+}
+
+fn load(place: &Place, name: &str) -> Checkpoint {
+    Checkpoint::load(place.path(name), &LoadOptions::default()).unwrap()
+}
+
+#[test]
+fn adapt_merge_and_unmerge() {
+    let place = place();
+    let ran = place
+        .run(&format!(
+            "adapt --model base --method repadapter --set scale=0.5 {SHORT} --json -o run"
+        ))
+        .ended(0);
+    ran.says(&["repadapter: ", "parameters learn", "epoch: 2 of 2"]);
+    let found = ran.json();
+    assert_eq!(found["adapter"], "run/adapter");
+    assert_eq!(found["method"]["scale"], 0.5);
+    assert!(found["trainable"]["method_parameters"].as_u64().unwrap() > 100);
+
+    let merged = place
+        .run("merge --model base --adapter run/adapter --data shapes --json -o merged")
+        .ended(0)
+        .json();
+    assert_eq!(merged["folds"]["kept"], serde_json::json!([]));
+    assert_eq!(merged["images"], "data");
+    let (base, result, best) = (
+        load(&place, "base"),
+        load(&place, "merged"),
+        load(&place, "run/best"),
+    );
+    assert_eq!(result.spec.network, base.spec.network);
+    assert_eq!(result.config.label_names, best.config.label_names);
+    assert_eq!(
+        result.tensors.get("head.weight").unwrap(),
+        best.tensors.get("head.weight").unwrap()
+    );
+    assert_eq!(result.config.history.last().unwrap().step, "merge");
+    let eval = |model: &str| {
+        let args = format!("eval --model {model} --data shapes --split validation --limit 64 --json");
+        place.run(&args).ended(0).json()["top1"].clone()
+    };
+    assert_eq!(eval("merged"), eval("run/best"));
+
+    // A second fold would count the adapter twice.
+    let twice = place
+        .run("merge --model merged --adapter run/adapter -o twice")
+        .ended(1);
+    twice.says(&["merged into this one already"]);
+    assert!(!place.path("twice").exists());
+
+    place
+        .run("merge --unmerge --model merged --adapter run/adapter -o back")
+        .ended(0);
+    let back = load(&place, "back");
+    assert_eq!(back.spec.network, base.spec.network);
+    for (name, tensor) in base.tensors.iter().filter(|(name, _)| !name.starts_with("head")) {
+        let pairs = tensor
+            .to_f32()
+            .into_owned()
+            .into_iter()
+            .zip(back.tensors.get(name).unwrap().to_f32().into_owned());
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5), "{name}");
+    }
+    place
+        .run("merge --unmerge --model back --adapter run/adapter -o again")
+        .ended(1)
+        .says(&["was not merged into"]);
+}
+
+#[test]
+fn what_cannot_be_folded_is_kept_or_refused() {
+    let place = place();
+    place
+        .run(&format!("adapt --model base --method adapter {SHORT} -o run"))
+        .ended(0);
+    place
+        .run("merge --model base --adapter run/adapter -o merged")
+        .ended(1)
+        .says(&["an activation (gelu) inside", "--keep-unfoldable"]);
+    assert!(!place.path("merged").exists());
+    let kept = place
+        .run("merge --model base --adapter run/adapter --keep-unfoldable -o merged")
+        .ended(0);
+    assert!(kept.stdout.contains("kept  bottleneck"), "{}", kept.stdout);
+    assert!(!load(&place, "merged").spec.vit().unwrap().ops.is_empty());
+}
+
+#[test]
+fn every_method_runs_and_a_run_is_resumed() {
+    let place = place();
+    for method in [
+        "lora",
+        "ssf",
+        "vpt",
+        "adaptformer",
+        "bitfit",
+        "norm",
+        "linear",
+        "partial",
+        "full",
+    ] {
+        let ran = place.run(&format!(
+            "adapt --model base --method {method} {} -o {method}",
+            SHORT.replace("--epochs 2", "--epochs 1")
+        ));
+        ran.ended(0).says(&[method, "parameters learn"]);
+        assert!(
+            place
+                .path(method)
+                .join("adapter/adapter_model.safetensors")
+                .is_file()
+        );
+    }
+    place.run("adapt --method lora --resume -o lora").ended(0);
+    place
+        .run("adapt --method ssf --resume -o lora")
+        .ended(1)
+        .says(&["another method"]);
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_in_sentences() {
+    let place = place();
+    let refused = |args: &str, code: i32, parts: &[&str]| {
+        place
+            .run(&format!("adapt --model base {SHORT} -o run {args}"))
+            .ended(code)
+            .says(parts);
+        assert!(!place.path("run").exists(), "{args}");
+    };
+    refused("--method loras", 2, &["loras", "repadapter"]);
+    refused("--method lora --set rank", 2, &["rank=4"]);
+    refused("--method lora --set ranks=4", 1, &["ranks"]);
+    refused(
+        "--method lora --set targets=query",
+        1,
+        &["`query` names no module", "attn.qkv"],
+    );
+    refused(
+        "--method lora --set targets=proj",
+        1,
+        &["patch_embed.proj", "attn.proj"],
+    );
+    refused(
+        "--method repadapter --set groups=5",
+        1,
+        &["5 groups divide not both"],
+    );
+    place.write("one/train/only/a.png", b"");
+    place.run("adapt --model base --data one -o run").ended(1);
+
+    place
+        .run("merge --model base --adapter nothing -o merged")
+        .ended(1);
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place
+        .run("merge --model base --adapter empty -o merged")
+        .ended(1)
+        .says(&["adapter_config.json"]);
+}
