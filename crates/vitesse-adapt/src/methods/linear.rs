@@ -2,8 +2,7 @@
 //!
 //! **Paper.** None of its own; the baseline of every comparison.
 //!
-//! **When.** First: it says in a minute how far the features go as they are. Without augmentation the features are computed
-//! once (see `probe`).
+//! **When.** First: it says how far the features go as they are.
 //!
 //! **Changes** the head.
 //!
