@@ -16,7 +16,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use support::{Report, Vectors, golden_root, walk};
 use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
 use vitesse::engine::{Engine, Isa, Options};
-use vitesse::model::network::{Compute, Ctx, Fusion, Logits, Network, Trace, param_id};
+use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
@@ -244,13 +244,9 @@ enum Segments {
 
 impl Segments {
     fn ctx(self) -> Ctx {
-        Ctx {
-            compute: Compute {
-                fused: self == Segments::Fused,
-                ..Compute::default()
-            },
-            ..Ctx::eval()
-        }
+        let mut ctx = Ctx::eval();
+        ctx.compute.fused = self == Segments::Fused;
+        ctx
     }
 
     fn compare(self, report: &mut Report, v: &Vectors, key: &str, found: &[f32]) {

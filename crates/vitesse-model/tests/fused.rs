@@ -80,15 +80,12 @@ fn run(spec: &ModelSpec, compute: Compute, trace: Trace, trained: &dyn Fn(&str) 
     let mut rng = Key::new(1).rng();
     let pixels: Vec<f32> = (0..BATCH * c * h * w).map(|_| rng.normal() as f32).collect();
     let images = Tensor::from_data(TensorData::new(pixels, [BATCH, c, h, w]), &device);
-    let mut ctx = Ctx {
-        compute,
-        trace,
-        ..Ctx::train(DropPath {
-            rate: 0.5,
-            key: Key::new(2),
-            first_sample: 0,
-        })
-    };
+    let mut ctx = Ctx::train(DropPath {
+        rate: 0.5,
+        key: Key::new(2),
+        first_sample: 0,
+    });
+    (ctx.compute, ctx.trace) = (compute, trace);
     let logits = network.forward(images, &mut ctx).unwrap();
     let mut loss = logits.class.clone().powf_scalar(2.0).sum();
     if let Some(distillation) = logits.distillation {

@@ -347,7 +347,7 @@ impl Learner {
         let key = Key::new(self.settings.seed)
             .with("train")
             .at(self.state.progress.step as u64);
-        let ctx = if self.settings.eval_mode {
+        let mut ctx = if self.settings.eval_mode {
             Ctx::eval()
         } else {
             Ctx::train(DropPath {
@@ -356,10 +356,8 @@ impl Learner {
                 first_sample,
             })
         };
-        Ctx {
-            compute: self.settings.compute,
-            ..ctx
-        }
+        ctx.compute = self.settings.compute;
+        ctx
     }
 
     /// Keeps the running statistics that a forward pass has computed.

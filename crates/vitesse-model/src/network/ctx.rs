@@ -1,6 +1,6 @@
 //! The context of one forward pass: what ops need beside the value at their site, and what comes out beside the logits.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_rng::Key;
 
 use super::fused::Compute;

@@ -191,7 +191,7 @@ pub(super) use network::BottleneckOp;
 mod network {
     use burn::module::{Module, Param};
     use burn::tensor::activation::{gelu, relu, sigmoid};
-    use burn::tensor::{Tensor, TensorData, module};
+    use burn::tensor::{Tensor, TensorData};
 
     use super::{Activation, Bottleneck, NORM_EPS, NormPlace};
     use crate::Result;
