@@ -9,6 +9,7 @@ use std::time::Duration;
 use burn::tensor::Device;
 use clap::ValueEnum;
 use serde::Serialize;
+use vitesse::adapt::Method;
 use vitesse::engine::Isa;
 use vitesse::model::Checkpoint;
 use vitesse::model::network::{Compute, Precision};
@@ -42,6 +43,8 @@ pub(super) enum Trained {
     All,
     /// The classifier alone; the rest of the model is computed forward only
     Head,
+    /// LoRA's updates of rank 8 on qkv, and the classifier
+    Lora,
 }
 
 /// The format of mixed precision.
@@ -66,11 +69,23 @@ impl Args {
 }
 
 impl Trained {
-    /// Whether the tensor `name` is trained.
-    fn trains(self, name: &str) -> bool {
+    /// What an optimiser begins with that trains this part of `checkpoint`.
+    fn state(self, checkpoint: &Checkpoint, optim: &OptimConfig) -> Result<State> {
+        let of =
+            |checkpoint, trains: &dyn Fn(&str) -> bool| Ok(State::new(checkpoint, optim, false, trains)?);
         match self {
-            Trained::All => true,
-            Trained::Head => name.starts_with("head"),
+            Trained::All => of(checkpoint, &|_| true),
+            Trained::Head => of(checkpoint, &|name| name.starts_with("head")),
+            Trained::Lora => {
+                let method = Method::parse("lora", &[])?;
+                let adapted = method.apply(&checkpoint.spec, &checkpoint.tensors, 0)?;
+                let checkpoint = Checkpoint {
+                    spec: adapted.spec,
+                    tensors: adapted.tensors,
+                    ..checkpoint.clone()
+                };
+                of(&checkpoint, &|name| adapted.trainable.contains(name))
+            }
         }
     }
 }
@@ -171,7 +186,7 @@ impl Case<'_> {
 
     fn learner(&self) -> Result<Learner> {
         let optim = OptimConfig::default();
-        let state = State::new(self.checkpoint, &optim, false, &|name| self.trained.trains(name))?;
+        let state = self.trained.state(self.checkpoint, &optim)?;
         let settings = Settings {
             optim,
             ema_decay: 0.0,
@@ -324,10 +339,17 @@ mod tests {
     }
 
     #[test]
-    fn the_head_is_what_classifies() {
-        for name in ["head.weight", "head_dist.bias", "head.fc.weight"] {
-            assert!(Trained::Head.trains(name));
-        }
-        assert!(!Trained::Head.trains("blocks.0.attn.qkv.weight") && Trained::All.trains("pos_embed"));
+    fn each_choice_trains_what_it_says() {
+        let checkpoint = Checkpoint::fresh("deit_micro_patch4_32", None, None, 0).unwrap();
+        let names = |trained: Trained| -> Vec<String> {
+            let state = trained.state(&checkpoint, &OptimConfig::default()).unwrap();
+            state.slots.into_iter().map(|slot| slot.name).collect()
+        };
+        let (all, head, lora) = (names(Trained::All), names(Trained::Head), names(Trained::Lora));
+        assert_eq!(all.len(), checkpoint.tensors.len());
+        assert!(head.iter().all(|name| name.starts_with("head")) && head.len() >= 2);
+        let updates = lora.iter().filter(|name| name.starts_with("ops.")).count();
+        assert_eq!(updates, 2 * checkpoint.spec.vit().unwrap().layers.len());
+        assert!(head.iter().all(|name| lora.contains(name)) && lora.len() == updates + head.len());
     }
 }
