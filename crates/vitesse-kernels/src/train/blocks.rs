@@ -5,9 +5,11 @@
 //! operands agree on the pairs, so any would do, and these need no shuffling.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::norm::row_stats;
 use crate::math::gelu;
 use crate::panels::{Bf16, Buffer};
 use crate::simd::Simd;
@@ -46,11 +48,14 @@ pub(super) enum Change<'a> {
     Nothing,
     /// Each row times the factor of its sample, of so many rows.
     Factors(&'a [f32], usize),
-    /// `(x − mean) · rstd · gain + shift`; mean and rstd for each row, gain and shift for each column.
+    /// `(x − mean) · rstd · gain + shift`; gain and shift for each column. Mean and rstd of each row from `first` on are
+    /// in `stats`, for which [`Matrix::known`] is there.
     Norm {
-        stats: &'a [[f32; 2]],
         gain: &'a [f32],
         shift: &'a [f32],
+        eps: f32,
+        stats: &'a [[f32; 2]],
+        first: usize,
     },
     Gelu,
 }
@@ -95,14 +100,40 @@ impl<'a> Matrix<'a> {
     pub(super) fn with(self, change: Change<'a>) -> Self {
         match change {
             Change::Factors(factors, each) => assert!(factors.len() * each >= self.rows),
-            Change::Norm { stats, gain, shift } => {
-                assert!(
-                    stats.len() >= self.rows && gain.len() == self.columns && shift.len() == self.columns
-                );
+            Change::Norm { gain, shift, .. } => {
+                assert!(gain.len() == self.columns && shift.len() == self.columns);
             }
             Change::Nothing | Change::Gelu => {}
         }
         Matrix { change, ..self }
+    }
+
+    /// The same with what a norm needs of some rows, which alone may be read then.
+    #[inline(always)]
+    pub(super) fn known<'b, S: Simd>(self, rows: Range<usize>, room: &'b mut Vec<[f32; 2]>) -> Matrix<'b>
+    where
+        'a: 'b,
+    {
+        let Change::Norm { gain, shift, eps, .. } = self.change else {
+            return self;
+        };
+        room.clear();
+        for row in rows.clone() {
+            room.push(row_stats::<S>(
+                &self.data[row * self.stride..][..self.columns],
+                eps,
+            ));
+        }
+        Matrix {
+            change: Change::Norm {
+                gain,
+                shift,
+                eps,
+                stats: room,
+                first: rows.start,
+            },
+            ..self
+        }
     }
 
     /// The block whose first element is `(row, column)`, changed; zero past the edges.
@@ -137,15 +168,26 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     fn changed<S: Simd>(&self, row: usize, column: usize, from: &[f32], to: &mut [f32; SIDE]) {
         match self.change {
-            Change::Nothing => to.copy_from_slice(from),
+            Change::Nothing => {
+                // By vectors: a copy of unknown length would be a call.
+                for at in (0..SIDE).step_by(S::LANES) {
+                    S::store(S::load(&from[at..]), &mut to[at..]);
+                }
+            }
             Change::Factors(factors, each) => {
                 let factor = S::splat(factors[row / each]);
                 for at in (0..SIDE).step_by(S::LANES) {
                     S::store(S::mul(S::load(&from[at..]), factor), &mut to[at..]);
                 }
             }
-            Change::Norm { stats, gain, shift } => {
-                let [mean, rstd] = stats[row];
+            Change::Norm {
+                gain,
+                shift,
+                stats,
+                first,
+                ..
+            } => {
+                let [mean, rstd] = stats[row - first];
                 let (mean, rstd) = (S::splat(mean), S::splat(rstd));
                 let (mut room, mut more) = ([0f32; SIDE], [0f32; SIDE]);
                 let (gain, shift) = (padded(gain, column, &mut room), padded(shift, column, &mut more));

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Math;
 use super::blocks::{Change, Matrix, SIDE, padded};
-use super::norm::{self, NormBackward};
+use super::norm::NormBackward;
 use super::over_rows::over_rows;
 use super::product::{Finish, Operand, Plain, column_sums, product, sum_parts};
 use crate::Isa;
@@ -99,19 +99,17 @@ impl Linear<'_> {
         assert!(self.bias.is_none_or(|bias| bias.len() == self.outputs));
     }
 
-    /// Mean and reciprocal deviation of each row of the input, where a norm needs them.
-    fn stats(&self, isa: Isa) -> Vec<[f32; 2]> {
-        match self.before {
-            Before::Norm { eps, .. } => norm::stats(isa, self.input, self.inputs, eps),
-            Before::Nothing | Before::Gelu => Vec::new(),
-        }
-    }
-
     /// The input as the product takes it.
-    fn changed<'s>(&'s self, stats: &'s [[f32; 2]]) -> Matrix<'s> {
+    fn changed(&self) -> Matrix<'_> {
         let change = match self.before {
             Before::Nothing => Change::Nothing,
-            Before::Norm { gain, shift, .. } => Change::Norm { stats, gain, shift },
+            Before::Norm { gain, shift, eps } => Change::Norm {
+                gain,
+                shift,
+                eps,
+                stats: &[],
+                first: 0,
+            },
             Before::Gelu => Change::Gelu,
         };
         Matrix::new(self.input, self.inputs).with(change)
@@ -124,8 +122,7 @@ impl Linear<'_> {
     pub fn forward(&self, math: Math, residual: Option<&[f32]>) -> Vec<f32> {
         self.check();
         assert!(residual.is_none_or(|residual| residual.len() == self.rows() * self.outputs));
-        let stats = self.stats(math.isa);
-        let (input, weight) = (self.changed(&stats), Matrix::new(self.weight, self.inputs));
+        let (input, weight) = (self.changed(), Matrix::new(self.weight, self.inputs));
         let finish = Forward {
             bias: self.bias,
             factors: self.factors(),
@@ -151,10 +148,9 @@ impl Linear<'_> {
         let factors = self.factors();
         let change = factors.map_or(Change::Nothing, |(factors, each)| Change::Factors(factors, each));
         let out = Matrix::new(grad, self.outputs).with(change);
-        let stats = self.stats(math.isa);
         let mut gradients = LinearGradients::default();
         if wanted.weight {
-            let (weight, bias) = over_rows(math, out, self.changed(&stats));
+            let (weight, bias) = over_rows(math, out, self.changed());
             gradients.weight = Some(weight);
             gradients.bias = wanted.bias.then_some(bias);
         } else if wanted.bias {
@@ -173,11 +169,11 @@ impl Linear<'_> {
                 };
                 gradients.input = Some(product(math, out, weight, &finish).0);
             }
-            Before::Norm { gain, .. } if wanted.input || wanted.gain || wanted.shift => {
+            Before::Norm { gain, eps, .. } if wanted.input || wanted.gain || wanted.shift => {
                 let finish = NormBackward {
                     x: self.input,
-                    stats: &stats,
                     gain,
+                    eps,
                 };
                 let (input, parts) = product(math, out, weight, &finish);
                 let dim = self.inputs;

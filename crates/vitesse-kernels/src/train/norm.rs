@@ -13,33 +13,19 @@ use crate::simd::Simd;
 /// Rows that one thread takes at a time.
 const ROWS: usize = 64;
 
-/// Mean and reciprocal deviation, `1 / √(variance + eps)`, of each row of `dim` numbers.
-pub(super) fn stats(isa: Isa, x: &[f32], dim: usize, eps: f32) -> Vec<[f32; 2]> {
-    struct Job<'a>(&'a [f32], usize, f32, &'a mut [[f32; 2]]);
-    impl Kernel for Job<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self) {
-            let Job(x, dim, eps, stats) = self;
-            for (x, stats) in x.chunks_exact(dim).zip(stats) {
-                let count = dim as f32;
-                let mean = fold::<S>(x, x, |x, _, sum| S::add(sum, x)) / count;
-                let m = S::splat(mean);
-                let variance = fold::<S>(x, x, |x, _, sum| {
-                    let d = S::sub(x, m);
-                    S::mul_add(d, d, sum)
-                });
-                // The last numbers of a row are padded with zeros, each of which counted as (0 − mean)².
-                let padding = (dim.next_multiple_of(S::LANES) - dim) as f32 * mean * mean;
-                *stats = [mean, 1.0 / ((variance - padding).max(0.0) / count + eps).sqrt()];
-            }
-        }
-    }
-    let mut out = vec![[0f32; 2]; x.len() / dim];
-    out.par_chunks_mut(ROWS)
-        .zip(x.par_chunks(ROWS * dim))
-        .for_each(|(stats, x)| isa.run(Job(x, dim, eps, stats)));
-    out
+/// Mean and reciprocal deviation, `1 / √(variance + eps)`, of a row.
+#[inline(always)]
+pub(super) fn row_stats<S: Simd>(x: &[f32], eps: f32) -> [f32; 2] {
+    let count = x.len() as f32;
+    let mean = fold::<S>(x, x, |x, _, sum| S::add(sum, x)) / count;
+    let m = S::splat(mean);
+    let square = fold::<S>(x, x, |x, _, sum| {
+        let d = S::sub(x, m);
+        S::mul_add(d, d, sum)
+    });
+    // The last numbers of a row are padded with zeros, each of which counted as (0 − mean)².
+    let padding = (x.len().next_multiple_of(S::LANES) - x.len()) as f32 * mean * mean;
+    [mean, 1.0 / ((square - padding).max(0.0) / count + eps).sqrt()]
 }
 
 /// The sum of `f(x, y, sum)` over two rows of one length, by vectors; past the end both are zero.
@@ -65,9 +51,8 @@ pub(super) fn fold<S: Simd>(x: &[f32], y: &[f32], f: impl Fn(S::F, S::F, S::F) -
 pub(super) struct NormBackward<'a> {
     /// The norm's input, as many columns as the gain has numbers.
     pub(super) x: &'a [f32],
-    /// Of each row.
-    pub(super) stats: &'a [[f32; 2]],
     pub(super) gain: &'a [f32],
+    pub(super) eps: f32,
 }
 
 impl Finish for NormBackward<'_> {
@@ -83,8 +68,8 @@ impl Finish for NormBackward<'_> {
         let mut n = vec![0f32; dim];
         for (i, grad) in rows.chunks_exact_mut(dim).enumerate() {
             let row = first + i;
-            let [mean, rstd] = self.stats[row];
             let x = &self.x[row * dim..(row + 1) * dim];
+            let [mean, rstd] = row_stats::<S>(x, self.eps);
             let (m, r) = (S::splat(mean), S::splat(rstd));
             zip::<S>(&mut n, x, x, |_, x, _| S::mul(S::sub(x, m), r));
             zip::<S>(gains, grad, &n, |sum, grad, n| S::mul_add(grad, n, sum));
@@ -124,14 +109,14 @@ fn zip<S: Simd>(to: &mut [f32], x: &[f32], y: &[f32], f: impl Fn(S::F, S::F, S::
 /// # Panics
 /// Where shapes do not fit.
 pub fn layer_norm(isa: Isa, x: &[f32], gain: &[f32], shift: &[f32], eps: f32) -> Vec<f32> {
-    struct Job<'a>(&'a mut [f32], &'a [[f32; 2]], &'a [f32], &'a [f32]);
+    struct Job<'a>(&'a mut [f32], &'a [f32], &'a [f32], f32);
     impl Kernel for Job<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            let Job(rows, stats, gain, shift) = self;
-            for (row, [mean, rstd]) in rows.chunks_exact_mut(gain.len()).zip(stats) {
-                let (mean, rstd) = (S::splat(*mean), S::splat(*rstd));
+            let Job(rows, gain, shift, eps) = self;
+            for row in rows.chunks_exact_mut(gain.len()) {
+                let [mean, rstd] = row_stats::<S>(row, eps).map(S::splat);
                 zip::<S>(row, gain, shift, |x, gain, shift| {
                     S::mul_add(S::mul(S::sub(x, mean), rstd), gain, shift)
                 });
@@ -140,11 +125,9 @@ pub fn layer_norm(isa: Isa, x: &[f32], gain: &[f32], shift: &[f32], eps: f32) ->
     }
     let dim = gain.len();
     assert!(dim > 0 && shift.len() == dim && x.len().is_multiple_of(dim));
-    let stats = stats(isa, x, dim, eps);
     let mut out = x.to_vec();
     out.par_chunks_mut(ROWS * dim)
-        .zip(stats.par_chunks(ROWS))
-        .for_each(|(rows, stats)| isa.run(Job(rows, stats, gain, shift)));
+        .for_each(|rows| isa.run(Job(rows, gain, shift, eps)));
     out
 }
 
@@ -181,15 +164,13 @@ pub fn layer_norm_backward(
     }
     let dim = gain.len();
     assert!(dim > 0 && x.len().is_multiple_of(dim) && x.len() == grad.len());
-    let stats = stats(isa, x, dim, eps);
     let mut input = grad.to_vec();
     let parts: Vec<Vec<f32>> = input
         .par_chunks_mut(ROWS * dim)
         .enumerate()
         .map(|(i, rows)| {
             let mut part = vec![0f32; 2 * dim];
-            let stats = &stats;
-            isa.run(Job(NormBackward { x, stats, gain }, i * ROWS, rows, &mut part));
+            isa.run(Job(NormBackward { x, gain, eps }, i * ROWS, rows, &mut part));
             part
         })
         .collect();

@@ -97,6 +97,7 @@ impl<K: Kind> Kernel for Part<'_, K> {
         let (left, right) = room.elements().split_at_mut(tiles * chunk * K::PACKED);
         let (mut upright, mut turned) = (Block::ZERO, Block::ZERO);
         let mut scratch: Scratch<f32> = [[0.0; SIDE]; SIDE];
+        let mut stats = Vec::new();
         let mut first = self.blocks.0;
         while first < self.blocks.1 {
             let deep = chunk.min(self.blocks.1 - first);
@@ -112,10 +113,11 @@ impl<K: Kind> Kernel for Part<'_, K> {
                     K::left::<S>(&turned, to);
                 }
             }
+            let rows = first * SIDE..self.right.rows.min((first + deep) * SIDE);
+            let matrix = self.right.known::<S>(rows, &mut stats);
             for (panel, to) in right.chunks_exact_mut(deep * K::PACKED).take(panels).enumerate() {
                 for (i, to) in to.chunks_exact_mut(K::PACKED).enumerate() {
-                    self.right
-                        .block::<S>((first + i) * SIDE, panel * SIDE, &mut upright);
+                    matrix.block::<S>((first + i) * SIDE, panel * SIDE, &mut upright);
                     K::right::<S>(&upright, to);
                 }
             }

@@ -6,6 +6,7 @@
 //! [`Finish::tile`] on their way to memory.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -23,11 +24,23 @@ pub(super) enum Operand<'a> {
     Transposed(Matrix<'a>),
 }
 
-impl Operand<'_> {
+impl<'a> Operand<'a> {
     fn shape(&self) -> [usize; 2] {
         match self {
             Operand::Upright(matrix) => [matrix.rows, matrix.columns],
             Operand::Transposed(matrix) => [matrix.columns, matrix.rows],
+        }
+    }
+
+    /// See [`Matrix::known`].
+    #[inline(always)]
+    fn known<'b, S: Simd>(self, rows: Range<usize>, room: &'b mut Vec<[f32; 2]>) -> Operand<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Operand::Upright(matrix) => Operand::Upright(matrix.known::<S>(rows, room)),
+            Operand::Transposed(_) => self,
         }
     }
 
@@ -188,10 +201,12 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
         let out = unsafe { &mut *(std::ptr::from_mut(self.out) as *mut [f32]) };
         let mut room = Room::new(tiles * tile * size_of::<K::Element>());
         let left: &mut [K::Element] = room.elements();
+        let mut stats = Vec::new();
+        let a = self.a.known::<S>(self.row..self.row + rows, &mut stats);
         let mut block = Block::ZERO;
         for (i, to) in left.chunks_exact_mut(K::PACKED).enumerate() {
             let (row, depth) = (self.row + i / self.deep * SIDE, self.first + i % self.deep);
-            self.a.block::<S>(row, depth * SIDE, &mut block);
+            a.block::<S>(row, depth * SIDE, &mut block);
             K::left::<S>(&block, to);
         }
         let mut sums: Scratch<f32> = [[0.0; SIDE]; SIDE];
