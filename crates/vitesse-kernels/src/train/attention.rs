@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
-use super::memory::{unwritten, written};
+use super::memory::{put, unwritten, written};
 use super::norm::fold;
 use super::product::Operand;
 use super::{Math, Precision};
@@ -422,7 +422,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                     K::tile::<S>(left, &right[panel * n * K::PACKED..], n, rows, wide, &mut p.0);
                     for (row, sums) in p.0[..rows].iter().enumerate() {
                         let at = (first + row) * job.width + column + panel * SIDE;
-                        to[at..at + wide].write_copy_of_slice(&sums[..wide]);
+                        put(sums, &mut to[at..at + wide]);
                     }
                 }
             }
@@ -436,7 +436,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                 p.transpose::<S>(&mut r);
                 for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;
-                    to[at..at + wide].write_copy_of_slice(&row[..wide]);
+                    put(row, &mut to[at..at + wide]);
                 }
             }
         }

@@ -2,6 +2,8 @@
 
 use std::mem::MaybeUninit;
 
+use super::blocks::SIDE;
+
 /// Room for so many numbers, which are yet to be written.
 pub(super) fn unwritten(len: usize) -> Vec<MaybeUninit<f32>> {
     let mut room = Vec::with_capacity(len);
@@ -21,19 +23,33 @@ pub(super) unsafe fn written(numbers: Vec<MaybeUninit<f32>>) -> Vec<f32> {
     unsafe { Vec::from_raw_parts(start.cast(), len, capacity) }
 }
 
+/// Writes as many of `from` as there is room for.
+#[inline(always)]
+pub(super) fn put(from: &[f32; SIDE], to: &mut [MaybeUninit<f32>]) {
+    if let Ok(to) = <&mut [MaybeUninit<f32>; SIDE]>::try_from(&mut *to) {
+        // Of known length, which needs no call.
+        *to = from.map(MaybeUninit::new);
+    } else {
+        to.write_copy_of_slice(&from[..to.len()]);
+    }
+}
+
 /// Makes the process keep the memory that it frees, for its next use.
 ///
 /// A training step allocates the same large tensors each time. By default the C library returns such memory to the
-/// system at once, and each page costs an interruption when it is asked for again: a tenth of a step and more. Does
-/// nothing on systems without the GNU C library.
+/// system at once, and each page costs an interruption when it is asked for again. Does nothing on systems without the
+/// GNU C library.
 pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        const LARGEST: libc::c_int = i32::MAX;
+        /// The most that the library accepts: larger pieces are mapped, and unmapped, by themselves.
+        const LARGEST_KEPT: libc::c_int = 32 << 20;
         // SAFETY: settings of the allocator, which take effect for what is allocated later.
         unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGEST);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_KEPT);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+            // Threads' own heaps are small mappings that come and go; the common one only grows.
+            libc::mallopt(libc::M_ARENA_MAX, 1);
         }
     }
 }
