@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_model::network::{Compute, Ctx, DropPath, Network, Trace, param_id};
-use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::ops::{Activation, Bottleneck, LowRank, OpKind, OpSpec, Prompts, ScaleShift};
 use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_rng::Key;
@@ -182,6 +182,39 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
             spec(|vit| {
                 vit.pool = Pool::AvgThenNorm;
                 vit.prefix = vec![];
+            }),
+        ),
+        (
+            "ops with dropout",
+            spec(|vit| {
+                let low_rank = LowRank {
+                    rank: 2,
+                    alpha: 3.0,
+                    rank_stabilized: false,
+                    parts: None,
+                    dropout: 0.3,
+                };
+                let bottleneck = Bottleneck {
+                    hidden: 4,
+                    groups: 2,
+                    activation: Activation::Gelu,
+                    scale: 0.5,
+                    learned_scale: true,
+                    norm: None,
+                    from: Some(Site::Mid),
+                    dropout: 0.2,
+                };
+                let at = |site, layer, kind| OpSpec {
+                    site,
+                    layer: Some(layer),
+                    kind,
+                };
+                vit.ops = vec![
+                    at(Site::Qkv, 0, OpKind::LowRank(low_rank.clone())),
+                    at(Site::Fc2, 1, OpKind::LowRank(low_rank)),
+                    at(Site::MlpOut, 0, OpKind::Bottleneck(bottleneck)),
+                    at(Site::BlockIn, 1, OpKind::Prompts(Prompts { tokens: 3 })),
+                ];
             }),
         ),
         (

@@ -1,9 +1,10 @@
 //! The context of one forward pass: what ops need beside the value at their site, and what comes out beside the logits.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use vitesse_rng::Key;
 
 use super::fused::Compute;
+use super::layers::times;
 use super::trace::Trace;
 use crate::site::Site;
 
@@ -127,9 +128,7 @@ impl Ctx {
                 (0..tokens * width).map(move |_| draw())
             })
             .collect();
-        let device: Device = x.device().without_autodiff();
-        let factors = Tensor::<3>::from_data(TensorData::new(factors, [batch, tokens, width]), &device);
-        x * Tensor::from_inner(factors)
+        times(x, factors, [batch, tokens, width])
     }
 
     /// What the residual branch of each sample is multiplied by, `None` where it is as it is; `branch` is 0 for

@@ -1,7 +1,7 @@
 //! The linear map and the layer norm, with the checkpoint's shapes.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use super::fused::{self, Before, Compute, Residual};
 use super::params::Parameters;
@@ -41,6 +41,18 @@ impl Linear {
     ) -> Tensor<D> {
         let bias = self.bias.as_ref().map(Param::val);
         fused::linear(x, before, self.weight.val(), bias, residual, compute)
+    }
+}
+
+/// `x` times constants `factors` of shape `shape`, which is spread over that of `x`; in the graph of gradients where `x`
+/// is in one, and outside where it is outside.
+pub(crate) fn times<const D: usize>(x: Tensor<D>, factors: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    let device = x.device().without_autodiff();
+    let factors = Tensor::<D>::from_data(TensorData::new(factors, shape), &device);
+    if x.is_autodiff() {
+        x * factors.autodiff()
+    } else {
+        x * factors
     }
 }
 

@@ -190,13 +190,13 @@ pub(super) use network::BottleneckOp;
 #[cfg(feature = "train")]
 mod network {
     use burn::module::{Module, Param};
+    use burn::tensor::Tensor;
     use burn::tensor::activation::{gelu, relu, sigmoid};
-    use burn::tensor::{Tensor, TensorData};
 
     use super::{Activation, Bottleneck, NORM_EPS, NormPlace};
     use crate::Result;
     use crate::network::fused::{Before, linear};
-    use crate::network::layers::{LayerNorm, Linear};
+    use crate::network::layers::{LayerNorm, Linear, times};
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
 
@@ -284,14 +284,7 @@ mod network {
             let mask: Vec<f32> = (0..width * hidden)
                 .map(|i| if own(i / hidden, i % hidden) { 1.0 } else { 0.0 })
                 .collect();
-            let device = weight.device().without_autodiff();
-            let mask = Tensor::<2>::from_data(TensorData::new(mask, [width, hidden]), &device);
-            let repeated = weight.repeat_dim(1, groups);
-            if repeated.device().is_autodiff() {
-                repeated * Tensor::from_inner(mask)
-            } else {
-                repeated * mask
-            }
+            times(weight.repeat_dim(1, groups), mask, [width, hidden])
         }
     }
 }

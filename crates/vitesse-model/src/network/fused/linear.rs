@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use burn::tensor::activation::gelu;
-use burn::tensor::{Tensor, TensorData, module};
+use burn::tensor::{Tensor, module};
 use vitesse_kernels::train::{self, Math, Wanted};
 
 use super::segment::{Gradient, Input, Segment, apply};
 use super::{Compute, math};
+use crate::network::layers::times;
 
 /// What happens to the input of a linear map first.
 // It lives for one call: its size does not matter.
@@ -126,13 +127,7 @@ pub(crate) fn scaled<const D: usize>(x: Tensor<D>, factors: Option<Vec<f32>>) ->
     let Some(factors) = factors else { return x };
     let mut shape = [1; D];
     shape[0] = factors.len();
-    let device = x.device().without_autodiff();
-    let factors = Tensor::<D>::from_data(TensorData::new(factors, shape), &device);
-    if x.is_autodiff() {
-        x * factors.autodiff()
-    } else {
-        x * factors
-    }
+    times(x, factors, shape)
 }
 
 /// The segment; its inputs are x, weight, bias, gain, shift and residual.
