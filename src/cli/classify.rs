@@ -218,3 +218,60 @@ impl Classifier for Runner {
         }
     }
 }
+
+/// An engine whose answers are written down.
+pub(super) struct Recorder<'a> {
+    engine: &'a Engine,
+    fusion: Fusion,
+    /// The class of each image so far.
+    pub(super) predictions: Vec<usize>,
+}
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(engine: &'a Engine, fusion: Fusion) -> Recorder<'a> {
+        Recorder {
+            engine,
+            fusion,
+            predictions: Vec::new(),
+        }
+    }
+}
+
+impl Classifier for Recorder<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.engine.spec()
+    }
+
+    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+        let output = self
+            .engine
+            .run(images, shape[0])
+            .map_err(|error| vitesse_train::Error::Classifier(Box::new(error)))?;
+        let heads = Heads {
+            class: output.class,
+            distillation: Some(output.distillation).filter(|logits| !logits.is_empty()),
+        };
+        let classes = self.engine.spec().num_classes.max(1);
+        let scores = heads.joint(self.fusion, classes);
+        self.predictions
+            .extend(scores.chunks_exact(classes).map(likeliest));
+        Ok(heads)
+    }
+}
+
+/// The class with the highest score; of equal ones, the first.
+fn likeliest(scores: &[f32]) -> usize {
+    let better =
+        |best: (usize, f32), (i, &score): (usize, &f32)| if score > best.1 { (i, score) } else { best };
+    scores.iter().enumerate().fold((0, f32::NEG_INFINITY), better).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_scores_the_first_wins() {
+        assert_eq!(likeliest(&[0.5, 2.0, 2.0, -1.0]), 1);
+    }
+}

@@ -237,7 +237,7 @@ fn proof(check: &Difference) -> Map<String, serde_json::Value> {
 }
 
 /// The same images through both models, on the engine.
-fn compare(found: &Checkpoint, expected: &Checkpoint, images: &[f32]) -> Result<Difference> {
+pub(super) fn compare(found: &Checkpoint, expected: &Checkpoint, images: &[f32]) -> Result<Difference> {
     let size = expected.spec.input_size().iter().product::<usize>();
     let count = images.len() / size.max(1);
     let run = |checkpoint: &Checkpoint| -> Result<Vec<f32>> {

@@ -5,21 +5,21 @@ use std::time::Instant;
 
 use vitesse::data::DataSet;
 use vitesse::engine::{Engine, Options, Precision};
-use vitesse::model::{Checkpoint, Fusion, ModelSpec, PretrainedCfg};
+use vitesse::model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse::report::format;
-use vitesse_train::evaluate::{Classifier, EvalOptions, Heads, evaluate};
+use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
 
 use super::report::{Accuracy, Batch, Model, Ratio, Time};
 use crate::cli::Console;
 use crate::cli::bench::measure::{Budget, measure, median, noise, times};
-use crate::cli::classify::origin;
+use crate::cli::classify::{Recorder, origin};
 use crate::cli::failure::Result;
 use crate::cli::model::Weights;
 
 /// One model in one precision.
 #[derive(Debug)]
-pub(super) struct Contestant {
+pub(in crate::cli) struct Contestant {
     /// As typed.
     model: String,
     engine: Engine,
@@ -32,7 +32,7 @@ pub(super) struct Contestant {
 }
 
 impl Contestant {
-    pub(super) fn new(
+    pub(in crate::cli) fn new(
         model: &str,
         precision: Precision,
         threads: usize,
@@ -62,20 +62,25 @@ impl Contestant {
     fn name(&self) -> String {
         format!("{}@{}", self.model, self.engine.precision())
     }
+
+    /// The steps of its plan.
+    pub(in crate::cli) fn outline(&self) -> &[String] {
+        self.engine.outline()
+    }
 }
 
 /// All that take part, and how.
 #[derive(Debug)]
-pub(super) struct Contest {
+pub(in crate::cli) struct Contest {
     contestants: Vec<Contestant>,
     labels: Vec<String>,
     batches: Vec<usize>,
     budget: Budget,
-    pub(super) threads: usize,
+    pub(in crate::cli) threads: usize,
 }
 
 impl Contest {
-    pub(super) fn new(
+    pub(in crate::cli) fn new(
         contestants: Vec<Contestant>,
         batches: Vec<usize>,
         budget: Budget,
@@ -94,7 +99,7 @@ impl Contest {
     }
 
     /// Everyone's latency with each batch size. The first to run is another one in every round.
-    pub(super) fn turns(&self, rounds: usize, console: &Console) -> Result<Vec<Batch>> {
+    pub(in crate::cli) fn turns(&self, rounds: usize, console: &Console) -> Result<Vec<Batch>> {
         let most = self.batches.iter().copied().max().unwrap_or(1);
         let mut images: Vec<([usize; 3], Vec<f32>)> = Vec::new();
         for one in &self.contestants {
@@ -213,11 +218,7 @@ impl Contest {
         let mut progress = console.progress("images", total);
         let (mut found, mut first): (Vec<Accuracy>, Option<Vec<usize>>) = (Vec::new(), None);
         for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
-            let mut recorder = Recorder {
-                engine: &one.engine,
-                fusion: options.fusion,
-                predictions: Vec::new(),
-            };
+            let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = preprocess(one.engine.spec(), &one.preparation)?;
             let evaluation = evaluate(
                 &mut recorder,
@@ -253,42 +254,6 @@ fn agreement(first: &[usize], other: &[usize]) -> f64 {
         .filter(|(first, other)| first == other)
         .count();
     100.0 * same as f64 / first.len() as f64
-}
-
-/// An engine whose answers are written down.
-struct Recorder<'a> {
-    engine: &'a Engine,
-    fusion: Fusion,
-    predictions: Vec<usize>,
-}
-
-impl Classifier for Recorder<'_> {
-    fn spec(&self) -> &ModelSpec {
-        self.engine.spec()
-    }
-
-    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
-        let output = self
-            .engine
-            .run(images, shape[0])
-            .map_err(|error| vitesse_train::Error::Classifier(Box::new(error)))?;
-        let heads = Heads {
-            class: output.class,
-            distillation: Some(output.distillation).filter(|logits| !logits.is_empty()),
-        };
-        let classes = self.engine.spec().num_classes.max(1);
-        let scores = heads.joint(self.fusion, classes);
-        self.predictions
-            .extend(scores.chunks_exact(classes).map(likeliest));
-        Ok(heads)
-    }
-}
-
-/// The class with the highest score; of equal ones, the first.
-fn likeliest(scores: &[f32]) -> usize {
-    let better =
-        |best: (usize, f32), (i, &score): (usize, &f32)| if score > best.1 { (i, score) } else { best };
-    scores.iter().enumerate().fold((0, f32::NEG_INFINITY), better).0
 }
 
 /// Names that tell all apart: without the precision where it is everyone's, with a number where one takes part twice.
@@ -327,6 +292,5 @@ mod tests {
     #[test]
     fn agreement_is_a_percentage() {
         assert_eq!(agreement(&[1, 2, 3, 4], &[1, 2, 0, 4]), 75.0);
-        assert_eq!(likeliest(&[0.5, 2.0, 2.0, -1.0]), 1);
-    }
+            }
 }

@@ -6,9 +6,9 @@
 //! | `report` | what was found: the JSON document and the text |
 //! | `page` | the same as an HTML page with charts |
 
-mod contest;
+pub(super) mod contest;
 mod page;
-mod report;
+pub(super) mod report;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

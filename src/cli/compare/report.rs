@@ -54,29 +54,29 @@ pub(super) struct Model {
 
 /// All models with one batch size.
 #[derive(Debug, Serialize)]
-pub(super) struct Batch {
-    pub(super) batch: usize,
-    pub(super) results: Vec<Time>,
+pub(in crate::cli) struct Batch {
+    pub(in crate::cli) batch: usize,
+    pub(in crate::cli) results: Vec<Time>,
 }
 
 /// One model with one batch size.
 #[derive(Debug, Serialize)]
-pub(super) struct Time {
-    pub(super) label: String,
+pub(in crate::cli) struct Time {
+    pub(in crate::cli) label: String,
     /// The median of the rounds' medians.
-    pub(super) latency_ms: f64,
-    pub(super) images_per_s: f64,
-    pub(super) ratio: Ratio,
+    pub(in crate::cli) latency_ms: f64,
+    pub(in crate::cli) images_per_s: f64,
+    pub(in crate::cli) ratio: Ratio,
     /// The median of each round.
-    pub(super) rounds_ms: Vec<f64>,
+    pub(in crate::cli) rounds_ms: Vec<f64>,
 }
 
 /// Latency over that of the first model in the same round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Ratio {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(in crate::cli) struct Ratio {
+    pub(in crate::cli) median: f64,
+    pub(in crate::cli) min: f64,
+    pub(in crate::cli) max: f64,
 }
 
 /// Accuracies of all models.

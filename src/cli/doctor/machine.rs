@@ -57,6 +57,11 @@ pub(in crate::cli) fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }
 
+/// Forgets the peak so far, so that [`peak_memory`] tells that of what comes; `false` where the system cannot.
+pub(in crate::cli) fn reset_peak_memory() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// A line of Linux's `/proc/meminfo`, in bytes.
 fn memory(key: &str) -> Option<u64> {
     kilobytes("/proc/meminfo", key)

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use vitesse_kernels::train::keep_memory;
@@ -155,6 +155,11 @@ impl RunArgs {
         args::start_threads(self.threads)
     }
 
+    /// The folder of the run that is continued.
+    pub(in crate::cli) fn resumed(&self) -> Option<&Path> {
+        self.resume.then_some(self.output.as_path())
+    }
+
     /// What may be done about a run that is there.
     pub(in crate::cli) fn existing(&self) -> Existing {
         match (self.resume, self.force) {
@@ -166,28 +171,33 @@ impl RunArgs {
 }
 
 impl RecipeArgs {
-    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
-    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
-        self.resolve_over(run, Vec::new(), more)
+    /// The model, as typed.
+    pub(in crate::cli) fn model(&self) -> Option<&str> {
+        self.model.as_deref()
     }
 
-    /// The same over `defaults`, keys for what neither the file nor the flags say.
+    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
+    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
+        self.resolve_over(run.resumed(), Vec::new(), more)
+    }
+
+    /// The same for the run in the folder `resumed`, or a new one, over `defaults`, keys for what neither the file nor the
+    /// flags say.
     pub(in crate::cli) fn resolve_over(
         &self,
-        run: &RunArgs,
-        defaults: Vec<(&'static str, Value)>,
-        more: Vec<(&'static str, Value)>,
+        resumed: Option<&Path>,
+        defaults: Vec<(&str, Value)>,
+        more: Vec<(&str, Value)>,
     ) -> Result<Recipe> {
         let (name, text) = match &self.recipe {
             Some(path) => {
                 let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
                 (path.display().to_string(), text)
             }
-            None if run.resume => {
-                let saved = RunFolder::recipe(&run.output)?;
-                (run.output.display().to_string(), saved.to_toml()?)
-            }
-            None => ("the command line".to_owned(), String::new()),
+            None => match resumed {
+                Some(run) => (run.display().to_string(), RunFolder::recipe(run)?.to_toml()?),
+                None => ("the command line".to_owned(), String::new()),
+            },
         };
         let mut table: Table = text
             .parse()
@@ -201,13 +211,16 @@ impl RecipeArgs {
                     .get(table_name)
                     .is_some_and(|table| table.get(name).is_some()),
                 // The recipe of a run that is resumed has every value already.
-                None => table.contains_key(key) || run.resume,
+                None => table.contains_key(key) || resumed.is_some(),
             };
             if !said {
                 set(&mut table, key, value);
             }
         }
-        for (key, value) in self.overrides()?.into_iter().chain(more) {
+        for (key, value) in self.overrides()? {
+            set(&mut table, key, value);
+        }
+        for (key, value) in more {
             set(&mut table, key, value);
         }
         Ok(Recipe::from_table(table, &name)?)

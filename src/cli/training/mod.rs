@@ -24,8 +24,8 @@ use super::eval;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 pub(super) use flags::{RecipeArgs, RunArgs};
-pub(super) use report::Report as RunReport;
-use report::{DryRun, Report};
+use report::Report;
+pub(super) use report::{DryRun, Report as RunReport};
 pub(super) use watch::Watch;
 
 /// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
@@ -61,7 +61,7 @@ impl<'a> Training<'a> {
 
     pub(super) fn run(&self) -> Result<Outcome> {
         if self.args.dry_run {
-            return Outcome::new(&DryRun::new(&self.recipe, self.plan()?)?);
+            return Outcome::new(&self.dry_run()?);
         }
         let mut watch = Watch::new(self.console);
         let learned = run_together(
@@ -75,6 +75,11 @@ impl<'a> Training<'a> {
         )
         .map_err(|error| self.failure(error))?;
         Outcome::new(&self.finish(&learned, watch)?)
+    }
+
+    /// What would be done, as a report.
+    pub(super) fn dry_run(&self) -> Result<DryRun> {
+        DryRun::new(&self.recipe, self.plan()?)
     }
 
     /// What comes after a run: the test, if it was asked for, and the report.
@@ -216,7 +221,7 @@ impl<'a> Training<'a> {
 }
 
 /// The test split of a data set, which must be stored as one.
-fn open_test(path: &str) -> Result<DataSet> {
+pub(super) fn open_test(path: &str) -> Result<DataSet> {
     Ok(open(
         path,
         &OpenOptions {

@@ -85,7 +85,7 @@ fn epochs(n: usize) -> String {
 
 /// What would be done.
 #[derive(Debug, Serialize)]
-pub(super) struct DryRun {
+pub(in crate::cli) struct DryRun {
     recipe: Recipe,
     plan: Facts,
     #[serde(skip)]

@@ -34,6 +34,15 @@ pub(super) fn put(from: &[f32; SIDE], to: &mut [MaybeUninit<f32>]) {
     }
 }
 
+/// Gives back to the system what [`keep_memory`] has kept: between two pieces of work of different size.
+pub fn release_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: concerns free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Makes the process keep the memory that it frees, for its next use.
 ///
 /// A training step allocates the same large tensors each time. By default the C library returns such memory to the

@@ -23,7 +23,7 @@ pub mod reference;
 pub use attention::Attention;
 pub use linear::{Before, Linear, LinearGradients, Wanted, gelu, gelu_backward};
 pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
-pub use memory::keep_memory;
+pub use memory::{keep_memory, release_memory};
 pub use norm::{NormGradients, layer_norm, layer_norm_backward};
 
 use crate::Isa;

@@ -1,0 +1,266 @@
+//! Several methods with one budget: searched on validation, trained seed by seed, tested once, measured in turns.
+//!
+//! Runs go seed by seed, so that whatever is finished when a comparison is broken off compares all methods; the same command
+//! with `--resume` goes on where it was, and takes in what was added to it.
+
+use std::time::Duration;
+
+use toml::Value;
+use vitesse::adapt::peft::Adapter;
+use vitesse::engine::Precision;
+use vitesse::model::Checkpoint;
+use vitesse::model::storage::atomic_write;
+use vitesse_train::Recipe;
+
+use super::Args;
+use super::entry::{Entry, Search};
+use super::job::ADAPTER;
+use super::page;
+use super::report::{Candidate, Chosen, Latency, Report, Speeds};
+use super::trial::{Plan, Trial, fold};
+use crate::cli::Console;
+use crate::cli::bench::measure::Budget;
+use crate::cli::compare::contest::{Contest, Contestant};
+use crate::cli::doctor::machine::processor;
+use crate::cli::failure::{Failure, Result};
+use crate::cli::outcome::Outcome;
+use crate::cli::training::open_test;
+
+/// What the folder holds besides a folder for each entry.
+const DOCUMENT: &str = "compare.json";
+const TABLE: &str = "compare.csv";
+const PAGE: &str = "compare.html";
+/// Images in one forward pass, where latency is measured.
+const BATCHES: [usize; 3] = [1, 4, 16];
+/// How long a model has its turn, and how many runs at least.
+const TURN: Budget = Budget {
+    time: Duration::from_millis(200),
+    runs: 3,
+};
+
+/// A comparison as meant.
+pub(super) struct Comparison<'a> {
+    pub(super) args: &'a Args,
+    pub(super) entries: Vec<Entry>,
+    pub(super) seeds: Vec<u64>,
+    pub(super) console: &'a Console,
+}
+
+impl Comparison<'_> {
+    /// Everything: searches, runs, tests, latencies, files.
+    pub(super) fn run(&self) -> Result<Outcome> {
+        let args = self.args;
+        let recipe = self.recipe(self.entries.first(), None)?;
+        let test = open_test(&recipe.data.path)?;
+        self.check()?;
+        // Every method and recipe is read before anything is computed.
+        for entry in &self.entries {
+            self.plan(entry, &entry.label, None)?;
+        }
+        let entries = self.search()?;
+        let mut trials = Vec::new();
+        for (done, &seed) in self.seeds.iter().enumerate() {
+            for (at, (label, entry)) in entries.iter().enumerate() {
+                let (run, runs) = (done * entries.len() + at + 1, self.seeds.len() * entries.len());
+                self.console
+                    .say("run", &format!("{run} of {runs}: {}, seed {seed}", entry.label));
+                let plan = self.plan(entry, label, Some(seed))?;
+                let trial = plan.train(self.console)?;
+                let trial = plan.test(trial, &test, self.console)?;
+                if let Some(found) = &trial.test {
+                    let text = format!("{}, seed {seed}: top-1 {:.2} %", entry.label, found.top1);
+                    self.console.say("tested", &text);
+                }
+                trials.push(trial);
+            }
+        }
+        let speeds = self.speeds(&entries)?;
+        let output = &args.run.output;
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            processor: processor(),
+            threads: rayon::current_num_threads(),
+            output: output.display().to_string(),
+            page: output.join(PAGE).display().to_string(),
+            model: args.recipe.model().unwrap_or_default().to_owned(),
+            data: recipe.data.path.clone(),
+            train_images: recipe.data.open()?.0.len(),
+            test_images: test.len(),
+            epochs: recipe.train.epochs,
+            seeds: self.seeds.clone(),
+            entries: entries.iter().map(|(label, _)| label.clone()).collect(),
+            chosen: self.chosen(&entries)?,
+            trials,
+            speeds,
+        };
+        self.leave_adapter(&entries)?;
+        let document = Outcome::new(&report)?;
+        let files = [
+            (DOCUMENT, document.json().to_owned()),
+            (TABLE, report.csv().to_csv()),
+            (PAGE, page::page(&report)),
+        ];
+        for (name, text) in files {
+            atomic_write(&output.join(name), |file| file.write_all(text.as_bytes()))?;
+        }
+        Ok(document)
+    }
+
+    /// Refuses a folder that is no place for a comparison.
+    fn check(&self) -> Result<()> {
+        let output = &self.args.run.output;
+        let occupied = std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied && self.args.run.resumed().is_none() {
+            let sentence = format!("`{}` exists and is not empty", output.display());
+            let hint = "go on with the comparison in it with `--resume`, or choose another folder";
+            return Err(Failure::new("E_RUN_EXISTS", sentence).hint(hint));
+        }
+        std::fs::create_dir_all(output).map_err(|error| Failure::io("create", output, error))
+    }
+
+    /// The recipe of an entry: the method's, under the flags, under the entry's own keys.
+    fn recipe(&self, entry: Option<&Entry>, seed: Option<u64>) -> Result<Recipe> {
+        let Some(entry) = entry else {
+            return Err(Failure::usage("there is nothing to compare"));
+        };
+        let defaults = super::defaults(&entry.method()?);
+        let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
+        let mut more = entry.overrides();
+        more.push(("train.seed", Value::Integer(seed.try_into().unwrap_or(i64::MAX))));
+        self.args.recipe.resolve_over(None, defaults, more)
+    }
+
+    /// The run of an entry with one seed, by default the first; `label` is its row in the report.
+    fn plan(&self, entry: &Entry, label: &str, seed: Option<u64>) -> Result<Plan> {
+        let recipe = self.recipe(Some(entry), seed)?;
+        let folder = format!("seed{}", recipe.train.seed);
+        Ok(Plan {
+            label: label.to_owned(),
+            method: entry.method()?,
+            folder: self.args.run.output.join(entry.folder()).join(folder),
+            recipe,
+        })
+    }
+
+    /// The values that are tried for an entry, if it has the setting.
+    fn candidates(&self, entry: &Entry) -> Vec<(String, Entry)> {
+        match &self.args.search {
+            Some(Search { key, values }) if entry.knows(key) => values
+                .iter()
+                .map(|value| (value.clone(), entry.with(key, value)))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The entries by their labels, with the value that does best on validation where one was searched.
+    fn search(&self) -> Result<Vec<(String, Entry)>> {
+        let mut found = Vec::new();
+        for entry in &self.entries {
+            let mut best: Option<(Trial, Entry)> = None;
+            for (value, candidate) in self.candidates(entry) {
+                let text = format!("{} with {value}, on validation", entry.label);
+                self.console.say("search", &text);
+                let trial = self.plan(&candidate, &entry.label, None)?.train(self.console)?;
+                if trial.validation_top1.is_none() {
+                    let failure = Failure::usage("there are no validation images to choose a value by");
+                    return Err(failure.hint("leave `data.val_fraction` above 0, or name `data.validation`"));
+                }
+                if best.as_ref().is_none_or(|(best, _)| better(&trial, best)) {
+                    best = Some((trial, candidate));
+                }
+            }
+            let chosen = best.map_or_else(|| entry.clone(), |(_, candidate)| candidate);
+            found.push((entry.label.clone(), chosen));
+        }
+        Ok(found)
+    }
+
+    /// What the search saw, and what it took.
+    fn chosen(&self, entries: &[(String, Entry)]) -> Result<Vec<Chosen>> {
+        let mut all = Vec::new();
+        for (entry, (label, taken)) in self.entries.iter().zip(entries) {
+            let mut candidates = Vec::new();
+            for (value, candidate) in self.candidates(entry) {
+                let trial = self.plan(&candidate, label, None)?.found()?;
+                candidates.push(Candidate {
+                    taken: candidate == *taken,
+                    validation_top1: trial.and_then(|trial| trial.validation_top1),
+                    value,
+                });
+            }
+            if let Some(Search { key, .. }) = self.args.search.as_ref().filter(|_| !candidates.is_empty()) {
+                all.push(Chosen {
+                    label: label.clone(),
+                    key: key.clone(),
+                    candidates,
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// How long the plain model takes, and each method's, with its ops and merged.
+    fn speeds(&self, entries: &[(String, Entry)]) -> Result<Speeds> {
+        let threads = rayon::current_num_threads();
+        let contestant = |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
+        let Some((_, first)) = entries.first() else {
+            return Ok(Speeds::default());
+        };
+        let plain = self.plan(first, "", None)?.plain(self.console)?;
+        let mut contestants = vec![contestant(Speeds::PLAIN, &plain)?];
+        let mut same_plan = Vec::new();
+        for (label, entry) in entries {
+            let trained = self.plan(entry, label, None)?.trained()?;
+            let free = match fold(&trained)? {
+                None => Some(contestant(label, &trained)?),
+                Some(merged) => {
+                    contestants.push(contestant(&Speeds::with_ops(label), &trained)?);
+                    merged
+                        .ok()
+                        .map(|model| contestant(&Speeds::merged(label), &model))
+                        .transpose()?
+                }
+            };
+            let outline = |one: &Contestant| one.outline().to_vec();
+            let same = free.as_ref().map(outline) == contestants.first().map(outline);
+            same_plan.push((label.clone(), same));
+            // A method without ops is the plain model with other numbers: there is nothing to measure.
+            contestants.extend(free.filter(|_| !trained.spec.vit().is_ok_and(|vit| vit.ops.is_empty())));
+        }
+        let contest = Contest::new(contestants, BATCHES.to_vec(), TURN, threads);
+        let batches = contest.turns(self.args.rounds.get(), self.console)?;
+        let latencies = batches.into_iter().flat_map(|batch| {
+            let size = batch.batch;
+            batch.results.into_iter().map(move |time| Latency {
+                model: time.label,
+                batch: size,
+                latency_ms: time.latency_ms,
+                ratio: time.ratio,
+            })
+        });
+        Ok(Speeds {
+            rounds: self.args.rounds.get(),
+            same_plan,
+            latencies: latencies.collect(),
+        })
+    }
+
+    /// Of a single method, what was learned, where `merge` is told to look for it.
+    fn leave_adapter(&self, entries: &[(String, Entry)]) -> Result<()> {
+        if let ([(label, entry)], [_]) = (entries, &self.seeds[..]) {
+            let from = self.plan(entry, label, None)?.adapter();
+            Adapter::read(&from)?.write(&self.args.run.output.join(ADAPTER), true)?;
+        }
+        Ok(())
+    }
+}
+
+/// More accurate on validation, or as accurate with a lower loss.
+fn better(a: &Trial, b: &Trial) -> bool {
+    let loss = |trial: &Trial| trial.validation_loss.unwrap_or(f64::INFINITY);
+    match (a.validation_top1, b.validation_top1) {
+        (Some(x), Some(y)) => x > y || (x == y && loss(a) < loss(b)),
+        (x, y) => x > y,
+    }
+}

@@ -1,0 +1,134 @@
+//! One run: a base, a method on it, training, and the adapter that is left.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use vitesse::adapt::peft::{Adapter, Record};
+use vitesse::adapt::{Adapted, Method, Trainable};
+use vitesse::data::DataSet;
+use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse_train::events::Outcome as Learned;
+use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::state::State;
+use vitesse_train::trainer::{Start, train};
+use vitesse_train::{Error, Recipe};
+
+use crate::cli::Console;
+use crate::cli::failure::{Failure, Result};
+use crate::cli::training::Watch;
+
+/// What a run leaves beside the folders of every run.
+pub(super) const ADAPTER: &str = "adapter";
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub(super) method: &'a Method,
+    pub(super) recipe: &'a Recipe,
+    /// The folder of the run.
+    pub(super) output: &'a Path,
+    pub(super) existing: Existing,
+}
+
+/// A base with a method on it, and what it learns from.
+#[derive(Debug)]
+pub(super) struct Ready {
+    /// With a fresh head for the classes of the data.
+    pub(super) base: Checkpoint,
+    adapted: Adapted,
+    learn: DataSet,
+    validation: Option<DataSet>,
+}
+
+impl Ready {
+    pub(super) fn trainable(&self) -> &Trainable {
+        &self.adapted.trainable
+    }
+}
+
+impl Job<'_> {
+    /// Opens the data and puts the method on the base.
+    pub(super) fn ready(&self, console: &Console) -> Result<Ready> {
+        let recipe = self.recipe;
+        let (learn, validation) = recipe.data.open()?;
+        let classes = recipe.model.num_classes.unwrap_or(learn.class_names().len());
+        if classes < 2 {
+            let sentence = format!(
+                "`{}` has {classes} class, and there is nothing to tell apart",
+                recipe.data.path
+            );
+            let failure = Failure::new("E_DATA_SET", sentence);
+            return Err(failure.hint("a data set needs images of two classes at least"));
+        }
+        let mut base = recipe.model.checkpoint(&learn, recipe.train.seed)?;
+        if base.source.weights.is_none() {
+            console.note("the model is a name: its weights are fresh, and there is little to adapt");
+        }
+        // The head is always new, also where the number of classes is the same by chance.
+        base.set_num_classes(0, recipe.train.seed)?;
+        base.set_num_classes(classes, recipe.train.seed)?;
+        let adapted = self.method.apply(&base.spec, &base.tensors, recipe.train.seed)?;
+        Ok(Ready {
+            base,
+            adapted,
+            learn,
+            validation,
+        })
+    }
+
+    /// Trains.
+    pub(super) fn run(
+        &self,
+        ready: &Ready,
+        console: &Console,
+        watch: &mut Watch<'_>,
+    ) -> std::result::Result<Learned, Error> {
+        let (adapted, optim) = (&ready.adapted, &self.recipe.optim);
+        let model = Checkpoint {
+            spec: adapted.spec.clone(),
+            tensors: adapted.tensors.clone(),
+            ..ready.base.clone()
+        };
+        let saved = RunFolder::state_in(self.output);
+        let state = if self.existing == Existing::Resume && saved.is_file() {
+            let state = State::load(&saved, optim)?;
+            if state.spec != model.spec {
+                return Err(Error::Resume {
+                    path: self.output.to_owned(),
+                    reason: "it was begun with another method or other settings; repeat its `--method` and `--set`"
+                        .into(),
+                });
+            }
+            state
+        } else {
+            let ema = self.recipe.train.ema_decay.is_some();
+            State::new(&model, optim, ema, &|name| adapted.trainable.contains(name))?
+        };
+        let start = Start {
+            state,
+            train: ready.learn.clone(),
+            validation: ready.validation.clone(),
+            teacher: None,
+            device: Device::flex(),
+        };
+        train(self.recipe, start, self.output, self.existing, console.stop(), watch)
+    }
+
+    /// Writes what was learned in the checkpoint `found`, the head included, and tells where.
+    pub(super) fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
+        let found = Checkpoint::load(found, &LoadOptions::default())?;
+        let base = &ready.base;
+        let ops = found.spec.vit()?.ops.len() - base.spec.vit()?.ops.len();
+        let metrics = found.config.history.last().map(|step| step.metrics.clone());
+        let record = Record {
+            base_sha256: base.source_sha256()?,
+            architecture: Some(base.spec.architecture.clone()),
+            method: Some(self.method.clone()),
+            label_names: found.config.label_names.clone(),
+            metrics: metrics.unwrap_or_default(),
+        };
+        let folder = self.output.join(ADAPTER);
+        Adapter::of(&found.spec, &found.tensors, ready.trainable(), ops, record)?.write(&folder, true)?;
+        Ok(folder)
+    }
+}

@@ -1,0 +1,212 @@
+//! `adapt`: a pretrained model learns a new task by a small part of it.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `job` | one run: base, method, training, adapter |
+//! | `entry` | a method with its settings, as typed |
+//! | `trial` | one run of a comparison: trained, tested, merged, kept |
+//! | `compare` | all runs of a comparison, the search before them, the latencies after them |
+//! | `report` | what it found: JSON, CSV, text |
+//! | `page` | the same as an HTML page with charts |
+
+mod compare;
+mod entry;
+mod job;
+mod page;
+mod report;
+mod trial;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use toml::Value;
+use vitesse::adapt::{Method, Trainable};
+
+use super::Console;
+use super::args::positive;
+use super::failure::{Failure, Result};
+use super::outcome::Outcome;
+use super::training::{DryRun, RecipeArgs, RunArgs, RunReport, Training, Watch};
+use compare::Comparison;
+use entry::{Entry, Search, setting};
+use job::Job;
+
+/// Adapt a pretrained model to a new task with few parameters
+///
+/// The head is new and always learns; besides it, what the method adds or selects. Everything else stays as it is. The run is
+/// one of `vitesse train` with the preset `adapt`, whose flags apply; its result is the folder `adapter`, which holds what was
+/// learned and nothing else, and which `vitesse merge` folds into the base.
+///
+/// With --compare, several methods are trained with the same budget, tested once, merged where that can be done, and measured
+/// on this machine, with their ops and merged; the folder then holds compare.html, compare.csv and compare.json.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse adapt --model ./deit_tiny --data ./flowers --method repadapter -o runs/flowers
+  vitesse adapt --model ./deit_tiny --data ./flowers --method repadapter --set scale=0.5 --set placement=repattn -o runs/attn
+  vitesse adapt --model ./deit_tiny --data ./flowers --method lora --set targets=qkv,fc1 --set rank=4 --epochs 20 -o runs/lora
+  vitesse adapt --model ./deit_tiny --data ./flowers --search scale=0.1,0.5,1,5,10 -o runs/searched
+  vitesse adapt --model ./deit_tiny --data ./flowers --compare linear,repadapter,lora:rank=4,full:optim.lr=5e-5 --seeds 0,1,2 -o runs/compared
+  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers")]
+pub(super) struct Args {
+    /// What learns besides the head
+    #[arg(long, value_name = "METHOD", default_value = "repadapter", value_parser = Method::NAMES, help_heading = "Method")]
+    method: String,
+    /// A setting of the method that is not as its default, such as rank=4; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = "Method")]
+    settings: Vec<(String, String)>,
+    /// Try these values of a setting with the first seed, and go on with the one that does best on validation images
+    ///
+    /// The setting is the method's, such as scale, or the recipe's, such as optim.lr. Methods without it are left alone.
+    #[arg(long, value_name = "KEY=V,V…", help_heading = "Method")]
+    search: Option<Search>,
+    /// Compare these methods; the first is what the others are compared with
+    ///
+    /// A method may have settings: repadapter:scale=0.5:placement=repattn; one with a table is the recipe's:
+    /// full:optim.lr=5e-5. Names in a value are joined by +, as in lora:targets=qkv+fc1.
+    #[arg(long, value_name = "METHOD[:KEY=VALUE…],…", value_delimiter = ',', conflicts_with_all = ["method", "settings"],
+          help_heading = "Comparison")]
+    compare: Vec<Entry>,
+    /// Train every method with each of these seeds [default: the recipe's seed]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "compare", conflicts_with = "seed",
+          help_heading = "Comparison")]
+    seeds: Vec<u64>,
+    /// How often each model has its turn where latency is measured
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Comparison")]
+    rounds: NonZeroUsize,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What a run came to.
+#[derive(Debug, Serialize)]
+struct Report {
+    method: Method,
+    trainable: Trainable,
+    adapter: String,
+    #[serde(flatten)]
+    run: RunReport,
+}
+
+/// What would be done.
+#[derive(Debug, Serialize)]
+struct Dry {
+    method: Method,
+    trainable: Trainable,
+    #[serde(flatten)]
+    run: DryRun,
+}
+
+impl Args {
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        self.run.start_threads()?;
+        let single = Entry::new(&self.method, &self.settings);
+        if self.compare.is_empty() && self.search.is_none() {
+            return self.single(&single, console);
+        }
+        let entries = if self.compare.is_empty() {
+            vec![single.clone()]
+        } else {
+            self.compare.clone()
+        };
+        if let Some(search) = &self.search
+            && !entries.iter().any(|entry| entry.knows(&search.key))
+        {
+            let sentence = format!("none of the methods has a setting `{}`", search.key);
+            return Err(Failure::usage(sentence));
+        }
+        if self.run.dry_run || self.run.existing() == vitesse_train::run::Existing::Replace {
+            return Err(
+                Failure::usage("a comparison takes neither `--dry-run` nor `--force`")
+                    .hint("look at one method with `--method` and `--dry-run`; choose a new folder for a new comparison"),
+            );
+        }
+        let seeds = if self.seeds.is_empty() {
+            let entry = entries.first().unwrap_or(&single);
+            let defaults = defaults(&entry.method()?);
+            vec![
+                self.recipe
+                    .resolve_over(None, defaults, Vec::new())?
+                    .train
+                    .seed,
+            ]
+        } else {
+            self.seeds.clone()
+        };
+        let comparison = Comparison {
+            args: &self,
+            entries,
+            seeds,
+            console,
+        };
+        comparison.run()
+    }
+
+    fn single(self, entry: &Entry, console: &Console) -> Result<Outcome> {
+        let method = entry.method()?;
+        let recipe =
+            self.recipe
+                .resolve_over(self.run.resumed(), defaults(&method), entry.overrides())?;
+        let (dry, existing, output) = (
+            self.run.dry_run,
+            self.run.existing(),
+            self.run.output.clone(),
+        );
+        let training = Training::new("adapt", recipe.clone(), self.run, console)?;
+        let job = Job {
+            method: &method,
+            recipe: &recipe,
+            output: &output,
+            existing,
+        };
+        let ready = job.ready(console)?;
+        if dry {
+            return Outcome::new(&Dry {
+                trainable: ready.trainable().clone(),
+                run: training.dry_run()?,
+                method,
+            });
+        }
+        console.note(&ready.trainable().to_string());
+        let mut watch = Watch::new(console);
+        let learned = job
+            .run(&ready, console, &mut watch)
+            .map_err(|error| training.failure(error))?;
+        let run = training.finish(&learned, watch)?;
+        let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
+        Outcome::new(&Report {
+            trainable: ready.trainable().clone(),
+            adapter: adapter.display().to_string(),
+            method,
+            run,
+        })
+    }
+}
+
+/// Keys of the recipe that follow from the method where nothing else is said.
+fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
+    let mut defaults = vec![("preset", Value::String("adapt".into()))];
+    let own = method.recipe().iter();
+    defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
+    defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
+    defaults
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.trainable)?;
+        write!(f, "{}", self.run)?;
+        writeln!(f, "adapter  {}", self.adapter)
+    }
+}
+
+impl fmt::Display for Dry {
+    /// The recipe can be taken from here into a file: the rest is comments.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# {}", self.trainable)?;
+        write!(f, "{}", self.run)
+    }
+}
