@@ -234,6 +234,18 @@ impl Loader {
         Ok(batches)
     }
 
+    /// The samples of the batches that [`Loader::rest_of_epoch`] would read; nothing is.
+    ///
+    /// # Errors
+    /// None for a loader whose options were not changed.
+    pub fn order(&self, epoch: u64, skipped: usize) -> Result<Vec<Vec<usize>>> {
+        let visits = self.visits(epoch, skipped)?;
+        let batches = visits.chunks(self.options.batch_size);
+        Ok(batches
+            .map(|batch| batch.iter().map(|pick| pick.index).collect())
+            .collect())
+    }
+
     /// What this machine visits in an epoch, after its first `skipped` batches.
     fn visits(&self, epoch: u64, skipped: usize) -> Result<Vec<Pick>> {
         let LoaderOptions {

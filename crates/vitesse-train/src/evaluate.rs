@@ -207,6 +207,47 @@ pub fn evaluate_together(
     })
 }
 
+/// What `said` comes to, the numbers of some images and what a model's heads say about them, one after the other; `failures`
+/// are those that it says nothing about.
+#[cfg(feature = "train")]
+pub(crate) fn count(
+    spec: &ModelSpec,
+    data: &DataSet,
+    fusion: Fusion,
+    failures: Vec<Failure>,
+    said: impl Iterator<Item = Result<(Vec<usize>, Heads)>>,
+) -> Result<Evaluation> {
+    let begun = Instant::now();
+    let mut tally = Tally::new(spec, fusion);
+    for batch in said {
+        let (indices, heads) = batch?;
+        tally.add(&heads, &labels(data, &indices)?)?;
+    }
+    let (joint, heads) = tally.finish();
+    Ok(Evaluation {
+        joint,
+        heads,
+        failures,
+        timing: Timing {
+            load: Duration::ZERO,
+            forward: begun.elapsed(),
+        },
+    })
+}
+
+/// The classes of some images.
+#[cfg(feature = "train")]
+pub(crate) fn labels(data: &DataSet, indices: &[usize]) -> Result<Vec<usize>> {
+    let label = |&index: &usize| {
+        let name = || data.name(index);
+        data.label(index).ok_or_else(|| vitesse_data::Error::NoLabel { name: name() })
+    };
+    Ok(indices
+        .iter()
+        .map(label)
+        .collect::<std::result::Result<_, _>>()?)
+}
+
 /// What one process has counted.
 struct Part {
     tally: Tally,

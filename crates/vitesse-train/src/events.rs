@@ -55,6 +55,8 @@ pub trait Events {
     fn begin(&mut self, _: &Plan) {}
     /// A step was taken.
     fn step(&mut self, _: &StepRecord) {}
+    /// Features of the images are computed, once for all epochs.
+    fn caching(&mut self, _: EvalProgress) {}
     /// An evaluation goes on.
     fn evaluating(&mut self, _: EvalProgress) {}
     /// An epoch is finished; `best` if its accuracy is the best so far.

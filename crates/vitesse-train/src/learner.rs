@@ -11,7 +11,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Compute, Ctx, DropPath, Network};
+use vitesse_model::network::{Compute, Ctx, DropPath, Logits, Network};
 use vitesse_rng::Key;
 
 use crate::adamw::{self, OptimConfig, Step};
@@ -49,8 +49,17 @@ pub struct Settings {
 /// Images with their target probabilities, where the network computes.
 #[derive(Debug, Clone)]
 pub struct Lesson {
-    images: Tensor<4>,
+    input: Input,
     targets: Tensor<2>,
+}
+
+// There is one at a time: its size does not matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+enum Input {
+    Images(Tensor<4>),
+    /// What the heads read of them.
+    Features(Logits),
 }
 
 impl Lesson {
@@ -87,9 +96,19 @@ impl Lesson {
         fits("targets", &targets, classes)?;
         let device = device.clone().without_autodiff();
         Ok(Lesson {
-            images: Tensor::from_data(TensorData::new(images, shape), &device),
+            input: Input::Images(Tensor::from_data(TensorData::new(images, shape), &device)),
             targets: Tensor::from_data(TensorData::new(targets, [samples, classes]), &device),
         })
+    }
+
+    /// The same of `features` that were computed before, `[samples, features]` for each head.
+    pub(crate) fn of_features(features: Logits, targets: Vec<f32>, device: &Device) -> Lesson {
+        let samples = features.class.dims()[0];
+        let shape = [samples, targets.len() / samples.max(1)];
+        Lesson {
+            input: Input::Features(features),
+            targets: Tensor::from_data(TensorData::new(targets, shape), device),
+        }
     }
 
     /// How many.
@@ -99,8 +118,15 @@ impl Lesson {
 
     /// `count` of them from `first` on; a view.
     fn part(&self, first: usize, count: usize) -> Lesson {
+        let input = match self.input.clone() {
+            Input::Images(images) => Input::Images(images.narrow(0, first, count)),
+            Input::Features(features) => Input::Features(Logits {
+                class: features.class.narrow(0, first, count),
+                distillation: features.distillation.map(|x| x.narrow(0, first, count)),
+            }),
+        };
         Lesson {
-            images: self.images.clone().narrow(0, first, count),
+            input,
             targets: self.targets.clone().narrow(0, first, count),
         }
     }
@@ -314,14 +340,22 @@ impl Learner {
     ) -> Result<()> {
         let samples = lesson.samples();
         let share = count as f64 / (samples * team.size()) as f64;
-        let Lesson { images, targets } = lesson.part(first, count);
-        let teacher = self
-            .teacher
-            .as_ref()
-            .map(|teacher| teacher.logits(images.clone()))
-            .transpose()?;
+        let Lesson { input, targets } = lesson.part(first, count);
         let mut ctx = self.context(team.rank() * samples + first);
-        let logits = self.network.forward(images.autodiff(), &mut ctx)?;
+        let (logits, teacher) = match input {
+            Input::Images(images) => {
+                let teacher = self.teacher.as_ref();
+                let teacher = teacher.map(|teacher| teacher.logits(images.clone())).transpose()?;
+                (self.network.forward(images.autodiff(), &mut ctx)?, teacher)
+            }
+            Input::Features(features) => {
+                let features = Logits {
+                    class: features.class.autodiff(),
+                    distillation: features.distillation.map(Tensor::autodiff),
+                };
+                (self.network.heads(features, &ctx), None)
+            }
+        };
         let loss =
             self.settings
                 .distillation

@@ -45,6 +45,8 @@ pub mod evaluate;
 #[cfg(feature = "train")]
 pub mod events;
 #[cfg(feature = "train")]
+mod features;
+#[cfg(feature = "train")]
 pub mod groups;
 #[cfg(feature = "train")]
 pub mod learner;

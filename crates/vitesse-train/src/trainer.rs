@@ -4,12 +4,15 @@
 //! step, so the loop has no state but the [`State`](crate::state::State): a run that is killed at any moment and
 //! resumed ends with the same bits as one that was not, for any number of threads.
 //!
+//! Where only heads learn from images that stay the same, epochs go over features that are computed once.
+//!
 //! Where several processes train together, all go through the same loop with the same state, each with its part of every
 //! batch and of every evaluation, and the first of them alone writes.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -17,9 +20,11 @@ use burn::tensor::Device;
 use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess, Replica};
 use vitesse_rng::Key;
 
-use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate_together};
+use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, count, evaluate_together, labels};
 use crate::events::{Events, Outcome, Plan, warnings};
+use crate::features::{Features, suffice};
 use crate::learner::{Learner, Lesson, Settings, Taken};
+use crate::loss::target_rows;
 use crate::output::Output;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
@@ -95,6 +100,8 @@ struct Run<'a> {
     loader: Loader,
     validation: Option<DataSet>,
     preprocess: Preprocess,
+    /// Of the images to learn from and those to evaluate on, where they are all that is needed.
+    features: Option<Arc<(Features, Option<Features>)>>,
     steps_per_epoch: usize,
     /// Training images that could not be read, each mentioned once.
     unreadable: HashSet<usize>,
@@ -203,8 +210,10 @@ impl<'a> Run<'a> {
             seed: recipe.train.seed,
             compute: recipe.train.compute(),
         };
+        let images = loader.data().len() + validation.as_ref().map_or(0, DataSet::len);
+        let cached = team.size() == 1 && suffice(recipe, &state, images);
         let learner = Learner::new(state, settings, teacher, &device)?;
-        Ok(Run {
+        let mut run = Run {
             team,
             recipe,
             output,
@@ -215,9 +224,51 @@ impl<'a> Run<'a> {
             loader,
             validation,
             preprocess,
+            features: None,
             steps_per_epoch,
             unreadable: HashSet::new(),
-        })
+        };
+        if cached && run.learner.state().progress.epochs < recipe.train.epochs {
+            run.features = Some(Arc::new(run.features()?));
+        }
+        Ok(run)
+    }
+
+    /// The features of all images.
+    fn features(&mut self) -> Result<(Features, Option<Features>)> {
+        let (network, device) = (self.learner.network(false), self.learner.device());
+        let (workers, stop) = (self.recipe.train.workers, self.stop);
+        let events = &mut *self.events;
+        let mut progress = |at| events.caching(at);
+        let transform = self.recipe.augment.transform(&self.preprocess)?;
+        let train = self.loader.data();
+        let train = Features::of(
+            &network,
+            &device,
+            train,
+            transform,
+            workers,
+            stop,
+            &mut progress,
+        )?;
+        let validation = self.validation.as_ref().map(|data| {
+            let transform = self.preprocess.clone();
+            Features::of(
+                &network,
+                &device,
+                data,
+                transform,
+                workers,
+                stop,
+                &mut progress,
+            )
+        });
+        let validation = validation.transpose()?;
+        for failure in &train.failures {
+            self.events
+                .warning(&format!("{}; another image takes its place", failure.reason));
+        }
+        Ok((train, validation))
     }
 
     /// All that is left of the run.
@@ -259,7 +310,14 @@ impl<'a> Run<'a> {
             .progress
             .step
             .saturating_sub(epoch * self.steps_per_epoch);
-        if done < self.steps_per_epoch {
+        if let Some(features) = self.features.clone() {
+            for indices in self.loader.order(epoch as u64, done)? {
+                if self.stop.load(Ordering::Relaxed) {
+                    return self.interrupted();
+                }
+                self.step_on(&features.0, epoch, &indices)?;
+            }
+        } else if done < self.steps_per_epoch {
             let mut waiting = Instant::now();
             for batch in self.loader.rest_of_epoch(epoch as u64, done)? {
                 // A process of a team stops only when all do.
@@ -292,12 +350,35 @@ impl<'a> Run<'a> {
                     .warning(&format!("{}; another image takes its place", failure.reason));
             }
         }
-        let step = self.learner.state().progress.step;
-        let lr = self.lr(step);
-        let (samples, indices) = (batch.len(), batch.indices.clone());
+        let (step, indices) = (self.learner.state().progress.step, batch.indices.clone());
         let lesson = self.lesson(step, batch)?;
+        self.take(epoch, &lesson, &indices, began, wait)
+    }
+
+    /// A step on features of images.
+    fn step_on(&mut self, features: &Features, epoch: usize, indices: &[usize]) -> Result<()> {
+        let (began, device) = (Instant::now(), self.learner.device());
+        let indices: Vec<usize> = indices.iter().map(|&index| features.readable(index)).collect();
+        let classes = self.learner.state().spec.num_classes;
+        let labels = labels(self.loader.data(), &indices)?;
+        let targets = target_rows(&labels, classes, self.recipe.train.smoothing)?;
+        let lesson = Lesson::of_features(features.batch(&indices, &device), targets, &device);
+        self.take(epoch, &lesson, &indices, began, 0.0)
+    }
+
+    /// Takes the step, which began with `wait` seconds of waiting for its images.
+    fn take(
+        &mut self,
+        epoch: usize,
+        lesson: &Lesson,
+        indices: &[usize],
+        began: Instant,
+        wait: f64,
+    ) -> Result<()> {
+        let step = self.learner.state().progress.step;
+        let (lr, samples) = (self.lr(step), indices.len());
         let stop = || self.stop.load(Ordering::Relaxed);
-        let stepped = self.learner.step_together(self.team, &lesson, lr, stop);
+        let stepped = self.learner.step_together(self.team, lesson, lr, stop);
         let (taken, stopping) = stepped.map_err(|error| match error {
             Error::NotFinite { what, value } => Error::Diverged {
                 what,
@@ -305,7 +386,7 @@ impl<'a> Run<'a> {
                 step,
                 epoch,
                 lr,
-                files: self.names(&indices),
+                files: self.names(indices),
             },
             other => other,
         })?;
@@ -447,6 +528,11 @@ impl<'a> Run<'a> {
         };
         let (network, device) = (self.learner.network(ema), self.learner.device());
         let train = &self.recipe.train;
+        if let Some((_, Some(features))) = self.features.as_deref() {
+            let said = features.classify(&network, &device, validation.len());
+            let (spec, fusion) = (network.spec(), self.recipe.distill.joint);
+            return count(spec, validation, fusion, features.failures.clone(), said);
+        }
         let options = EvalOptions {
             batch_size: train.batch_size.div_ceil(train.accumulate).clamp(1, 256),
             workers: train.workers,

@@ -10,6 +10,7 @@ use vitesse_data::{DataSet, Image, Samples};
 use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 use vitesse_rng::Key;
+use vitesse_train::evaluate::EvalProgress;
 use vitesse_train::events::{Events, Outcome};
 use vitesse_train::run::{Existing, RunFolder, StepRecord};
 use vitesse_train::state::State;
@@ -58,6 +59,10 @@ const TRAIN: &str =
     "[train]\nepochs = 3\nbatch_size = 8\nworkers = 1\nema_decay = 0.9\naccumulate = 2\nkeep = 2\n";
 
 fn state(recipe: &Recipe) -> State {
+    state_of(recipe, |_| true)
+}
+
+fn state_of(recipe: &Recipe, trained: impl Fn(&str) -> bool) -> State {
     let spec = ModelSpec {
         architecture: "vit_nano_patch4_32".into(),
         num_classes: 3,
@@ -75,7 +80,7 @@ fn state(recipe: &Recipe) -> State {
         &checkpoint,
         &recipe.optim,
         recipe.train.ema_decay.is_some(),
-        &|_| true,
+        &trained,
     )
     .unwrap()
 }
@@ -254,4 +259,56 @@ fn a_run_that_diverges_says_where() {
         "{error}"
     );
     assert!(error.contains("colour-"), "{error}");
+}
+
+/// Counts what is computed once.
+#[derive(Default)]
+struct Caching(usize);
+
+impl Events for Caching {
+    fn caching(&mut self, at: EvalProgress) {
+        self.0 += usize::from(at.done == at.total);
+    }
+}
+
+#[test]
+fn heads_alone_learn_from_features_as_from_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, flip: f64, existing| {
+        let augment = "[augment]\ncrop = \"resized\"\nscale = [1.0, 1.0]\nratio = [1.0, 1.0]\naa = \"none\"\n\
+                       color_jitter = 0.0\nreprob = 0.0\nmixup = 0.0\ncutmix = 0.0\naug_repeats = 1\n";
+        let mut recipe = recipe(&format!("{TRAIN}{augment}hflip = {flip:?}\n"));
+        recipe.model.eval_mode = true;
+        let heads = |name: &str| name.starts_with("head.");
+        let saved = RunFolder::state_in(&folder.path().join(name));
+        let state = if existing == Existing::Resume {
+            State::load(&saved, &recipe.optim).unwrap()
+        } else {
+            state_of(&recipe, heads)
+        };
+        let start = Start {
+            state,
+            train: data(36),
+            validation: Some(data(12)),
+            teacher: None,
+            device: Device::flex(),
+        };
+        let (stop, mut events) = (AtomicBool::new(false), Caching::default());
+        train(&recipe, start, &folder.path().join(name), existing, &stop, &mut events).unwrap();
+        let rows = RunFolder::summary(&folder.path().join(name)).unwrap();
+        (events.0, rows)
+    };
+    // So rare a flip never happens, but keeps the images from being always the same.
+    let ((cached, fast), (none, slow)) = (
+        run("features", 0.0, Existing::Refuse),
+        run("images", 1e-15, Existing::Refuse),
+    );
+    assert_eq!((cached, none), (2, 0), "training and validation images, and nothing");
+    assert_eq!(fast.len(), 3);
+    for (fast, slow) in fast.iter().zip(&slow) {
+        assert!((fast.train_loss - slow.train_loss).abs() < 1e-5, "{fast:?} {slow:?}");
+        assert!((fast.eval_loss.unwrap() - slow.eval_loss.unwrap()).abs() < 1e-5);
+        assert_eq!((fast.eval_top1, fast.steps), (slow.eval_top1, slow.steps));
+    }
+    assert_eq!(run("features", 0.0, Existing::Resume).0, 0, "nothing is left to learn");
 }

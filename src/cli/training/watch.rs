@@ -90,6 +90,15 @@ impl Events for Watch<'_> {
         let _ = shown.progress.at(shown.done);
     }
 
+    fn caching(&mut self, at: EvalProgress) {
+        let shown = self.show(true, at.total);
+        shown.progress.about("features, once");
+        let _ = shown.progress.at(at.done);
+        if at.done == at.total {
+            self.shown = None;
+        }
+    }
+
     fn evaluating(&mut self, at: EvalProgress) {
         let shown = self.show(true, at.total);
         shown.progress.about("evaluating");

@@ -99,6 +99,43 @@ impl Network {
     /// # Errors
     /// Images of another size than the spec's, and an empty batch.
     pub fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Logits> {
+        self.check(&images)?;
+        Ok(match &self.body {
+            Body::Vit(vit) => vit.forward(images, ctx),
+            Body::RegNet(regnet) => Logits {
+                class: regnet.forward(images, ctx),
+                distillation: None,
+            },
+        })
+    }
+
+    /// What the heads read of `images`, `[batch, features]` each, in the place of their logits.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn features(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Logits> {
+        self.check(&images)?;
+        Ok(match &self.body {
+            Body::Vit(vit) => vit.features(images, ctx),
+            Body::RegNet(regnet) => Logits {
+                class: regnet.features(images, ctx),
+                distillation: None,
+            },
+        })
+    }
+
+    /// What the heads say about [`Network::features`].
+    pub fn heads(&self, features: Logits, ctx: &Ctx) -> Logits {
+        match &self.body {
+            Body::Vit(vit) => vit.heads(features, ctx),
+            Body::RegNet(regnet) => Logits {
+                class: regnet.classify(features.class, ctx),
+                distillation: None,
+            },
+        }
+    }
+
+    fn check(&self, images: &Tensor<4>) -> Result<()> {
         let [batch, channels, height, width] = images.dims();
         let [want_channels, want_height, want_width] = self.spec.input_size();
         if [channels, height, width] != [want_channels, want_height, want_width] {
@@ -117,13 +154,7 @@ impl Network {
                 why: "give at least one image".into(),
             });
         }
-        Ok(match &self.body {
-            Body::Vit(vit) => vit.forward(images, ctx),
-            Body::RegNet(regnet) => Logits {
-                class: regnet.forward(images, ctx),
-                distillation: None,
-            },
-        })
+        Ok(())
     }
 
     /// The network's weights as they are now, by tensor name, in `f32`.

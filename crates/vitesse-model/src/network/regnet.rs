@@ -84,17 +84,27 @@ impl RegNet {
     /// Logits `[batch, classes]`, or pooled features `[batch, width]` without a head, of `images`
     /// `[batch, channels, height, width]`. In training the context receives the new running statistics.
     pub(super) fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<2> {
+        let features = self.features(images, ctx);
+        self.classify(features, ctx)
+    }
+
+    /// What the head says about features `[batch, features]`.
+    pub(super) fn classify(&self, features: Tensor<2>, ctx: &Ctx) -> Tensor<2> {
+        match &self.head {
+            Some(head) => head.forward(features, ctx.compute),
+            None => features,
+        }
+    }
+
+    /// What the head reads, `[batch, features]`.
+    pub(super) fn features(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<2> {
         let mut x = relu(self.stem.forward(images.swap_dims(0, 1), ctx));
         for (i, block) in self.blocks.iter().enumerate() {
             ctx.layer = Some(i);
             x = block.forward(x, self.blocks.len(), ctx);
         }
         ctx.layer = None;
-        let features = mean_by_image(x).transpose();
-        match &self.head {
-            Some(head) => head.forward(features, ctx.compute),
-            None => features,
-        }
+        mean_by_image(x).transpose()
     }
 }
 

@@ -132,6 +132,27 @@ impl Vit {
 
     /// `images` `[batch, channels, height, width]` of the spec's size.
     pub(super) fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Logits {
+        let x = self.tokens(images, ctx);
+        self.classify(x, [self.head.as_ref(), self.head_dist.as_ref()], ctx)
+    }
+
+    /// What the heads read, in the place of what they say.
+    pub(super) fn features(&self, images: Tensor<4>, ctx: &mut Ctx) -> Logits {
+        let x = self.tokens(images, ctx);
+        self.classify(x, [None, None], ctx)
+    }
+
+    /// What the heads say about such features.
+    pub(super) fn heads(&self, features: Logits, ctx: &Ctx) -> Logits {
+        let read = |head: Option<&Linear>, x| self.read(head, x, false, ctx.compute);
+        Logits {
+            class: read(self.head.as_ref(), features.class),
+            distillation: features.distillation.map(|x| read(self.head_dist.as_ref(), x)),
+        }
+    }
+
+    /// The stream after the last block, `[batch, tokens, dim]`.
+    fn tokens(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<3> {
         ctx.layer = None;
         ctx.stream = Stream {
             prefix: self.spec.prefix.len(),
@@ -157,7 +178,7 @@ impl Vit {
             }
         }
         ctx.layer = None;
-        self.classify(x, ctx)
+        x
     }
 
     /// The patch convolution, as a product over flattened patches: `[batch, patches, dim]`.
@@ -199,7 +220,8 @@ impl Vit {
         }
     }
 
-    fn classify(&self, x: Tensor<3>, ctx: &mut Ctx) -> Logits {
+    /// What `heads`, the class head and that of distillation, say about the stream.
+    fn classify(&self, x: Tensor<3>, [head, head_dist]: [Option<&Linear>; 2], ctx: &mut Ctx) -> Logits {
         let [batch, tokens, dim] = x.dims();
         let (prefix, compute) = (ctx.stream.prefix, ctx.compute);
         let mean = |x: Tensor<3>| {
@@ -209,7 +231,7 @@ impl Vit {
         };
         if self.spec.pool == Pool::AvgThenNorm {
             return Logits {
-                class: self.read(self.head.as_ref(), mean(x), true, compute),
+                class: self.read(head, mean(x), true, compute),
                 distillation: None,
             };
         }
@@ -222,17 +244,17 @@ impl Vit {
         };
         if self.spec.pool == Pool::Avg {
             return Logits {
-                class: self.read(self.head.as_ref(), mean(x), false, compute),
+                class: self.read(head, mean(x), false, compute),
                 distillation: None,
             };
         }
-        let token = |i, head: &Option<Linear>| {
+        let token = |i, head| {
             let token = x.clone().narrow(1, i, 1).reshape([batch, dim]);
-            self.read(head.as_ref(), token, !all, compute)
+            self.read(head, token, !all, compute)
         };
         Logits {
-            class: token(0, &self.head),
-            distillation: self.spec.is_distilled().then(|| token(1, &self.head_dist)),
+            class: token(0, head),
+            distillation: self.spec.is_distilled().then(|| token(1, head_dist)),
         }
     }
 
