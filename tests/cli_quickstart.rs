@@ -21,9 +21,9 @@ fn the_chain_leaves_models_and_a_report() {
     let place = Place::new();
     let ran = place.run("quickstart --short -o q --seed 3 --json").ended(0);
     ran.says(&[
-        "step: 1 of 7",
+        "step: 1 of 8",
         "train the teacher",
-        "step: 7 of 7",
+        "step: 8 of 8",
         "epoch: 1 of 2",
     ]);
     let found = ran.json();
@@ -59,6 +59,22 @@ fn the_chain_leaves_models_and_a_report() {
     let validation = |run: &&Value| number(&run["validation_top1"]);
     let (chosen, students) = (runs.iter().find(|run| run["method"] == best).unwrap(), &runs[1..]);
     assert!(students.iter().all(|run| validation(&run) <= validation(&chosen)));
+    let adapted = &found["adapted"];
+    let latency = &adapted["latency"];
+    assert_eq!(latency["same_plan"], true);
+    assert!(number(&latency["merged"]["median"]) > 0.0 && number(&latency["with_ops"]["median"]) > 0.0);
+    let tasks = adapted["tasks"].as_array().unwrap();
+    assert_eq!(tasks.len(), 3);
+    for task in tasks {
+        assert!(number(&task["largest_difference"]) < 1e-4, "{task}");
+        let (model, adapter) = (task["merged"].as_str().unwrap(), task["adapter"].as_str().unwrap());
+        let test = format!("--data {} --split test --limit 128", task["task"].as_str().unwrap());
+        let again = place.run(&format!("eval --model q/{model} {test} --json")).ended(0).json();
+        assert!((number(&again["top1"]) - number(&task["repadapter_top1"])).abs() < 1e-3, "{again}");
+        let merge = format!("merge --model q/none/best --adapter q/{adapter} -o q/{model}-again");
+        place.run(&merge).ended(0);
+        fs::remove_dir_all(place.path(&format!("q/{model}-again"))).unwrap();
+    }
     assert_eq!(found["tokens"]["blocks"].as_array().unwrap().len(), 4);
     let predictions = found["predictions"].as_array().unwrap();
     assert_eq!(predictions.len(), 7);
@@ -163,7 +179,7 @@ fn an_interrupted_run_leaves_nothing() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("step: 2 of 7")));
+    assert!(lines.any(|line| line.unwrap().contains("step: 2 of 8")));
     let killed = Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status()

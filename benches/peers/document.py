@@ -24,7 +24,7 @@ def section(path, name, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     begin, end = f"<!-- {name}: written by benches/peers -->", f"<!-- end of {name} -->"
     text = "\n".join([begin, "", *lines, "", end])
-    old = path.read_text() if path.exists() else "# Training, measured\n"
+    old = path.read_text() if path.exists() else "# Measured\n"
     if begin in old:
         old = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: text, old, flags=re.DOTALL)
     else:

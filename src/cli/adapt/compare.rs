@@ -139,6 +139,7 @@ impl Comparison<'_> {
             method: entry.method()?,
             folder: self.args.run.output.join(entry.folder()).join(folder),
             recipe,
+            base: None,
         })
     }
 

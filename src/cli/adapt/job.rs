@@ -28,6 +28,8 @@ pub(super) struct Job<'a> {
     /// The folder of the run.
     pub(super) output: &'a Path,
     pub(super) existing: Existing,
+    /// Where the base is now, if it is not yet where the recipe says.
+    pub(super) base: Option<&'a Path>,
 }
 
 /// A base with a method on it, and what it learns from.
@@ -60,7 +62,9 @@ impl Job<'_> {
             let failure = Failure::new("E_DATA_SET", sentence);
             return Err(failure.hint("a data set needs images of two classes at least"));
         }
-        let mut base = recipe.model.checkpoint(&learn, recipe.train.seed)?;
+        let mut model = recipe.model.clone();
+        model.checkpoint = self.base.map(Path::to_owned).or(model.checkpoint);
+        let mut base = model.checkpoint(&learn, recipe.train.seed)?;
         if base.source.weights.is_none() {
             console.note("the model is a name: its weights are fresh, and there is little to adapt");
         }

@@ -14,7 +14,7 @@ mod entry;
 mod job;
 mod page;
 mod report;
-mod trial;
+pub(super) mod trial;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -80,6 +80,9 @@ pub(super) struct Args {
     #[command(flatten)]
     run: RunArgs,
 }
+
+/// Where a merged model is put beside its adapter.
+pub(super) const MERGED: &str = "merged";
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
@@ -161,6 +164,7 @@ impl Args {
             recipe: &recipe,
             output: &output,
             existing,
+            base: None,
         };
         let ready = job.ready(console)?;
         if dry {
@@ -187,7 +191,7 @@ impl Args {
 }
 
 /// Keys of the recipe that follow from the method where nothing else is said.
-fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
+pub(super) fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
     let mut defaults = vec![("preset", Value::String("adapt".into()))];
     let own = method.recipe().iter();
     defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));

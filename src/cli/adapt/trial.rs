@@ -34,46 +34,46 @@ const TEST_BATCH: usize = 32;
 
 /// What one run came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Trial {
+pub(in crate::cli) struct Trial {
     /// The entry of the comparison, as typed.
-    pub(super) label: String,
-    pub(super) method: Method,
-    pub(super) seed: u64,
+    pub(in crate::cli) label: String,
+    pub(in crate::cli) method: Method,
+    pub(in crate::cli) seed: u64,
     /// Parameters of the method.
-    pub(super) method_parameters: usize,
+    pub(in crate::cli) method_parameters: usize,
     /// Of the head.
-    pub(super) head_parameters: usize,
+    pub(in crate::cli) head_parameters: usize,
     /// Of the whole model, the method's included.
-    pub(super) total_parameters: usize,
+    pub(in crate::cli) total_parameters: usize,
     /// Size of the adapter's files.
-    pub(super) adapter_bytes: u64,
-    pub(super) epochs: usize,
+    pub(in crate::cli) adapter_bytes: u64,
+    pub(in crate::cli) epochs: usize,
     /// What the tested checkpoint was chosen by, in percent; absent without a validation split.
-    pub(super) validation_top1: Option<f64>,
-    pub(super) validation_loss: Option<f64>,
+    pub(in crate::cli) validation_top1: Option<f64>,
+    pub(in crate::cli) validation_loss: Option<f64>,
     /// On the test split, in percent; absent where the run only was a candidate of a search.
-    pub(super) test: Option<Test>,
+    pub(in crate::cli) test: Option<Test>,
     /// Of training with its evaluations.
-    pub(super) seconds: f64,
+    pub(in crate::cli) seconds: f64,
     /// The most memory in use while it was trained, where the system tells.
-    pub(super) peak_memory_bytes: Option<u64>,
+    pub(in crate::cli) peak_memory_bytes: Option<u64>,
 }
 
 /// The one evaluation on the test split.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Test {
-    pub(super) top1: f64,
-    pub(super) balanced_accuracy: f64,
-    pub(super) loss: f64,
+pub(in crate::cli) struct Test {
+    pub(in crate::cli) top1: f64,
+    pub(in crate::cli) balanced_accuracy: f64,
+    pub(in crate::cli) loss: f64,
     /// A 1 for each image that was recognised, a 0 for each that was not.
-    pub(super) right: String,
+    pub(in crate::cli) right: String,
     /// What merging came to; absent for methods that add no ops.
-    pub(super) merged: Option<Merged>,
+    pub(in crate::cli) merged: Option<Merged>,
 }
 
 /// What merging came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Merged {
+pub(in crate::cli) enum Merged {
     /// Everything was folded; the merged model is what was tested.
     #[serde(rename = "folded")]
     Folded {
@@ -92,11 +92,13 @@ pub(super) enum Merged {
 
 /// A run to be made, or found.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) label: String,
-    pub(super) method: Method,
-    pub(super) recipe: Recipe,
-    pub(super) folder: PathBuf,
+pub(in crate::cli) struct Plan {
+    pub(in crate::cli) label: String,
+    pub(in crate::cli) method: Method,
+    pub(in crate::cli) recipe: Recipe,
+    pub(in crate::cli) folder: PathBuf,
+    /// Where the base is now, if it is not yet where the recipe says.
+    pub(in crate::cli) base: Option<PathBuf>,
 }
 
 impl Plan {
@@ -105,6 +107,7 @@ impl Plan {
             method: &self.method,
             recipe: &self.recipe,
             output: &self.folder,
+            base: self.base.as_deref(),
             existing: if self.folder.exists() {
                 Existing::Resume
             } else {
@@ -114,7 +117,7 @@ impl Plan {
     }
 
     /// The finished run in the folder, if it is there and is this one.
-    pub(super) fn found(&self) -> Result<Option<Trial>> {
+    pub(in crate::cli) fn found(&self) -> Result<Option<Trial>> {
         let path = self.folder.join(RESULT);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -137,7 +140,7 @@ impl Plan {
     }
 
     /// Trains, or goes on with it, and keeps the result.
-    pub(super) fn train(&self, console: &Console) -> Result<Trial> {
+    pub(in crate::cli) fn train(&self, console: &Console) -> Result<Trial> {
         if let Some(trial) = self.found()? {
             return Ok(trial);
         }
@@ -195,22 +198,22 @@ impl Plan {
     }
 
     /// The model as it was trained, with its ops.
-    pub(super) fn trained(&self) -> Result<Checkpoint> {
+    pub(in crate::cli) fn trained(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::load(self.checkpoint(), &LoadOptions::default())?)
     }
 
     /// The base with a fresh head and no ops.
-    pub(super) fn plain(&self, console: &Console) -> Result<Checkpoint> {
+    pub(in crate::cli) fn plain(&self, console: &Console) -> Result<Checkpoint> {
         Ok(self.job().ready(console)?.base)
     }
 
     /// Where the adapter is.
-    pub(super) fn adapter(&self) -> PathBuf {
+    pub(in crate::cli) fn adapter(&self) -> PathBuf {
         self.folder.join(ADAPTER)
     }
 
     /// Tests a trained run on `data`, once, unless it was tested before; merged, where everything can be.
-    pub(super) fn test(&self, trial: Trial, data: &DataSet, console: &Console) -> Result<Trial> {
+    pub(in crate::cli) fn test(&self, trial: Trial, data: &DataSet, console: &Console) -> Result<Trial> {
         if trial.test.is_some() {
             return Ok(trial);
         }
@@ -276,7 +279,7 @@ impl Plan {
 }
 
 /// The model with all its ops folded, the reason why one cannot be, or nothing where there are none.
-pub(super) fn fold(trained: &Checkpoint) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
+pub(in crate::cli) fn fold(trained: &Checkpoint) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
     if trained.spec.vit()?.ops.is_empty() {
         return Ok(None);
     }

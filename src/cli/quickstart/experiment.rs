@@ -102,7 +102,10 @@ pub(super) struct Size {
     pub(super) test: usize,
     teacher_epochs: usize,
     student_epochs: usize,
-    batch_size: usize,
+    pub(super) batch_size: usize,
+    /// Pictures of another task that a student is adapted with, and how often.
+    pub(super) adapt: usize,
+    pub(super) adapt_epochs: usize,
     /// Pictures that are predicted and shown.
     pub(super) shown: usize,
 }
@@ -116,6 +119,8 @@ impl Size {
         teacher_epochs: 2,
         student_epochs: 7,
         batch_size: 16,
+        adapt: 1_000,
+        adapt_epochs: 10,
         shown: 14,
     };
     /// Seconds: every step is taken, little is learned.
@@ -126,6 +131,8 @@ impl Size {
         teacher_epochs: 2,
         student_epochs: 2,
         batch_size: 16,
+        adapt: 64,
+        adapt_epochs: 1,
         shown: 7,
     };
 

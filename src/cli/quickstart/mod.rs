@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `experiment` | which runs there are, and their recipes |
 //! | `learn` | one run: trained, reloaded, tested |
+//! | `adapt` | a student adapted to three other tasks, merged, measured |
 //! | `report` | what was found: the JSON document and the text |
 //! | `page` | the same as `report.html` |
 
+mod adapt;
 mod experiment;
 mod learn;
 mod page;
@@ -40,8 +42,8 @@ use report::{Prediction, Report, Run};
 /// Show the whole chain on the built-in data set, without a download, in a few minutes
 ///
 /// Draws pictures, trains a small CNN on them and, with and without it as a teacher, the same small DeiT four times: on the
-/// labels alone, with soft, with hard distillation, and with a distillation token. Tests all of them and writes report.html,
-/// one file that needs no network. Needs up to five minutes and 2 GB of memory on two cores. The same seed gives the same
+/// labels alone, with soft, with hard distillation, and with a distillation token. Adapts a student to three other tasks and
+/// merges the adapters. Tests everything and writes report.html, one file that needs no network. Needs up to five minutes and 2 GB of memory on two cores. The same seed gives the same
 /// numbers, times aside, with any number of threads.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -132,6 +134,17 @@ impl Quickstart<'_> {
         let best = report::best_of(students).map_or(Method::None, |run| run.method);
         self.step(
             7,
+            "adapt the student that had no teacher to three other tasks: a new head alone, and RepAdapter, which is merged",
+        );
+        let adapted = adapt::adapt(
+            self.size,
+            u64::from(self.args.seed),
+            self.workers,
+            (self.folder, &self.args.output),
+            self.console,
+        )?;
+        self.step(
+            8,
             "predict pictures and compare tokens with the best of what was learned",
         );
         let (predictions, pictures) = self.predictions(best)?;
@@ -153,6 +166,7 @@ impl Quickstart<'_> {
             finding: report::finding(&runs, self.args.short),
             runs,
             best_student: best,
+            adapted,
             predictions,
             tokens,
             threads: rayon::current_num_threads(),
@@ -166,7 +180,7 @@ impl Quickstart<'_> {
     }
 
     fn step(&self, number: usize, text: &str) {
-        self.console.say("step", &format!("{number} of 7: {text}"));
+        self.console.say("step", &format!("{number} of 8: {text}"));
     }
 
     fn test_pictures(&self) -> Result<DataSet> {

@@ -9,6 +9,7 @@ use vitesse_train::metrics::Metrics;
 use vitesse_train::run::EpochRecord;
 use vitesse_train::tokens::TokenSimilarity;
 
+use super::adapt::Adapted;
 use super::experiment::Method;
 use super::{IMAGES, PAGE, TASK};
 use crate::cli::outcome::pairs;
@@ -33,6 +34,8 @@ pub(super) struct Report {
     pub(super) runs: Vec<Run>,
     /// The student with the best validation accuracy.
     pub(super) best_student: Method,
+    /// The student that had no teacher, on other tasks.
+    pub(super) adapted: Adapted,
     pub(super) predictions: Vec<Prediction>,
     /// The class and the distillation token of the student that has both.
     pub(super) tokens: TokenSimilarity,
@@ -111,6 +114,10 @@ impl Report {
             (
                 "follow the two tokens through the blocks",
                 format!("vitesse analyze tokens --model {folder}/{token}/best --data {TASK} --limit 500"),
+            ),
+            (
+                "adapt a published model to your own pictures",
+                "vitesse adapt --model ./deit_tiny --data ./photos --method repadapter -o runs/photos".to_owned(),
             ),
             (
                 "train on your own pictures, a folder a class",
@@ -206,6 +213,18 @@ impl fmt::Display for Report {
         }
         rows.push(("guessing".to_owned(), format!("top-1 {}", points(self.chance))));
         rows.push(("finding".to_owned(), self.finding.clone()));
+        for task in &self.adapted.tasks {
+            rows.push((
+                format!("adapted to {}", task.task),
+                format!(
+                    "top-1 {} with RepAdapter merged, {} with a new head alone (guessing {})",
+                    points(task.repadapter_top1),
+                    points(task.linear_top1),
+                    points(task.chance)
+                ),
+            ));
+        }
+        rows.push(("merging".to_owned(), self.adapted.finding()));
         let memory = self.peak_memory_bytes.map_or(String::new(), |bytes| {
             format!(", {} of memory at most", format::bytes(bytes))
         });
