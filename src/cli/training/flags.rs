@@ -42,6 +42,9 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images only, drawn with the classes in the proportions they have
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     limit: Option<i64>,
+    /// Learn from this many images of each class only, drawn by the recipe's data.seed
+    #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
+    shots: Option<i64>,
     /// Threads that read images; 0 for one a core. Does not change the result
     #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
     workers: Option<i64>,
@@ -234,6 +237,7 @@ impl RecipeArgs {
             ("model.drop_path", number(self.drop_path)),
             ("data.path", text(&self.data)),
             ("data.limit", whole(self.limit)),
+            ("data.shots", whole(self.shots)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
@@ -277,10 +281,12 @@ fn set(root: &mut Table, key: &str, value: Value) {
     };
     let table = root.entry(table).or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(table) = table {
-        // A model is begun with a name or with a checkpoint: the flag takes the place of either.
+        // Of two keys that exclude each other, the flag takes the place of either.
         match key {
             "model.name" => table.remove("checkpoint"),
             "model.checkpoint" => table.remove("name"),
+            "data.limit" => table.remove("shots"),
+            "data.shots" => table.remove("limit"),
             _ => None,
         };
         table.insert(name.to_owned(), value);

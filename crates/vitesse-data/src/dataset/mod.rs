@@ -15,6 +15,7 @@
 //! | shapes | the name `shapes`: drawn by the program, no files |
 
 mod cifar;
+mod draw;
 mod folders;
 mod idx;
 mod list;
@@ -26,7 +27,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vitesse_rng::Key;
 
 pub use shapes::{ShapesConfig, ShapesTask};
 
@@ -237,62 +237,6 @@ impl DataSet {
             ..self.clone()
         }
     }
-
-    /// At most `n` samples, drawn by `seed`, with the classes in the proportions they have here; order as here.
-    pub fn limit(&self, n: usize, seed: u64) -> DataSet {
-        let mut chosen = stratified_order(self, Key::new(seed).with("limit"));
-        chosen.truncate(n);
-        chosen.sort_unstable();
-        self.subset(&chosen)
-    }
-
-    /// At most `n` samples of each class, drawn by `seed`; order as here. Samples without a label are left out.
-    pub fn per_class(&self, n: usize, seed: u64) -> DataSet {
-        let mut taken = vec![0; self.classes.len()];
-        let order = Key::new(seed).with("per-class").rng().permutation(self.len());
-        let mut chosen: Vec<usize> = order
-            .into_iter()
-            .filter(
-                |&index| match self.label(index).and_then(|label| taken.get_mut(label)) {
-                    Some(taken) if *taken < n => {
-                        *taken += 1;
-                        true
-                    }
-                    _ => false,
-                },
-            )
-            .collect();
-        chosen.sort_unstable();
-        self.subset(&chosen)
-    }
-}
-
-/// All samples in an order of which every beginning has the classes in nearly their overall proportions.
-///
-/// The samples of a class of size `m`, shuffled, stand at `(j + u) / m` of the way with one random `u` a class.
-fn stratified_order(data: &DataSet, key: Key) -> Vec<usize> {
-    let class = |index: usize| data.label(index).map_or(0, |label| label + 1);
-    let mut sizes: Vec<usize> = Vec::new();
-    for index in 0..data.len() {
-        let class = class(index);
-        sizes.resize(sizes.len().max(class + 1), 0);
-        sizes[class] += 1;
-    }
-    let mut rng = key.rng();
-    let offsets: Vec<f64> = sizes.iter().map(|_| rng.uniform()).collect();
-    let mut seen = vec![0usize; sizes.len()];
-    let mut places: Vec<(f64, usize)> = rng
-        .permutation(data.len())
-        .into_iter()
-        .map(|index| {
-            let class = class(index);
-            let place = (seen[class] as f64 + offsets[class]) / sizes[class] as f64;
-            seen[class] += 1;
-            (place, index)
-        })
-        .collect();
-    places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    places.into_iter().map(|(_, index)| index).collect()
 }
 
 /// A stored part of a data set.
@@ -384,7 +328,7 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         .find(|part| matches!(part, Part::Train | Part::Whole));
     match (split, learned) {
         (Split::Train | Split::Validation, Some(part)) => {
-            hold_back(path, &DataSet::from_contents(read(part)?, split), options)
+            draw::hold_back(path, &DataSet::from_contents(read(part)?, split), options)
         }
         _ => Err(Error::NoSplit {
             data: path.display().to_string(),
@@ -396,32 +340,6 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
                 .join(", "),
         }),
     }
-}
-
-/// The side of the training samples that `data.split` names, when a share of them serves as validation.
-fn hold_back(path: &Path, data: &DataSet, options: &OpenOptions) -> Result<DataSet> {
-    let order = stratified_order(data, Key::new(options.seed).with("hold-back"));
-    let held = (options.val_fraction * data.len() as f64).round() as usize;
-    let (validation, train) = order.split_at(held.min(order.len()));
-    let mut chosen = if data.split == Split::Validation {
-        validation
-    } else {
-        train
-    }
-    .to_vec();
-    if chosen.is_empty() {
-        return Err(Error::data_set(
-            path,
-            format!(
-                "holding back a share of {} of its {} samples leaves no {} samples",
-                options.val_fraction,
-                data.len(),
-                data.split
-            ),
-        ));
-    }
-    chosen.sort_unstable();
-    Ok(data.subset(&chosen))
 }
 
 /// Several parts, one after the other. Forms give all their parts the same classes.
