@@ -416,6 +416,13 @@ fn shots_take_what_there_is_and_say_so() {
         (&7.into(), &7.into())
     );
 
+    // With train and validation there is nothing to evaluate on, and the last epoch is the result.
+    let ran = train("--split trainval --force --json").ended(0).json();
+    assert_eq!(
+        (&ran["plan"]["train_images"], &ran["checkpoint"]),
+        (&14.into(), &"run/final".into())
+    );
+
     place.write("none/train/a/1.png", picture);
     place.write("none/val/a/1.png", picture);
     place.write("none/val/b/1.png", picture);

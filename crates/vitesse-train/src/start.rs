@@ -142,7 +142,7 @@ impl DataConfig {
                 Some(stored.or_else(|_| open(path, &options(Split::All, 0.0)))?)
             }
             // Everything is learned from.
-            None if self.split == Split::All => None,
+            None if matches!(self.split, Split::TrainValidation | Split::All) => None,
             // Nothing is held back: only what is stored.
             None if self.val_fraction == 0.0 => open(&self.path, &options(Split::Validation, 0.0)).ok(),
             None => Some(open(&self.path, &options(Split::Validation, self.val_fraction))?),

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use toml::{Table, Value};
+use vitesse::data::Split;
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
@@ -39,6 +40,10 @@ pub(in crate::cli) struct RecipeArgs {
     /// Data set: a folder, a `.csv` list, or `shapes[:TASK]`, the built-in set
     #[arg(long, alias = "data-dir", value_name = "DATA", help_heading = "Data")]
     data: Option<String>,
+    /// Part to learn from: train, trainval or all; nothing is evaluated, and the last epoch is the result, where train and
+    /// validation are learned from together [default: train]
+    #[arg(long, value_name = "SPLIT", help_heading = "Data", value_parser = args::split)]
+    split: Option<Split>,
     /// Learn from this many images only, drawn with the classes in the proportions they have
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     limit: Option<i64>,
@@ -236,6 +241,7 @@ impl RecipeArgs {
             ("model.img_size", whole(self.img_size)),
             ("model.drop_path", number(self.drop_path)),
             ("data.path", text(&self.data)),
+            ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
             ("train.workers", whole(self.workers)),

@@ -7,6 +7,7 @@
 //! | form | recognised by |
 //! | --- | --- |
 //! | class folders with splits | `train/`, `val/` (or `validation/`, `valid/`), `test/`, each with a folder a class |
+//! | lists of VTAB-1k | `train800.txt`, `val200.txt`, `train800val200.txt`, `test.txt` |
 //! | list | a `labels.csv` with a header `filename,class_index[,…,name]` |
 //! | IDX (MNIST family) | `train-images-idx3-ubyte[.gz]` and the like |
 //! | CIFAR binary | `data_batch_1.bin` … or `train.bin` |
@@ -21,6 +22,7 @@ mod idx;
 mod list;
 mod natural;
 mod shapes;
+mod vtab;
 
 use std::path::Path;
 use std::str::FromStr;
@@ -41,6 +43,9 @@ pub enum Split {
     /// What choices are made on: the stored validation split, or a part of train that is held back.
     #[serde(alias = "val", alias = "valid")]
     Validation,
+    /// Both together: what is learned from when the choices are made.
+    #[serde(rename = "trainval")]
+    TrainValidation,
     /// What is reported; nothing is ever chosen on it.
     Test,
     /// Everything there is.
@@ -54,12 +59,13 @@ impl FromStr for Split {
         match text {
             "train" => Ok(Split::Train),
             "val" | "valid" | "validation" => Ok(Split::Validation),
+            "trainval" => Ok(Split::TrainValidation),
             "test" => Ok(Split::Test),
             "all" => Ok(Split::All),
             _ => Err(Error::setting(
                 "split",
                 &format!("`{text}`"),
-                "train, validation, test or all",
+                "train, validation, trainval, test or all",
             )),
         }
     }
@@ -70,6 +76,7 @@ impl std::fmt::Display for Split {
         f.write_str(match self {
             Split::Train => "train",
             Split::Validation => "validation",
+            Split::TrainValidation => "trainval",
             Split::Test => "test",
             Split::All => "all",
         })
@@ -239,11 +246,16 @@ impl DataSet {
     }
 }
 
+/// More classes than any data set has; a larger index is a slip.
+const MAX_CLASSES: usize = 1 << 20;
+
 /// A stored part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Train,
     Validation,
+    /// Both together, where they are stored so besides.
+    TrainValidation,
     Test,
     /// Everything, where nothing is split.
     Whole,
@@ -254,6 +266,7 @@ impl Part {
         match self {
             Part::Train => "train",
             Part::Validation => "validation",
+            Part::TrainValidation => "trainval",
             Part::Test => "test",
             Part::Whole => "all",
         }
@@ -310,11 +323,25 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         () => Split::All,
     });
     let read = |part| form.read(part, &options.decode);
+    let together = |parts: &[Part]| {
+        let parts = parts.iter().map(|&part| read(part)).collect::<Result<_>>()?;
+        Ok(DataSet::from_contents(joined(parts), split))
+    };
     let as_stored = match split {
         Split::All => {
-            let parts = stored.iter().map(|&part| read(part)).collect::<Result<_>>()?;
-            return Ok(DataSet::from_contents(joined(parts), split));
+            let twice = |part| part == Part::TrainValidation && has(Part::Train) && has(Part::Validation);
+            let once: Vec<Part> = stored.iter().copied().filter(|&part| !twice(part)).collect();
+            return together(&once);
         }
+        Split::TrainValidation if has(Part::TrainValidation) => Some(Part::TrainValidation),
+        Split::TrainValidation if has(Part::Train) && has(Part::Validation) => {
+            return together(&[Part::Train, Part::Validation]);
+        }
+        // Nothing is held back where validation is wanted too.
+        Split::TrainValidation => stored
+            .iter()
+            .copied()
+            .find(|part| matches!(part, Part::Train | Part::Whole)),
         Split::Test => has(Part::Test).then_some(Part::Test),
         Split::Validation => has(Part::Validation).then_some(Part::Validation),
         Split::Train => (has(Part::Train) && has(Part::Validation)).then_some(Part::Train),
@@ -418,6 +445,7 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
         ));
     }
     for recognise in [
+        vtab::recognise,
         folders::with_splits,
         list::in_folder,
         idx::recognise,
@@ -430,8 +458,8 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
     }
     Err(Error::data_set(
         path,
-        "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, class folders, \
-         or pictures; found none of them",
+        "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, lists of \
+         VTAB-1k, class folders, or pictures; found none of them",
     ))
 }
 

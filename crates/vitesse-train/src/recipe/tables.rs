@@ -80,7 +80,8 @@ impl ModelConfig {
 pub struct DataConfig {
     /// A path, or `shapes` (or `shapes:TASK`) for the built-in set.
     pub path: String,
-    /// The split to learn from. Default `train`.
+    /// The split to learn from. Default `train`. With `trainval` or `all` nothing is left to evaluate on, unless `validation`
+    /// names another data set, and the last epoch is the result.
     pub split: Split,
     /// Learn from at most so many images, classes in proportion. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
