@@ -162,6 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_matched_by_name() {
+        let data = data(vec![0, 1, 2, 2, 0]);
+        let some = data.of_classes(&["c".to_owned(), "nowhere".to_owned(), "a".to_owned()]);
+        let found: Vec<(String, Option<usize>)> =
+            (0..some.len()).map(|i| (some.name(i), some.label(i))).collect();
+        let expected = [("0/0", 2), ("2/0", 0), ("2/1", 0), ("0/1", 2)];
+        assert_eq!(
+            found,
+            expected.map(|(name, label)| (name.to_owned(), Some(label)))
+        );
+        assert_eq!(some.class_sizes(), [2, 0, 2]);
+        assert_eq!(some.subset(&[1]).label(0), Some(0));
+    }
+
+    #[test]
     fn a_class_with_too_few_samples_gives_all_it_has() {
         let few = data(vec![0, 0, 0, 0, 2, 2]).per_class(3, 0);
         assert_eq!(few.class_sizes(), [3, 0, 2]);

@@ -24,6 +24,7 @@ mod natural;
 mod shapes;
 mod vtab;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -244,6 +245,33 @@ impl DataSet {
             ..self.clone()
         }
     }
+
+    /// The samples of the classes that have one of these names; labels are the places of the names in `names`. Samples of
+    /// other classes and those without a label are left out.
+    pub fn of_classes(&self, names: &[String]) -> DataSet {
+        let places: HashMap<&str, usize> = names
+            .iter()
+            .enumerate()
+            .map(|(place, name)| (name.as_str(), place))
+            .collect();
+        let labels: Vec<Option<usize>> = self
+            .classes
+            .iter()
+            .map(|class| places.get(class.as_str()).copied())
+            .collect();
+        let samples = Relabelled {
+            samples: self.samples.clone(),
+            labels,
+        };
+        let kept = self.indices.iter().copied();
+        DataSet {
+            indices: kept.filter(|&index| samples.label(index).is_some()).collect(),
+            samples: Arc::new(samples),
+            classes: names.into(),
+            split: self.split,
+            skipped: self.skipped,
+        }
+    }
 }
 
 /// More classes than any data set has; a larger index is a slip.
@@ -366,6 +394,32 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
                 .collect::<Vec<_>>()
                 .join(", "),
         }),
+    }
+}
+
+/// Samples whose classes have other numbers.
+#[derive(Debug)]
+struct Relabelled {
+    samples: Arc<dyn Samples>,
+    /// The new label for each old one.
+    labels: Vec<Option<usize>>,
+}
+
+impl Samples for Relabelled {
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        *self.labels.get(self.samples.label(index)?)?
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.samples.name(index)
+    }
+
+    fn load(&self, index: usize) -> Result<Image> {
+        self.samples.load(index)
     }
 }
 
