@@ -126,6 +126,7 @@ impl Args {
             base_sha256: base.source_sha256()?,
             architecture: Some(base.spec.architecture.clone()),
             method: Some(method.clone()),
+            data: Some(recipe.data.path.clone()),
             label_names: best.config.label_names.clone(),
             metrics: best
                 .config
