@@ -39,7 +39,10 @@ fn adapt_merge_and_unmerge() {
         .ended(0)
         .json();
     assert_eq!(merged["folds"]["kept"], serde_json::json!([]));
-    assert_eq!(merged["images"], "data");
+    assert_eq!(
+        (&merged["images"], &merged["data"]),
+        (&"data".into(), &"shapes".into())
+    );
     let (base, result, best) = (
         load(&place, "base"),
         load(&place, "merged"),
@@ -174,4 +177,114 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
         .run("merge --model base --adapter empty -o merged")
         .ended(1)
         .says(&["adapter_config.json"]);
+}
+
+#[test]
+fn many_adapters_stand_on_one_base() {
+    let place = place();
+    for (task, method, classes) in [("count", "lora", 5), ("silhouette", "repadapter", 8)] {
+        let short = SHORT.replace("--data shapes", &format!("--data shapes:{task}"));
+        place
+            .run(&format!("adapt --model base --method {method} {short} -o {task}"))
+            .ended(0);
+        let merged = place
+            .run(&format!(
+                "merge --model base --adapter {task}/adapter -o {task}-merged --json"
+            ))
+            .ended(0)
+            .json();
+        // The adapter knows what it learned from.
+        assert_eq!(merged["images"], "training");
+        assert_eq!(merged["data"], format!("shapes:{task}"));
+
+        let eval = |model: &str| {
+            let args =
+                format!("eval --model {model} --data shapes:{task} --split validation --limit 64 --json");
+            place.run(&args).ended(0).json()
+        };
+        let (unmerged, merged) = (
+            eval(&format!("base --adapter {task}/adapter")),
+            eval(&format!("{task}-merged")),
+        );
+        assert_eq!(unmerged["num_classes"], classes);
+        assert_eq!(unmerged["top1"], merged["top1"]);
+        let loss = |found: &serde_json::Value| found["loss"].as_f64().unwrap();
+        assert!((loss(&unmerged) - loss(&merged)).abs() < 1e-5);
+
+        place
+            .run(&format!("data draw shapes:{task} -o {task}-drawn --count 1"))
+            .ended(0);
+        let pictures = place.listing();
+        let picture = pictures
+            .iter()
+            .map(|(path, _)| path)
+            .find(|path| path.starts_with(place.path(&format!("{task}-drawn"))) && path.is_file())
+            .unwrap();
+        let predict = |model: &str| {
+            let args = format!(
+                "predict --model {model} --topk {classes} --json {}",
+                picture.display()
+            );
+            let found = place.run(&args).ended(0).json();
+            let classes = found["predictions"][0]["classes"].as_array().unwrap().clone();
+            classes
+                .iter()
+                .map(|class| (class["name"].clone(), class["score"].as_f64().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        let (unmerged, merged) = (
+            predict(&format!("base --adapter {task}/adapter")),
+            predict(&format!("{task}-merged")),
+        );
+        assert_eq!(unmerged.len(), classes);
+        for (a, b) in unmerged.iter().zip(&merged) {
+            assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-5, "{unmerged:?} {merged:?}");
+        }
+    }
+    place
+        .run("bench --model base --adapter count/adapter --batch-size 1 --seconds 0 --min-runs 1 --json")
+        .ended(0);
+    place
+        .run("eval --model count-merged --adapter count/adapter --data shapes:count")
+        .ended(1)
+        .says(&["merged into this one already"]);
+    place
+        .run("eval --model deit_nano_patch8_32 --adapter count/adapter --data shapes:count")
+        .ended(2)
+        .says(&["`deit_nano_patch8_32` is only a name"]);
+}
+
+#[test]
+fn a_merge_is_proved_on_drawn_pictures_where_there_are_no_others() {
+    let place = place();
+    let picture = include_bytes!("cli_support/ok.png");
+    for file in ["a/1", "a/2", "b/1", "b/2"] {
+        place.write(&format!("mine/train/{file}.png"), picture);
+        place.write(&format!("mine/val/{file}.png"), picture);
+    }
+    place
+        .run(
+            "adapt --model base --method lora --data mine --batch-size 2 --epochs 1 --warmup-epochs 0 -o run",
+        )
+        .ended(0);
+    let merge = |output: &str| {
+        place.run(&format!(
+            "merge --model base --adapter run/adapter -o {output} --json"
+        ))
+    };
+    let found = merge("near").ended(0).json();
+    assert_eq!(
+        (&found["images"], &found["data"]),
+        (&"training".into(), &"mine".into())
+    );
+    std::fs::rename(place.path("mine"), place.path("gone")).unwrap();
+    let ran = merge("far").ended(0);
+    ran.says(&[
+        "the images that the adapter learned from cannot be compared",
+        "mine",
+    ]);
+    assert_eq!(
+        (&ran.json()["images"], &ran.json()["data"]),
+        (&"drawn".into(), &"shapes".into())
+    );
 }

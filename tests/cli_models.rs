@@ -81,6 +81,80 @@ fn eval_reports_numbers() {
 }
 
 #[test]
+fn shifted_versions_are_matched_by_name() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 8);
+    place
+        .run("data draw shapes:silhouette -o clean --count 80")
+        .ended(0);
+    // Its names are the figures; those of the folders have numbers besides.
+    fs::remove_file(place.path("clean/labels.csv")).unwrap();
+    let copy = |class: &str, to: &str| {
+        let to = place.path(to);
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(place.path("clean").join(class)).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    let mut classes: Vec<String> = fs::read_dir(place.path("clean"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    classes.sort();
+    assert_eq!(classes.len(), 8);
+    classes
+        .iter()
+        .for_each(|class| copy(class, &format!("all/{class}")));
+    // Not the first ones, so that their numbers are others.
+    classes[5..]
+        .iter()
+        .for_each(|class| copy(class, &format!("some/{class}")));
+
+    let ran = place
+        .run("eval --model m --data clean --shifted all some --json")
+        .ended(0)
+        .json();
+    let (all, some) = (&ran["shifted"]["sets"][0], &ran["shifted"]["sets"][1]);
+    assert_eq!((&all["classes"], &some["classes"]), (&8.into(), &3.into()));
+    assert_eq!(all["images"], ran["images"]);
+    assert!(some["images"].as_u64() < all["images"].as_u64());
+    for key in ["top1", "balanced_accuracy"] {
+        assert_eq!(all[key], ran[key]);
+        // The same pictures, so the same answers.
+        assert_eq!(some[key], some[&format!("clean_{key}")]);
+    }
+    assert_eq!(
+        (
+            number(some, "difference"),
+            number(&ran["shifted"]["mean"], "difference")
+        ),
+        (0.0, 0.0)
+    );
+    let mean = (number(all, "top1") + number(some, "top1")) / 2.0;
+    assert!((number(&ran["shifted"]["mean"], "top1") - mean).abs() < 1e-3);
+    // Fewer classes are easier to tell apart.
+    assert!(
+        number(some, "top1") >= 20.0 && number(&ran, "top1") < 100.0,
+        "{ran}"
+    );
+
+    let text = place
+        .run("eval --model m --data clean --shifted some")
+        .ended(0)
+        .stdout;
+    assert!(text.contains("difference") && text.contains("mean"), "{text}");
+    copy(&classes[0], "other/unheard-of");
+    place
+        .run("eval --model m --data clean --shifted other")
+        .ended(1)
+        .says(&[
+            "`other` has the class `unheard-of`, and `clean` has none",
+            "matched by name",
+        ]);
+}
+
+#[test]
 fn eval_of_a_distilled_model_shows_both_heads() {
     let place = Place::new();
     let checkpoint = place.model("m", "deit_micro_distilled_patch4_32", 8);

@@ -384,3 +384,50 @@ fn without_mpi_several_processes_are_refused() {
         .run_with("train --recipe tiny.toml --dry-run -o run", &launched("1"))
         .ended(0);
 }
+
+#[test]
+fn shots_take_what_there_is_and_say_so() {
+    let place = place();
+    let picture = include_bytes!("cli_support/ok.png");
+    for file in ["a/1", "a/2", "a/3", "b/1", "b/2", "b/3", "b/4"] {
+        place.write(&format!("few/train/{file}.png"), picture);
+        place.write(&format!("few/val/{file}.png"), picture);
+    }
+    let train = |more: &str| {
+        let args = format!("train --recipe tiny.toml --data few --epochs 1 --batch-size 2 {more} -o run");
+        place.run(&args)
+    };
+    // The flag takes the place of the recipe's limit.
+    let ran = train("--shots 4 --dry-run").ended(0);
+    ran.says(&["not every class has the 4 images", "`a` 3"]);
+    assert!(
+        ran.stdout.contains("shots = 4") && !ran.stdout.contains("\nlimit"),
+        "{}",
+        ran.stdout
+    );
+    train("--shots 2 --limit 3")
+        .ended(2)
+        .says(&["cannot be used with"]);
+    let ran = train("--shots 4 --json").ended(0);
+    ran.says(&["those give all they have: `a` 3"]);
+    let plan = &ran.json()["plan"];
+    assert_eq!(
+        (&plan["train_images"], &plan["validation_images"]),
+        (&7.into(), &7.into())
+    );
+
+    // With train and validation there is nothing to evaluate on, and the last epoch is the result.
+    let ran = train("--split trainval --force --json").ended(0).json();
+    assert_eq!(
+        (&ran["plan"]["train_images"], &ran["checkpoint"]),
+        (&14.into(), &"run/final".into())
+    );
+
+    place.write("none/train/a/1.png", picture);
+    place.write("none/val/a/1.png", picture);
+    place.write("none/val/b/1.png", picture);
+    place
+        .run("train --recipe tiny.toml --data none --shots 1 -o none-run")
+        .ended(1)
+        .says(&["`none` has no image of the class `b` to learn from"]);
+}

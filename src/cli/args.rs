@@ -108,11 +108,11 @@ pub(super) struct DataArgs {
     /// Data set: a folder, a `.csv` list, or `shapes[:TASK]`, the built-in set
     ///
     /// A folder is recognised by what is in it: `train/`, `val/`, `test/` with a folder a class; a `labels.csv` with the
-    /// columns `filename,class_index` (and `name`); IDX files (MNIST); CIFAR binaries; a folder a class; plain pictures. The
+    /// columns `filename,class_index` (and `name`); VTAB-1k's lists (`train800.txt`, …); IDX files (MNIST); CIFAR binaries; a folder a class; plain pictures. The
     /// tasks of `shapes` are shape (the default), silhouette, count, orientation and location.
     #[arg(long, alias = "data-dir", value_name = "DATA")]
     pub(super) data: PathBuf,
-    /// Part of the data set: train, validation, test or all [default: test, else validation, else all]
+    /// Part of the data set: train, validation, trainval, test or all [default: test, else validation, else all]
     ///
     /// Where no validation part is stored, a tenth of train is held back for it.
     #[arg(long, value_name = "SPLIT", value_parser = split)]
@@ -135,5 +135,5 @@ impl DataArgs {
 /// A part of a data set.
 pub(super) fn split(text: &str) -> std::result::Result<Split, String> {
     text.parse()
-        .map_err(|_| "expected train, validation, test or all".to_owned())
+        .map_err(|_| "expected train, validation, trainval, test or all".to_owned())
 }

@@ -200,7 +200,7 @@ impl From<vitesse_train::Error> for Failure {
             E::Label { .. } => "E_DATA_LABEL",
             E::NoClasses { .. } => "E_MODEL_NO_CLASSES",
             E::Preprocess { .. } | E::InputSize { .. } => "E_MODEL_INPUT",
-            E::Empty { .. } => "E_DATA_EMPTY",
+            E::Empty { .. } | E::NoShots { .. } => "E_DATA_EMPTY",
             E::NothingReadable { .. } => "E_DATA_UNREADABLE",
             _ => "E_TRAIN",
         };

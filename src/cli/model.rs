@@ -1,8 +1,9 @@
 //! Which model, as typed, and how its images are prepared.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vitesse::adapt::peft::Adapter;
 use vitesse::model::{Checkpoint, LoadOptions, zoo};
 
 use super::Console;
@@ -18,6 +19,9 @@ pub(super) struct ModelArgs {
     /// weights.
     #[arg(long, value_name = "MODEL")]
     model: String,
+    /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
+    #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
+    adapter: Option<PathBuf>,
     /// Architecture of a bare weights file that its shapes do not tell, such as deit_tiny_patch16_224
     #[arg(long, value_name = "NAME")]
     architecture: Option<String>,
@@ -33,6 +37,9 @@ pub(super) struct ModelArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelsArgs {
+    /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
+    #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
+    adapter: Option<PathBuf>,
     /// Number of classes; where a checkpoint has another, its head is replaced by a fresh, untrained one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     num_classes: Option<u32>,
@@ -51,6 +58,7 @@ impl ModelsArgs {
     ) -> Result<Checkpoint> {
         let args = ModelArgs {
             model: model.to_owned(),
+            adapter: self.adapter.clone(),
             architecture: None,
             num_classes: self.num_classes,
             img_size: self.img_size,
@@ -101,7 +109,17 @@ impl ModelArgs {
             for note in &checkpoint.source.notes {
                 console.note(note);
             }
-            return Ok(checkpoint);
+            return match &self.adapter {
+                Some(dir) => attached(&checkpoint, &Adapter::read(dir)?, console),
+                None => Ok(checkpoint),
+            };
+        }
+        if self.adapter.is_some() {
+            let sentence = format!(
+                "an adapter stands on the weights it was trained on, and `{}` is only a name",
+                self.model
+            );
+            return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
         }
         refuse_what_is_no_name(&self.model, self.architecture.as_deref())?;
         console.note(&format!(
@@ -130,6 +148,14 @@ impl Weights {
             Weights::Fresh
         }
     }
+}
+
+/// The base with the ops and the head of an adapter that was trained on it.
+pub(super) fn attached(base: &Checkpoint, adapter: &Adapter, console: &Console) -> Result<Checkpoint> {
+    if !adapter.check_base(base)? {
+        console.note("the adapter does not say on which weights it was trained; only shapes are checked");
+    }
+    Ok(adapter.attach(base)?)
 }
 
 /// An error for a `model` that is neither there nor an architecture without its weights.

@@ -56,6 +56,7 @@ mod resize;
 mod sampler;
 #[cfg(test)]
 mod testing;
+pub mod vtab;
 
 pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,

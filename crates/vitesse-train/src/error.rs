@@ -98,6 +98,14 @@ pub enum Error {
         /// Classes of the validation set.
         validation: usize,
     },
+    /// A class that should give some images and has none.
+    #[error("`{data}` has no image of the class `{class}` to learn from, so `data.shots` cannot take any")]
+    NoShots {
+        /// The data set.
+        data: String,
+        /// The class.
+        class: String,
+    },
     /// Nothing to work on.
     #[error("{what} is empty; check the path, the split and the limit")]
     Empty {

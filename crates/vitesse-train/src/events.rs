@@ -1,5 +1,6 @@
 //! What a run tells: what is about to happen, how it goes, what it came to.
 
+use vitesse_data::DataSet;
 use vitesse_model::network::fused::has_bf16;
 
 use crate::evaluate::EvalProgress;
@@ -68,9 +69,10 @@ pub trait Events {
 /// Tells nobody.
 impl Events for () {}
 
-/// What can be used but is hardly meant, in the recipe and in the model that it meets.
-pub(crate) fn warnings(recipe: &Recipe, state: &State) -> Vec<String> {
+/// What can be used but is hardly meant, in the recipe and in the model and the images that it meets.
+pub(crate) fn warnings(recipe: &Recipe, state: &State, learn: &DataSet) -> Vec<String> {
     let mut warnings = recipe.warnings(state.progress.processes);
+    warnings.extend(recipe.data.shortfall(learn));
     let distilled = state.spec.vit().is_ok_and(|vit| vit.is_distilled());
     if distilled && !recipe.distill.distils() {
         warnings.push(

@@ -59,6 +59,7 @@ pub mod parallel;
 pub mod prepare;
 #[cfg(feature = "train")]
 pub mod recipe;
+pub mod restricted;
 #[cfg(feature = "train")]
 pub mod run;
 #[cfg(feature = "train")]

@@ -115,11 +115,14 @@ impl ModelConfig {
     }
 }
 
+/// Classes that a sentence names at most.
+const SHOWN: usize = 5;
+
 impl DataConfig {
     /// What is learned from, and what is evaluated on.
     ///
     /// # Errors
-    /// A path that holds no data set, or lacks the split.
+    /// A path that holds no data set, or lacks the split; a class without images where each should give some.
     pub fn open(&self) -> Result<(DataSet, Option<DataSet>)> {
         let options = |split, val_fraction| OpenOptions {
             split: Some(split),
@@ -139,7 +142,7 @@ impl DataConfig {
                 Some(stored.or_else(|_| open(path, &options(Split::All, 0.0)))?)
             }
             // Everything is learned from.
-            None if self.split == Split::All => None,
+            None if matches!(self.split, Split::TrainValidation | Split::All) => None,
             // Nothing is held back: only what is stored.
             None if self.val_fraction == 0.0 => open(&self.path, &options(Split::Validation, 0.0)).ok(),
             None => Some(open(&self.path, &options(Split::Validation, self.val_fraction))?),
@@ -152,9 +155,44 @@ impl DataConfig {
                 validation: validation.class_names().len(),
             });
         }
-        Ok((
-            limit(learn, self.limit),
-            validation.map(|data| limit(data, self.validation_limit)),
+        let learn = match self.shots {
+            Some(shots) => self.few(&learn, shots)?,
+            None => limit(learn, self.limit),
+        };
+        Ok((learn, validation.map(|data| limit(data, self.validation_limit))))
+    }
+    /// So many images of each class.
+    fn few(&self, learn: &DataSet, shots: usize) -> Result<DataSet> {
+        let few = learn.per_class(shots, self.seed);
+        let mut classes = few.class_names().iter().zip(few.class_sizes());
+        match classes.find(|(_, size)| *size == 0) {
+            Some((class, _)) => Err(Error::NoShots {
+                data: self.path.clone(),
+                class: class.clone(),
+            }),
+            None => Ok(few),
+        }
+    }
+
+    /// Which classes of `learn`, what is learned from, have fewer images than `shots` asks for, in a sentence.
+    pub fn shortfall(&self, learn: &DataSet) -> Option<String> {
+        let shots = self.shots?;
+        let names = learn.class_names().iter().zip(learn.class_sizes());
+        let short: Vec<String> = names
+            .filter(|(_, size)| *size < shots)
+            .map(|(name, size)| format!("`{name}` {size}"))
+            .collect();
+        if short.is_empty() {
+            return None;
+        }
+        let (named, rest) = short.split_at(short.len().min(SHOWN));
+        let rest = match rest.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        Some(format!(
+            "not every class has the {shots} images that `data.shots` asks for, and those give all they have: {}{rest}",
+            named.join(", ")
         ))
     }
 }

@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
         let distillation = recipe.distill.distillation();
         let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
-        for warning in warnings(recipe, &state) {
+        for warning in warnings(recipe, &state, loader.data()) {
             events.warning(&warning);
         }
         let settings = Settings {

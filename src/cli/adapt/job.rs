@@ -128,6 +128,7 @@ impl Job<'_> {
             base_sha256: base.source_sha256()?,
             architecture: Some(base.spec.architecture.clone()),
             method: Some(self.method.clone()),
+            data: Some(self.recipe.data.path.clone()),
             label_names: found.config.label_names.clone(),
             metrics: metrics.unwrap_or_default(),
         };

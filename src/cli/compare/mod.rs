@@ -78,7 +78,7 @@ pub(super) struct Args {
     /// Data set to compare accuracy and predictions on: a folder, a `.csv` list, or `shapes[:TASK]`
     #[arg(long, alias = "data-dir", value_name = "DATA", help_heading = "Data")]
     data: Option<PathBuf>,
-    /// Part of the data set: train, validation, test or all [default: test, else validation, else all]
+    /// Part of the data set: train, validation, trainval, test or all [default: test, else validation, else all]
     #[arg(long, value_name = "SPLIT", value_parser = split, requires = "data", help_heading = "Data")]
     split: Option<Split>,
     /// Use this many images only, drawn with the classes in the proportions they have [default: all]

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
+use vitesse::data::Split;
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
@@ -39,9 +40,16 @@ pub(in crate::cli) struct RecipeArgs {
     /// Data set: a folder, a `.csv` list, or `shapes[:TASK]`, the built-in set
     #[arg(long, alias = "data-dir", value_name = "DATA", help_heading = "Data")]
     data: Option<String>,
+    /// Part to learn from: train, trainval or all; nothing is evaluated, and the last epoch is the result, where train and
+    /// validation are learned from together [default: train]
+    #[arg(long, value_name = "SPLIT", help_heading = "Data", value_parser = args::split)]
+    split: Option<Split>,
     /// Learn from this many images only, drawn with the classes in the proportions they have
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
     limit: Option<i64>,
+    /// Learn from this many images of each class only, drawn by the recipe's data.seed
+    #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
+    shots: Option<i64>,
     /// Threads that read images; 0 for one a core. Does not change the result
     #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
     workers: Option<i64>,
@@ -246,7 +254,9 @@ impl RecipeArgs {
             ("model.img_size", whole(self.img_size)),
             ("model.drop_path", number(self.drop_path)),
             ("data.path", text(&self.data)),
+            ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
+            ("data.shots", whole(self.shots)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
@@ -290,10 +300,12 @@ fn set(root: &mut Table, key: &str, value: Value) {
     };
     let table = root.entry(table).or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(table) = table {
-        // A model is begun with a name or with a checkpoint: the flag takes the place of either.
+        // Of two keys that exclude each other, the flag takes the place of either.
         match key {
             "model.name" => table.remove("checkpoint"),
             "model.checkpoint" => table.remove("name"),
+            "data.limit" => table.remove("shots"),
+            "data.shots" => table.remove("limit"),
             _ => None,
         };
         table.insert(name.to_owned(), value);

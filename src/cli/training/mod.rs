@@ -104,6 +104,7 @@ impl<'a> Training<'a> {
         recipe
             .warnings(processes)
             .iter()
+            .chain(&recipe.data.shortfall(&learn))
             .for_each(|text| self.console.note(text));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
         let teacher = match &recipe.distill.teacher {

@@ -58,6 +58,9 @@ pub struct Record {
     /// The method with its settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
+    /// The data set it learned from, as it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// Names of the classes by their index.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub label_names: BTreeMap<usize, String>,

@@ -70,7 +70,7 @@ impl Cifar {
         let names = match part {
             Part::Train => self.layout.train,
             Part::Test => std::slice::from_ref(&self.layout.test),
-            Part::Validation | Part::Whole => &[],
+            Part::Validation | Part::TrainValidation | Part::Whole => &[],
         };
         names
             .iter()

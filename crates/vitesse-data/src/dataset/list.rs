@@ -6,13 +6,11 @@
 use std::path::{Path, PathBuf};
 
 use super::folders::Files;
-use super::{Contents, Form, Part};
+use super::{Contents, Form, MAX_CLASSES, Part};
 use crate::{DecodeOptions, Error, Result};
 
 /// The name of a list that makes its folder a data set.
 const FILE: &str = "labels.csv";
-/// More classes than any data set has; a larger index is a slip.
-const MAX_CLASSES: usize = 1 << 20;
 
 pub(super) fn in_folder(root: &Path) -> Result<Option<Box<dyn Form>>> {
     let path = root.join(FILE);

@@ -7,6 +7,7 @@
 //! | form | recognised by |
 //! | --- | --- |
 //! | class folders with splits | `train/`, `val/` (or `validation/`, `valid/`), `test/`, each with a folder a class |
+//! | lists of VTAB-1k | `train800.txt`, `val200.txt`, `train800val200.txt`, `test.txt` |
 //! | list | a `labels.csv` with a header `filename,class_index[,…,name]` |
 //! | IDX (MNIST family) | `train-images-idx3-ubyte[.gz]` and the like |
 //! | CIFAR binary | `data_batch_1.bin` … or `train.bin` |
@@ -15,18 +16,20 @@
 //! | shapes | the name `shapes`: drawn by the program, no files |
 
 mod cifar;
+mod draw;
 mod folders;
 mod idx;
 mod list;
 mod natural;
 mod shapes;
+mod vtab;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vitesse_rng::Key;
 
 pub use shapes::{ShapesConfig, ShapesTask};
 
@@ -41,6 +44,9 @@ pub enum Split {
     /// What choices are made on: the stored validation split, or a part of train that is held back.
     #[serde(alias = "val", alias = "valid")]
     Validation,
+    /// Both together: what is learned from when the choices are made.
+    #[serde(rename = "trainval")]
+    TrainValidation,
     /// What is reported; nothing is ever chosen on it.
     Test,
     /// Everything there is.
@@ -54,12 +60,13 @@ impl FromStr for Split {
         match text {
             "train" => Ok(Split::Train),
             "val" | "valid" | "validation" => Ok(Split::Validation),
+            "trainval" => Ok(Split::TrainValidation),
             "test" => Ok(Split::Test),
             "all" => Ok(Split::All),
             _ => Err(Error::setting(
                 "split",
                 &format!("`{text}`"),
-                "train, validation, test or all",
+                "train, validation, trainval, test or all",
             )),
         }
     }
@@ -70,6 +77,7 @@ impl std::fmt::Display for Split {
         f.write_str(match self {
             Split::Train => "train",
             Split::Validation => "validation",
+            Split::TrainValidation => "trainval",
             Split::Test => "test",
             Split::All => "all",
         })
@@ -238,68 +246,44 @@ impl DataSet {
         }
     }
 
-    /// At most `n` samples, drawn by `seed`, with the classes in the proportions they have here; order as here.
-    pub fn limit(&self, n: usize, seed: u64) -> DataSet {
-        let mut chosen = stratified_order(self, Key::new(seed).with("limit"));
-        chosen.truncate(n);
-        chosen.sort_unstable();
-        self.subset(&chosen)
-    }
-
-    /// At most `n` samples of each class, drawn by `seed`; order as here. Samples without a label are left out.
-    pub fn per_class(&self, n: usize, seed: u64) -> DataSet {
-        let mut taken = vec![0; self.classes.len()];
-        let order = Key::new(seed).with("per-class").rng().permutation(self.len());
-        let mut chosen: Vec<usize> = order
-            .into_iter()
-            .filter(
-                |&index| match self.label(index).and_then(|label| taken.get_mut(label)) {
-                    Some(taken) if *taken < n => {
-                        *taken += 1;
-                        true
-                    }
-                    _ => false,
-                },
-            )
+    /// The samples of the classes that have one of these names; labels are the places of the names in `names`. Samples of
+    /// other classes and those without a label are left out.
+    pub fn of_classes(&self, names: &[String]) -> DataSet {
+        let places: HashMap<&str, usize> = names
+            .iter()
+            .enumerate()
+            .map(|(place, name)| (name.as_str(), place))
             .collect();
-        chosen.sort_unstable();
-        self.subset(&chosen)
+        let labels: Vec<Option<usize>> = self
+            .classes
+            .iter()
+            .map(|class| places.get(class.as_str()).copied())
+            .collect();
+        let samples = Relabelled {
+            samples: self.samples.clone(),
+            labels,
+        };
+        let kept = self.indices.iter().copied();
+        DataSet {
+            indices: kept.filter(|&index| samples.label(index).is_some()).collect(),
+            samples: Arc::new(samples),
+            classes: names.into(),
+            split: self.split,
+            skipped: self.skipped,
+        }
     }
 }
 
-/// All samples in an order of which every beginning has the classes in nearly their overall proportions.
-///
-/// The samples of a class of size `m`, shuffled, stand at `(j + u) / m` of the way with one random `u` a class.
-fn stratified_order(data: &DataSet, key: Key) -> Vec<usize> {
-    let class = |index: usize| data.label(index).map_or(0, |label| label + 1);
-    let mut sizes: Vec<usize> = Vec::new();
-    for index in 0..data.len() {
-        let class = class(index);
-        sizes.resize(sizes.len().max(class + 1), 0);
-        sizes[class] += 1;
-    }
-    let mut rng = key.rng();
-    let offsets: Vec<f64> = sizes.iter().map(|_| rng.uniform()).collect();
-    let mut seen = vec![0usize; sizes.len()];
-    let mut places: Vec<(f64, usize)> = rng
-        .permutation(data.len())
-        .into_iter()
-        .map(|index| {
-            let class = class(index);
-            let place = (seen[class] as f64 + offsets[class]) / sizes[class] as f64;
-            seen[class] += 1;
-            (place, index)
-        })
-        .collect();
-    places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    places.into_iter().map(|(_, index)| index).collect()
-}
+/// More classes than any data set has; a larger index is a slip.
+const MAX_CLASSES: usize = 1 << 20;
 
 /// A stored part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Train,
     Validation,
+    /// Both together, where they are stored so besides.
+    TrainValidation,
     Test,
     /// Everything, where nothing is split.
     Whole,
@@ -310,6 +294,7 @@ impl Part {
         match self {
             Part::Train => "train",
             Part::Validation => "validation",
+            Part::TrainValidation => "trainval",
             Part::Test => "test",
             Part::Whole => "all",
         }
@@ -366,11 +351,25 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         () => Split::All,
     });
     let read = |part| form.read(part, &options.decode);
+    let together = |parts: &[Part]| {
+        let parts = parts.iter().map(|&part| read(part)).collect::<Result<_>>()?;
+        Ok(DataSet::from_contents(joined(parts), split))
+    };
     let as_stored = match split {
         Split::All => {
-            let parts = stored.iter().map(|&part| read(part)).collect::<Result<_>>()?;
-            return Ok(DataSet::from_contents(joined(parts), split));
+            let twice = |part| part == Part::TrainValidation && has(Part::Train) && has(Part::Validation);
+            let once: Vec<Part> = stored.iter().copied().filter(|&part| !twice(part)).collect();
+            return together(&once);
         }
+        Split::TrainValidation if has(Part::TrainValidation) => Some(Part::TrainValidation),
+        Split::TrainValidation if has(Part::Train) && has(Part::Validation) => {
+            return together(&[Part::Train, Part::Validation]);
+        }
+        // Nothing is held back where validation is wanted too.
+        Split::TrainValidation => stored
+            .iter()
+            .copied()
+            .find(|part| matches!(part, Part::Train | Part::Whole)),
         Split::Test => has(Part::Test).then_some(Part::Test),
         Split::Validation => has(Part::Validation).then_some(Part::Validation),
         Split::Train => (has(Part::Train) && has(Part::Validation)).then_some(Part::Train),
@@ -384,7 +383,7 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         .find(|part| matches!(part, Part::Train | Part::Whole));
     match (split, learned) {
         (Split::Train | Split::Validation, Some(part)) => {
-            hold_back(path, &DataSet::from_contents(read(part)?, split), options)
+            draw::hold_back(path, &DataSet::from_contents(read(part)?, split), options)
         }
         _ => Err(Error::NoSplit {
             data: path.display().to_string(),
@@ -398,30 +397,30 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
     }
 }
 
-/// The side of the training samples that `data.split` names, when a share of them serves as validation.
-fn hold_back(path: &Path, data: &DataSet, options: &OpenOptions) -> Result<DataSet> {
-    let order = stratified_order(data, Key::new(options.seed).with("hold-back"));
-    let held = (options.val_fraction * data.len() as f64).round() as usize;
-    let (validation, train) = order.split_at(held.min(order.len()));
-    let mut chosen = if data.split == Split::Validation {
-        validation
-    } else {
-        train
+/// Samples whose classes have other numbers.
+#[derive(Debug)]
+struct Relabelled {
+    samples: Arc<dyn Samples>,
+    /// The new label for each old one.
+    labels: Vec<Option<usize>>,
+}
+
+impl Samples for Relabelled {
+    fn len(&self) -> usize {
+        self.samples.len()
     }
-    .to_vec();
-    if chosen.is_empty() {
-        return Err(Error::data_set(
-            path,
-            format!(
-                "holding back a share of {} of its {} samples leaves no {} samples",
-                options.val_fraction,
-                data.len(),
-                data.split
-            ),
-        ));
+
+    fn label(&self, index: usize) -> Option<usize> {
+        *self.labels.get(self.samples.label(index)?)?
     }
-    chosen.sort_unstable();
-    Ok(data.subset(&chosen))
+
+    fn name(&self, index: usize) -> String {
+        self.samples.name(index)
+    }
+
+    fn load(&self, index: usize) -> Result<Image> {
+        self.samples.load(index)
+    }
 }
 
 /// Several parts, one after the other. Forms give all their parts the same classes.
@@ -500,6 +499,7 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
         ));
     }
     for recognise in [
+        vtab::recognise,
         folders::with_splits,
         list::in_folder,
         idx::recognise,
@@ -512,8 +512,8 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
     }
     Err(Error::data_set(
         path,
-        "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, class folders, \
-         or pictures; found none of them",
+        "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, lists of \
+         VTAB-1k, class folders, or pictures; found none of them",
     ))
 }
 

@@ -193,7 +193,7 @@ impl Form for Shapes {
 
     fn read(&self, part: Part, _: &DecodeOptions) -> Result<Contents> {
         let len = match part {
-            Part::Train | Part::Whole => self.config.train,
+            Part::Train | Part::TrainValidation | Part::Whole => self.config.train,
             Part::Validation => self.config.validation,
             Part::Test => self.config.test,
         };

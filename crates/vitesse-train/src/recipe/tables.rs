@@ -80,11 +80,15 @@ impl ModelConfig {
 pub struct DataConfig {
     /// A path, or `shapes` (or `shapes:TASK`) for the built-in set.
     pub path: String,
-    /// The split to learn from. Default `train`.
+    /// The split to learn from. Default `train`. With `trainval` or `all` nothing is left to evaluate on, unless `validation`
+    /// names another data set, and the last epoch is the result.
     pub split: Split,
     /// Learn from at most so many images, classes in proportion. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
+    /// Learn from at most so many images of each class, instead of a `limit`. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
     /// Another data set to evaluate on. Default: the validation split of `path`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<String>,
@@ -94,7 +98,7 @@ pub struct DataConfig {
     /// The share of the training images that is held back for evaluation where no validation split is stored.
     /// Default 0.1.
     pub val_fraction: f64,
-    /// Decides which images are held back and which a limit leaves. Default 0.
+    /// Decides which images are held back and which a limit or shots leave. Default 0.
     pub seed: u64,
 }
 
@@ -104,6 +108,7 @@ impl Default for DataConfig {
             path: String::new(),
             split: Split::Train,
             limit: None,
+            shots: None,
             validation: None,
             validation_limit: None,
             val_fraction: 0.1,
@@ -123,11 +128,16 @@ impl DataConfig {
         }
         for (key, limit) in [
             ("data.limit", self.limit),
+            ("data.shots", self.shots),
             ("data.validation_limit", self.validation_limit),
         ] {
             if limit == Some(0) {
                 return Err(Error::recipe(key, &0, "at least 1"));
             }
+        }
+        if let (Some(shots), Some(_)) = (self.shots, self.limit) {
+            let expected = "absent where `data.limit` is set";
+            return Err(Error::recipe("data.shots", &shots, expected));
         }
         number(
             "data.val_fraction",

@@ -120,6 +120,31 @@ fn wrong_values_are_refused_by_key() {
 }
 
 #[test]
+fn shots_take_so_many_of_each_class_and_leave_validation_alone() {
+    let read = |text: &str| {
+        let text = format!("[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"shapes:count\"\n{text}");
+        Recipe::parse(&text, "my.toml", &[])
+    };
+    let open = |text: &str| read(text).unwrap().data.open().unwrap();
+    let (learn, validation) = open("shots = 3\n");
+    assert_eq!(learn.class_sizes(), [3; 5]);
+    assert_eq!(validation.unwrap().len(), open("").1.unwrap().len());
+    let names = |text: &str| {
+        let (learn, _) = open(text);
+        (0..learn.len()).map(|i| learn.name(i)).collect::<Vec<_>>()
+    };
+    assert_eq!(names("shots = 3\n"), names("shots = 3\n"));
+    assert_ne!(names("shots = 3\n"), names("shots = 3\nseed = 1\n"));
+    for (text, expected) in [
+        ("shots = 0\n", "`data.shots` is 0, expected at least 1"),
+        ("shots = 2\nlimit = 9\n", "absent where `data.limit` is set"),
+    ] {
+        let refusal = read(text).unwrap_err().to_string();
+        assert!(refusal.contains(expected), "{refusal}");
+    }
+}
+
+#[test]
 fn what_is_hardly_meant_is_said() {
     let mut recipe = Recipe::parse(SMALLEST, "my.toml", &[]).unwrap();
     recipe.train.epochs = 3;

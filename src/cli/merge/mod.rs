@@ -1,5 +1,7 @@
 //! `merge`: an adapter is folded into its base, or taken out again, and the result is proved.
 
+mod images;
+
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,17 +10,16 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use vitesse::adapt::merge::{self, Difference, Options, Report as Folds};
 use vitesse::adapt::peft::{Adapter, official};
-use vitesse::data::{OpenOptions, open};
 use vitesse::engine::{Engine, Options as EngineOptions};
 use vitesse::model::config::HistoryStep;
 use vitesse::model::{Checkpoint, LoadOptions};
-use vitesse::rng::Key;
-use vitesse_train::prepare::preprocess;
 
 use super::Console;
 use super::args::{positive, start_threads};
 use super::failure::{Exit, Failure, Result};
+use super::model::attached;
 use super::outcome::{Outcome, pairs};
+use images::{Images, Source};
 
 /// Fold an adapter into the model it was trained on, or take it out again
 ///
@@ -54,7 +55,7 @@ pub(super) struct Args {
     /// The scale of a file of the RepAdapter program, which does not hold it
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     scale: Option<f64>,
-    /// Data set whose first images are compared [default: random images]
+    /// Data set whose images are compared [default: the one the adapter learned from, else the built-in `shapes`]
     #[arg(long, value_name = "DATA")]
     data: Option<PathBuf>,
     /// Images that are compared
@@ -76,8 +77,9 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     condition: Option<f64>,
     check: Difference,
-    /// `data` or `random`.
-    images: &'static str,
+    images: Source,
+    /// The data set they are from.
+    data: String,
 }
 
 impl Args {
@@ -105,10 +107,7 @@ impl Args {
     }
 
     fn fold(&self, base: &Checkpoint, adapter: &Adapter, console: &Console) -> Result<Report> {
-        if !adapter.check_base(base)? {
-            console.note("the adapter does not say on which weights it was trained; only shapes are checked");
-        }
-        let attached = adapter.attach(base)?;
+        let attached = attached(base, adapter, console)?;
         let options = Options {
             keep_unfoldable: self.keep_unfoldable,
         };
@@ -121,8 +120,14 @@ impl Args {
             (result.spec, result.tensors) = (merged.spec, merged.tensors);
             merged.report
         };
-        let (images, kind) = self.check_images(&attached)?;
-        let check = compare(&result, &attached, &images)?;
+        let images = Images::find(
+            self.data.as_deref(),
+            adapter,
+            self.images as usize,
+            &attached,
+            console,
+        )?;
+        let check = compare(&result, &attached, &images.pixels)?;
         let mut config = Map::new();
         config.insert("adapter_sha256".into(), json!(self.adapter_sha256(adapter)?));
         config.insert("created_bias".into(), json!(folds.created_bias));
@@ -148,7 +153,8 @@ impl Args {
             folds,
             condition: None,
             check,
-            images: kind,
+            images: images.source,
+            data: images.data,
         })
     }
 
@@ -180,8 +186,14 @@ impl Args {
         (result.spec, result.tensors) = (out.spec, out.tensors);
         result.config.history.remove(last);
         // The proof: with the adapter again, it is what was merged.
-        let (images, kind) = self.check_images(merged)?;
-        let check = compare(&adapter.attach(&result)?, merged, &images)?;
+        let images = Images::find(
+            self.data.as_deref(),
+            adapter,
+            self.images as usize,
+            merged,
+            console,
+        )?;
+        let check = compare(&adapter.attach(&result)?, merged, &images.pixels)?;
         self.write(&result, &check)?;
         Ok(Report {
             output: self.output.display().to_string(),
@@ -190,7 +202,8 @@ impl Args {
             folds: Folds::default(),
             condition: Some(out.condition),
             check,
-            images: kind,
+            images: images.source,
+            data: images.data,
         })
     }
 
@@ -207,24 +220,6 @@ impl Args {
             return Ok(adapter.sha256()?);
         }
         Ok(vitesse::model::checkpoint::file_sha256(&self.adapter)?)
-    }
-
-    /// Prepared images, and where they are from.
-    fn check_images(&self, model: &Checkpoint) -> Result<(Vec<f32>, &'static str)> {
-        let size = model.spec.input_size().iter().product::<usize>();
-        let count = self.images as usize;
-        let Some(path) = &self.data else {
-            let mut rng = Key::new(0).with("merge").rng();
-            let images = (0..count * size).map(|_| rng.normal() as f32).collect();
-            return Ok((images, "random"));
-        };
-        let data = open(path, &OpenOptions::default())?;
-        let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
-        let mut images = Vec::with_capacity(count * size);
-        for index in 0..count.min(data.len()) {
-            images.extend(prepare.run(&data.load(index)?)?);
-        }
-        Ok((images, "data"))
     }
 }
 
@@ -278,7 +273,10 @@ impl fmt::Display for Report {
         if let Some(condition) = self.condition {
             rows.push(("condition", format!("{condition:.1}")));
         }
-        rows.push(("check", format!("{} ({})", self.check, self.images)));
+        rows.push((
+            "check",
+            format!("{} ({}: `{}`)", self.check, self.images, self.data),
+        ));
         let written = if self.check.is_met() {
             self.output.clone()
         } else {

@@ -1,15 +1,18 @@
-//! `eval`: how good a model is on a data set.
+//! `eval`: how good a model is on a data set, and on shifted versions of it.
+
+mod shifted;
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
 use vitesse::data::{DataSet, Preprocess};
 use vitesse::model::Checkpoint;
 use vitesse::report::format;
-use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluation, Timing, evaluate_together};
+use vitesse_train::evaluate::{Classifier, EvalOptions, EvalProgress, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 
 use super::Console;
@@ -18,17 +21,19 @@ use super::classify::{Arithmetic, Joint, PreprocessArgs, Runner};
 use super::failure::{Exit, Failure, Result};
 use super::model::{ModelArgs, Weights};
 use super::outcome::{Outcome, pairs};
+use shifted::{Shifted, Version};
 
 /// Measure the accuracy of a model on a data set
 ///
 /// Images are prepared as the checkpoint says, with the arithmetic that published accuracies were measured with. Files that
-/// cannot be read are left out and named.
+/// cannot be read are left out and named. With --shifted, the model is also measured on other versions of the same classes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vitesse eval --model ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
   vitesse eval --model ./my-run --data shapes:count --split test --json
-  vitesse eval --model ./deit.pth --data ./photos --crop-pct 1.0 --limit 500")]
+  vitesse eval --model ./deit.pth --data ./photos --crop-pct 1.0 --limit 500
+  vitesse eval --model ./my-run --data ./flowers --shifted ./flowers-drawn ./flowers-at-night")]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -37,6 +42,12 @@ pub(super) struct Args {
     /// Evaluate on this many images only, drawn with the classes in the proportions they have [default: all]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Data")]
     limit: Option<NonZeroUsize>,
+    /// Other versions of the data set, such as drawings or noisy pictures of the same classes
+    ///
+    /// Classes are matched by name and may be fewer. The model then chooses among those alone, and is compared with itself on the
+    /// same classes of --data, chosen so too. A version's test part is taken, else validation, else all.
+    #[arg(long, num_args = 1.., value_name = "DATA", help_heading = "Data")]
+    shifted: Vec<PathBuf>,
     /// End with status 3 when a file cannot be read
     #[arg(long, help_heading = "Data")]
     strict: bool,
@@ -63,13 +74,25 @@ pub(super) struct Plan {
 }
 
 impl Args {
-    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+    pub(super) fn run(mut self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
         let (precision, backend) = (self.run.precision.precision(), self.run.engine);
+        let versions = std::mem::take(&mut self.shifted);
+        let limit = self.limit.map(NonZeroUsize::get);
         let plan = self.plan(console)?;
+        let versions = versions
+            .iter()
+            .map(|path| Version::open(path, limit, &plan))
+            .collect::<Result<Vec<_>>>()?;
         let mut runner = Runner::new(&plan.checkpoint, backend, precision, console)?;
-        let report = plan.run(&mut runner, console)?;
-        let unmet = plan.strict && report.unreadable > 0;
+        let mut report = plan.run(&mut runner, console)?;
+        let mut unreadable = report.unreadable;
+        if !versions.is_empty() {
+            let shifted = Shifted::measure(&plan, &versions, &mut runner, console)?;
+            unreadable += shifted.unreadable();
+            report.shifted = Some(shifted);
+        }
+        let unmet = plan.strict && unreadable > 0;
         Ok(Outcome::new(&report)?.with_exit(if unmet { Exit::CheckNotMet } else { Exit::Done }))
     }
 
@@ -119,15 +142,21 @@ impl Plan {
 
     /// Evaluates.
     pub(super) fn run(&self, runner: &mut Runner, console: &Console) -> Result<Report> {
-        let mut progress = console.progress("images", self.data.len());
         let begun = Instant::now();
+        let evaluation = self.measure(runner, &self.data, console)?;
+        self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
+    }
+
+    /// Measures `model`, which may be a part of the plan's, on `data`, which may be other pictures than the plan's.
+    fn measure(&self, model: &mut dyn Classifier, data: &DataSet, console: &Console) -> Result<Evaluation> {
+        let mut progress = console.progress("images", data.len());
         let mut show = |at: EvalProgress| match progress.at(at.done) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let (data, team) = (&self.data, console.team());
-        let evaluation = evaluate_together(team, runner, data, &self.preprocess, self.options, &mut show)?;
-        self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
+        let (team, options) = (console.team(), self.options);
+        let evaluation = evaluate_together(team, model, data, &self.preprocess, options, &mut show)?;
+        Ok(evaluation)
     }
 
     fn report(&self, evaluation: Evaluation, arithmetic: Arithmetic, seconds: f64) -> Result<Report> {
@@ -170,6 +199,7 @@ impl Plan {
             images_per_second: evaluation.joint.samples as f64 / seconds,
             timing: evaluation.timing,
             arithmetic,
+            shifted: None,
         })
     }
 }
@@ -206,6 +236,8 @@ pub(super) struct Report {
     timing: Timing,
     #[serde(flatten)]
     arithmetic: Arithmetic,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shifted: Option<Shifted>,
 }
 
 /// Accuracies in percent, rounded to three decimals.
@@ -231,9 +263,13 @@ struct Unreadable {
     reason: String,
 }
 
+/// To three decimals.
+fn round(percent: f64) -> f64 {
+    (percent * 1e3).round() / 1e3
+}
+
 impl Accuracy {
     fn of(metrics: &Metrics) -> Accuracy {
-        let round = |percent: f64| (percent * 1e3).round() / 1e3;
         Accuracy {
             top1: round(metrics.top1),
             top5: round(metrics.top5),
@@ -314,6 +350,9 @@ impl fmt::Display for Report {
                 .iter()
                 .try_for_each(|file| writeln!(f, "  {}", file.reason))?;
         }
-        Ok(())
+        match &self.shifted {
+            Some(shifted) => write!(f, "\n{shifted}"),
+            None => Ok(()),
+        }
     }
 }

@@ -1,0 +1,103 @@
+//! Which images a merge is proved on: pictures, as the model will see them.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+use vitesse::adapt::peft::Adapter;
+use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::model::Checkpoint;
+use vitesse_train::prepare::preprocess;
+
+use crate::cli::Console;
+use crate::cli::failure::{Failure, Result};
+
+/// The data set that the program draws.
+const DRAWN: &str = "shapes";
+
+/// Whose images they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Source {
+    /// Of the data set that was asked for.
+    Data,
+    /// Of the data set that the adapter learned from.
+    Training,
+    /// Drawn by the program.
+    Drawn,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Data => "images of the data set",
+            Source::Training => "images that the adapter learned from",
+            Source::Drawn => "drawn images",
+        })
+    }
+}
+
+/// Prepared images.
+pub(super) struct Images {
+    /// `[images, channels, height, width]`, normalised.
+    pub(super) pixels: Vec<f32>,
+    pub(super) source: Source,
+    /// The data set.
+    pub(super) data: String,
+}
+
+impl Images {
+    /// At most `count` images for `model`: of `asked`, else of the data set that the adapter learned from, if it is still
+    /// there, else drawn.
+    pub(super) fn find(
+        asked: Option<&Path>,
+        adapter: &Adapter,
+        count: usize,
+        model: &Checkpoint,
+        console: &Console,
+    ) -> Result<Images> {
+        if let Some(path) = asked {
+            let data = open(path, &OpenOptions::default())?;
+            return Images::read(&data, count, model, Source::Data, path.display().to_string());
+        }
+        if let Some(name) = &adapter.record.data {
+            let learned = OpenOptions {
+                split: Some(Split::Train),
+                ..OpenOptions::default()
+            };
+            let learned = open(name, &learned).map_err(Failure::from);
+            match learned.and_then(|data| Images::read(&data, count, model, Source::Training, name.clone())) {
+                Ok(images) => return Ok(images),
+                Err(failure) => console.note(&format!(
+                    "the images that the adapter learned from cannot be compared ({failure}); drawn ones are"
+                )),
+            }
+        }
+        let drawn = open(DRAWN, &OpenOptions::default())?;
+        Images::read(&drawn, count, model, Source::Drawn, DRAWN.to_owned())
+    }
+
+    fn read(
+        data: &DataSet,
+        count: usize,
+        model: &Checkpoint,
+        source: Source,
+        name: String,
+    ) -> Result<Images> {
+        let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
+        // Of all classes, not only of the first.
+        let data = data.limit(count, 0);
+        if data.is_empty() {
+            return Err(Failure::new("E_DATA_EMPTY", format!("`{name}` has no images")));
+        }
+        let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());
+        for index in 0..data.len() {
+            pixels.extend(prepare.run(&data.load(index)?)?);
+        }
+        Ok(Images {
+            pixels,
+            source,
+            data: name,
+        })
+    }
+}
