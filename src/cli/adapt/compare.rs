@@ -3,10 +3,12 @@
 //! Runs go seed by seed, so that whatever is finished when a comparison is broken off compares all methods; the same command
 //! with `--resume` goes on where it was, and takes in what was added to it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Value;
 use vitesse::adapt::peft::Adapter;
+use vitesse::data::Split;
 use vitesse::engine::Precision;
 use vitesse::model::Checkpoint;
 use vitesse::model::storage::atomic_write;
@@ -43,16 +45,29 @@ pub(super) struct Comparison<'a> {
     pub(super) args: &'a Args,
     pub(super) entries: Vec<Entry>,
     pub(super) seeds: Vec<u64>,
+    /// Instead of what the recipe says.
+    pub(super) data: Option<String>,
+    pub(super) output: PathBuf,
+    /// Whether what was chosen by validation learns again, from the validation images too.
+    pub(super) retrain: bool,
+    /// Whether latency is measured.
+    pub(super) measured: bool,
     pub(super) console: &'a Console,
 }
 
 impl Comparison<'_> {
     /// Everything: searches, runs, tests, latencies, files.
     pub(super) fn run(&self) -> Result<Outcome> {
+        self.check()?;
+        Outcome::new(&self.report()?)
+    }
+
+    /// The same, in a folder that was checked.
+    pub(super) fn report(&self) -> Result<Report> {
         let args = self.args;
         let recipe = self.recipe(self.entries.first(), None)?;
         let test = open_test(&recipe.data.path)?;
-        self.check()?;
+        std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
         // Every method and recipe is read before anything is computed.
         for entry in &self.entries {
             self.plan(entry, &entry.label, None)?;
@@ -74,8 +89,12 @@ impl Comparison<'_> {
                 trials.push(trial);
             }
         }
-        let speeds = self.speeds(&entries)?;
-        let output = &args.run.output;
+        let speeds = if self.measured {
+            self.speeds(&entries)?
+        } else {
+            Speeds::default()
+        };
+        let output = &self.output;
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             processor: processor(),
@@ -103,19 +122,24 @@ impl Comparison<'_> {
         for (name, text) in files {
             atomic_write(&output.join(name), |file| file.write_all(text.as_bytes()))?;
         }
-        Ok(document)
+        Ok(report)
+    }
+
+    /// Where the data are.
+    pub(super) fn data_path(&self) -> Result<String> {
+        Ok(self.recipe(self.entries.first(), None)?.data.path)
     }
 
     /// Refuses a folder that is no place for a comparison.
-    fn check(&self) -> Result<()> {
-        let output = &self.args.run.output;
+    pub(super) fn check(&self) -> Result<()> {
+        let output = &self.output;
         let occupied = std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
         if occupied && self.args.run.resumed().is_none() {
             let sentence = format!("`{}` exists and is not empty", output.display());
             let hint = "go on with the comparison in it with `--resume`, or choose another folder";
             return Err(Failure::new("E_RUN_EXISTS", sentence).hint(hint));
         }
-        std::fs::create_dir_all(output).map_err(|error| Failure::io("create", output, error))
+        Ok(())
     }
 
     /// The recipe of an entry: the method's, under the flags, under the entry's own keys.
@@ -126,21 +150,35 @@ impl Comparison<'_> {
         let defaults = super::defaults(&entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
         let mut more = entry.overrides();
+        more.extend(self.data.clone().map(|data| ("data.path", Value::String(data))));
         more.push(("train.seed", Value::Integer(seed.try_into().unwrap_or(i64::MAX))));
         self.args.recipe.resolve_over(None, defaults, more)
     }
 
     /// The run of an entry with one seed, by default the first; `label` is its row in the report.
     fn plan(&self, entry: &Entry, label: &str, seed: Option<u64>) -> Result<Plan> {
-        let recipe = self.recipe(Some(entry), seed)?;
+        let mut recipe = self.recipe(Some(entry), seed)?;
+        if self.retrain {
+            recipe.data.split = Split::TrainValidation;
+        }
         let folder = format!("seed{}", recipe.train.seed);
         Ok(Plan {
             label: label.to_owned(),
             method: entry.method()?,
-            folder: self.args.run.output.join(entry.folder()).join(folder),
+            folder: self.output.join(entry.folder()).join(folder),
             recipe,
             base: None,
         })
+    }
+
+    /// The run that a value is judged by: with the first seed, and with validation images that it does not learn from.
+    fn candidate(&self, entry: &Entry, label: &str) -> Result<Plan> {
+        let mut plan = self.plan(entry, label, None)?;
+        if self.retrain {
+            plan.recipe = self.recipe(Some(entry), None)?;
+            plan.folder = self.output.join(entry.folder()).join("search");
+        }
+        Ok(plan)
     }
 
     /// The values that are tried for an entry, if it has the setting.
@@ -162,7 +200,7 @@ impl Comparison<'_> {
             for (value, candidate) in self.candidates(entry) {
                 let text = format!("{} with {value}, on validation", entry.label);
                 self.console.say("search", &text);
-                let trial = self.plan(&candidate, &entry.label, None)?.train(self.console)?;
+                let trial = self.candidate(&candidate, &entry.label)?.train(self.console)?;
                 if trial.validation_top1.is_none() {
                     let failure = Failure::usage("there are no validation images to choose a value by");
                     return Err(failure.hint("leave `data.val_fraction` above 0, or name `data.validation`"));
@@ -183,7 +221,7 @@ impl Comparison<'_> {
         for (entry, (label, taken)) in self.entries.iter().zip(entries) {
             let mut candidates = Vec::new();
             for (value, candidate) in self.candidates(entry) {
-                let trial = self.plan(&candidate, label, None)?.found()?;
+                let trial = self.candidate(&candidate, label)?.found()?;
                 candidates.push(Candidate {
                     taken: candidate == *taken,
                     validation_top1: trial.and_then(|trial| trial.validation_top1),
@@ -251,7 +289,7 @@ impl Comparison<'_> {
     fn leave_adapter(&self, entries: &[(String, Entry)]) -> Result<()> {
         if let ([(label, entry)], [_]) = (entries, &self.seeds[..]) {
             let from = self.plan(entry, label, None)?.adapter();
-            Adapter::read(&from)?.write(&self.args.run.output.join(ADAPTER), true)?;
+            Adapter::read(&from)?.write(&self.output.join(ADAPTER), true)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | `compare` | all runs of a comparison, the search before them, the latencies after them |
 //! | `report` | what it found: JSON, CSV, text |
 //! | `page` | the same as an HTML page with charts |
+//! | `vtab` | a comparison on each task of VTAB-1k, and its score |
 
 mod compare;
 mod entry;
@@ -15,9 +16,11 @@ mod job;
 mod page;
 mod report;
 pub(super) mod trial;
+mod vtab;
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use serde::Serialize;
 use toml::Value;
@@ -39,7 +42,8 @@ use job::Job;
 /// learned and nothing else, and which `vitesse merge` folds into the base.
 ///
 /// With --compare, several methods are trained with the same budget, tested once, merged where that can be done, and measured
-/// on this machine, with their ops and merged; the folder then holds compare.html, compare.csv and compare.json.
+/// on this machine, with their ops and merged; the folder then holds compare.html, compare.csv and compare.json. Where --data is a
+/// folder of VTAB-1k's tasks, this is done for each of them, and the scores are in vtab.csv and vtab.json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,6 +52,7 @@ Examples:
   vitesse adapt --model ./deit_tiny --data ./flowers --method lora --set targets=qkv,fc1 --set rank=4 --epochs 20 -o runs/lora
   vitesse adapt --model ./deit_tiny --data ./flowers --search scale=0.1,0.5,1,5,10 -o runs/searched
   vitesse adapt --model ./deit_tiny --data ./flowers --compare linear,repadapter,lora:rank=4,full:optim.lr=5e-5 --seeds 0,1,2 -o runs/compared
+  vitesse adapt --model ./vit_base --data ./vtab-1k --compare repadapter,lora --search optim.lr=1e-3,5e-3 -o runs/vtab
   vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers")]
 pub(super) struct Args {
     /// What learns besides the head
@@ -143,9 +148,17 @@ impl Args {
             args: &self,
             entries,
             seeds,
+            data: None,
+            output: self.run.output.clone(),
+            retrain: false,
+            measured: true,
             console,
         };
-        comparison.run()
+        let data = comparison.data_path()?;
+        match &vtab::tasks(Path::new(&data))[..] {
+            [] => comparison.run(),
+            tasks => vtab::run(&comparison, tasks),
+        }
     }
 
     fn single(self, entry: &Entry, console: &Console) -> Result<Outcome> {
