@@ -67,7 +67,7 @@ impl<C: Classifier> Classifier for Restricted<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use vitesse_model::zoo;
+    use vitesse_model::Checkpoint;
 
     use super::*;
 
@@ -89,11 +89,8 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_classes_that_are_there() {
-        let spec = ModelSpec {
-            num_classes: 4,
-            ..zoo::get("vit_nano_patch4_32").unwrap()
-        };
-        let mut whole = Fixed(spec);
+        let model = Checkpoint::fresh("vit_nano_patch4_32", Some(4), None, 0).unwrap();
+        let mut whole = Fixed(model.spec);
         let mut few = Restricted::new(&mut whole, vec![3, 1]).unwrap();
         assert_eq!(few.spec().num_classes, 2);
         let heads = few.classify(&[], [2, 3, 32, 32]).unwrap();

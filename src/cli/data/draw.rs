@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Part of the data set: train, validation, test or all
+    /// Part of the data set: train, validation, trainval, test or all
     #[arg(long, value_name = "SPLIT", default_value = "train", value_parser = split)]
     split: Split,
     /// Pictures to write
