@@ -67,10 +67,22 @@ fn the_chain_leaves_models_and_a_report() {
     assert_eq!(tasks.len(), 3);
     for task in tasks {
         assert!(number(&task["largest_difference"]) < 1e-4, "{task}");
-        let (model, adapter) = (task["merged"].as_str().unwrap(), task["adapter"].as_str().unwrap());
-        let test = format!("--data {} --split test --limit 128", task["task"].as_str().unwrap());
-        let again = place.run(&format!("eval --model q/{model} {test} --json")).ended(0).json();
-        assert!((number(&again["top1"]) - number(&task["repadapter_top1"])).abs() < 1e-3, "{again}");
+        let (model, adapter) = (
+            task["merged"].as_str().unwrap(),
+            task["adapter"].as_str().unwrap(),
+        );
+        let test = format!(
+            "--data {} --split test --limit 128",
+            task["task"].as_str().unwrap()
+        );
+        let again = place
+            .run(&format!("eval --model q/{model} {test} --json"))
+            .ended(0)
+            .json();
+        assert!(
+            (number(&again["top1"]) - number(&task["repadapter_top1"])).abs() < 1e-3,
+            "{again}"
+        );
         let merge = format!("merge --model q/none/best --adapter q/{adapter} -o q/{model}-again");
         place.run(&merge).ended(0);
         fs::remove_dir_all(place.path(&format!("q/{model}-again"))).unwrap();

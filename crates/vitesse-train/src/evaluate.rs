@@ -240,12 +240,10 @@ pub(crate) fn count(
 pub(crate) fn labels(data: &DataSet, indices: &[usize]) -> Result<Vec<usize>> {
     let label = |&index: &usize| {
         let name = || data.name(index);
-        data.label(index).ok_or_else(|| vitesse_data::Error::NoLabel { name: name() })
+        data.label(index)
+            .ok_or_else(|| vitesse_data::Error::NoLabel { name: name() })
     };
-    Ok(indices
-        .iter()
-        .map(label)
-        .collect::<std::result::Result<_, _>>()?)
+    Ok(indices.iter().map(label).collect::<std::result::Result<_, _>>()?)
 }
 
 /// What one process has counted.

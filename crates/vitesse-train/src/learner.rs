@@ -345,7 +345,9 @@ impl Learner {
         let (logits, teacher) = match input {
             Input::Images(images) => {
                 let teacher = self.teacher.as_ref();
-                let teacher = teacher.map(|teacher| teacher.logits(images.clone())).transpose()?;
+                let teacher = teacher
+                    .map(|teacher| teacher.logits(images.clone()))
+                    .transpose()?;
                 (self.network.forward(images.autodiff(), &mut ctx)?, teacher)
             }
             Input::Features(features) => {

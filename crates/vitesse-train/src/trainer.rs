@@ -229,7 +229,10 @@ impl<'a> Run<'a> {
             unreadable: HashSet::new(),
         };
         if cached && run.learner.state().progress.epochs < recipe.train.epochs {
+            let began = Instant::now();
             run.features = Some(Arc::new(run.features()?));
+            // They are a part of the epoch that waits for them.
+            run.learner.state_mut().progress.running.seconds += began.elapsed().as_secs_f64();
         }
         Ok(run)
     }
@@ -242,26 +245,10 @@ impl<'a> Run<'a> {
         let mut progress = |at| events.caching(at);
         let transform = self.recipe.augment.transform(&self.preprocess)?;
         let train = self.loader.data();
-        let train = Features::of(
-            &network,
-            &device,
-            train,
-            transform,
-            workers,
-            stop,
-            &mut progress,
-        )?;
+        let train = Features::of(&network, &device, train, transform, workers, stop, &mut progress)?;
         let validation = self.validation.as_ref().map(|data| {
             let transform = self.preprocess.clone();
-            Features::of(
-                &network,
-                &device,
-                data,
-                transform,
-                workers,
-                stop,
-                &mut progress,
-            )
+            Features::of(&network, &device, data, transform, workers, stop, &mut progress)
         });
         let validation = validation.transpose()?;
         for failure in &train.failures {

@@ -294,7 +294,15 @@ fn heads_alone_learn_from_features_as_from_images() {
             device: Device::flex(),
         };
         let (stop, mut events) = (AtomicBool::new(false), Caching::default());
-        train(&recipe, start, &folder.path().join(name), existing, &stop, &mut events).unwrap();
+        train(
+            &recipe,
+            start,
+            &folder.path().join(name),
+            existing,
+            &stop,
+            &mut events,
+        )
+        .unwrap();
         let rows = RunFolder::summary(&folder.path().join(name)).unwrap();
         (events.0, rows)
     };
@@ -303,12 +311,23 @@ fn heads_alone_learn_from_features_as_from_images() {
         run("features", 0.0, Existing::Refuse),
         run("images", 1e-15, Existing::Refuse),
     );
-    assert_eq!((cached, none), (2, 0), "training and validation images, and nothing");
+    assert_eq!(
+        (cached, none),
+        (2, 0),
+        "training and validation images, and nothing"
+    );
     assert_eq!(fast.len(), 3);
     for (fast, slow) in fast.iter().zip(&slow) {
-        assert!((fast.train_loss - slow.train_loss).abs() < 1e-5, "{fast:?} {slow:?}");
+        assert!(
+            (fast.train_loss - slow.train_loss).abs() < 1e-5,
+            "{fast:?} {slow:?}"
+        );
         assert!((fast.eval_loss.unwrap() - slow.eval_loss.unwrap()).abs() < 1e-5);
         assert_eq!((fast.eval_top1, fast.steps), (slow.eval_top1, slow.steps));
     }
-    assert_eq!(run("features", 0.0, Existing::Resume).0, 0, "nothing is left to learn");
+    assert_eq!(
+        run("features", 0.0, Existing::Resume).0,
+        0,
+        "nothing is left to learn"
+    );
 }

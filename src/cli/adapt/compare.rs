@@ -242,7 +242,8 @@ impl Comparison<'_> {
     /// How long the plain model takes, and each method's, with its ops and merged.
     fn speeds(&self, entries: &[(String, Entry)]) -> Result<Speeds> {
         let threads = rayon::current_num_threads();
-        let contestant = |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
+        let contestant =
+            |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
         let Some((_, first)) = entries.first() else {
             return Ok(Speeds::default());
         };

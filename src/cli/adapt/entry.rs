@@ -166,7 +166,12 @@ mod tests {
         assert!(refused("lora:rank").contains("`rank`"));
         let unknown: Entry = "lora:scale=2".parse().unwrap();
         assert!(unknown.method().unwrap_err().to_string().contains("scale"));
-        assert!("scale=1".parse::<Search>().unwrap_err().contains("nothing to choose"));
+        assert!(
+            "scale=1"
+                .parse::<Search>()
+                .unwrap_err()
+                .contains("nothing to choose")
+        );
         assert_eq!("scale=0.1,5".parse::<Search>().unwrap().values, ["0.1", "5"]);
     }
 }

@@ -115,7 +115,14 @@ impl Job<'_> {
             teacher: None,
             device: Device::flex(),
         };
-        train(self.recipe, start, self.output, self.existing, console.stop(), watch)
+        train(
+            self.recipe,
+            start,
+            self.output,
+            self.existing,
+            console.stop(),
+            watch,
+        )
     }
 
     /// Writes what was learned in the checkpoint `found`, the head included, and tells where.

@@ -74,8 +74,14 @@ pub(super) struct Args {
           help_heading = "Comparison")]
     compare: Vec<Entry>,
     /// Train every method with each of these seeds [default: the recipe's seed]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "compare", conflicts_with = "seed",
-          help_heading = "Comparison")]
+    #[arg(
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        requires = "compare",
+        conflicts_with = "seed",
+        help_heading = "Comparison"
+    )]
     seeds: Vec<u64>,
     /// How often each model has its turn where latency is measured
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Comparison")]
@@ -135,12 +141,7 @@ impl Args {
         let seeds = if self.seeds.is_empty() {
             let entry = entries.first().unwrap_or(&single);
             let defaults = defaults(&entry.method()?);
-            vec![
-                self.recipe
-                    .resolve_over(None, defaults, Vec::new())?
-                    .train
-                    .seed,
-            ]
+            vec![self.recipe.resolve_over(None, defaults, Vec::new())?.train.seed]
         } else {
             self.seeds.clone()
         };
@@ -163,14 +164,10 @@ impl Args {
 
     fn single(self, entry: &Entry, console: &Console) -> Result<Outcome> {
         let method = entry.method()?;
-        let recipe =
-            self.recipe
-                .resolve_over(self.run.resumed(), defaults(&method), entry.overrides())?;
-        let (dry, existing, output) = (
-            self.run.dry_run,
-            self.run.existing(),
-            self.run.output.clone(),
-        );
+        let recipe = self
+            .recipe
+            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides())?;
+        let (dry, existing, output) = (self.run.dry_run, self.run.existing(), self.run.output.clone());
         let training = Training::new("adapt", recipe.clone(), self.run, console)?;
         let job = Job {
             method: &method,

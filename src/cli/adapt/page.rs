@@ -8,10 +8,7 @@ use super::report::{Report, Speeds};
 /// The page.
 pub(super) fn page(report: &Report) -> String {
     let top1 = |label: &str| report.mean(label, |trial| trial.test.as_ref().map(|test| test.top1));
-    let best = report
-        .entries
-        .iter()
-        .max_by(|a, b| top1(a).total_cmp(&top1(b)));
+    let best = report.entries.iter().max_by(|a, b| top1(a).total_cmp(&top1(b)));
     let mut page = Page::new("Ways to adapt, compared").summary(report.about());
     if let Some(best) = best {
         page = page.card("Most accurate", format!("{:.2} %", top1(best)), best.as_str());
@@ -21,7 +18,11 @@ pub(super) fn page(report: &Report) -> String {
             let trial = report.trials(label).next()?;
             let parameters = (trial.method_parameters + trial.head_parameters) as f64;
             let seconds = report.mean(label, |trial| Some(trial.seconds));
-            Some((label.to_owned(), if log { parameters } else { seconds }, top1(label)))
+            Some((
+                label.to_owned(),
+                if log { parameters } else { seconds },
+                top1(label),
+            ))
         };
         let points: Vec<_> = report.entries.iter().filter_map(|label| value(label)).collect();
         let chart = if log {

@@ -78,7 +78,9 @@ impl Speeds {
     }
 
     pub(super) fn of<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a Latency> {
-        self.latencies.iter().filter(move |latency| latency.model == model)
+        self.latencies
+            .iter()
+            .filter(move |latency| latency.model == model)
     }
 
     /// The models that were measured.
@@ -130,7 +132,10 @@ impl Report {
 
     /// The share of the seeds that recognise each test image.
     fn shares(&self, label: &str) -> Option<Vec<f64>> {
-        let tests: Vec<&Test> = self.trials(label).filter_map(|trial| trial.test.as_ref()).collect();
+        let tests: Vec<&Test> = self
+            .trials(label)
+            .filter_map(|trial| trial.test.as_ref())
+            .collect();
         let images = tests.first()?.right.len();
         let mut shares = vec![0.0; images];
         for test in &tests {
@@ -349,7 +354,9 @@ impl Report {
         match (of(true), of(false)) {
             (same, other) if other.is_empty() => format!("Step for step the plain model's plan: {same}."),
             (same, other) if same.is_empty() => format!("Not the plain model's plan: {other}."),
-            (same, other) => format!("Step for step the plain model's plan in the end: {same}; not: {other}."),
+            (same, other) => {
+                format!("Step for step the plain model's plan in the end: {same}; not: {other}.")
+            }
         }
     }
 }

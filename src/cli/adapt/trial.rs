@@ -134,7 +134,9 @@ impl Plan {
                 "`{}` holds a run of another method or other settings",
                 self.folder.display()
             );
-            return Err(Failure::new("E_RESUME", sentence).hint("repeat them, or choose another output folder"));
+            return Err(
+                Failure::new("E_RESUME", sentence).hint("repeat them, or choose another output folder")
+            );
         }
         Ok(Some(trial))
     }
@@ -185,16 +187,18 @@ impl Plan {
                 format!("a result cannot be written as JSON: {error}"),
             )
         })?;
-        atomic_write(&self.folder.join(RESULT), |file| {
-            file.write_all(text.as_bytes())
-        })?;
+        atomic_write(&self.folder.join(RESULT), |file| file.write_all(text.as_bytes()))?;
         Ok(())
     }
 
     /// The checkpoint of the best epoch, or the last where nothing was evaluated.
     fn checkpoint(&self) -> PathBuf {
         let best = self.folder.join("best");
-        if best.is_dir() { best } else { self.folder.join("final") }
+        if best.is_dir() {
+            best
+        } else {
+            self.folder.join("final")
+        }
     }
 
     /// The model as it was trained, with its ops.
@@ -250,12 +254,16 @@ impl Plan {
         };
         let mut progress = console.progress("images", data.len());
         progress.about("testing");
-        let found = evaluate(&mut recorder, data, &prepare, options, &mut |at| {
-            match progress.at(at.done) {
+        let found = evaluate(
+            &mut recorder,
+            data,
+            &prepare,
+            options,
+            &mut |at| match progress.at(at.done) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
-            }
-        })?;
+            },
+        )?;
         // Images that cannot be read are the same for all entries.
         let unreadable = |i: &usize| found.failures.iter().any(|failure| failure.index == *i);
         let readable = (0..data.len()).filter(|i| !unreadable(i));
@@ -279,7 +287,9 @@ impl Plan {
 }
 
 /// The model with all its ops folded, the reason why one cannot be, or nothing where there are none.
-pub(in crate::cli) fn fold(trained: &Checkpoint) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
+pub(in crate::cli) fn fold(
+    trained: &Checkpoint,
+) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
     if trained.spec.vit()?.ops.is_empty() {
         return Ok(None);
     }

@@ -79,7 +79,10 @@ pub(super) fn run(of: &Comparison<'_>, tasks: &[(&'static Task, PathBuf)]) -> Re
     }
     let labels: Vec<String> = of.entries.iter().map(|entry| entry.label.clone()).collect();
     let scores = labels.iter().map(|label| {
-        let accuracies: Vec<(&str, f64)> = found.iter().map(|found| (found.task, found.top1(label))).collect();
+        let accuracies: Vec<(&str, f64)> = found
+            .iter()
+            .map(|found| (found.task, found.top1(label)))
+            .collect();
         Ok(Scored {
             method: label.clone(),
             score: score(&accuracies)?,
@@ -113,7 +116,10 @@ impl Whole {
         let columns = self.labels.iter().map(|label| right(label.as_str()));
         let mut table = Table::new(std::iter::once(left("task")).chain(columns));
         for found in &self.tasks {
-            let cells = self.labels.iter().map(|label| format!("{:.2}", found.top1(label)));
+            let cells = self
+                .labels
+                .iter()
+                .map(|label| format!("{:.2}", found.top1(label)));
             table.push(std::iter::once(found.task.to_owned()).chain(cells));
         }
         table

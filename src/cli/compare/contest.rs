@@ -292,5 +292,5 @@ mod tests {
     #[test]
     fn agreement_is_a_percentage() {
         assert_eq!(agreement(&[1, 2, 3, 4], &[1, 2, 0, 4]), 75.0);
-            }
+    }
 }

@@ -156,14 +156,7 @@ fn student(folder: &Path) -> PathBuf {
     folder.join(BASE.key()).join("best")
 }
 
-fn recipe(
-    way: &Way,
-    data: &str,
-    size: Size,
-    seed: u64,
-    workers: usize,
-    output: &Path,
-) -> Result<Recipe> {
+fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: &Path) -> Result<Recipe> {
     let whole = |n: usize| Value::Integer(n as i64);
     let mut keys = defaults(way);
     // Epochs over features that are computed once cost nothing.
@@ -172,7 +165,10 @@ fn recipe(
         _ => size.adapt_epochs,
     };
     keys.extend([
-        ("model.checkpoint", Value::String(student(output).display().to_string())),
+        (
+            "model.checkpoint",
+            Value::String(student(output).display().to_string()),
+        ),
         ("data.path", Value::String(data.to_owned())),
         ("data.limit", whole(size.adapt)),
         ("data.validation_limit", whole(size.validation)),
@@ -266,7 +262,10 @@ impl Adapted {
         );
         let mut content = Content::new().text(&text).table(&table);
         if let Some(task) = self.tasks.first() {
-            let merged = format!("vitesse eval --model {output}/{} --data {} --split test", task.merged, task.task);
+            let merged = format!(
+                "vitesse eval --model {output}/{} --data {} --split test",
+                task.merged, task.task
+            );
             let again = format!(
                 "vitesse merge --model {output}/{}/best --adapter {output}/{} -o merged",
                 self.base.key(),

@@ -117,7 +117,8 @@ impl Report {
             ),
             (
                 "adapt a published model to your own pictures",
-                "vitesse adapt --model ./deit_tiny --data ./photos --method repadapter -o runs/photos".to_owned(),
+                "vitesse adapt --model ./deit_tiny --data ./photos --method repadapter -o runs/photos"
+                    .to_owned(),
             ),
             (
                 "train on your own pictures, a folder a class",

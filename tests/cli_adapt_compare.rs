@@ -1,0 +1,217 @@
+//! `adapt --compare` and `--search`: what they train, choose, measure and write.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cli_support;
+
+use std::fs;
+
+use cli_support::Place;
+use serde_json::Value;
+
+/// A step or two on a few drawn images.
+const SHORT: &str = "--limit 32 --batch-size 16 --epochs 1 --warmup-epochs 0 --rounds 1";
+
+fn place() -> Place {
+    let place = Place::new();
+    place.model("base", "deit_nano_patch8_32", 7);
+    place
+}
+
+fn labels(found: &Value) -> Vec<&str> {
+    let trials = found["trials"].as_array().unwrap().iter();
+    trials.map(|trial| trial["label"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn methods_are_trained_tested_merged_and_measured() {
+    let place = place();
+    let adapt = format!("adapt --model base --data shapes {SHORT} --json -o out");
+    let ran = place
+        .run(&format!(
+            "{adapt} --compare linear,repadapter:hidden=4,vpt --seeds 0,1"
+        ))
+        .ended(0);
+    ran.says(&[
+        "run: 1 of 6: linear, seed 0",
+        "run: 6 of 6: vpt, seed 1",
+        "models take turns",
+    ]);
+    let found = ran.json();
+    let entries = ["linear", "repadapter:hidden=4", "vpt"];
+    assert_eq!(labels(&found), [entries, entries].concat());
+    let plans = serde_json::json!([["linear", true], ["repadapter:hidden=4", true], ["vpt", false]]);
+    assert_eq!(found["speeds"]["same_plan"], plans);
+    for trial in found["trials"].as_array().unwrap() {
+        let test = &trial["test"];
+        let right = test["right"].as_str().unwrap();
+        let share = 100.0 * right.matches('1').count() as f64 / right.len() as f64;
+        assert!((share - test["top1"].as_f64().unwrap()).abs() < 1e-9, "{trial}");
+        assert!(trial["seconds"].as_f64().unwrap() > 0.0 && trial["validation_top1"].is_number());
+        match trial["label"].as_str().unwrap() {
+            "linear" => assert!(test["merged"].is_null()),
+            "vpt" => assert!(test["merged"]["refused"]["reason"].is_string(), "{test}"),
+            _ => assert!(test["merged"]["folded"]["largest_difference"].as_f64().unwrap() < 1e-4),
+        }
+    }
+    // The plain model, RepAdapter with ops and merged, prompts: with three batch sizes.
+    assert_eq!(found["speeds"]["latencies"].as_array().unwrap().len(), 4 * 3);
+    let csv = fs::read_to_string(place.path("out/compare.csv")).unwrap();
+    assert_eq!(
+        (csv.lines().count(), csv.starts_with("method,seed,top1,")),
+        (7, true)
+    );
+    let page = fs::read_to_string(place.path("out/compare.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("repadapter:hidden=4, merged"));
+    let saved = fs::read_to_string(place.path("out/compare.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&saved).unwrap(), found);
+    assert!(
+        place
+            .path("out/repadapter-hidden=4/seed1/adapter/adapter_config.json")
+            .is_file()
+    );
+
+    // A comparison is gone on with, and takes in what is new; what was finished is not trained again.
+    place
+        .run(&format!("{adapt} --compare linear"))
+        .ended(1)
+        .says(&["`out` exists", "--resume"]);
+    let more = place
+        .run(&format!("{adapt} --compare linear,vpt,norm --seeds 0 --resume"))
+        .ended(0);
+    assert_eq!(more.stderr.matches("epoch: ").count(), 1, "{}", more.stderr);
+    let more = more.json();
+    assert_eq!(labels(&more), ["linear", "vpt", "norm"]);
+    assert_eq!(more["trials"][0], found["trials"][0]);
+    // With another recipe it would compare nothing.
+    place
+        .run(&format!("{adapt} --compare linear --seeds 0 --resume --lr 0.5"))
+        .ended(1)
+        .says(&["recipe"]);
+}
+
+#[test]
+fn a_value_is_chosen_by_validation() {
+    let place = place();
+    let ran = place
+        .run(&format!(
+            "adapt --model base --data shapes --method repadapter --search scale=0.1,10 --lr 0.05 {SHORT} --json -o out"
+        ))
+        .ended(0);
+    ran.says(&[
+        "search: repadapter with 0.1, on validation",
+        "search: repadapter with 10",
+    ]);
+    let found = ran.json();
+    let candidates = found["chosen"][0]["candidates"].as_array().unwrap();
+    let top1 = |candidate: &&Value| candidate["validation_top1"].as_f64().unwrap();
+    let taken = candidates
+        .iter()
+        .find(|candidate| candidate["taken"] == true)
+        .unwrap();
+    assert!(
+        candidates
+            .iter()
+            .all(|candidate| top1(&candidate) <= top1(&taken))
+    );
+    let scale: f64 = taken["value"].as_str().unwrap().parse().unwrap();
+    assert_eq!(found["trials"][0]["method"]["scale"], scale);
+    // Only what was taken was tested, and it is where `merge` finds it.
+    for value in ["0.1", "10"] {
+        let path = format!("out/repadapter-scale={value}/seed42/result.json");
+        let result: Value = serde_json::from_str(&fs::read_to_string(place.path(&path)).unwrap()).unwrap();
+        assert_eq!(
+            result["test"].is_object(),
+            value.parse::<f64>().unwrap() == scale,
+            "{path}"
+        );
+    }
+    place
+        .run("merge --model base --adapter out/adapter -o merged")
+        .ended(0);
+}
+
+#[test]
+fn tasks_of_vtab_are_scored() {
+    let place = place();
+    for (task, shapes) in [("eurosat", "location"), ("kitti", "count")] {
+        place
+            .run(&format!(
+                "data draw shapes:{shapes} --count 24 -o vtab/{task}/images"
+            ))
+            .ended(0);
+        let mut lines: Vec<String> = Vec::new();
+        for (label, class) in fs::read_dir(place.path(&format!("vtab/{task}/images")))
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .take(4)
+            .enumerate()
+        {
+            for file in fs::read_dir(class.path()).unwrap().flatten() {
+                let (class, file) = (class.file_name(), file.file_name());
+                lines.push(format!("images/{}/{} {label}\n", class.display(), file.display()));
+            }
+        }
+        lines.sort_by_key(|line| line.chars().rev().collect::<String>());
+        for list in ["train800", "val200", "train800val200", "test"] {
+            place.write(&format!("vtab/{task}/{list}.txt"), lines.concat());
+        }
+    }
+    let ran = place
+        .run(
+            "adapt --model base --data vtab --compare linear,repadapter --search optim.lr=0.001,0.01 --batch-size 4 --epochs 1 \
+             --warmup-epochs 0 --rounds 1 --seeds 3 --json -o out",
+        )
+        .ended(0);
+    ran.says(&["task: 1 of 2: eurosat", "task: 2 of 2: kitti"]);
+    let found = ran.json();
+    assert_eq!(found["tasks"].as_array().unwrap().len(), 2);
+    let score = &found["scores"][1];
+    let top1 = |task: usize| {
+        found["tasks"][task]["trials"][1]["test"]["top1"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(score["method"], "repadapter");
+    assert!((score["mean"].as_f64().unwrap() - (top1(0) + top1(1)) / 2.0).abs() < 1e-9);
+    assert!(score["overall"].is_null() && score["missing"].as_array().unwrap().len() == 17);
+    assert!(place.path("out/eurosat/compare.html").is_file() && place.path("out/vtab.csv").is_file());
+    // What is tested learned from the validation images too.
+    let lr = |text: String| {
+        text.lines()
+            .find(|line| line.starts_with("split"))
+            .unwrap()
+            .to_owned()
+    };
+    let folders = fs::read_dir(place.path("out/kitti")).unwrap().flatten();
+    let runs = folders.filter(|entry| entry.path().join("seed3/recipe.toml").is_file());
+    let splits: Vec<String> = runs
+        .map(|entry| lr(fs::read_to_string(entry.path().join("seed3/recipe.toml")).unwrap()))
+        .collect();
+    assert_eq!(splits, ["split = \"trainval\"", "split = \"trainval\""]);
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_trained() {
+    let place = place();
+    let adapt = format!("adapt --model base --data shapes {SHORT} -o out");
+    for (more, code, say) in [
+        ("--compare lroa", 2, "`lroa` is no method"),
+        ("--compare lora:rank", 2, "expected a key and a value"),
+        ("--compare linear,lora:scale=2", 1, "scale"),
+        ("--compare linear,lora:optim.rate=2", 2, "`optim.rate`"),
+        (
+            "--compare linear --search rank=1,2",
+            2,
+            "none of the methods has a setting `rank`",
+        ),
+        ("--search scale=1", 2, "nothing to choose"),
+        ("--compare linear --method lora", 2, "cannot be used with"),
+        ("--seeds 1,2", 2, "--compare"),
+        ("--compare linear --force", 2, "neither"),
+    ] {
+        place.run(&format!("{adapt} {more}")).ended(code).says(&[say]);
+        assert!(!place.path("out").join("linear").exists(), "{more}");
+    }
+}
