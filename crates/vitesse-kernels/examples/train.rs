@@ -8,8 +8,12 @@ fn main() {
 #[cfg(feature = "train")]
 fn main() -> Result<(), String> {
     use std::time::Instant;
+
+    use rayon::prelude::*;
     use vitesse_kernels::Isa;
-    use vitesse_kernels::train::{Attention, Before, Linear, Math, Precision, Wanted, keep_memory};
+    use vitesse_kernels::train::{
+        Attention, Before, Linear, Math, Perceptron, PerceptronWanted, Precision, Wanted, keep_memory,
+    };
 
     keep_memory();
     let isa = Isa::choose()?;
@@ -109,6 +113,115 @@ fn main() -> Result<(), String> {
             drop(attention.backward(math, &out, &lse, &grad));
         });
         println!("  twelve blocks: {:.0} ms", 12e3 * total);
+
+        println!("  perceptrons: in two segments, in one, ms forward and backward, in turn");
+        for (name, rows, dim) in [
+            ("tiny", 16 * 197, 192),
+            ("small", 8 * 197, 384),
+            ("32 px", 128 * 64, 96),
+        ] {
+            let hidden = 4 * dim;
+            let [input, grad] = [(); 2].map(|()| numbers(rows * dim));
+            let [gain, shift, bias2] = [(); 3].map(|()| numbers(dim));
+            let [weight1, weight2] = [(); 2].map(|()| numbers(hidden * dim));
+            let bias1 = numbers(hidden);
+            let before = Before::Norm {
+                gain: &gain,
+                shift: &shift,
+                eps: 1e-6,
+            };
+            let first = Linear {
+                input: &input,
+                before,
+                weight: &weight1,
+                bias: Some(&bias1),
+                factors: None,
+                outputs: hidden,
+                inputs: dim,
+            };
+            let perceptron = Perceptron {
+                input: &input,
+                gain: &gain,
+                shift: &shift,
+                eps: 1e-6,
+                weight1: &weight1,
+                bias1: &bias1,
+                weight2: &weight2,
+                bias2: &bias2,
+                factors: None,
+            };
+            let all = Wanted {
+                input: true,
+                weight: true,
+                bias: true,
+                gain: true,
+                shift: true,
+            };
+            let wanted = PerceptronWanted {
+                input: true,
+                gain: true,
+                shift: true,
+                weight1: true,
+                bias1: true,
+                weight2: true,
+                bias2: true,
+            };
+            // Larger than the caches: what a step has computed in between.
+            let mut others = vec![0f32; 16 << 20];
+            let mut seconds: [Vec<f64>; 4] = Default::default();
+            for _ in 0..20 {
+                let mut timed = |i: usize, work: &mut dyn FnMut()| {
+                    others
+                        .par_chunks_mut(1 << 14)
+                        .for_each(|others| others.iter_mut().for_each(|x| *x += 1.0));
+                    let start = Instant::now();
+                    work();
+                    seconds[i].push(start.elapsed().as_secs_f64());
+                };
+                let mut kept = Vec::new();
+                timed(0, &mut || {
+                    kept = first.forward(math, None);
+                    let second = Linear {
+                        input: &kept,
+                        before: Before::Gelu,
+                        weight: &weight2,
+                        bias: Some(&bias2),
+                        factors: None,
+                        outputs: dim,
+                        inputs: hidden,
+                    };
+                    drop(second.forward(math, Some(&input)));
+                });
+                timed(1, &mut || {
+                    let second = Linear {
+                        input: &kept,
+                        before: Before::Gelu,
+                        weight: &weight2,
+                        bias: Some(&bias2),
+                        factors: None,
+                        outputs: dim,
+                        inputs: hidden,
+                    };
+                    let through = second.backward(math, &grad, all).input.unwrap_or_default();
+                    let found = first.backward(math, &through, all).input.unwrap_or_default();
+                    // The residual sum's part, which another operation adds.
+                    let sum: Vec<f32> = found.iter().zip(&grad).map(|(a, b)| a + b).collect();
+                    drop(sum);
+                });
+                timed(2, &mut || drop(perceptron.forward(math)));
+                timed(3, &mut || drop(perceptron.backward(math, &grad, wanted)));
+            }
+            let [a, b, c, d] = seconds.map(|mut seconds| {
+                seconds.sort_by(f64::total_cmp);
+                seconds[seconds.len() / 4] * 1e3
+            });
+            println!(
+                "  {name:<6} {a:6.2} + {b:6.2} = {:6.2}   {c:6.2} + {d:6.2} = {:6.2}   {:5.2}",
+                a + b,
+                c + d,
+                (a + b) / (c + d)
+            );
+        }
     }
     Ok(())
 }

@@ -38,9 +38,18 @@ pub(crate) fn gelu<S: Simd>(x: S::F) -> S::F {
 #[cfg(feature = "train")]
 #[inline(always)]
 pub(crate) fn gelu_slope<S: Simd>(x: S::F) -> S::F {
+    gelu_and_slope::<S>(x)[1]
+}
+
+/// [`gelu`] and [`gelu_slope`], which share most of their work.
+#[cfg(feature = "train")]
+#[inline(always)]
+pub(crate) fn gelu_and_slope<S: Simd>(x: S::F) -> [S::F; 2] {
     const ROOT: f32 = 0.398_942_3;
+    let below = normal_below::<S>(x);
     let density = exp::<S>(S::mul(S::mul(x, x), S::splat(-0.5)));
-    S::mul_add(S::mul(x, S::splat(ROOT)), density, normal_below::<S>(x))
+    let slope = S::mul_add(S::mul(x, S::splat(ROOT)), density, below);
+    [S::mul(x, below), slope]
 }
 
 /// The normal distribution `Φ(x)`.

@@ -7,8 +7,9 @@ mod common;
 use common::{between, isas, normals, rng};
 use vitesse_kernels::Isa;
 use vitesse_kernels::train::{
-    Attention, Before, Linear, LinearGradients, Math, NormGradients, Precision, Wanted, gelu, gelu_backward,
-    layer_norm, layer_norm_backward, reference, soft_cross_entropy, soft_cross_entropy_backward,
+    Attention, Before, Linear, LinearGradients, Math, NormGradients, Perceptron, PerceptronGradients,
+    PerceptronWanted, Precision, Wanted, gelu, gelu_backward, layer_norm, layer_norm_backward, reference,
+    soft_cross_entropy, soft_cross_entropy_backward,
 };
 use vitesse_rng::Rng;
 
@@ -211,6 +212,135 @@ fn only_what_is_wanted_is_computed_and_it_is_the_same() {
     }
 }
 
+/// What a perceptron is made of: input, gain, shift, two weights and biases, factors, and the gradient of its result.
+struct Hidden([Vec<f32>; 9], bool);
+
+impl Hidden {
+    fn new(rng: &mut Rng, [samples, each, dim, hidden]: [usize; 4]) -> Hidden {
+        let rows = samples * each;
+        let shares = (1.0 / (dim as f32).sqrt(), 1.0 / (hidden as f32).sqrt());
+        let values = [
+            (rows * dim, 1.0),
+            (dim, 1.0),
+            (dim, 1.0),
+            (hidden * dim, shares.0),
+            (hidden, 1.0),
+            (dim * hidden, shares.1),
+            (dim, 1.0),
+            (samples, 1.0),
+            (rows * dim, 1.0),
+        ];
+        let mut values =
+            values.map(|(count, scale)| normals(rng, count).into_iter().map(|x| x * scale).collect());
+        let factors: &mut Vec<f32> = &mut values[7];
+        factors
+            .iter_mut()
+            .for_each(|factor| *factor = if *factor > 0.5 { 0.0 } else { 1.25 });
+        Hidden(values, rng.bernoulli(0.5))
+    }
+
+    fn perceptron(&self) -> Perceptron<'_> {
+        let [input, gain, shift, weight1, bias1, weight2, bias2, factors, _] = &self.0;
+        Perceptron {
+            input,
+            gain,
+            shift,
+            eps: 1e-6,
+            weight1,
+            bias1,
+            weight2,
+            bias2,
+            factors: self.1.then_some(factors),
+        }
+    }
+}
+
+fn bits(bits: u32) -> PerceptronWanted {
+    let [input, gain, shift, weight1, bias1, weight2, bias2] = std::array::from_fn(|i| bits >> i & 1 == 1);
+    PerceptronWanted {
+        input,
+        gain,
+        shift,
+        weight1,
+        bias1,
+        weight2,
+        bias2,
+    }
+}
+
+fn each_of(gradients: &PerceptronGradients) -> [(&'static str, &Option<Vec<f32>>); 7] {
+    [
+        ("input", &gradients.input),
+        ("gain", &gradients.gain),
+        ("shift", &gradients.shift),
+        ("weight1", &gradients.weight1),
+        ("bias1", &gradients.bias1),
+        ("weight2", &gradients.weight2),
+        ("bias2", &gradients.bias2),
+    ]
+}
+
+#[test]
+fn perceptrons_are_the_plain_ones() {
+    let mut rng = rng("perceptron", 0);
+    let mut shapes = vec![
+        [1, 1, 1, 1],
+        [2, 32, 64, 32],
+        [3, 11, 33, 47],
+        [1, 5, 24, 900],
+        [2, 170, 40, 17],
+        [5, 131, 20, 24],
+    ];
+    shapes.extend((0..6).map(|_| {
+        [
+            between(&mut rng, 1, 4),
+            between(&mut rng, 1, 70),
+            between(&mut rng, 1, 100),
+            between(&mut rng, 1, 100),
+        ]
+    }));
+    for shape in shapes {
+        let case = Hidden::new(&mut rng, shape);
+        let (perceptron, grad) = (case.perceptron(), &case.0[8]);
+        let name = format!("{shape:?}, factors {}", case.1);
+        let expected = reference::perceptron(&perceptron);
+        let gradients = reference::perceptron_backward(&perceptron, grad);
+        for math in maths() {
+            agree(&name, math, &perceptron.forward(math), &expected);
+            let found = perceptron.backward(math, grad, bits(127));
+            for ((what, found), (_, expected)) in each_of(&found).into_iter().zip(each_of(&gradients)) {
+                let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+                agree(&format!("{what} of {name}"), math, found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_perceptron_computes_only_what_is_wanted_and_it_is_the_same() {
+    let case = Hidden::new(&mut rng("wanted hidden", 0), [3, 27, 40, 70]);
+    let (perceptron, grad) = (case.perceptron(), &case.0[8]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let isa = Isa::detect();
+        let math = Math { isa, precision };
+        let all = perceptron.backward(math, grad, bits(127));
+        for number in 0..128 {
+            let found = perceptron.backward(math, grad, bits(number));
+            let pairs = each_of(&found).into_iter().zip(each_of(&all)).enumerate();
+            for (i, ((what, found), (_, all))) in pairs {
+                let asked = number >> i & 1 == 1;
+                assert_eq!(found.is_some(), asked, "{what}, {number:b}");
+                // The sums of the last bias alone are taken without the rest, in another order.
+                if let (Some(found), Some(all), "bias2") = (found, all, what) {
+                    agree(what, math, found, all);
+                } else {
+                    assert!(!asked || found == all, "{what}, {number:b}");
+                }
+            }
+        }
+    }
+}
+
 /// `f32` as three of bf16 is no less exact than `f32` itself, on numbers of very different sizes.
 #[test]
 fn split_products_are_as_exact_as_multiplied_ones() {
@@ -340,6 +470,7 @@ fn the_number_of_threads_changes_no_bit() {
     let mut rng = rng("threads", 0);
     let mut case = Case::new(&mut rng, 1, [8, 110, 70, 96]);
     case.bias = true;
+    let hidden = Hidden::new(&mut rng, [5, 210, 70, 130]);
     let qkv = normals(&mut rng, 4 * 40 * 96);
     let grad = normals(&mut rng, 4 * 40 * 32);
     let run = |threads: usize, math| {
@@ -360,7 +491,12 @@ fn the_number_of_threads_changes_no_bit() {
             let (out, lse) = attention.forward(math);
             let back = attention.backward(math, &out, &lse, &grad);
             let gradients = linear.backward(math, &case.values[7], ALL);
-            (linear.forward(math, case.residual()), gradients, out, back)
+            let perceptron = hidden.perceptron();
+            let whole = (
+                perceptron.forward(math),
+                perceptron.backward(math, &hidden.0[8], bits(127)),
+            );
+            (linear.forward(math, case.residual()), gradients, out, back, whole)
         })
     };
     for math in maths() {

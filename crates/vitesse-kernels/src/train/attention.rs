@@ -222,20 +222,6 @@ fn pack_right<S: Simd, K: Kind>(of: Operand<'_>, depth: usize, columns: usize, t
     }
 }
 
-/// Cuts memory into parts of so many packed blocks.
-fn parts<K: Kind, const N: usize>(room: &mut Room, blocks: [usize; N]) -> [&mut [K::Element]; N] {
-    let mut rest: &mut [K::Element] = room.elements();
-    blocks.map(|blocks| {
-        let (part, after) = std::mem::take(&mut rest).split_at_mut(blocks * K::PACKED);
-        rest = after;
-        part
-    })
-}
-
-fn bytes<K: Kind>(blocks: &[usize]) -> usize {
-    blocks.iter().sum::<usize>() * K::PACKED * size_of::<K::Element>()
-}
-
 /// The result, `[tokens, Σv]`, and the logs of sums, `[tokens]`.
 struct Forward<'a, K>(Job<'a, K>, &'a mut [MaybeUninit<f32>], &'a mut [f32]);
 
@@ -253,8 +239,8 @@ impl<K: Kind> Kernel for Forward<'_, K> {
         );
         let sizes = [n * qk, n * qk, n * v, n];
         let mut maps = vec![Block::ZERO; n];
-        let mut room = Room::new(bytes::<K>(&sizes));
-        let [queries, keys, values, probs] = parts::<K, 4>(&mut room, sizes);
+        let mut room = Room::of::<K>(&sizes);
+        let [queries, keys, values, probs] = room.parts::<K, 4>(sizes);
         pack_left::<S, K>(
             Operand::Upright(job.columns(head.q, head.qk_width)),
             tokens,
@@ -386,8 +372,8 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             *dot = fold::<S>(out, grad, |out, grad, sum| S::mul_add(out, grad, sum));
         }
         let sizes = [n * qk, n * v, n * qk, n * v, n * v, n * qk, qk * n, n, n, n * n];
-        let mut room = Room::new(bytes::<K>(&sizes));
-        let [keys, vals, q_t, g_t, g_r, q_r, k_t, probs, slopes, slopes_t] = parts::<K, 10>(&mut room, sizes);
+        let mut room = Room::of::<K>(&sizes);
+        let [keys, vals, q_t, g_t, g_r, q_r, k_t, probs, slopes, slopes_t] = room.parts::<K, 10>(sizes);
         pack_left::<S, K>(Operand::Upright(k), tokens, head.qk_width, keys);
         pack_left::<S, K>(Operand::Upright(values), tokens, head.v_width, vals);
         pack_right::<S, K>(Operand::Transposed(q), head.qk_width, tokens, q_t);

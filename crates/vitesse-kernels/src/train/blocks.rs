@@ -4,7 +4,7 @@
 //! `[depth block][term][32 deep][32 columns]`, where bf16 are stored in pairs of the depths `p` and `p + 16`: both
 //! operands agree on the pairs, so any would do, and these need no shuffling.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bytemuck::Pod;
@@ -414,17 +414,17 @@ static DEPTHS: [usize; MOST_DEPTH] = [SIDE; MOST_DEPTH];
 pub(super) const MOST_DEPTH: usize = 512;
 
 thread_local! {
-    static KEPT: Cell<Option<Buffer<u8>>> = const { Cell::new(None) };
+    static KEPT: RefCell<Vec<Buffer<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Memory for packed blocks. Each thread keeps it for the next time.
+/// Memory for packed blocks. Each thread keeps it for the next time, as many as it had at once: one that waits for others
+/// may take up work that needs room too.
 pub(super) struct Room(Buffer<u8>);
 
 impl Room {
     /// So many bytes of anything.
     pub(super) fn new(bytes: usize) -> Self {
-        // A thread that waits for others may take up work that needs room too: that finds none here and makes its own.
-        let mut room = KEPT.take().unwrap_or_else(|| Buffer::zeros(0));
+        let mut room = KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| Buffer::zeros(0));
         room.resize(bytes);
         Room(room)
     }
@@ -432,10 +432,26 @@ impl Room {
     pub(super) fn elements<T: Pod>(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(self.0.as_mut_slice())
     }
+
+    /// Cut into parts of so many packed blocks.
+    pub(super) fn parts<K: Kind, const N: usize>(&mut self, blocks: [usize; N]) -> [&mut [K::Element]; N] {
+        let mut rest: &mut [K::Element] = self.elements();
+        blocks.map(|blocks| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(blocks * K::PACKED);
+            rest = after;
+            part
+        })
+    }
+
+    /// Room for so many packed blocks.
+    pub(super) fn of<K: Kind>(blocks: &[usize]) -> Self {
+        Room::new(blocks.iter().sum::<usize>() * K::PACKED * size_of::<K::Element>())
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        KEPT.set(Some(std::mem::replace(&mut self.0, Buffer::zeros(0))));
+        let room = std::mem::replace(&mut self.0, Buffer::zeros(0));
+        KEPT.with_borrow_mut(|kept| kept.push(room));
     }
 }

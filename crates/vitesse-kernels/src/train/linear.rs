@@ -188,11 +188,11 @@ impl Linear<'_> {
 }
 
 /// Bias, factor and residual.
-struct Forward<'a> {
-    bias: Option<&'a [f32]>,
-    factors: Option<(&'a [f32], usize)>,
-    residual: Option<&'a [f32]>,
-    outputs: usize,
+pub(super) struct Forward<'a> {
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) factors: Option<(&'a [f32], usize)>,
+    pub(super) residual: Option<&'a [f32]>,
+    pub(super) outputs: usize,
 }
 
 impl Finish for Forward<'_> {

@@ -17,6 +17,7 @@ mod loss;
 mod memory;
 mod norm;
 mod over_rows;
+mod perceptron;
 mod product;
 pub mod reference;
 
@@ -25,6 +26,7 @@ pub use linear::{Before, Linear, LinearGradients, Wanted, gelu, gelu_backward};
 pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
 pub use memory::{keep_memory, release_memory};
 pub use norm::{NormGradients, layer_norm, layer_norm_backward};
+pub use perceptron::{Perceptron, PerceptronGradients, PerceptronWanted};
 
 use crate::Isa;
 

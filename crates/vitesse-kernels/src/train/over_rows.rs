@@ -29,6 +29,14 @@ pub(super) fn over_rows(math: Math, left: Matrix<'_>, right: Matrix<'_>) -> (Vec
 const MOST_PARTS: usize = 8;
 const SUMS_BYTES: usize = 32 << 20;
 
+/// Into how many parts so many blocks of rows are cut, each of which has sums of `bytes` and at least `least` blocks: a
+/// power of two, so that usual numbers of threads have the same work.
+pub(super) fn parts(blocks: usize, least: usize, bytes: usize) -> usize {
+    let affordable = (SUMS_BYTES / bytes).max(2);
+    let most = blocks.div_ceil(least).min(affordable).min(MOST_PARTS);
+    1 << most.ilog2()
+}
+
 /// Blocks of rows that are packed together.
 fn chunk<K: Kind>() -> usize {
     24 / (K::TERMS * size_of::<K::Element>())
@@ -38,8 +46,7 @@ fn of_kind<K: Kind>(isa: Isa, left: Matrix<'_>, right: Matrix<'_>) -> (Vec<f32>,
     assert!(left.rows == right.rows && left.rows > 0 && left.columns > 0 && right.columns > 0);
     let (tiles, panels) = (left.columns.div_ceil(SIDE), right.columns.div_ceil(SIDE));
     let blocks = left.rows.div_ceil(SIDE);
-    let affordable = (SUMS_BYTES / (tiles * panels * AREA * size_of::<f32>())).max(2);
-    let parts = blocks.div_ceil(2 * chunk::<K>()).min(affordable).min(MOST_PARTS);
+    let parts = parts(blocks, chunk::<K>(), tiles * panels * AREA * size_of::<f32>());
     let found: Vec<(Vec<f32>, Vec<f32>)> = (0..parts)
         .into_par_iter()
         .map(|part| {
@@ -57,18 +64,7 @@ fn of_kind<K: Kind>(isa: Isa, left: Matrix<'_>, right: Matrix<'_>) -> (Vec<f32>,
         })
         .collect();
     let (sums, columns): (Vec<Vec<f32>>, Vec<Vec<f32>>) = found.into_iter().unzip();
-    let mut out = vec![0f32; left.columns * right.columns];
-    out.par_chunks_mut(SIDE * right.columns)
-        .enumerate()
-        .for_each(|(tile, out)| {
-            isa.run(Gather {
-                sums: &sums,
-                tile,
-                tiles,
-                columns: right.columns,
-                out,
-            });
-        });
+    let out = gather(isa, &sums, [left.columns, right.columns], false);
     (out, sum_parts(&columns, 0..left.columns))
 }
 
@@ -140,12 +136,31 @@ impl<K: Kind> Kernel for Part<'_, K> {
     }
 }
 
-/// 32 rows of the result, from the blocks of all parts.
+/// The matrix `[rows, columns]` whose blocks, `[panel][tile]`, are the sums of all parts' blocks, in order; or, `turned`,
+/// its transpose.
+pub(super) fn gather(isa: Isa, sums: &[Vec<f32>], [rows, columns]: [usize; 2], turned: bool) -> Vec<f32> {
+    let width = if turned { rows } else { columns };
+    let mut out = vec![0f32; rows * columns];
+    out.par_chunks_mut(SIDE * width).enumerate().for_each(|(i, out)| {
+        isa.run(Gather {
+            sums,
+            tiles: rows.div_ceil(SIDE),
+            turned,
+            i,
+            width,
+            out,
+        });
+    });
+    out
+}
+
+/// 32 rows of the result, of `width` numbers each.
 struct Gather<'a> {
     sums: &'a [Vec<f32>],
-    tile: usize,
     tiles: usize,
-    columns: usize,
+    turned: bool,
+    i: usize,
+    width: usize,
     out: &'a mut [f32],
 }
 
@@ -154,13 +169,28 @@ impl Kernel for Gather<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        for panel in 0..self.columns.div_ceil(SIDE) {
-            let width = SIDE.min(self.columns - panel * SIDE);
-            for (row, out) in self.out.chunks_exact_mut(self.columns).enumerate() {
-                let at = (panel * self.tiles + self.tile) * AREA + row * SIDE;
-                let out = &mut out[panel * SIDE..][..width];
-                for part in self.sums {
-                    add_scaled::<S>(out, &part[at..at + width], 1.0);
+        let (mut sum, mut turned) = (Block::ZERO, Block::ZERO);
+        for j in 0..self.width.div_ceil(SIDE) {
+            let [panel, tile] = if self.turned { [self.i, j] } else { [j, self.i] };
+            let at = (panel * self.tiles + tile) * AREA;
+            sum.0.as_flattened_mut().fill(0.0);
+            for part in self.sums {
+                add_scaled::<S>(sum.0.as_flattened_mut(), &part[at..at + AREA], 1.0);
+            }
+            let block = if self.turned {
+                sum.transpose::<S>(&mut turned);
+                &turned
+            } else {
+                &sum
+            };
+            let width = SIDE.min(self.width - j * SIDE);
+            for (from, to) in block.0.iter().zip(self.out.chunks_exact_mut(self.width)) {
+                let to = &mut to[j * SIDE..][..width];
+                if let Ok(to) = <&mut [f32; SIDE]>::try_from(&mut *to) {
+                    // Of known length, which needs no call.
+                    *to = *from;
+                } else {
+                    to.copy_from_slice(&from[..width]);
                 }
             }
         }

@@ -93,7 +93,7 @@ const CHUNK: usize = 24;
 
 /// How many rows one thread takes at a time: many, for each costs a pass over the right operand, but not so many that
 /// few threads have work. It depends on the shape alone.
-fn group(rows: usize) -> usize {
+pub(super) fn group(rows: usize) -> usize {
     match rows {
         2048.. => 128,
         768.. => 64,
@@ -122,10 +122,7 @@ fn of_kind<K: Kind, F: Finish>(
         let panels = columns.div_ceil(SIDE);
         let mut room = Room::new(panels * deep * K::PACKED * size_of::<K::Element>());
         let packed: &mut [K::Element] = room.elements();
-        packed
-            .par_chunks_mut(deep * K::PACKED)
-            .enumerate()
-            .for_each(|(panel, to)| isa.run(PackRight::<K> { b, first, panel, to }));
+        pack_right::<K>(isa, b, first, deep, packed);
         let packed = &*packed;
         let whole = &mut out.spare_capacity_mut()[..rows * columns];
         whole
@@ -150,6 +147,19 @@ fn of_kind<K: Kind, F: Finish>(
     // SAFETY: every chunk of the depth writes every element, and there is at least one.
     unsafe { out.set_len(rows * columns) };
     (out, parts)
+}
+
+/// Packs all columns of a right operand, `deep` blocks of its depth from the block `first` on.
+pub(super) fn pack_right<K: Kind>(
+    isa: Isa,
+    b: Operand<'_>,
+    first: usize,
+    deep: usize,
+    to: &mut [K::Element],
+) {
+    to.par_chunks_mut(deep * K::PACKED)
+        .enumerate()
+        .for_each(|(panel, to)| isa.run(PackRight::<K> { b, first, panel, to }));
 }
 
 /// Packs 32 columns of the right operand.
@@ -220,7 +230,7 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
                 for (r, sums) in sums[..count].iter_mut().enumerate() {
                     let row = i * SIDE + r;
                     let to = &mut out[row * self.columns + column..][..width];
-                    self.row::<S>(row, column, sums, to);
+                    finish_row::<S, F>(self.finish, self.begun, self.row + row, column, sums, to);
                 }
             }
         }
@@ -232,31 +242,36 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
     }
 }
 
-impl<K: Kind, F: Finish> Group<'_, K, F> {
-    /// Adds the sums of earlier chunks, finishes, and stores one row of a tile.
-    #[inline(always)]
-    fn row<S: Simd>(&self, row: usize, column: usize, sums: &mut [f32; SIDE], to: &mut [f32]) {
-        let whole = to.len() == SIDE;
-        if self.begun && whole {
-            for at in (0..SIDE).step_by(S::LANES) {
-                S::store(S::add(S::load(&sums[at..]), S::load(&to[at..])), &mut sums[at..]);
-            }
-        } else if self.begun {
-            sums.iter_mut()
-                .zip(to.iter())
-                .for_each(|(sum, earlier)| *sum += earlier);
+/// Adds what is `begun` already, finishes, and stores one row of a tile: that of the result, from `column` on.
+#[inline(always)]
+pub(super) fn finish_row<S: Simd, F: Finish>(
+    finish: Option<&F>,
+    begun: bool,
+    row: usize,
+    column: usize,
+    sums: &mut [f32; SIDE],
+    to: &mut [f32],
+) {
+    let whole = to.len() == SIDE;
+    if begun && whole {
+        for at in (0..SIDE).step_by(S::LANES) {
+            S::store(S::add(S::load(&sums[at..]), S::load(&to[at..])), &mut sums[at..]);
         }
-        if let Some(finish) = self.finish {
-            finish.row::<S>(self.row + row, column, to.len(), sums);
+    } else if begun {
+        sums.iter_mut()
+            .zip(to.iter())
+            .for_each(|(sum, earlier)| *sum += earlier);
+    }
+    if let Some(finish) = finish {
+        finish.row::<S>(row, column, to.len(), sums);
+    }
+    if whole {
+        // By vectors: a copy would be a call.
+        for at in (0..SIDE).step_by(S::LANES) {
+            S::store(S::load(&sums[at..]), &mut to[at..]);
         }
-        if whole {
-            // By vectors: a copy would be a call.
-            for at in (0..SIDE).step_by(S::LANES) {
-                S::store(S::load(&sums[at..]), &mut to[at..]);
-            }
-        } else {
-            to.copy_from_slice(&sums[..to.len()]);
-        }
+    } else {
+        to.copy_from_slice(&sums[..to.len()]);
     }
 }
 

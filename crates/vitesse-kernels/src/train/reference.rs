@@ -1,7 +1,9 @@
 //! The segments of training written plainly, one number at a time and summed in `f64`: what the fast ones are tested
 //! against.
 
-use super::{Attention, Before, Linear, LinearGradients, NormGradients, Wanted};
+use super::{
+    Attention, Before, Linear, LinearGradients, NormGradients, Perceptron, PerceptronGradients, Wanted,
+};
 
 /// As [`Linear::forward`].
 pub fn linear(map: &Linear<'_>, residual: Option<&[f32]>) -> Vec<f32> {
@@ -79,6 +81,65 @@ fn prepared(map: &Linear<'_>) -> Vec<f32> {
         Before::Nothing => map.input.to_vec(),
         Before::Norm { gain, shift, eps } => layer_norm(map.input, gain, shift, eps),
         Before::Gelu => gelu(map.input),
+    }
+}
+
+/// The two maps of a perceptron; the second one's input is `hidden`.
+fn maps<'a>(of: &'a Perceptron<'_>, hidden: &'a [f32]) -> [Linear<'a>; 2] {
+    let (dim, width) = (of.gain.len(), of.bias1.len());
+    let first = Linear {
+        input: of.input,
+        before: Before::Norm {
+            gain: of.gain,
+            shift: of.shift,
+            eps: of.eps,
+        },
+        weight: of.weight1,
+        bias: Some(of.bias1),
+        factors: None,
+        outputs: width,
+        inputs: dim,
+    };
+    let second = Linear {
+        input: hidden,
+        before: Before::Gelu,
+        weight: of.weight2,
+        bias: Some(of.bias2),
+        factors: of.factors,
+        outputs: dim,
+        inputs: width,
+    };
+    [first, second]
+}
+
+/// As [`Perceptron::forward`].
+pub fn perceptron(of: &Perceptron<'_>) -> Vec<f32> {
+    let hidden = linear(&maps(of, &[])[0], None);
+    linear(&maps(of, &hidden)[1], Some(of.input))
+}
+
+/// As [`Perceptron::backward`], all of it.
+pub fn perceptron_backward(of: &Perceptron<'_>, grad: &[f32]) -> PerceptronGradients {
+    let all = Wanted {
+        input: true,
+        weight: true,
+        bias: true,
+        gain: true,
+        shift: true,
+    };
+    let hidden = linear(&maps(of, &[])[0], None);
+    let [first, second] = maps(of, &hidden);
+    let second = linear_backward(&second, grad, all);
+    let first = linear_backward(&first, second.input.as_deref().unwrap_or_default(), all);
+    let past = |through: Vec<f32>| through.iter().zip(grad).map(|(a, b)| a + b).collect();
+    PerceptronGradients {
+        input: first.input.map(past),
+        gain: first.gain,
+        shift: first.shift,
+        weight1: first.weight,
+        bias1: first.bias,
+        weight2: second.weight,
+        bias2: second.bias,
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::fused::{self, Before, Compute, Residual};
+use super::fused::{self, Affine, Before, Compute, Residual};
 use super::params::Parameters;
 use crate::Result;
 
@@ -24,6 +24,12 @@ impl Linear {
                 None
             },
         })
+    }
+
+    /// Its weight and bias; `None` where there is no bias.
+    pub(crate) fn affine(&self) -> Option<Affine> {
+        let bias = self.bias.as_ref()?;
+        Some((self.weight.val(), bias.val()))
     }
 
     /// `[.., in]` to `[.., out]`.

@@ -301,6 +301,9 @@ impl Layer {
         }
         x = at(Site::Mid, x, &self.ops, ctx);
         if let (Some(norm), Some(mlp)) = (&self.norm2, &core.mlp) {
+            if let Some(y) = self.perceptron(norm, mlp, &x, depth, ctx) {
+                return at(Site::BlockOut, y, &self.ops, ctx);
+            }
             let (input, before) = self.normed(norm, Site::MlpIn, x.clone(), ctx);
             let hidden = mlp.hidden(input, before, &self.ops, ctx);
             let end = End {
@@ -313,6 +316,31 @@ impl Layer {
             x = self.add(x, hidden, end, depth, ctx);
         }
         at(Site::BlockOut, x, &self.ops, ctx)
+    }
+
+    /// The block's second half in one segment, unless something stands inside it.
+    fn perceptron(
+        &self,
+        norm: &LayerNorm,
+        mlp: &Mlp,
+        x: &Tensor<3>,
+        depth: usize,
+        ctx: &Ctx,
+    ) -> Option<Tensor<3>> {
+        const INSIDE: [Site; 6] = [
+            Site::MlpIn,
+            Site::Fc1,
+            Site::MlpFc1,
+            Site::MlpHidden,
+            Site::Fc2,
+            Site::MlpOut,
+        ];
+        if mlp.spec.out_idx.is_some() || INSIDE.iter().any(|&site| cut(site, &self.ops, ctx)) {
+            return None;
+        }
+        let maps = [&mlp.fc1.affine()?, &mlp.fc2.affine()?];
+        let factors = ctx.drop_path(x.dims()[0], depth, 1);
+        fused::perceptron(x, &norm.before(), maps, factors, ctx.compute)
     }
 
     /// As [`Layer::forward`], keeping only `x` for the backward pass. Nothing of the block is recorded.

@@ -1,8 +1,9 @@
 //! Segments of the forward pass, each one function with a backward pass of its own.
 //!
 //! A segment begins and ends at stations: [`linear`] takes in the norm or the GELU before a projection, and the residual
-//! sum after it; [`attention`] goes from the fused projection to the heads' outputs. Something that stands at a station in
-//! between cuts the segment there, and only there: the network then asks for the pieces.
+//! sum after it; [`attention`] goes from the fused projection to the heads' outputs; [`perceptron`] is the second half of a
+//! block. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
+//! the pieces.
 //!
 //! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
 //! and keeps nothing where none is asked for. On other backends, and with [`Compute::fused`] off, the same functions are
@@ -12,6 +13,7 @@ mod attention;
 mod conv;
 mod cross_entropy;
 mod linear;
+mod perceptron;
 mod recompute;
 mod rows;
 mod segment;
@@ -22,6 +24,7 @@ pub(crate) use attention::attention;
 pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
+pub(crate) use perceptron::{Affine, perceptron};
 pub(crate) use recompute::recompute;
 pub(crate) use rows::{gelu, layer_norm};
 

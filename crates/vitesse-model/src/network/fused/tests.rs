@@ -190,6 +190,65 @@ fn linear_maps_of_random_shapes() {
     }
 }
 
+/// A perceptron of a random shape, in one segment or composed of its pieces.
+fn perceptron_of(compute: Compute, seed: u64, dropped: bool, tracked: usize) -> Outcome {
+    let mut rng = Key::new(seed).with("perceptron").rng();
+    let shape = [
+        between(&mut rng, 1, 4),
+        between(&mut rng, 1, 40),
+        between(&mut rng, 2, 70),
+    ];
+    let ([batch, _, dim], hidden) = (shape, between(&mut rng, 1, 100));
+    let asks = |i: usize| tracked >> i & 1 == 1;
+    let numbers = shape.iter().product();
+    let x = leaf(&normals(&mut rng, numbers), shape, asks(0));
+    let [gain, shift, bias2] = [1, 2, 6].map(|i| leaf(&normals(&mut rng, dim), [dim], asks(i)));
+    let weight1 = leaf(&normals(&mut rng, hidden * dim), [hidden, dim], asks(3));
+    let bias1 = leaf(&normals(&mut rng, hidden), [hidden], asks(4));
+    let weight2 = leaf(&normals(&mut rng, hidden * dim), [dim, hidden], asks(5));
+    let factors: Option<Vec<f32>> =
+        dropped.then(|| (0..batch).map(|i| if i % 3 == 1 { 0.0 } else { 1.25 }).collect());
+    let norm = Before::Norm {
+        gain: gain.clone(),
+        shift: shift.clone(),
+        eps: 1e-3,
+    };
+    let maps = [(weight1.clone(), bias1.clone()), (weight2.clone(), bias2.clone())];
+    let whole = perceptron(&x, &norm, maps.each_ref(), factors.clone(), compute);
+    assert_eq!(whole.is_some(), compute.fused);
+    let y = whole.unwrap_or_else(|| {
+        let residual = Some(Residual {
+            x: x.clone(),
+            factors,
+        });
+        let [(weight1, bias1), (weight2, bias2)] = maps;
+        let hidden = linear(x.clone(), norm, weight1, Some(bias1), None, compute);
+        linear(hidden, Before::Gelu, weight2, Some(bias2), residual, compute)
+    });
+    let gradients = backward(&y, &normals(&mut rng, numbers));
+    let gradients = gradients.as_ref();
+    let found = vec![
+        gradient(Some(&x), gradients),
+        gradient(Some(&gain), gradients),
+        gradient(Some(&shift), gradients),
+        gradient(Some(&weight1), gradients),
+        gradient(Some(&bias1), gradients),
+        gradient(Some(&weight2), gradients),
+        gradient(Some(&bias2), gradients),
+    ];
+    (values(&y), found)
+}
+
+#[test]
+fn perceptrons_with_every_subset_of_gradients() {
+    for tracked in 0..128usize {
+        let (seed, dropped) = (tracked as u64 / 16, tracked % 2 == 0);
+        let [fused, composed] =
+            [FUSED, COMPOSED].map(|compute| perceptron_of(compute, seed, dropped, tracked));
+        assert_same(&fused, &composed, &format!("seed {seed}, tracked {tracked:b}"));
+    }
+}
+
 #[test]
 fn bf16_is_near_f32() {
     let map = Map {
