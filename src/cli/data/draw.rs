@@ -26,7 +26,7 @@ Examples:
   vitesse data draw shapes -o look
   vitesse data draw shapes:orientation -o arrows --count 800")]
 pub(super) struct Args {
-    /// Data set: `shapes[:TASK]` with a TASK of shape, count, orientation, location or silhouette; or a folder or `.csv` list
+    /// Data set: `shapes[:TASK]` with a TASK of shape, count, orientation, location, silhouette, plain-count …; or a folder or `.csv` list
     #[arg(value_name = "DATA", default_value = "shapes")]
     data: PathBuf,
     /// Folder to write

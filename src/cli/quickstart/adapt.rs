@@ -27,7 +27,7 @@ pub(super) const FOLDER: &str = "adapted";
 /// The student that is adapted: the one that learned from labels alone.
 pub(super) const BASE: Method = Method::None;
 /// What it has never been asked.
-const TASKS: [&str; 3] = ["location", "count", "orientation"];
+const TASKS: [&str; 3] = ["plain-location", "plain-count", "plain-orientation"];
 /// Rounds in which the models take turns where latency is measured, and how long a turn is.
 const ROUNDS: usize = 5;
 const TURN: Budget = Budget {

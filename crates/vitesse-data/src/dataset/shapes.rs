@@ -13,6 +13,7 @@
 //! | `shapes:orientation` | where the arrow points | 8 directions |
 //! | `shapes:location` | where the large figure is | 9 cells of a 3 x 3 grid |
 //! | `shapes:silhouette` | what the figure is | 8 figures |
+//! | `shapes:plain-count`, `shapes:plain-orientation`, `shapes:plain-location` | as above, drawn as silhouettes | |
 //!
 //! Sample `i` of a split is a pure function of (seed, task, split, i): more training pictures never change the ones
 //! before or any test picture. Only exactly rounded operations and `libm` are used, so pixels are equal on every machine.
@@ -45,6 +46,15 @@ pub enum ShapesTask {
     Location,
     /// What the only figure is, light on a dark ground.
     Silhouette,
+    /// How many figures there are, light on a dark ground.
+    #[serde(rename = "plain-count")]
+    PlainCount,
+    /// Where the only figure, an arrow, points to, light on a dark ground.
+    #[serde(rename = "plain-orientation")]
+    PlainOrientation,
+    /// Where the only figure is, light on a dark ground.
+    #[serde(rename = "plain-location")]
+    PlainLocation,
 }
 
 impl FromStr for ShapesTask {
@@ -57,8 +67,12 @@ impl FromStr for ShapesTask {
             "orientation" => Ok(ShapesTask::Orientation),
             "location" => Ok(ShapesTask::Location),
             "silhouette" => Ok(ShapesTask::Silhouette),
+            "plain-count" => Ok(ShapesTask::PlainCount),
+            "plain-orientation" => Ok(ShapesTask::PlainOrientation),
+            "plain-location" => Ok(ShapesTask::PlainLocation),
             _ => {
-                let expected = "`shape`, `count`, `orientation`, `location` or `silhouette`";
+                let expected = "`shape`, `count`, `orientation`, `location`, `silhouette`, `plain-count`, `plain-orientation` or \
+                                `plain-location`";
                 Err(Error::setting("task of shapes", &format!("`{text}`"), expected))
             }
         }
@@ -72,8 +86,8 @@ impl ShapesTask {
             ShapesTask::Shape | ShapesTask::Silhouette => &[
                 "circle", "ring", "crescent", "triangle", "square", "pentagon", "star", "cross",
             ],
-            ShapesTask::Count => &["1", "2", "3", "4", "5"],
-            ShapesTask::Orientation => &[
+            ShapesTask::Count | ShapesTask::PlainCount => &["1", "2", "3", "4", "5"],
+            ShapesTask::Orientation | ShapesTask::PlainOrientation => &[
                 "east",
                 "south-east",
                 "south",
@@ -83,7 +97,7 @@ impl ShapesTask {
                 "north",
                 "north-east",
             ],
-            ShapesTask::Location => &[
+            ShapesTask::Location | ShapesTask::PlainLocation => &[
                 "top left",
                 "top",
                 "top right",
@@ -99,15 +113,32 @@ impl ShapesTask {
 }
 
 impl ShapesTask {
+    /// Whether figures are light and flat, on a dark and flat ground, and nothing distracts.
+    fn is_plain(self) -> bool {
+        use ShapesTask::{PlainCount, PlainLocation, PlainOrientation, Silhouette};
+        matches!(self, Silhouette | PlainCount | PlainOrientation | PlainLocation)
+    }
+
+    /// How many figures its label is about; others only distract.
+    fn figures(self, label: usize) -> usize {
+        match self {
+            ShapesTask::Count | ShapesTask::PlainCount => label + 1,
+            _ => 1,
+        }
+    }
+
     /// What its labels do not survive.
     fn fragile(self) -> Fragile {
         match self {
             ShapesTask::Shape | ShapesTask::Silhouette => Fragile::default(),
-            ShapesTask::Count => Fragile {
+            ShapesTask::Count | ShapesTask::PlainCount => Fragile {
                 flip: false,
                 crop: true,
             },
-            ShapesTask::Orientation | ShapesTask::Location => Fragile {
+            ShapesTask::Orientation
+            | ShapesTask::Location
+            | ShapesTask::PlainOrientation
+            | ShapesTask::PlainLocation => Fragile {
                 flip: true,
                 crop: true,
             },
@@ -408,8 +439,7 @@ impl Scene {
         let any = |rng: &mut Rng| OUTLINES[rng.below(OUTLINES.len())];
         match task {
             ShapesTask::Silhouette => {
-                scene.corners = std::array::from_fn(|_| colour_in(20.0, 100.0, rng));
-                (scene.texture, scene.relief) = (Texture::Flat, 0.0);
+                scene.darken(rng);
                 let light = colour_in(155.0, 235.0, rng);
                 scene.figures.push(Figure {
                     outline: OUTLINES[label % OUTLINES.len()],
@@ -437,7 +467,7 @@ impl Scene {
                 );
                 scene.distract(2, base, rng);
             }
-            ShapesTask::Count => {
+            ShapesTask::Count | ShapesTask::PlainCount => {
                 let outline = any(rng);
                 for _ in 0..=label {
                     let anywhere = (0.12, 0.88);
@@ -450,7 +480,7 @@ impl Scene {
                     scene.place(place, turn(rng), base, rng);
                 }
             }
-            ShapesTask::Orientation => {
+            ShapesTask::Orientation | ShapesTask::PlainOrientation => {
                 // Eighths of a turn, the middle four fifths of each: the borders between classes are left out.
                 let eighth = std::f64::consts::PI / 4.0;
                 let angle = (label as f64 + rng.uniform_in(-0.4, 0.4)) * eighth;
@@ -468,7 +498,7 @@ impl Scene {
                 );
                 scene.distract(2, base, rng);
             }
-            ShapesTask::Location => {
+            ShapesTask::Location | ShapesTask::PlainLocation => {
                 let cell = |at: usize| {
                     let first = at as f64 / 3.0;
                     (first + 0.03, first + 1.0 / 3.0 - 0.03)
@@ -488,7 +518,21 @@ impl Scene {
                 scene.distract(3, base, rng);
             }
         }
+        // A silhouette is plain from the start.
+        if task.is_plain() && task != ShapesTask::Silhouette {
+            scene.darken(rng);
+            scene.figures.truncate(task.figures(label));
+            for figure in &mut scene.figures {
+                (figure.texture, figure.colours) = (Texture::Flat, [colour_in(155.0, 235.0, rng); 2]);
+            }
+        }
         scene
+    }
+
+    /// Makes the background dark and flat.
+    fn darken(&mut self, rng: &mut Rng) {
+        self.corners = std::array::from_fn(|_| colour_in(20.0, 100.0, rng));
+        (self.texture, self.relief) = (Texture::Flat, 0.0);
     }
 
     /// Adds a figure, apart from the figures already there if a few tries find such a place.
