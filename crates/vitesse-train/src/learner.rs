@@ -234,12 +234,13 @@ impl Learner {
         stop: impl FnOnce() -> bool,
     ) -> Result<(Taken, bool)> {
         let buffers = self.state.buffers.clone();
-        let shared = self
-            .gradients(team, lesson)
+        // Among the threads that compute: woken from outside for each piece of work, half of them would oversleep it.
+        let place = [team.rank(), team.size()];
+        let shared = rayon::scope(|_| self.gradients(place, lesson))
             .and_then(|(gradients, taken)| self.share(team, gradients, taken, stop()));
         match shared {
             Ok((gradients, taken, stop)) => {
-                self.update(&gradients, &taken, lr);
+                rayon::scope(|_| self.update(&gradients, &taken, lr));
                 Ok((taken, stop))
             }
             Err(error) => {
@@ -250,8 +251,8 @@ impl Learner {
         }
     }
 
-    /// The gradients of this process's part of the batch, and what it adds to the loss.
-    fn gradients(&mut self, team: &Team, lesson: &Lesson) -> Result<(Gradients, Taken)> {
+    /// The gradients of this process's part of the batch, and what it adds to the loss; `place` is its rank and of how many.
+    fn gradients(&mut self, place: [usize; 2], lesson: &Lesson) -> Result<(Gradients, Taken)> {
         let samples = lesson.samples();
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
@@ -263,7 +264,7 @@ impl Learner {
         };
         for first in (0..samples).step_by(part) {
             self.part(
-                team,
+                place,
                 lesson,
                 first,
                 part.min(samples - first),
@@ -331,7 +332,7 @@ impl Learner {
     /// Adds the gradients and the loss of `count` samples from `first` on, weighted as their share of the whole batch.
     fn part(
         &mut self,
-        team: &Team,
+        [rank, processes]: [usize; 2],
         lesson: &Lesson,
         first: usize,
         count: usize,
@@ -339,9 +340,9 @@ impl Learner {
         taken: &mut Taken,
     ) -> Result<()> {
         let samples = lesson.samples();
-        let share = count as f64 / (samples * team.size()) as f64;
+        let share = count as f64 / (samples * processes) as f64;
         let Lesson { input, targets } = lesson.part(first, count);
-        let mut ctx = self.context(team.rank() * samples + first);
+        let mut ctx = self.context(rank * samples + first);
         let (logits, teacher) = match input {
             Input::Images(images) => {
                 let teacher = self.teacher.as_ref();
