@@ -18,6 +18,7 @@ use vitesse_kernels::train::keep_memory;
 use vitesse_train::adamw::OptimConfig;
 use vitesse_train::learner::{Learner, Lesson, Settings};
 use vitesse_train::loss::{Distillation, target_rows};
+use vitesse_train::recipe::{self, TrainConfig};
 use vitesse_train::state::State;
 
 use super::measure::{Budget, quantile, repeat};
@@ -57,14 +58,12 @@ pub(super) enum Amp {
 impl Args {
     /// How steps compute.
     fn compute(&self) -> Compute {
-        Compute {
-            precision: match self.amp {
-                None => Precision::F32,
-                Some(Amp::Bf16) => Precision::Bf16,
-            },
+        let train = TrainConfig {
+            amp: self.amp.map(|Amp::Bf16| recipe::Amp::Bf16),
             grad_checkpointing: self.grad_checkpointing,
-            ..Compute::default()
-        }
+            ..TrainConfig::default()
+        };
+        train.compute()
     }
 }
 
