@@ -133,11 +133,11 @@ fn a_value_is_chosen_by_validation() {
 
 #[test]
 fn tasks_of_vtab_are_scored() {
-    let place = place();
+    let (place, mut all) = (place(), Vec::new());
     for (task, shapes) in [("eurosat", "location"), ("kitti", "count")] {
         place
             .run(&format!(
-                "data draw shapes:{shapes} --count 24 -o vtab/{task}/images"
+                "data draw shapes:{shapes} --count 48 -o vtab/{task}/images"
             ))
             .ended(0);
         let mut lines: Vec<String> = Vec::new();
@@ -154,9 +154,16 @@ fn tasks_of_vtab_are_scored() {
             }
         }
         lines.sort_by_key(|line| line.chars().rev().collect::<String>());
-        for list in ["train800", "val200", "train800val200", "test"] {
+        let (learned, held) = lines.split_at(12);
+        for (list, lines) in [
+            ("train800", learned),
+            ("val200", held),
+            ("train800val200", &lines),
+            ("test", held),
+        ] {
             place.write(&format!("vtab/{task}/{list}.txt"), lines.concat());
         }
+        all.push(lines.len());
     }
     let ran = place
         .run(
@@ -174,6 +181,14 @@ fn tasks_of_vtab_are_scored() {
             .unwrap()
     };
     assert_eq!(score["method"], "repadapter");
+    for (task, all) in all.iter().enumerate() {
+        let task = &found["tasks"][task];
+        assert_eq!(task["train_images"].as_u64().unwrap(), *all as u64);
+        assert!(*all > 12 && task["test_images"].as_u64().unwrap() == *all as u64 - 12);
+        // By the last epoch of a run that had nothing to validate on; the choice before it had.
+        assert!(task["trials"][1]["validation_top1"].is_null());
+        assert!(task["chosen"][1]["candidates"][0]["validation_top1"].is_number());
+    }
     assert!((score["mean"].as_f64().unwrap() - (top1(0) + top1(1)) / 2.0).abs() < 1e-9);
     assert!(score["overall"].is_null() && score["missing"].as_array().unwrap().len() == 17);
     assert!(place.path("out/eurosat/compare.html").is_file() && place.path("out/vtab.csv").is_file());
@@ -210,6 +225,9 @@ fn mistakes_are_told_before_anything_is_trained() {
         ("--compare linear --method lora", 2, "cannot be used with"),
         ("--seeds 1,2", 2, "--compare"),
         ("--compare linear --force", 2, "neither"),
+        ("--compare lora,lora", 2, "`lora` is there twice"),
+        ("--compare lora --seeds 4,3,4", 2, "the seed 4 is there twice"),
+        ("--search scale=1,2 --split trainval", 2, "no validation images"),
     ] {
         place.run(&format!("{adapt} {more}")).ended(code).says(&[say]);
         assert!(!place.path("out").join("linear").exists(), "{more}");

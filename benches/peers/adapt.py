@@ -8,7 +8,7 @@ Same weights, images, order of magnitude of everything: LoRA of rank 8 on qkv an
 cosine by the step; two threads compute and two workers read. The probe learns on features that are computed once, in both
 programs. Seconds are those of training with its one evaluation on validation, from the first image to the last; a process's
 start does not count. The programs take turns. Then the adapters are exchanged: PEFT loads ours, timm loads our merge, and the
-logits of 64 test images are compared.
+logits of 64 images of noise are compared.
 """
 
 import argparse
@@ -222,7 +222,7 @@ def write(args, about, found, exchanged):
         )
     if exchanged:
         told = ", ".join(f"{name} {value:.1e}" for name, value in exchanged.items())
-        lines += ["", f"Largest difference of the logits of 64 images to ours: {told}."]
+        lines += ["", f"Largest difference of the logits of 64 images of noise to ours: {told}."]
     document.section(args.output, "peers", lines)
 
 

@@ -80,6 +80,12 @@ impl Failure {
         }
     }
 
+    /// The stable code.
+    #[cfg(feature = "train")]
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// The same with a hint what to try.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
         Failure {

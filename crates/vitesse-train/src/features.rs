@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_data::{DataSet, Failure, Loader, LoaderOptions, OnError, Transform};
-use vitesse_model::network::{Ctx, Logits, Network};
+use vitesse_model::network::{Compute, Ctx, Logits, Network};
 
 use crate::evaluate::{EvalProgress, Heads};
 use crate::loss::rows;
@@ -51,13 +51,13 @@ pub(crate) fn suffice(recipe: &Recipe, state: &State, images: usize) -> bool {
 }
 
 impl Features {
-    /// Runs `network` on all of `data`, prepared by `transform`.
+    /// Runs `network` on all of `data`, prepared by `transform`, computing as `compute` says.
     ///
     /// # Errors
     /// [`Error::Interrupted`] when `stop` was set, [`Error::NothingReadable`], and what the network says.
     pub(crate) fn of(
-        network: &Network,
-        device: &Device,
+        (network, device): (&Network, &Device),
+        compute: Compute,
         data: &DataSet,
         transform: impl Transform + 'static,
         workers: usize,
@@ -86,7 +86,9 @@ impl Features {
             features.failures.extend(batch.failures);
             if !batch.indices.is_empty() {
                 let images = Tensor::from_data(TensorData::new(batch.images, batch.shape), device);
-                let found = network.features(images, &mut Ctx::eval())?;
+                let mut ctx = Ctx::eval();
+                ctx.compute = compute;
+                let found = rayon::scope(|_| network.features(images, &mut ctx))?;
                 features.put(data.len(), &batch.indices, &found)?;
             }
             progress(EvalProgress {

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess, Replica};
+use vitesse_model::network::Compute;
 use vitesse_rng::Key;
 
 use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, count, evaluate_together, labels};
@@ -245,10 +246,13 @@ impl<'a> Run<'a> {
         let mut progress = |at| events.caching(at);
         let transform = self.recipe.augment.transform(&self.preprocess)?;
         let train = self.loader.data();
-        let train = Features::of(&network, &device, train, transform, workers, stop, &mut progress)?;
+        let on = (&network, &device);
+        // As each epoch would compute them, and each evaluation.
+        let (learning, judging) = (self.recipe.train.compute(), Compute::default());
+        let train = Features::of(on, learning, train, transform, workers, stop, &mut progress)?;
         let validation = self.validation.as_ref().map(|data| {
             let transform = self.preprocess.clone();
-            Features::of(&network, &device, data, transform, workers, stop, &mut progress)
+            Features::of(on, judging, data, transform, workers, stop, &mut progress)
         });
         let validation = validation.transpose()?;
         for failure in &train.failures {

@@ -271,46 +271,37 @@ impl Events for Caching {
     }
 }
 
+/// The recipe of runs in which an image is the same each time, but for flips.
+fn fixed(flip: f64) -> Recipe {
+    let augment = "[augment]\ncrop = \"resized\"\nscale = [1.0, 1.0]\nratio = [1.0, 1.0]\naa = \"none\"\n\
+                   color_jitter = 0.0\nreprob = 0.0\nmixup = 0.0\ncutmix = 0.0\naug_repeats = 1\n";
+    let mut recipe = recipe(&format!("{TRAIN}{augment}hflip = {flip:?}\n"));
+    recipe.model.eval_mode = true;
+    recipe
+}
+
 #[test]
 fn heads_alone_learn_from_features_as_from_images() {
     let folder = tempfile::tempdir().unwrap();
-    let run = |name: &str, flip: f64, existing| {
-        let augment = "[augment]\ncrop = \"resized\"\nscale = [1.0, 1.0]\nratio = [1.0, 1.0]\naa = \"none\"\n\
-                       color_jitter = 0.0\nreprob = 0.0\nmixup = 0.0\ncutmix = 0.0\naug_repeats = 1\n";
-        let mut recipe = recipe(&format!("{TRAIN}{augment}hflip = {flip:?}\n"));
-        recipe.model.eval_mode = true;
-        let heads = |name: &str| name.starts_with("head.");
-        let saved = RunFolder::state_in(&folder.path().join(name));
-        let state = if existing == Existing::Resume {
-            State::load(&saved, &recipe.optim).unwrap()
-        } else {
-            state_of(&recipe, heads)
-        };
+    let run = |name: &str, flip: f64| {
+        let recipe = fixed(flip);
         let start = Start {
-            state,
+            state: state_of(&recipe, |name| name.starts_with("head.")),
             train: data(36),
             validation: Some(data(12)),
             teacher: None,
             device: Device::flex(),
         };
-        let (stop, mut events) = (AtomicBool::new(false), Caching::default());
-        train(
-            &recipe,
-            start,
-            &folder.path().join(name),
-            existing,
-            &stop,
-            &mut events,
-        )
-        .unwrap();
-        let rows = RunFolder::summary(&folder.path().join(name)).unwrap();
-        (events.0, rows)
+        let (path, stop, mut events) = (
+            folder.path().join(name),
+            AtomicBool::new(false),
+            Caching::default(),
+        );
+        train(&recipe, start, &path, Existing::Refuse, &stop, &mut events).unwrap();
+        (events.0, RunFolder::summary(&path).unwrap())
     };
     // So rare a flip never happens, but keeps the images from being always the same.
-    let ((cached, fast), (none, slow)) = (
-        run("features", 0.0, Existing::Refuse),
-        run("images", 1e-15, Existing::Refuse),
-    );
+    let ((cached, fast), (none, slow)) = (run("features", 0.0), run("images", 1e-15));
     assert_eq!(
         (cached, none),
         (2, 0),
@@ -325,9 +316,33 @@ fn heads_alone_learn_from_features_as_from_images() {
         assert!((fast.eval_loss.unwrap() - slow.eval_loss.unwrap()).abs() < 1e-5);
         assert_eq!((fast.eval_top1, fast.steps), (slow.eval_top1, slow.steps));
     }
-    assert_eq!(
-        run("features", 0.0, Existing::Resume).0,
-        0,
-        "nothing is left to learn"
-    );
+}
+
+#[test]
+fn a_run_on_features_that_is_broken_off_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = fixed(0.0);
+    let heads = |name: &str| name.starts_with("head.");
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    go(
+        &recipe,
+        &whole,
+        Existing::Refuse,
+        state_of(&recipe, heads),
+        usize::MAX,
+    )
+    .unwrap();
+    let broken = go(&recipe, &parts, Existing::Refuse, state_of(&recipe, heads), 6);
+    assert!(matches!(broken, Err(Error::Interrupted)));
+    let saved = State::load(&RunFolder::state_in(&parts), &recipe.optim).unwrap();
+    assert_eq!((saved.progress.step, saved.progress.epochs), (6, 1));
+    go(&recipe, &parts, Existing::Resume, saved, usize::MAX).unwrap();
+    let weights = |path: &Path| std::fs::read(path.join("final/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&parts));
+    let rows = |path: &Path| -> Vec<_> {
+        let rows = RunFolder::summary(path).unwrap().into_iter();
+        rows.map(|row| (row.train_loss, row.eval_loss, row.eval_top1, row.steps))
+            .collect()
+    };
+    assert_eq!(rows(&whole), rows(&parts));
 }

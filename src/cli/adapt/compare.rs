@@ -13,6 +13,7 @@ use vitesse::engine::Precision;
 use vitesse::model::Checkpoint;
 use vitesse::model::storage::atomic_write;
 use vitesse_train::Recipe;
+use vitesse_train::run::RunFolder;
 
 use super::Args;
 use super::entry::{Entry, Search};
@@ -64,7 +65,6 @@ impl Comparison<'_> {
 
     /// The same, in a folder that was checked.
     pub(super) fn report(&self) -> Result<Report> {
-        let args = self.args;
         let recipe = self.recipe(self.entries.first(), None)?;
         let test = open_test(&recipe.data.path)?;
         std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
@@ -101,11 +101,13 @@ impl Comparison<'_> {
             threads: rayon::current_num_threads(),
             output: output.display().to_string(),
             page: output.join(PAGE).display().to_string(),
-            model: args.recipe.model().unwrap_or_default().to_owned(),
+            model: match (&recipe.model.checkpoint, &recipe.model.name) {
+                (Some(path), _) => path.display().to_string(),
+                (None, name) => name.clone().unwrap_or_default(),
+            },
             data: recipe.data.path.clone(),
-            train_images: recipe.data.open()?.0.len(),
+            train_images: self.plan_of(&entries)?.recipe.data.open()?.0.len(),
             test_images: test.len(),
-            epochs: recipe.train.epochs,
             seeds: self.seeds.clone(),
             entries: entries.iter().map(|(label, _)| label.clone()).collect(),
             chosen: self.chosen(&entries)?,
@@ -125,6 +127,14 @@ impl Comparison<'_> {
         Ok(report)
     }
 
+    /// The first run.
+    fn plan_of(&self, entries: &[(String, Entry)]) -> Result<Plan> {
+        match entries.first() {
+            Some((label, entry)) => self.plan(entry, label, None),
+            None => Err(Failure::usage("there is nothing to compare")),
+        }
+    }
+
     /// Where the data are.
     pub(super) fn data_path(&self) -> Result<String> {
         Ok(self.recipe(self.entries.first(), None)?.data.path)
@@ -138,6 +148,10 @@ impl Comparison<'_> {
             let sentence = format!("`{}` exists and is not empty", output.display());
             let hint = "go on with the comparison in it with `--resume`, or choose another folder";
             return Err(Failure::new("E_RUN_EXISTS", sentence).hint(hint));
+        }
+        if RunFolder::recipe(output).is_ok() {
+            let sentence = format!("`{}` holds a run of a single method", output.display());
+            return Err(Failure::new("E_RUN_EXISTS", sentence).hint("choose another folder"));
         }
         Ok(())
     }
@@ -168,6 +182,7 @@ impl Comparison<'_> {
             folder: self.output.join(entry.folder()).join(folder),
             recipe,
             base: None,
+            memory: true,
         })
     }
 
@@ -184,7 +199,7 @@ impl Comparison<'_> {
     /// The values that are tried for an entry, if it has the setting.
     fn candidates(&self, entry: &Entry) -> Vec<(String, Entry)> {
         match &self.args.search {
-            Some(Search { key, values }) if entry.knows(key) => values
+            Some(Search { key, values }) if entry.knows(key) && !entry.sets(key) => values
                 .iter()
                 .map(|value| (value.clone(), entry.with(key, value)))
                 .collect(),
@@ -197,19 +212,34 @@ impl Comparison<'_> {
         let mut found = Vec::new();
         for entry in &self.entries {
             let mut best: Option<(Trial, Entry)> = None;
+            let mut diverged = None;
             for (value, candidate) in self.candidates(entry) {
                 let text = format!("{} with {value}, on validation", entry.label);
                 self.console.say("search", &text);
-                let trial = self.candidate(&candidate, &entry.label)?.train(self.console)?;
-                if trial.validation_top1.is_none() {
+                let plan = self.candidate(&candidate, &entry.label)?;
+                if plan.recipe.data.open()?.1.is_none() {
                     let failure = Failure::usage("there are no validation images to choose a value by");
                     return Err(failure.hint("leave `data.val_fraction` above 0, or name `data.validation`"));
                 }
+                let trial = match plan.train(self.console) {
+                    Ok(trial) => trial,
+                    // A value that is much too large is not taken; if all are, there is nothing to take.
+                    Err(failure) if failure.code() == "E_DIVERGED" => {
+                        self.console.note(&format!("{value} is not taken: {failure}"));
+                        diverged = Some(failure);
+                        continue;
+                    }
+                    Err(failure) => return Err(failure),
+                };
                 if best.as_ref().is_none_or(|(best, _)| better(&trial, best)) {
                     best = Some((trial, candidate));
                 }
             }
-            let chosen = best.map_or_else(|| entry.clone(), |(_, candidate)| candidate);
+            let chosen = match (best, diverged) {
+                (Some((_, candidate)), _) => candidate,
+                (None, Some(failure)) => return Err(failure),
+                (None, None) => entry.clone(),
+            };
             found.push((entry.label.clone(), chosen));
         }
         Ok(found)

@@ -31,7 +31,9 @@ impl FromStr for Entry {
                 Method::NAMES.join(", ")
             ));
         }
-        let settings = parts.map(setting).collect::<std::result::Result<_, _>>()?;
+        let settings = parts.map(setting).collect::<std::result::Result<Vec<_>, _>>()?;
+        let names = |(key, value): (String, String)| (key, value.replace('+', ","));
+        let settings = settings.into_iter().map(names).collect();
         Ok(Entry {
             label: text.to_owned(),
             method: method.to_owned(),
@@ -70,11 +72,14 @@ impl Entry {
         key.contains('.') || serde_json::json!(method).get(key).is_some()
     }
 
+    /// Whether it says what `key` is.
+    pub(super) fn sets(&self, key: &str) -> bool {
+        self.settings.iter().any(|(known, _)| known == key)
+    }
+
     pub(super) fn method(&self) -> Result<Method> {
         let own = self.settings.iter().filter(|(key, _)| !key.contains('.'));
-        let own: Vec<(&str, String)> = own
-            .map(|(key, value)| (key.as_str(), value.replace('+', ",")))
-            .collect();
+        let own: Vec<(&str, String)> = own.map(|(key, value)| (key.as_str(), value.clone())).collect();
         Ok(Method::parse(&self.method, &own)?)
     }
 
@@ -88,7 +93,7 @@ impl Entry {
     /// A folder's name.
     pub(super) fn folder(&self) -> String {
         let plain = |c: char| {
-            if c.is_alphanumeric() || "=.-_+".contains(c) {
+            if c.is_alphanumeric() || "=.-_".contains(c) {
                 c
             } else {
                 '-'
@@ -110,7 +115,7 @@ impl FromStr for Search {
 
     fn from_str(text: &str) -> std::result::Result<Search, String> {
         let (key, values) = setting(text)?;
-        let values: Vec<String> = values.split(',').map(str::to_owned).collect();
+        let values: Vec<String> = values.split(',').map(|value| value.replace('+', ",")).collect();
         if values.len() < 2 || values.iter().any(String::is_empty) {
             return Err(format!(
                 "`{text}` leaves nothing to choose; expected several values, such as scale=0.1,1,10"
@@ -151,10 +156,10 @@ mod tests {
         };
         assert_eq!(config.rank, 4);
         assert_eq!(entry.overrides(), [("optim.lr", Value::Float(5e-3))]);
-        assert_eq!(entry.folder(), "lora-rank=4-targets=qkv+fc1-optim.lr=5e-3");
+        assert_eq!(entry.folder(), "lora-rank=4-targets=qkv-fc1-optim.lr=5e-3");
         assert_eq!(
             entry.with("rank", "8").label,
-            "lora:targets=qkv+fc1:optim.lr=5e-3:rank=8"
+            "lora:targets=qkv,fc1:optim.lr=5e-3:rank=8"
         );
         assert!(entry.knows("rank") && entry.knows("train.epochs") && !entry.knows("scale"));
     }

@@ -63,7 +63,8 @@ pub(super) struct Args {
     settings: Vec<(String, String)>,
     /// Try these values of a setting with the first seed, and go on with the one that does best on validation images
     ///
-    /// The setting is the method's, such as scale, or the recipe's, such as optim.lr. Methods without it are left alone.
+    /// The setting is the method's, such as scale, or the recipe's, such as optim.lr. Methods without it, and those that say
+    /// what it is, are left alone.
     #[arg(long, value_name = "KEY=V,V…", help_heading = "Method")]
     search: Option<Search>,
     /// Compare these methods; the first is what the others are compared with
@@ -145,6 +146,16 @@ impl Args {
         } else {
             self.seeds.clone()
         };
+        let mut labels: Vec<&str> = entries.iter().map(|entry| entry.label.as_str()).collect();
+        labels.sort_unstable();
+        let mut known = seeds.clone();
+        known.sort_unstable();
+        if let Some([twice, _]) = labels.array_windows().find(|[a, b]| a == b) {
+            return Err(Failure::usage(format!("`{twice}` is there twice")));
+        }
+        if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
+            return Err(Failure::usage(format!("the seed {twice} is there twice")));
+        }
         let comparison = Comparison {
             args: &self,
             entries,

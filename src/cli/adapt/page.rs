@@ -43,13 +43,15 @@ pub(super) fn page(report: &Report) -> String {
             .text("Searched for on validation images, with the first seed:")
             .table(&searches);
     }
-    let speeds = Content::new()
-        .table(&report.latencies())
-        .text(&report.plans())
-        .chart(&latencies(report));
-    page.section("Accuracy", accuracies)
-        .section("Latency", speeds)
-        .section("Every run", Content::new().table(&report.csv()))
+    page = page.section("Accuracy", accuracies);
+    if !report.speeds.latencies.is_empty() {
+        let speeds = Content::new()
+            .table(&report.latencies())
+            .text(&report.plans())
+            .chart(&latencies(report));
+        page = page.section("Latency", speeds);
+    }
+    page.section("Every run", Content::new().table(&report.csv()))
         .provenance([
             ("Vitesse", report.version.to_owned()),
             (

@@ -20,7 +20,6 @@ pub(super) struct Report {
     pub(super) data: String,
     pub(super) train_images: usize,
     pub(super) test_images: usize,
-    pub(super) epochs: usize,
     pub(super) seeds: Vec<u64>,
     /// As typed, in their order; the first is what the others are compared with.
     pub(super) entries: Vec<String>,
@@ -325,12 +324,21 @@ impl Report {
             1 => "one seed".to_owned(),
             n => format!("{n} seeds, mean ± standard deviation"),
         };
+        let epochs = self.trials.iter().map(|trial| trial.epochs);
+        let epochs = match (epochs.clone().min(), epochs.max()) {
+            (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
+            (least, _) => least.unwrap_or_default().to_string(),
+        };
+        let chosen = if self.trials.iter().any(|trial| trial.validation_top1.is_some()) {
+            "the best epoch by validation"
+        } else {
+            "the last epoch"
+        };
         format!(
-            "{} on {}: {} images, {} epochs each, {seeds}; tested once on {} images; best epoch by validation.",
+            "{} on {}: {} images, {epochs} epochs, {seeds}; {chosen} tested once on {} images.",
             self.model,
             self.data,
             format::count(self.train_images as u64),
-            self.epochs,
             format::count(self.test_images as u64)
         )
     }
@@ -366,6 +374,9 @@ impl fmt::Display for Report {
         writeln!(f, "{}\n\n{}\n{}", self.about(), self.accuracies(), self.legend())?;
         if let Some(searches) = self.searches() {
             writeln!(f, "\n{searches}")?;
+        }
+        if self.speeds.latencies.is_empty() {
+            return writeln!(f, "\n`{}` shows it with charts", self.page);
         }
         writeln!(
             f,

@@ -23,6 +23,7 @@ use crate::cli::classify::{Recorder, origin};
 use crate::cli::doctor::machine::{peak_memory, reset_peak_memory};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::merge::compare;
+use crate::cli::merge::images::pixels;
 use crate::cli::training::Watch;
 
 /// What stands beside a finished run.
@@ -55,7 +56,7 @@ pub(in crate::cli) struct Trial {
     pub(in crate::cli) test: Option<Test>,
     /// Of training with its evaluations.
     pub(in crate::cli) seconds: f64,
-    /// The most memory in use while it was trained, where the system tells.
+    /// The most memory in use while it was trained, where that was measured and the system tells.
     pub(in crate::cli) peak_memory_bytes: Option<u64>,
 }
 
@@ -99,6 +100,8 @@ pub(in crate::cli) struct Plan {
     pub(in crate::cli) folder: PathBuf,
     /// Where the base is now, if it is not yet where the recipe says.
     pub(in crate::cli) base: Option<PathBuf>,
+    /// Whether the peak of memory is measured, for which that of the process so far is forgotten.
+    pub(in crate::cli) memory: bool,
 }
 
 impl Plan {
@@ -138,7 +141,8 @@ impl Plan {
                 Failure::new("E_RESUME", sentence).hint("repeat them, or choose another output folder")
             );
         }
-        Ok(Some(trial))
+        let label = self.label.clone();
+        Ok(Some(Trial { label, ..trial }))
     }
 
     /// Trains, or goes on with it, and keeps the result.
@@ -147,7 +151,7 @@ impl Plan {
             return Ok(trial);
         }
         release_memory();
-        let known = reset_peak_memory();
+        let known = self.memory && reset_peak_memory();
         let job = self.job();
         let ready = job.ready(console)?;
         console.note(&ready.trainable().to_string());
@@ -227,10 +231,7 @@ impl Plan {
             None => (trained, None),
             Some(Err(reason)) => (trained, Some(Merged::Refused { reason })),
             Some(Ok(model)) => {
-                let mut images = Vec::new();
-                for index in 0..data.len().min(PROOF_IMAGES) {
-                    images.extend(prepare.run(&data.load(index)?)?);
-                }
+                let images = pixels(data, PROOF_IMAGES, &trained)?;
                 let proof = compare(&model, &trained, &images)?;
                 if !proof.is_met() {
                     return Err(unequal(&self.folder, &proof));

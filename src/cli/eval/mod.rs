@@ -79,6 +79,8 @@ impl Args {
         let (precision, backend) = (self.run.precision.precision(), self.run.engine);
         let versions = std::mem::take(&mut self.shifted);
         let limit = self.limit.map(NonZeroUsize::get);
+        // The classes of a version are more than those of a few images of it.
+        let whole = (!versions.is_empty()).then(|| self.data.open()).transpose()?;
         let plan = self.plan(console)?;
         let versions = versions
             .iter()
@@ -87,8 +89,8 @@ impl Args {
         let mut runner = Runner::new(&plan.checkpoint, backend, precision, console)?;
         let mut report = plan.run(&mut runner, console)?;
         let mut unreadable = report.unreadable;
-        if !versions.is_empty() {
-            let shifted = Shifted::measure(&plan, &versions, &mut runner, console)?;
+        if let Some(whole) = &whole {
+            let shifted = Shifted::measure(&plan, (whole, limit), &versions, &mut runner, console)?;
             unreadable += shifted.unreadable();
             report.shifted = Some(shifted);
         }

@@ -55,10 +55,7 @@ impl Version {
     /// Opens `path`, whose classes must be among those of `clean`: matched by name, in any order, not necessarily all.
     pub(super) fn open(path: &Path, limit: Option<usize>, clean: &Plan) -> Result<Version> {
         let name = path.display().to_string();
-        let mut data = open(path, &OpenOptions::default())?;
-        if let Some(limit) = limit {
-            data = data.limit(limit, 0);
-        }
+        let data = open(path, &OpenOptions::default())?;
         if let Some(index) = (0..data.len()).find(|&index| data.label(index).is_none()) {
             let sentence = format!("`{}` of `{name}` has no label", data.name(index));
             return Err(Failure::new("E_DATA_LABEL", sentence));
@@ -76,16 +73,25 @@ impl Version {
             return Err(Failure::new("E_DATA_LABEL", sentence).hint(hint));
         }
         Ok(Version {
-            data: data.of_classes(&names),
+            data: limited(data.of_classes(&names), limit),
             name,
         })
     }
 }
 
+fn limited(data: DataSet, limit: Option<usize>) -> DataSet {
+    match limit {
+        Some(limit) => data.limit(limit, 0),
+        None => data,
+    }
+}
+
 impl Shifted {
-    /// Evaluates all versions, and for each the same classes of what they are versions of.
+    /// Evaluates all versions, and for each the same classes of `whole`, what they are versions of; at most `limit` images of
+    /// each.
     pub(super) fn measure(
         clean: &Plan,
+        (whole, limit): (&DataSet, Option<usize>),
         versions: &[Version],
         runner: &mut Runner,
         console: &Console,
@@ -102,7 +108,7 @@ impl Shifted {
             let baseline = match baselines.iter().find(|(known, _)| known == names) {
                 Some((_, accuracy)) => *accuracy,
                 None => {
-                    let same = clean.data.of_classes(names);
+                    let same = limited(whole.of_classes(names), limit);
                     let accuracy = Accuracy::of(&clean.measure(&mut restricted, &same, console)?.joint);
                     baselines.push((names.to_vec(), accuracy));
                     accuracy

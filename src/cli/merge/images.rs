@@ -84,15 +84,10 @@ impl Images {
         source: Source,
         name: String,
     ) -> Result<Images> {
-        let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
-        // Of all classes, not only of the first.
-        let data = data.limit(count, 0);
-        if data.is_empty() {
-            return Err(Failure::new("E_DATA_EMPTY", format!("`{name}` has no images")));
-        }
-        let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());
-        for index in 0..data.len() {
-            pixels.extend(prepare.run(&data.load(index)?)?);
+        let pixels = pixels(data, count, model)?;
+        if pixels.is_empty() {
+            let sentence = format!("`{name}` has no images that can be read");
+            return Err(Failure::new("E_DATA_EMPTY", sentence));
         }
         Ok(Images {
             pixels,
@@ -100,4 +95,15 @@ impl Images {
             data: name,
         })
     }
+}
+
+/// At most `count` images of all classes that can be read, prepared for `model`, one after the other.
+pub(in crate::cli) fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
+    let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
+    let data = data.limit(count, 0);
+    let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());
+    for image in (0..data.len()).filter_map(|index| data.load(index).ok()) {
+        pixels.extend(prepare.run(&image)?);
+    }
+    Ok(pixels)
 }

@@ -1,6 +1,6 @@
 //! `merge`: an adapter is folded into its base, or taken out again, and the result is proved.
 
-mod images;
+pub(super) mod images;
 
 use std::fmt;
 use std::num::NonZeroUsize;

@@ -103,6 +103,7 @@ pub(super) fn adapt(
                 method: way,
                 folder: folder.join(place),
                 base: Some(student(folder)),
+                memory: false,
             };
             let trial = plan.train(console)?;
             let trial = plan.test(trial, &test, console)?;

@@ -119,8 +119,8 @@ impl Size {
         teacher_epochs: 2,
         student_epochs: 7,
         batch_size: 16,
-        adapt: 1_000,
-        adapt_epochs: 10,
+        adapt: 2_000,
+        adapt_epochs: 12,
         shown: 14,
     };
     /// Seconds: every step is taken, little is learned.

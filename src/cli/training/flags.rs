@@ -179,11 +179,6 @@ impl RunArgs {
 }
 
 impl RecipeArgs {
-    /// The model, as typed.
-    pub(in crate::cli) fn model(&self) -> Option<&str> {
-        self.model.as_deref()
-    }
-
     /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
     pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
         self.resolve_over(run.resumed(), Vec::new(), more)

@@ -29,8 +29,8 @@ impl DataSet {
     pub fn per_class(&self, n: usize, seed: u64) -> DataSet {
         let key = Key::new(seed).with("per-class");
         let mut chosen = Vec::new();
-        for (class, members) in members(self).into_iter().enumerate() {
-            let order = key.at(class as u64).rng().permutation(members.len());
+        for (class, members) in self.class_names().iter().zip(members(self)) {
+            let order = key.with(class).rng().permutation(members.len());
             chosen.extend(order.into_iter().take(n).map(|place| members[place]));
         }
         chosen.sort_unstable();

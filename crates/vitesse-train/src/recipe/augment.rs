@@ -152,7 +152,8 @@ impl AugmentConfig {
         self.mix_config().is_on()
     }
 
-    /// Whether an image is the same each time: nothing is drawn, and no images are mixed.
+    /// Whether an image is the same each time: nothing is drawn, and no images are mixed. (Of a picture that is one pixel off a
+    /// square, the crop may move by that pixel.)
     pub fn is_fixed(&self) -> bool {
         let whole = self.crop == Crop::Resized && self.scale == [1.0; 2] && self.ratio == [1.0; 2];
         let still = self.hflip == 0.0 && self.aa == "none" && self.color_jitter == 0.0 && self.reprob == 0.0;
