@@ -19,7 +19,7 @@ pub(super) fn page(report: &Report) -> String {
             let parameters = (trial.method_parameters + trial.head_parameters) as f64;
             let seconds = report.mean(label, |trial| Some(trial.seconds));
             Some((
-                label.to_owned(),
+                short(label, &report.entries),
                 if log { parameters } else { seconds },
                 top1(label),
             ))
@@ -65,6 +65,17 @@ pub(super) fn page(report: &Report) -> String {
         .render()
 }
 
+/// What an entry is called in a chart: its method alone, where that tells it from the others.
+fn short(label: &str, entries: &[String]) -> String {
+    let method = |label: &str| label.split(':').next().unwrap_or_default().to_owned();
+    let own = method(label);
+    if entries.iter().filter(|other| method(other) == own).count() == 1 {
+        own
+    } else {
+        label.to_owned()
+    }
+}
+
 /// Latency with one image over the plain model's, with ops and merged.
 fn latencies(report: &Report) -> BarChart {
     let ratio = |model: &str| {
@@ -81,7 +92,7 @@ fn latencies(report: &Report) -> BarChart {
     };
     BarChart::new(
         "Latency of one image, 1 is the plain model's",
-        measured.iter().map(|label| label.as_str()),
+        measured.iter().map(|label| short(label, &report.entries)),
     )
     .x_label("ratio")
     .series("with ops", of(&|label| Speeds::with_ops(label)))

@@ -29,7 +29,7 @@ pub(super) const BASE: Method = Method::None;
 /// What it has never been asked.
 const TASKS: [&str; 3] = ["plain-location", "plain-count", "plain-orientation"];
 /// Rounds in which the models take turns where latency is measured, and how long a turn is.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 const TURN: Budget = Budget {
     time: Duration::from_millis(20),
     runs: 3,
