@@ -224,6 +224,7 @@ fn mistakes_are_told_before_anything_is_trained() {
         ("--search scale=1", 2, "nothing to choose"),
         ("--compare linear --method lora", 2, "cannot be used with"),
         ("--seeds 1,2", 2, "--compare"),
+        ("--method lora", 2, "--search"),
         ("--compare linear --force", 2, "neither"),
         ("--compare lora,lora", 2, "`lora` is there twice"),
         ("--compare lora --seeds 4,3,4", 2, "the seed 4 is there twice"),

@@ -108,9 +108,9 @@ pub(super) struct DataArgs {
     /// Data set: a folder, a `.csv` list, or `shapes[:TASK]`, the built-in set
     ///
     /// A folder is recognised by what is in it: `train/`, `val/`, `test/` with a folder a class; a `labels.csv` with the
-    /// columns `filename,class_index` (and `name`); VTAB-1k's lists (`train800.txt`, …); IDX files (MNIST); CIFAR binaries; a folder a class; plain pictures. The
-    /// tasks of `shapes` are shape (the default), silhouette, count, orientation and location, and plain-count,
-    /// plain-orientation and plain-location.
+    /// columns `filename,class_index` (and `name`); VTAB-1k's lists (`train800.txt`, …); IDX files (MNIST); CIFAR binaries; a
+    /// folder a class; plain pictures. The tasks of `shapes` are shape (the default), silhouette, count, orientation and
+    /// location, and plain-count, plain-orientation and plain-location.
     #[arg(long, alias = "data-dir", value_name = "DATA")]
     pub(super) data: PathBuf,
     /// Part of the data set: train, validation, trainval, test or all [default: test, else validation, else all]

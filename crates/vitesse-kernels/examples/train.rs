@@ -150,22 +150,6 @@ fn main() -> Result<(), String> {
                 bias2: &bias2,
                 factors: None,
             };
-            let all = Wanted {
-                input: true,
-                weight: true,
-                bias: true,
-                gain: true,
-                shift: true,
-            };
-            let wanted = PerceptronWanted {
-                input: true,
-                gain: true,
-                shift: true,
-                weight1: true,
-                bias1: true,
-                weight2: true,
-                bias2: true,
-            };
             // Larger than the caches: what a step has computed in between.
             let mut others = vec![0f32; 16 << 20];
             let mut seconds: [Vec<f64>; 4] = Default::default();
@@ -181,35 +165,25 @@ fn main() -> Result<(), String> {
                 let mut kept = Vec::new();
                 timed(0, &mut || {
                     kept = first.forward(math, None);
-                    let second = Linear {
-                        input: &kept,
-                        before: Before::Gelu,
-                        weight: &weight2,
-                        bias: Some(&bias2),
-                        factors: None,
-                        outputs: dim,
-                        inputs: hidden,
-                    };
-                    drop(second.forward(math, Some(&input)));
+                    drop(second(&kept, &weight2, &bias2).forward(math, Some(&input)));
                 });
                 timed(1, &mut || {
-                    let second = Linear {
-                        input: &kept,
-                        before: Before::Gelu,
-                        weight: &weight2,
-                        bias: Some(&bias2),
-                        factors: None,
-                        outputs: dim,
-                        inputs: hidden,
-                    };
-                    let through = second.backward(math, &grad, all).input.unwrap_or_default();
-                    let found = first.backward(math, &through, all).input.unwrap_or_default();
+                    let through = second(&kept, &weight2, &bias2)
+                        .backward(math, &grad, Wanted::ALL)
+                        .input
+                        .unwrap_or_default();
+                    let found = first
+                        .backward(math, &through, Wanted::ALL)
+                        .input
+                        .unwrap_or_default();
                     // The residual sum's part, which another operation adds.
                     let sum: Vec<f32> = found.iter().zip(&grad).map(|(a, b)| a + b).collect();
                     drop(sum);
                 });
                 timed(2, &mut || drop(perceptron.forward(math)));
-                timed(3, &mut || drop(perceptron.backward(math, &grad, wanted)));
+                timed(3, &mut || {
+                    drop(perceptron.backward(math, &grad, PerceptronWanted::ALL));
+                });
             }
             let [a, b, c, d] = seconds.map(|mut seconds| {
                 seconds.sort_by(f64::total_cmp);
@@ -224,4 +198,17 @@ fn main() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The second map of a perceptron, which begins with the GELU.
+fn second<'a>(hidden: &'a [f32], weight: &'a [f32], bias: &'a [f32]) -> vitesse_kernels::train::Linear<'a> {
+    vitesse_kernels::train::Linear {
+        input: hidden,
+        before: vitesse_kernels::train::Before::Gelu,
+        weight,
+        bias: Some(bias),
+        factors: None,
+        outputs: bias.len(),
+        inputs: weight.len() / bias.len(),
+    }
 }

@@ -114,14 +114,6 @@ impl Case {
     }
 }
 
-const ALL: Wanted = Wanted {
-    input: true,
-    weight: true,
-    bias: true,
-    gain: true,
-    shift: true,
-};
-
 fn each(gradients: &LinearGradients) -> [(&'static str, &Option<Vec<f32>>); 5] {
     [
         ("input", &gradients.input),
@@ -161,11 +153,11 @@ fn linear_segments_are_the_plain_ones() {
             let case = Case::new(&mut rng, before, shape);
             let linear = case.linear();
             let expected = reference::linear(&linear, case.residual());
-            let gradients = reference::linear_backward(&linear, &case.values[7], ALL);
+            let gradients = reference::linear_backward(&linear, &case.values[7], Wanted::ALL);
             for math in maths() {
                 let name = case.name();
                 agree(&name, math, &linear.forward(math, case.residual()), &expected);
-                let found = linear.backward(math, &case.values[7], ALL);
+                let found = linear.backward(math, &case.values[7], Wanted::ALL);
                 for ((what, found), (_, expected)) in each(&found).into_iter().zip(each(&gradients)) {
                     assert_eq!(found.is_some(), expected.is_some(), "{what} of {name}");
                     if let (Some(found), Some(expected)) = (found, expected) {
@@ -187,7 +179,7 @@ fn only_what_is_wanted_is_computed_and_it_is_the_same() {
             isa: Isa::detect(),
             precision: Precision::F32,
         };
-        let all = linear.backward(math, grad, ALL);
+        let all = linear.backward(math, grad, Wanted::ALL);
         for bits in 0..32 {
             let [input, weight, bias, gain, shift] = std::array::from_fn(|i| bits >> i & 1 == 1);
             let wanted = Wanted {
@@ -490,7 +482,7 @@ fn the_number_of_threads_changes_no_bit() {
             };
             let (out, lse) = attention.forward(math);
             let back = attention.backward(math, &out, &lse, &grad);
-            let gradients = linear.backward(math, &case.values[7], ALL);
+            let gradients = linear.backward(math, &case.values[7], Wanted::ALL);
             let perceptron = hidden.perceptron();
             let whole = (
                 perceptron.forward(math),

@@ -175,3 +175,48 @@ fn split(all: Tensor<2>, distilled: bool) -> Logits {
         distillation: Some(all.narrow(1, half, half)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{noise, prepared, vit};
+
+    #[test]
+    fn features_are_the_networks_and_torn_images_have_stand_ins() {
+        let (model, device, data) = (vit(4), Device::flex(), noise(43));
+        let network = Network::new(&model.spec, &model.tensors, "test", &device).unwrap();
+        let (mut done, stop) = (0, AtomicBool::new(false));
+        let mut progress = |at: EvalProgress| done = at.done;
+        let on = (&network, &device);
+        let of = |stop: &AtomicBool, progress: &mut dyn FnMut(EvalProgress)| {
+            Features::of(on, Compute::default(), &data, prepared(), 1, stop, progress)
+        };
+        let features = of(&stop, &mut progress).unwrap();
+        assert_eq!(done, 43);
+        let torn: Vec<usize> = features.failures.iter().map(|failure| failure.index).collect();
+        assert_eq!(torn, [5, 15, 25, 35]);
+        assert_eq!([4, 5, 35].map(|index| features.readable(index)), [4, 6, 36]);
+        // Both heads, image by image, from two batches.
+        for index in [0, 17, 42] {
+            let image = prepared().run(&data.load(index).unwrap()).unwrap();
+            let image = Tensor::from_data(TensorData::new(image, [1, 3, 8, 8]), &device);
+            let logits = network.forward(image, &mut Ctx::eval()).unwrap();
+            let found = network.heads(features.batch(&[index], &device), &Ctx::eval());
+            let heads = [
+                (logits.class, found.class),
+                (logits.distillation.unwrap(), found.distillation.unwrap()),
+            ];
+            for (expected, found) in heads {
+                let pairs = rows(&expected).unwrap().into_iter().zip(rows(&found).unwrap());
+                assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5), "{index}");
+            }
+        }
+        let said: Vec<usize> = features
+            .classify(&network, &device, data.len())
+            .flat_map(|batch| batch.unwrap().0)
+            .collect();
+        assert_eq!((said.len(), said.contains(&5)), (39, false));
+        stop.store(true, Ordering::Relaxed);
+        assert!(matches!(of(&stop, &mut |_| {}), Err(Error::Interrupted)));
+    }
+}

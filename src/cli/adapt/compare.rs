@@ -65,7 +65,7 @@ impl Comparison<'_> {
 
     /// The same, in a folder that was checked.
     pub(super) fn report(&self) -> Result<Report> {
-        let recipe = self.recipe(self.entries.first(), None)?;
+        let recipe = self.recipe(self.first()?, None)?;
         let test = open_test(&recipe.data.path)?;
         std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
         // Every method and recipe is read before anything is computed.
@@ -106,7 +106,7 @@ impl Comparison<'_> {
                 (None, name) => name.clone().unwrap_or_default(),
             },
             data: recipe.data.path.clone(),
-            train_images: self.plan_of(&entries)?.recipe.data.open()?.0.len(),
+            train_images: self.plan(self.first()?, "", None)?.recipe.data.open()?.0.len(),
             test_images: test.len(),
             seeds: self.seeds.clone(),
             entries: entries.iter().map(|(label, _)| label.clone()).collect(),
@@ -127,17 +127,15 @@ impl Comparison<'_> {
         Ok(report)
     }
 
-    /// The first run.
-    fn plan_of(&self, entries: &[(String, Entry)]) -> Result<Plan> {
-        match entries.first() {
-            Some((label, entry)) => self.plan(entry, label, None),
-            None => Err(Failure::usage("there is nothing to compare")),
-        }
+    /// What the others are compared with.
+    fn first(&self) -> Result<&Entry> {
+        let first = self.entries.first();
+        first.ok_or_else(|| Failure::usage("there is nothing to compare"))
     }
 
     /// Where the data are.
     pub(super) fn data_path(&self) -> Result<String> {
-        Ok(self.recipe(self.entries.first(), None)?.data.path)
+        Ok(self.recipe(self.first()?, None)?.data.path)
     }
 
     /// Refuses a folder that is no place for a comparison.
@@ -157,10 +155,7 @@ impl Comparison<'_> {
     }
 
     /// The recipe of an entry: the method's, under the flags, under the entry's own keys.
-    fn recipe(&self, entry: Option<&Entry>, seed: Option<u64>) -> Result<Recipe> {
-        let Some(entry) = entry else {
-            return Err(Failure::usage("there is nothing to compare"));
-        };
+    fn recipe(&self, entry: &Entry, seed: Option<u64>) -> Result<Recipe> {
         let defaults = super::defaults(&entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
         let mut more = entry.overrides();
@@ -171,7 +166,7 @@ impl Comparison<'_> {
 
     /// The run of an entry with one seed, by default the first; `label` is its row in the report.
     fn plan(&self, entry: &Entry, label: &str, seed: Option<u64>) -> Result<Plan> {
-        let mut recipe = self.recipe(Some(entry), seed)?;
+        let mut recipe = self.recipe(entry, seed)?;
         if self.retrain {
             recipe.data.split = Split::TrainValidation;
         }
@@ -190,7 +185,7 @@ impl Comparison<'_> {
     fn candidate(&self, entry: &Entry, label: &str) -> Result<Plan> {
         let mut plan = self.plan(entry, label, None)?;
         if self.retrain {
-            plan.recipe = self.recipe(Some(entry), None)?;
+            plan.recipe = self.recipe(entry, None)?;
             plan.folder = self.output.join(entry.folder()).join("search");
         }
         Ok(plan)
@@ -274,10 +269,7 @@ impl Comparison<'_> {
         let threads = rayon::current_num_threads();
         let contestant =
             |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
-        let Some((_, first)) = entries.first() else {
-            return Ok(Speeds::default());
-        };
-        let plain = self.plan(first, "", None)?.plain(self.console)?;
+        let plain = self.plan(self.first()?, "", None)?.plain(self.console)?;
         let mut contestants = vec![contestant(Speeds::PLAIN, &plain)?];
         let mut same_plan = Vec::new();
         for (label, entry) in entries {

@@ -45,6 +45,7 @@ use job::Job;
 /// on this machine, with their ops and merged; the folder then holds compare.html, compare.csv and compare.json. Where --data is a
 /// folder of VTAB-1k's tasks, this is done for each of them, and the scores are in vtab.csv and vtab.json.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("several").args(["compare", "search"]).multiple(true)))]
 #[command(after_help = "\
 Examples:
   vitesse adapt --model ./deit_tiny --data ./flowers --method repadapter -o runs/flowers
@@ -85,7 +86,8 @@ pub(super) struct Args {
     )]
     seeds: Vec<u64>,
     /// How often each model has its turn where latency is measured
-    #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Comparison")]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = positive, requires = "several",
+          help_heading = "Comparison")]
     rounds: NonZeroUsize,
     #[command(flatten)]
     recipe: RecipeArgs,

@@ -105,9 +105,12 @@ pub(super) fn adapt(
                 base: Some(student(folder)),
                 memory: false,
             };
-            let trial = plan.train(console)?;
-            let trial = plan.test(trial, &test, console)?;
-            Ok((plan, trial))
+            let trial = plan
+                .train(console)
+                .and_then(|trial| plan.test(trial, &test, console));
+            // Nothing stays of a quickstart that is interrupted, so there is nothing to go on with.
+            console.check()?;
+            Ok((plan, trial?))
         };
         let (_, linear) = run(Way::parse("linear", &[])?)?;
         let (plan, trial) = run(Way::parse("repadapter", &[])?)?;

@@ -64,6 +64,17 @@ pub struct Wanted {
     pub shift: bool,
 }
 
+impl Wanted {
+    /// All.
+    pub const ALL: Wanted = Wanted {
+        input: true,
+        weight: true,
+        bias: true,
+        gain: true,
+        shift: true,
+    };
+}
+
 /// The gradients of a linear segment: those that were wanted and exist.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LinearGradients {

@@ -68,6 +68,17 @@ pub struct PerceptronWanted {
 }
 
 impl PerceptronWanted {
+    /// All.
+    pub const ALL: PerceptronWanted = PerceptronWanted {
+        input: true,
+        gain: true,
+        shift: true,
+        weight1: true,
+        bias1: true,
+        weight2: true,
+        bias2: true,
+    };
+
     /// Whether gradients go through the first map, to its input.
     fn normed(&self) -> bool {
         self.input || self.gain || self.shift

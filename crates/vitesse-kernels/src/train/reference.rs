@@ -120,17 +120,10 @@ pub fn perceptron(of: &Perceptron<'_>) -> Vec<f32> {
 
 /// As [`Perceptron::backward`], all of it.
 pub fn perceptron_backward(of: &Perceptron<'_>, grad: &[f32]) -> PerceptronGradients {
-    let all = Wanted {
-        input: true,
-        weight: true,
-        bias: true,
-        gain: true,
-        shift: true,
-    };
     let hidden = linear(&maps(of, &[])[0], None);
     let [first, second] = maps(of, &hidden);
-    let second = linear_backward(&second, grad, all);
-    let first = linear_backward(&first, second.input.as_deref().unwrap_or_default(), all);
+    let second = linear_backward(&second, grad, Wanted::ALL);
+    let first = linear_backward(&first, second.input.as_deref().unwrap_or_default(), Wanted::ALL);
     let past = |through: Vec<f32>| through.iter().zip(grad).map(|(a, b)| a + b).collect();
     PerceptronGradients {
         input: first.input.map(past),
