@@ -123,6 +123,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                         depths: &segment.keys.depths,
                         b: segment.keys.panel(panel),
                         half: segment.keys.widths[panel] <= COLUMNS / 2,
+                        ahead: &[],
                     };
                     let logits = scratch_of(logits.panel_mut(at));
                     T::tile::<S>(of, logits);
@@ -149,6 +150,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                         depths: &segment.values.depths,
                         b: segment.values.panel(panel),
                         half: segment.values.widths[panel] <= COLUMNS / 2,
+                        ahead: &[],
                     };
                     if i == 0 {
                         T::tile::<S>(of, &mut scratch);

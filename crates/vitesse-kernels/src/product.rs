@@ -87,6 +87,7 @@ fn operands<'a, T: Element>(
         depths: &of.depths[blocks.clone()],
         b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,
+        ahead: &[],
     }
 }
 

@@ -4,9 +4,14 @@
 //! A panel's rows are 64 bytes and follow one another, so a tile of the left operand is one piece of memory; a block of
 //! the right operand holds its two tiles side by side. The compiler knows no tile registers: a whole tile's computation
 //! is one piece of assembly.
+//!
+//! The unit that multiplies tiles and the one that stores them each fall asleep after some 0.6 µs without work, and take
+//! 0.25 µs to wake up (`examples/awake.rs` measures it). So long products store something on their way, and between products
+//! that vectors keep apart for as long there is [`awake`].
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::mem::MaybeUninit;
 
 use super::{Operands, Scratch};
 use crate::panels::{Bf16, Element};
@@ -60,6 +65,49 @@ pub(super) unsafe fn end() {
     unsafe { asm!("tilerelease", options(nostack, nomem)) }
 }
 
+/// # Safety
+/// The tiles are configured.
+#[inline]
+pub(super) unsafe fn awake() {
+    #[repr(C, align(64))]
+    struct Tile(MaybeUninit<[u8; 1024]>);
+    let mut nowhere = Tile(MaybeUninit::uninit());
+    // SAFETY: sixteen rows of 64 bytes are written; products begin with sums of zero.
+    unsafe {
+        asm!(
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tilestored [{to} + {row}*1], tmm1",
+            to = in(reg) nowhere.0.as_mut_ptr(), row = in(reg) 64usize,
+            out("tmm0") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Stores something into the result now and then: where the steps that are left are a multiple of `$mask + 1`.
+macro_rules! awake {
+    ($mask:literal) => {
+        concat!(
+            "test {n}, ",
+            $mask,
+            "\njnz 3f\ntilestored [{out} + {row}*2], tmm4\n3:\n"
+        )
+    };
+}
+
+/// Asks for 128 bytes of what is needed later, `$at` bytes into the step's share.
+macro_rules! ahead {
+    ($at:literal) => {
+        concat!(
+            "prefetcht1 [{ahead} + ",
+            $at,
+            "]\nprefetcht1 [{ahead} + 64 + ",
+            $at,
+            "]\n"
+        )
+    };
+}
+
 /// The loop over the depth, with up to 2 × 2 tiles.
 macro_rules! product {
     ($instruction:literal, $of:ident, $out:ident) => {{
@@ -67,6 +115,7 @@ macro_rules! product {
         let tall = $of.rows > 16;
         let (a, stride) = ($of.a.as_ptr().wrapping_add($of.row), $of.stride * 64);
         let second = if tall { 16 * 64 } else { 0usize };
+        let ahead = if $of.ahead.is_empty() { $of.b } else { $of.ahead }.as_ptr();
         if $of.half {
             asm!(
                 "tilezero tmm0", "tilezero tmm2",
@@ -74,14 +123,17 @@ macro_rules! product {
                 "tileloadd tmm4, [{a} + {row}*1]",
                 "tileloadd tmm6, [{b} + {row}*2]",
                 concat!($instruction, " tmm0, tmm4, tmm6"),
+                ahead!(0), ahead!(128),
                 "tileloadd tmm5, [{a2} + {row}*1]",
                 concat!($instruction, " tmm2, tmm5, tmm6"),
-                "add {a}, {stride}", "add {a2}, {stride}", "add {b}, 2048",
+                ahead!(256), ahead!(384),
+                awake!(15),
+                "add {a}, {stride}", "add {a2}, {stride}", "add {b}, 2048", "add {ahead}, 512",
                 "dec {n}", "jnz 2b",
                 "tilestored [{out} + {row}*2], tmm0",
                 "tilestored [{out} + {row}*2 + 2048], tmm2",
                 a = inout(reg) a => _, a2 = inout(reg) a.wrapping_byte_add(second) => _,
-                b = inout(reg) $of.b.as_ptr() => _, n = inout(reg) $of.depths.len() => _,
+                b = inout(reg) $of.b.as_ptr() => _, ahead = inout(reg) ahead => _, n = inout(reg) $of.depths.len() => _,
                 stride = in(reg) stride, row = in(reg) 64usize, out = in(reg) $out.as_mut_ptr(),
                 out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 options(nostack),
@@ -93,18 +145,23 @@ macro_rules! product {
                 "tileloadd tmm6, [{b} + {row}*2]",
                 "tileloadd tmm4, [{a} + {row}*1]",
                 concat!($instruction, " tmm0, tmm4, tmm6"),
+                ahead!(0),
                 "tileloadd tmm7, [{b} + {row}*2 + 64]",
                 concat!($instruction, " tmm1, tmm4, tmm7"),
+                ahead!(128),
                 "tileloadd tmm5, [{a} + {row}*1 + 1024]",
                 concat!($instruction, " tmm2, tmm5, tmm6"),
+                ahead!(256),
                 concat!($instruction, " tmm3, tmm5, tmm7"),
-                "add {a}, {stride}", "add {b}, 2048",
+                ahead!(384),
+                awake!(15),
+                "add {a}, {stride}", "add {b}, 2048", "add {ahead}, 512",
                 "dec {n}", "jnz 2b",
                 "tilestored [{out} + {row}*2], tmm0",
                 "tilestored [{out} + {row}*2 + 64], tmm1",
                 "tilestored [{out} + {row}*2 + 2048], tmm2",
                 "tilestored [{out} + {row}*2 + 2112], tmm3",
-                a = inout(reg) a => _, b = inout(reg) $of.b.as_ptr() => _, n = inout(reg) $of.depths.len() => _,
+                a = inout(reg) a => _, b = inout(reg) $of.b.as_ptr() => _, ahead = inout(reg) ahead => _, n = inout(reg) $of.depths.len() => _,
                 stride = in(reg) stride, row = in(reg) 64usize, out = in(reg) $out.as_mut_ptr(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -117,13 +174,16 @@ macro_rules! product {
                 "tileloadd tmm4, [{a} + {row}*1]",
                 "tileloadd tmm6, [{b} + {row}*2]",
                 concat!($instruction, " tmm0, tmm4, tmm6"),
+                ahead!(0), ahead!(128),
                 "tileloadd tmm7, [{b} + {row}*2 + 64]",
                 concat!($instruction, " tmm1, tmm4, tmm7"),
-                "add {a}, {stride}", "add {b}, 2048",
+                ahead!(256), ahead!(384),
+                awake!(15),
+                "add {a}, {stride}", "add {b}, 2048", "add {ahead}, 512",
                 "dec {n}", "jnz 2b",
                 "tilestored [{out} + {row}*2], tmm0",
                 "tilestored [{out} + {row}*2 + 64], tmm1",
-                a = inout(reg) a => _, b = inout(reg) $of.b.as_ptr() => _, n = inout(reg) $of.depths.len() => _,
+                a = inout(reg) a => _, b = inout(reg) $of.b.as_ptr() => _, ahead = inout(reg) ahead => _, n = inout(reg) $of.depths.len() => _,
                 stride = in(reg) stride, row = in(reg) 64usize, out = in(reg) $out.as_mut_ptr(),
                 out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
@@ -174,7 +234,7 @@ macro_rules! right {
 /// All products of the tiles at hand.
 macro_rules! products {
     (one, one) => {
-        "tdpbf16ps tmm0, tmm4, tmm6\n"
+        concat!("tdpbf16ps tmm0, tmm4, tmm6\n", ahead!(0), ahead!(128))
     };
     (one, two) => {
         concat!(products!(one, one), "tdpbf16ps tmm1, tmm4, tmm7\n")
@@ -184,17 +244,21 @@ macro_rules! products {
     };
     (two, two) => {
         concat!(
-            products!(one, two),
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            ahead!(0),
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            ahead!(128),
             "tdpbf16ps tmm2, tmm5, tmm6\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n"
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            "add {ahead}, 256\n"
         )
     };
 }
 
 /// The loop over the depth for numbers that are sums of three. One step brings each term of the left operand once, and of
-/// the right one its first twice: 14 loads for 24 products.
+/// the right one its first twice: 14 loads for 24 products. The store in between is there to keep its unit awake.
 macro_rules! split_product {
-    ($tall:ident, $wide:ident, $a:ident, $b:ident, $depth:ident, $out:ident) => {
+    ($tall:ident, $wide:ident, $a:ident, $b:ident, $depth:ident, $ahead:ident, $out:ident) => {
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "2:",
@@ -203,14 +267,14 @@ macro_rules! split_product {
             right!($wide, 2048), products!($tall, $wide),
             left!($tall, 2048), products!($tall, $wide),
             right!($wide, 0), products!($tall, $wide),
-            left!($tall, 4096), products!($tall, $wide),
+            left!($tall, 4096), awake!(3), products!($tall, $wide),
             "add {a}, 6144", "add {b}, 6144",
             "dec {n}", "jnz 2b",
             "tilestored [{out} + {row}*2], tmm0",
             "tilestored [{out} + {row}*2 + 64], tmm1",
             "tilestored [{out} + {row}*2 + 2048], tmm2",
             "tilestored [{out} + {row}*2 + 2112], tmm3",
-            a = inout(reg) $a => _, b = inout(reg) $b => _, n = inout(reg) $depth => _,
+            a = inout(reg) $a => _, b = inout(reg) $b => _, n = inout(reg) $depth => _, ahead = inout(reg) $ahead => _,
             row = in(reg) 64usize, out = in(reg) $out.as_mut_ptr(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -227,15 +291,17 @@ pub(super) unsafe fn split(
     depth: usize,
     tall: bool,
     wide: bool,
+    ahead: &[Bf16],
     out: &mut Scratch<f32>,
 ) {
+    let ahead = if ahead.is_empty() { b } else { ahead.as_ptr() };
     // SAFETY: reads stay inside the blocks, writes inside 32 rows of 128 bytes.
     unsafe {
         match (tall, wide) {
-            (true, true) => split_product!(two, two, a, b, depth, out),
-            (true, false) => split_product!(two, one, a, b, depth, out),
-            (false, true) => split_product!(one, two, a, b, depth, out),
-            (false, false) => split_product!(one, one, a, b, depth, out),
+            (true, true) => split_product!(two, two, a, b, depth, ahead, out),
+            (true, false) => split_product!(two, one, a, b, depth, ahead, out),
+            (false, true) => split_product!(one, two, a, b, depth, ahead, out),
+            (false, false) => split_product!(one, one, a, b, depth, ahead, out),
         }
     }
 }

@@ -58,12 +58,20 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
     }
 
     #[inline(always)]
-    fn tile_split(a: &[Bf16], b: &[Bf16], tall: bool, wide: bool, out: &mut Scratch<f32>) {
+    fn tile_split(a: &[Bf16], b: &[Bf16], [tall, wide]: [bool; 2], ahead: &[Bf16], out: &mut Scratch<f32>) {
         assert!(LEVEL >= 3 && a.len() == b.len() && a.len().is_multiple_of(3 * 1024) && !a.is_empty());
         // SAFETY: whole blocks, as many of one operand as of the other; the processor has AMX.
         #[cfg(target_os = "linux")]
         unsafe {
-            super::amx::split(a.as_ptr(), b.as_ptr(), a.len() / (3 * 1024), tall, wide, out);
+            super::amx::split(
+                a.as_ptr(),
+                b.as_ptr(),
+                a.len() / (3 * 1024),
+                tall,
+                wide,
+                ahead,
+                out,
+            );
         }
     }
 
@@ -73,6 +81,15 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
         if LEVEL >= 3 {
             // SAFETY: the processor has AMX, and the process the permission.
             unsafe { super::amx::begin() }
+        }
+    }
+
+    #[inline(always)]
+    fn awake() {
+        #[cfg(target_os = "linux")]
+        if LEVEL >= 3 {
+            // SAFETY: as above, and the caller has begun.
+            unsafe { super::amx::awake() }
         }
     }
 

@@ -62,7 +62,13 @@ pub struct Operands<'a, T: Element> {
     pub(crate) b: &'a [T],
     /// Whether only the first 16 columns are wanted.
     pub(crate) half: bool,
+    /// What is read later, if that is known: AMX asks for [`AHEAD`] bytes of it, or past it, for each block.
+    pub(crate) ahead: &'a [T],
 }
+
+/// A quarter of a block of the right operand: what a processor gets from its third cache while it multiplies one with AMX.
+/// Four tiles that pass a panel ask for all of the next one.
+pub(crate) const AHEAD: usize = 512;
 
 impl<T: Element> Operands<'_, T> {
     /// That all reads will be inside the slices, so that the inner loops need not look.
@@ -98,15 +104,20 @@ pub trait Tile {
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>);
 
     /// Like [`Tile::tile_bf16`] of whole blocks of 32 × 32, where three in a row stand for one of `f32` and the six
-    /// products that count are summed: of the terms `i` and `j` with `i + j < 3`, from 0. `tall` and `wide` say whether
-    /// more than the first 16 rows and columns are wanted. Only where there is AMX.
-    fn tile_split(_a: &[Bf16], _b: &[Bf16], _tall: bool, _wide: bool, _out: &mut Scratch<f32>) {
+    /// products that count are summed: of the terms `i` and `j` with `i + j < 3`, from 0. `more` says whether more than the
+    /// first 16 rows and columns are wanted; `ahead` is that of [`Operands`], with as much for each bf16. Only where there is
+    /// AMX.
+    fn tile_split(_a: &[Bf16], _b: &[Bf16], _more: [bool; 2], _ahead: &[Bf16], _out: &mut Scratch<f32>) {
         unreachable!("`f32` is split for AMX alone")
     }
 
     /// To be called before a run of tiles of bf16 or 8-bit integers, and [`Tile::end`] after it.
     #[inline(always)]
     fn begin() {}
+    /// To be called between [`Tile::begin`] and [`Tile::end`] every few hundred nanoseconds of other work, where the
+    /// processor's tile units fall asleep. Changes nothing.
+    #[inline(always)]
+    fn awake() {}
     /// See [`Tile::begin`].
     #[inline(always)]
     fn end() {}

@@ -266,20 +266,22 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             let rows = SIDE.min(tokens - first);
             for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
                 let width = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(queries, keys, qk, rows, width, &mut maps[i].0);
+                K::tile::<S>(queries, keys, qk, [rows, width], &[], &mut maps[i].0);
             }
             let mut inverse = [0f32; SIDE];
             for row in 0..rows {
                 let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale);
                 lse[first + row] = most + sum.ln();
                 inverse[row] = 1.0 / sum;
+                S::awake();
             }
             for (map, to) in maps.iter().zip(probs.chunks_exact_mut(K::PACKED)) {
                 K::left::<S>(map, to);
+                S::awake();
             }
             for (panel, values) in values.chunks_exact(n * K::PACKED).enumerate() {
                 let width = SIDE.min(head.v_width - panel * SIDE);
-                K::tile::<S>(probs, values, n, rows, width, &mut sums);
+                K::tile::<S>(probs, values, n, [rows, width], &[], &mut sums);
                 for (row, inverse) in inverse[..rows].iter().enumerate() {
                     let at = (first + row) * job.out_width + head.out + panel * SIDE;
                     for (to, sum) in out[at..at + width].iter_mut().zip(&sums[row]) {
@@ -389,14 +391,17 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             let keys = &keys[tile * qk * K::PACKED..][..qk * K::PACKED];
             let vals = &vals[tile * v * K::PACKED..][..v * K::PACKED];
             for i in 0..n {
-                let width = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], qk, rows, width, &mut p.0);
-                K::tile::<S>(vals, &g_t[i * v * K::PACKED..], v, rows, width, &mut r.0);
+                let size = [rows, SIDE.min(tokens - i * SIDE)];
+                K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], qk, size, &[], &mut p.0);
+                K::tile::<S>(vals, &g_t[i * v * K::PACKED..], v, size, &[], &mut r.0);
                 let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
                 map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale);
+                S::awake();
                 let at = i * K::PACKED..(i + 1) * K::PACKED;
                 K::left::<S>(&p, &mut probs[at.clone()]);
+                S::awake();
                 K::left::<S>(&r, &mut slopes[at]);
+                S::awake();
                 K::right::<S>(&r, &mut slopes_t[(i * n + tile) * K::PACKED..][..K::PACKED]);
             }
             for (left, right, panels, width, column) in [
@@ -405,7 +410,14 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             ] {
                 for panel in 0..panels {
                     let wide = SIDE.min(width - panel * SIDE);
-                    K::tile::<S>(left, &right[panel * n * K::PACKED..], n, rows, wide, &mut p.0);
+                    K::tile::<S>(
+                        left,
+                        &right[panel * n * K::PACKED..],
+                        n,
+                        [rows, wide],
+                        &[],
+                        &mut p.0,
+                    );
                     for (row, sums) in p.0[..rows].iter().enumerate() {
                         let at = (first + row) * job.width + column + panel * SIDE;
                         put(sums, &mut to[at..at + wide]);
@@ -418,7 +430,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             let left = &k_t[panel * n * K::PACKED..][..n * K::PACKED];
             for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
                 let count = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(left, right, n, wide, count, &mut p.0);
+                K::tile::<S>(left, right, n, [wide, count], &[], &mut p.0);
                 p.transpose::<S>(&mut r);
                 for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;

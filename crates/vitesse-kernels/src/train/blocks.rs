@@ -13,7 +13,7 @@ use super::norm::row_stats;
 use crate::math::gelu;
 use crate::panels::{Bf16, Buffer};
 use crate::simd::Simd;
-use crate::tile::{Operands, Scratch};
+use crate::tile::{AHEAD, Operands, Scratch};
 
 /// Rows and columns of a block.
 pub(super) const SIDE: usize = 32;
@@ -232,15 +232,24 @@ pub(super) trait Kind: 'static {
     fn left<S: Simd>(block: &Block, to: &mut [Self::Element]);
     /// Packs a block of the right operand.
     fn right<S: Simd>(block: &Block, to: &mut [Self::Element]);
-    /// The product of `depth` blocks of each, of which `rows` rows and `columns` columns are wanted.
+    /// The product of `depth` blocks of each, of which so many rows and columns are wanted. Meanwhile the processor
+    /// may be asked for [`share`] of what is `ahead`.
     fn tile<S: Simd>(
         a: &[Self::Element],
         b: &[Self::Element],
         depth: usize,
-        rows: usize,
-        columns: usize,
+        size: [usize; 2],
+        ahead: &[Self::Element],
         out: &mut Scratch<f32>,
     );
+}
+
+/// The part of `next` that the `i`th product of so many blocks asks for: four products ask for as many blocks of a right
+/// operand.
+#[inline(always)]
+pub(super) fn share<K: Kind>(next: &[K::Element], i: usize, depth: usize) -> &[K::Element] {
+    let start = i * depth * K::TERMS * AHEAD / size_of::<K::Element>();
+    next.get(start..).unwrap_or_default()
 }
 
 /// `f32`, multiplied as it is.
@@ -267,8 +276,8 @@ impl Kind for Full {
         a: &[f32],
         b: &[f32],
         depth: usize,
-        rows: usize,
-        columns: usize,
+        [rows, columns]: [usize; 2],
+        ahead: &[f32],
         out: &mut Scratch<f32>,
     ) {
         let mut row = 0;
@@ -282,6 +291,7 @@ impl Kind for Full {
                 depths: &DEPTHS[..depth],
                 b,
                 half: columns <= SIDE / 2,
+                ahead,
             };
             S::tile_f32(of, &mut out[row..row + count]);
             row += count;
@@ -319,8 +329,8 @@ impl Kind for Half {
         a: &[Bf16],
         b: &[Bf16],
         depth: usize,
-        rows: usize,
-        columns: usize,
+        [rows, columns]: [usize; 2],
+        ahead: &[Bf16],
         out: &mut Scratch<f32>,
     ) {
         let mut row = 0;
@@ -334,6 +344,7 @@ impl Kind for Half {
                 depths: &DEPTHS[..depth],
                 b,
                 half: columns <= SIDE / 2,
+                ahead,
             };
             if S::ROWS_BF16 >= SIDE {
                 S::tile_bf16(of, out);
@@ -394,15 +405,15 @@ impl Kind for Split {
         a: &[Bf16],
         b: &[Bf16],
         depth: usize,
-        rows: usize,
-        columns: usize,
+        [rows, columns]: [usize; 2],
+        ahead: &[Bf16],
         out: &mut Scratch<f32>,
     ) {
         S::tile_split(
             &a[..depth * Self::PACKED],
             &b[..depth * Self::PACKED],
-            rows > SIDE / 2,
-            columns > SIDE / 2,
+            [rows > SIDE / 2, columns > SIDE / 2],
+            ahead,
             out,
         );
     }

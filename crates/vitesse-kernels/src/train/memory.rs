@@ -28,7 +28,9 @@ pub(super) unsafe fn written(numbers: Vec<MaybeUninit<f32>>) -> Vec<f32> {
 pub(super) fn put(from: &[f32; SIDE], to: &mut [MaybeUninit<f32>]) {
     if let Ok(to) = <&mut [MaybeUninit<f32>; SIDE]>::try_from(&mut *to) {
         // Of known length, which needs no call.
-        *to = from.map(MaybeUninit::new);
+        for (to, from) in to.iter_mut().zip(from) {
+            to.write(*from);
+        }
     } else {
         to.write_copy_of_slice(&from[..to.len()]);
     }

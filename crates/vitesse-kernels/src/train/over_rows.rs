@@ -14,7 +14,6 @@ use super::{Math, Precision};
 use crate::Isa;
 use crate::isa::Kernel;
 use crate::simd::Simd;
-use crate::tile::Scratch;
 
 /// `leftᵀ · right`, `[left.columns, right.columns]`, and the sums of the columns of `left`.
 pub(super) fn over_rows(math: Math, left: Matrix<'_>, right: Matrix<'_>) -> (Vec<f32>, Vec<f32>) {
@@ -92,7 +91,6 @@ impl<K: Kind> Kernel for Part<'_, K> {
         let mut room = Room::new((tiles + panels) * chunk * K::PACKED * size_of::<K::Element>());
         let (left, right) = room.elements().split_at_mut(tiles * chunk * K::PACKED);
         let (mut upright, mut turned) = (Block::ZERO, Block::ZERO);
-        let mut scratch: Scratch<f32> = [[0.0; SIDE]; SIDE];
         let mut stats = Vec::new();
         let mut first = self.blocks.0;
         while first < self.blocks.1 {
@@ -120,19 +118,32 @@ impl<K: Kind> Kernel for Part<'_, K> {
             S::begin();
             for (panel, right) in right.chunks_exact(deep * K::PACKED).take(panels).enumerate() {
                 for (tile, left) in left.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
-                    K::tile::<S>(left, right, deep, SIDE, SIDE, &mut scratch);
-                    let found = scratch.as_flattened();
-                    if first == self.blocks.0 {
-                        self.sums.extend_from_slice(found);
-                    } else {
-                        let at = (panel * tiles + tile) * AREA;
-                        add_scaled::<S>(&mut self.sums[at..at + AREA], found, 1.0);
-                    }
+                    add::<S, K>(left, right, deep, self.sums, panel * tiles + tile);
                 }
             }
             S::end();
             first += deep;
         }
+    }
+}
+
+/// Adds the product of `depth` blocks of each to the `at`th block of `sums`; where there is none yet, this becomes it.
+#[inline(always)]
+pub(super) fn add<S: Simd, K: Kind>(
+    left: &[K::Element],
+    right: &[K::Element],
+    depth: usize,
+    sums: &mut Vec<f32>,
+    at: usize,
+) {
+    let mut more = Block::ZERO;
+    let next = sums.get((at + 1) * AREA..).unwrap_or_default();
+    let next = bytemuck::cast_slice(next);
+    K::tile::<S>(left, right, depth, [SIDE; 2], next, &mut more.0);
+    let more = more.0.as_flattened();
+    match sums.get_mut(at * AREA..(at + 1) * AREA) {
+        Some(sums) => add_scaled::<S>(sums, more, 1.0),
+        None => sums.extend_from_slice(more),
     }
 }
 

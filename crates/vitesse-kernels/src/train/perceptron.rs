@@ -17,11 +17,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded};
+use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded, share};
 use super::linear::Forward as Finished;
 use super::memory::{unwritten, written};
 use super::norm::NormBackward;
-use super::over_rows::{gather, parts};
+use super::over_rows::{self, gather, parts};
 use super::product::{
     Finish, Operand, Plain, add_scaled, column_sums, finish_row, group, pack_right, sum_parts,
 };
@@ -341,29 +341,33 @@ impl<K: Kind> Kernel for Forward<'_, K> {
         for start in (0..all).step_by(DEEP) {
             let deep = DEEP.min(all - start);
             for panel in 0..deep {
-                let right = &self.first[(start + panel) * depth..][..depth];
+                let (right, next) = self.first[(start + panel) * depth..].split_at(depth);
                 let mut room = [0f32; SIDE];
                 let bias = padded(self.of.bias1, (start + panel) * SIDE, &mut room);
                 for (i, left) in normed.chunks_exact(depth).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
-                    K::tile::<S>(left, right, wide, count, SIDE, &mut block.0);
+                    let next = share::<K>(next, i, wide);
+                    K::tile::<S>(left, right, wide, [count, SIDE], next, &mut block.0);
                     for row in &mut block.0[..count] {
                         for at in (0..SIDE).step_by(S::LANES) {
                             let h = S::add(S::load(&row[at..]), S::load(&bias[at..]));
                             S::store(gelu::<S>(h), &mut row[at..]);
                         }
                     }
+                    S::awake();
                     let to = (i * deep + panel) * K::PACKED;
                     K::left::<S>(&block, &mut hidden[to..to + K::PACKED]);
                 }
             }
             let finish = (start + deep == all).then_some(&finish);
             for panel in 0..wide {
-                let right = &self.second[(panel * all + start) * K::PACKED..][..deep * K::PACKED];
+                let right = &self.second[(panel * all + start) * K::PACKED..];
+                let next = right.get(all * K::PACKED..).unwrap_or_default();
                 let width = SIDE.min(dim - panel * SIDE);
                 for (i, left) in hidden.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
-                    K::tile::<S>(left, right, deep, count, SIDE, &mut block.0);
+                    let next = share::<K>(next, i, deep);
+                    K::tile::<S>(left, right, deep, [count, SIDE], next, &mut block.0);
                     for (r, sums) in block.0[..count].iter_mut().enumerate() {
                         let (row, column) = (i * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];
@@ -523,25 +527,31 @@ impl<K: Kind> Backward<'_, K> {
         for start in (0..all).step_by(DEEP) {
             let deep = DEEP.min(all - start);
             for panel in start..start + deep {
-                let forth = &self.weights[0][panel * depth..][..depth];
-                let second = &self.weights[1][panel * depth..][..depth];
+                let [(forth, next), (second, next2)] =
+                    [self.weights[0], self.weights[1]].map(|of| of[panel * depth..].split_at(depth));
                 let mut room = [0f32; SIDE];
                 let bias = padded(self.of.bias1, panel * SIDE, &mut room);
                 for tile in 0..tiles {
                     let left = tile * depth..(tile + 1) * depth;
                     let count = count(tile);
-                    K::tile::<S>(&packed.normed[left.clone()], forth, wide, count, SIDE, &mut h.0);
+                    let size = [count, SIDE];
+                    let next = share::<K>(next, tile, wide);
+                    K::tile::<S>(&packed.normed[left.clone()], forth, wide, size, next, &mut h.0);
                     if self.wanted.hidden() {
-                        K::tile::<S>(&packed.grad[left], second, wide, count, SIDE, &mut d.0);
+                        let next = share::<K>(next2, tile, wide);
+                        K::tile::<S>(&packed.grad[left], second, wide, size, next, &mut d.0);
                     }
                     let of_bias = &mut self.sums.bias1[panel * SIDE..][..SIDE];
                     slopes::<S>(&mut h, &mut d, count, bias, of_bias);
+                    S::awake();
                     let at = tile * K::PACKED..(tile + 1) * K::PACKED;
                     if self.wanted.weight2 {
                         K::right::<S>(&h, &mut packed.active[at.clone()]);
+                        S::awake();
                     }
                     if self.wanted.weight1 {
                         K::right::<S>(&d, &mut packed.slopes[at]);
+                        S::awake();
                     }
                     if self.wanted.normed() {
                         let at = (tile * deep + panel - start) * K::PACKED;
@@ -566,13 +576,7 @@ impl<K: Kind> Backward<'_, K> {
                         continue;
                     }
                     for (column, left) in left.chunks_exact(tiles * K::PACKED).enumerate() {
-                        K::tile::<S>(left, right, tiles, SIDE, SIDE, &mut sums.0);
-                        let found = sums.0.as_flattened();
-                        let at = (panel * wide + column) * AREA;
-                        match total.get_mut(at..at + AREA) {
-                            Some(total) => add_scaled::<S>(total, found, 1.0),
-                            None => total.extend_from_slice(found),
-                        }
+                        over_rows::add::<S, K>(left, right, tiles, total, panel * wide + column);
                     }
                 }
             }
@@ -580,11 +584,13 @@ impl<K: Kind> Backward<'_, K> {
                 continue;
             }
             for panel in 0..wide {
-                let right = &self.weights[2][(panel * all + start) * K::PACKED..][..deep * K::PACKED];
+                let right = &self.weights[2][(panel * all + start) * K::PACKED..];
+                let next = right.get(all * K::PACKED..).unwrap_or_default();
                 let width = SIDE.min(dim - panel * SIDE);
                 for tile in 0..tiles {
                     let left = &packed.slopes_left[tile * deep * K::PACKED..][..deep * K::PACKED];
-                    K::tile::<S>(left, right, deep, count(tile), SIDE, &mut sums.0);
+                    let next = share::<K>(next, tile, deep);
+                    K::tile::<S>(left, right, deep, [count(tile), SIDE], next, &mut sums.0);
                     for (r, sums) in sums.0[..count(tile)].iter_mut().enumerate() {
                         let (row, column) = (tile * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];

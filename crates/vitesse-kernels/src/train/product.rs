@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, Room, SIDE, Split};
+use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, Room, SIDE, Split, share};
 use super::{Math, Precision};
 use crate::Isa;
 use crate::isa::Kernel;
@@ -95,8 +95,8 @@ const CHUNK: usize = 24;
 /// few threads have work. It depends on the shape alone.
 pub(super) fn group(rows: usize) -> usize {
     match rows {
-        2048.. => 128,
-        768.. => 64,
+        1024.. => 160,
+        512.. => 64,
         _ => 32,
     }
 }
@@ -224,9 +224,11 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
         for (panel, right) in self.packed.chunks_exact(tile).enumerate() {
             let column = panel * SIDE;
             let width = SIDE.min(self.columns - column);
+            let next = self.packed.get((panel + 1) * tile..).unwrap_or_default();
             for (i, left) in left.chunks_exact(tile).enumerate() {
                 let count = SIDE.min(rows - i * SIDE);
-                K::tile::<S>(left, right, self.deep, count, width, &mut sums);
+                let next = share::<K>(next, i, self.deep);
+                K::tile::<S>(left, right, self.deep, [count, width], next, &mut sums);
                 for (r, sums) in sums[..count].iter_mut().enumerate() {
                     let row = i * SIDE + r;
                     let to = &mut out[row * self.columns + column..][..width];
