@@ -527,7 +527,7 @@ impl<K: Kind> Backward<'_, K> {
         for start in (0..all).step_by(DEEP) {
             let deep = DEEP.min(all - start);
             for panel in start..start + deep {
-                let [(forth, next), (second, next2)] =
+                let [(forth, next_forth), (second, next_second)] =
                     [self.weights[0], self.weights[1]].map(|of| of[panel * depth..].split_at(depth));
                 let mut room = [0f32; SIDE];
                 let bias = padded(self.of.bias1, panel * SIDE, &mut room);
@@ -535,10 +535,10 @@ impl<K: Kind> Backward<'_, K> {
                     let left = tile * depth..(tile + 1) * depth;
                     let count = count(tile);
                     let size = [count, SIDE];
-                    let next = share::<K>(next, tile, wide);
+                    let next = share::<K>(next_forth, tile, wide);
                     K::tile::<S>(&packed.normed[left.clone()], forth, wide, size, next, &mut h.0);
                     if self.wanted.hidden() {
-                        let next = share::<K>(next2, tile, wide);
+                        let next = share::<K>(next_second, tile, wide);
                         K::tile::<S>(&packed.grad[left], second, wide, size, next, &mut d.0);
                     }
                     let of_bias = &mut self.sums.bias1[panel * SIDE..][..SIDE];
