@@ -201,6 +201,7 @@ fn main() -> Result<(), String> {
 }
 
 /// The second map of a perceptron, which begins with the GELU.
+#[cfg(feature = "train")]
 fn second<'a>(hidden: &'a [f32], weight: &'a [f32], bias: &'a [f32]) -> vitesse_kernels::train::Linear<'a> {
     vitesse_kernels::train::Linear {
         input: hidden,

@@ -6,8 +6,8 @@
 //! is one piece of assembly.
 //!
 //! The unit that multiplies tiles and the one that stores them each fall asleep after some 0.6 µs without work, and take
-//! 0.25 µs to wake up (on the Xeon of docs/results/training.md, where this is a tenth of a training step). So long products
-//! store something on their way, and between products that vectors keep apart for as long there is [`awake`].
+//! 0.25 µs to wake up (on the Xeon of docs/results/training.md, a tenth of the time of training's perceptrons). So long
+//! products store something on their way, and between products that vectors keep apart for as long there is [`awake`].
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;

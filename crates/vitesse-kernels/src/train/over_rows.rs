@@ -90,7 +90,7 @@ impl<K: Kind> Kernel for Part<'_, K> {
         let chunk = chunk::<K>();
         let mut room = Room::new((tiles + panels) * chunk * K::PACKED * size_of::<K::Element>());
         let (left, right) = room.elements().split_at_mut(tiles * chunk * K::PACKED);
-        let (mut upright, mut turned) = (Block::ZERO, Block::ZERO);
+        let (mut upright, mut turned, mut scratch) = (Block::ZERO, Block::ZERO, Block::ZERO);
         let mut stats = Vec::new();
         let mut first = self.blocks.0;
         while first < self.blocks.1 {
@@ -118,7 +118,7 @@ impl<K: Kind> Kernel for Part<'_, K> {
             S::begin();
             for (panel, right) in right.chunks_exact(deep * K::PACKED).take(panels).enumerate() {
                 for (tile, left) in left.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
-                    add::<S, K>(left, right, deep, self.sums, panel * tiles + tile);
+                    add::<S, K>(left, right, deep, self.sums, panel * tiles + tile, &mut scratch);
                 }
             }
             S::end();
@@ -135,12 +135,12 @@ pub(super) fn add<S: Simd, K: Kind>(
     depth: usize,
     sums: &mut Vec<f32>,
     at: usize,
+    scratch: &mut Block,
 ) {
-    let mut more = Block::ZERO;
     let next = sums.get((at + 1) * AREA..).unwrap_or_default();
     let next = bytemuck::cast_slice(next);
-    K::tile::<S>(left, right, depth, [SIDE; 2], next, &mut more.0);
-    let more = more.0.as_flattened();
+    K::tile::<S>(left, right, depth, [SIDE; 2], next, &mut scratch.0);
+    let more = scratch.0.as_flattened();
     match sums.get_mut(at * AREA..(at + 1) * AREA) {
         Some(sums) => add_scaled::<S>(sums, more, 1.0),
         None => sums.extend_from_slice(more),

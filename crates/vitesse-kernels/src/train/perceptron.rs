@@ -576,7 +576,7 @@ impl<K: Kind> Backward<'_, K> {
                         continue;
                     }
                     for (column, left) in left.chunks_exact(tiles * K::PACKED).enumerate() {
-                        over_rows::add::<S, K>(left, right, tiles, total, panel * wide + column);
+                        over_rows::add::<S, K>(left, right, tiles, total, panel * wide + column, &mut sums);
                     }
                 }
             }
