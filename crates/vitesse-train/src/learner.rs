@@ -662,24 +662,6 @@ mod tests {
     }
 
     #[test]
-    fn fifty_steps_on_fused_segments_are_those_on_composed_ones() {
-        let curve = |fused| -> Vec<f64> {
-            let mut learner = learner(1, &|_| true);
-            learner.settings.compute.fused = fused;
-            let losses = (0..50).map(|step| learner.step(&lesson(step), 1e-3).unwrap().loss);
-            losses.collect()
-        };
-        let (fused, composed) = (curve(true), curve(false));
-        for (step, (fused, composed)) in fused.iter().zip(&composed).enumerate() {
-            assert!(
-                (fused - composed).abs() < 1e-4,
-                "step {step}: {fused}, {composed}"
-            );
-        }
-        assert!(fused[49] != fused[0]);
-    }
-
-    #[test]
     fn a_teacher_that_is_asked_for_must_be_there() {
         let state = State::new(&vit(1), &OptimConfig::default(), true, &|_| true).unwrap();
         let mut learner = Learner::new(state, settings(1), None, &Device::flex()).unwrap();

@@ -64,6 +64,7 @@ impl Contestant {
     }
 
     /// The steps of its plan.
+    #[cfg(feature = "train")]
     pub(in crate::cli) fn outline(&self) -> &[String] {
         self.engine.outline()
     }

@@ -58,6 +58,7 @@ pub(in crate::cli) fn peak_memory() -> Option<u64> {
 }
 
 /// Forgets the peak so far, so that [`peak_memory`] tells that of what comes; `false` where the system cannot.
+#[cfg(feature = "train")]
 pub(in crate::cli) fn reset_peak_memory() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
 }
