@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | class folders with splits | `train/`, `val/`, `test/` (or other spellings), each with a folder a class |
 //! | lists of VTAB-1k | `train800.txt`, `val200.txt`, `train800val200.txt`, `test.txt` |
-//! | list | a `labels.csv` with a header `filename,class_index[,…,name]` |
+//! | list | a `labels.csv` with a header `filename,class_index[,…,name,split]` |
 //! | IDX (MNIST family) | `train-images-idx3-ubyte[.gz]` and the like |
 //! | CIFAR binary | `data_batch_1.bin` … or `train.bin` |
 //! | class folders | a folder a class |
@@ -16,6 +16,7 @@
 //! | shapes | the name `shapes`: drawn by the program, no files |
 
 mod cifar;
+mod csv;
 mod draw;
 mod files;
 mod folders;
@@ -380,7 +381,7 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
             .extension()
             .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
         {
-            return Ok(list::recognise(path));
+            return list::recognise(path);
         }
         return Err(Error::data_set(
             path,
