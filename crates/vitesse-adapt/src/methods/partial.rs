@@ -8,13 +8,18 @@
 //!
 //! **Cost.** None.
 //!
-//! **Deviations.** None. A model whose blocks share matrices is refused, because earlier blocks would change with the last.
+//! **Deviations.** None. A model whose last blocks share matrices or norms with earlier ones is refused, because those would
+//! change with them.
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::ops;
+use vitesse_model::spec::TensorSpec;
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 
-use super::{Adapted, refuse, select};
-use crate::Result;
+use super::{Adapted, refuse};
+use crate::{Result, Trainable};
 
 const NAME: &str = "partial";
 
@@ -34,30 +39,31 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let vit = spec.vit()?;
-        if vit.is_shared() {
-            return refuse(
-                NAME,
-                "blocks of this model share matrices, so the last cannot learn alone",
-            );
-        }
-        let depth = vit.layers.len();
+        let (sites, depth) = (spec.sites(), spec.depth());
         if !(1..=depth).contains(&self.blocks) {
             return refuse(
                 NAME,
                 format!("`blocks` must be from 1 to {depth}, but is {}", self.blocks),
             );
         }
-        let prefixes: Vec<String> = vit
-            .layers
-            .iter()
-            .skip(depth - self.blocks)
-            .map(|layer| vit.core_name(layer.core))
-            .chain([vit.final_norm_name().to_owned()])
-            .map(|prefix| format!("{prefix}."))
-            .collect();
-        select(NAME, spec, tensors, |name| {
-            prefixes.iter().any(|prefix| name.starts_with(prefix))
+        let first = depth - self.blocks;
+        let places = Site::PROJECTIONS.into_iter().chain([Site::AttnIn, Site::MlpIn]);
+        let shared = places
+            .flat_map(|site| (first..depth).map(move |layer| (site, layer)))
+            .any(|(site, layer)| sites.sharing(site, layer).iter().any(|&other| other < first));
+        if shared {
+            return refuse(
+                NAME,
+                "the last blocks of this model share matrices or norms with earlier ones, so they cannot learn alone",
+            );
+        }
+        // Ops that stand there belong to whoever put them there.
+        let ops: HashSet<String> = ops::tensors(spec).into_iter().map(|tensor| tensor.name).collect();
+        let learns = |tensor: &TensorSpec| tensor.depth > first && !ops.contains(&tensor.name);
+        Ok(Adapted {
+            spec: spec.clone(),
+            tensors: tensors.clone(),
+            trainable: Trainable::select(NAME, spec, learns)?,
         })
     }
 }
