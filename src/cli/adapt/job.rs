@@ -113,6 +113,8 @@ impl Job<'_> {
             state,
             train: ready.learn.clone(),
             validation: ready.validation.clone(),
+            objective: Box::new(self.recipe.distill.distillation()),
+            hooks: Vec::new(),
             teacher: None,
             device: Device::flex(),
         };

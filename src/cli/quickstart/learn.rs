@@ -48,6 +48,8 @@ pub(super) fn learn(
         state: State::new(&student, &recipe.optim, false, &|_| true)?,
         train: learn,
         validation,
+        objective: Box::new(recipe.distill.distillation()),
+        hooks: Vec::new(),
         teacher: teacher.transpose()?,
         device,
     };
