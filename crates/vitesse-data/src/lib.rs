@@ -51,6 +51,7 @@ mod error;
 mod image;
 mod jpeg;
 mod loader;
+mod png;
 mod preprocess;
 mod resize;
 mod sampler;
