@@ -1,16 +1,14 @@
-//! Which images a merge is proved on: pictures, as the model will see them.
+//! Which images a proof is made on: pictures, as the model will see them.
 
 use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
-use vitesse::adapt::peft::Adapter;
-use vitesse::data::{DataSet, OpenOptions, Split, open};
-use vitesse::model::Checkpoint;
+use vitesse_data::{DataSet, OpenOptions, Split, open};
+use vitesse_model::Checkpoint;
 use vitesse_train::prepare::preprocess;
 
-use crate::cli::Console;
-use crate::cli::failure::{Failure, Result};
+use crate::{Error, Events, Result};
 
 /// The data set that the program draws.
 const DRAWN: &str = "shapes";
@@ -18,7 +16,7 @@ const DRAWN: &str = "shapes";
 /// Whose images they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Source {
+pub enum Source {
     /// Of the data set that was asked for.
     Data,
     /// Of the data set that the adapter learned from.
@@ -38,39 +36,49 @@ impl fmt::Display for Source {
 }
 
 /// Prepared images.
-pub(super) struct Images {
+#[derive(Debug)]
+pub struct Images {
     /// `[images, channels, height, width]`, normalised.
-    pub(super) pixels: Vec<f32>,
-    pub(super) source: Source,
+    pub pixels: Vec<f32>,
+    /// Whose they are.
+    pub source: Source,
     /// The data set.
-    pub(super) data: String,
+    pub data: String,
 }
 
 impl Images {
-    /// At most `count` images for `model`: of `asked`, else of the data set that the adapter learned from, if it is still
+    /// At most `count` images for `model`: of `asked`, else of the data set that the adapter `learned` from, if it is still
     /// there, else drawn.
-    pub(super) fn find(
+    ///
+    /// # Errors
+    /// No data set, or none that can be read.
+    pub fn find(
         asked: Option<&Path>,
-        adapter: &Adapter,
+        learned: Option<&str>,
         count: usize,
         model: &Checkpoint,
-        console: &Console,
+        events: &mut dyn Events,
     ) -> Result<Images> {
         if let Some(path) = asked {
             let data = open(path, &OpenOptions::default())?;
             return Images::read(&data, count, model, Source::Data, path.display().to_string());
         }
-        if let Some(name) = &adapter.record.data {
-            let learned = OpenOptions {
+        if let Some(name) = learned {
+            let options = OpenOptions {
                 split: Some(Split::Train),
                 ..OpenOptions::default()
             };
-            let learned = open(name, &learned).map_err(Failure::from);
-            match learned.and_then(|data| Images::read(&data, count, model, Source::Training, name.clone())) {
+            let found = open(name, &options)
+                .map_err(Error::from)
+                .and_then(|data| Images::read(&data, count, model, Source::Training, name.to_owned()));
+            match found {
                 Ok(images) => return Ok(images),
-                Err(failure) => console.note(&format!(
-                    "the images that the adapter learned from cannot be compared ({failure}); drawn ones are"
-                )),
+                Err(error) => events.say(
+                    "note",
+                    &format!(
+                        "the images that the adapter learned from cannot be compared ({error}); drawn ones are"
+                    ),
+                ),
             }
         }
         let drawn = open(DRAWN, &OpenOptions::default())?;
@@ -86,8 +94,7 @@ impl Images {
     ) -> Result<Images> {
         let pixels = pixels(data, count, model)?;
         if pixels.is_empty() {
-            let sentence = format!("`{name}` has no images that can be read");
-            return Err(Failure::new("E_DATA_EMPTY", sentence));
+            return Err(Error::NoImages { data: name });
         }
         Ok(Images {
             pixels,
@@ -98,7 +105,7 @@ impl Images {
 }
 
 /// At most `count` images of all classes that can be read, prepared for `model`, one after the other.
-pub(in crate::cli) fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
+pub fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
     let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
     let data = data.limit(count, 0);
     let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());
