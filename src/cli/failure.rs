@@ -143,7 +143,7 @@ impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
         use data::Error as E;
         let code = match &error {
-            E::Io { .. } => "E_IO",
+            E::Io { .. } | E::Write { .. } => "E_IO",
             E::Decode { .. } => "E_IMAGE_DECODE",
             E::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
             E::DataSet { .. } => "E_DATA_SET",

@@ -35,6 +35,26 @@ pub trait Events {
 /// Tells nobody.
 impl Events for () {}
 
+/// Is also told how runs of training go.
+#[cfg(feature = "train")]
+pub trait TrainEvents: Events {
+    /// Who is told of the run that begins.
+    fn training(&mut self) -> &mut dyn vitesse_train::events::Events;
+    /// Who is told of everything else.
+    fn as_events(&mut self) -> &mut dyn Events;
+}
+
+#[cfg(feature = "train")]
+impl TrainEvents for () {
+    fn training(&mut self) -> &mut dyn vitesse_train::events::Events {
+        self
+    }
+
+    fn as_events(&mut self) -> &mut dyn Events {
+        self
+    }
+}
+
 /// Tells how far an evaluation over `total` images is, and breaks it off once `stop` was set.
 pub(crate) fn evaluating<'a>(
     about: &'static str,

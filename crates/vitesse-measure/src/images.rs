@@ -2,13 +2,17 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
+use rayon::prelude::*;
 use serde::Serialize;
 use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_model::Checkpoint;
 use vitesse_train::prepare::preprocess;
 
-use crate::{Error, Events, Result};
+use crate::accuracy::Unreadable;
+use crate::error::check;
+use crate::{Error, Events, Progress, Result};
 
 /// The data set that the program draws.
 const DRAWN: &str = "shapes";
@@ -113,4 +117,35 @@ pub fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f3
         pixels.extend(prepare.run(&image)?);
     }
     Ok(pixels)
+}
+
+/// The images of `data` that cannot be read, and why: each is decoded.
+///
+/// # Errors
+/// [`Error::Interrupted`] once `stop` was set.
+pub fn unreadable(data: &DataSet, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Unreadable>> {
+    /// Images between two looks at the flag.
+    const STEP: usize = 256;
+    let at = |done| Progress {
+        about: "",
+        unit: "images",
+        done,
+        total: data.len(),
+    };
+    events.progress(at(0));
+    let mut unreadable = Vec::new();
+    for start in (0..data.len()).step_by(STEP) {
+        let end = (start + STEP).min(data.len());
+        let failed = (start..end).into_par_iter().filter_map(|sample| {
+            let reason = data.load(sample).err()?.to_string();
+            Some(Unreadable {
+                name: data.name(sample),
+                reason,
+            })
+        });
+        unreadable.par_extend(failed);
+        events.progress(at(end));
+        check(stop)?;
+    }
+    Ok(unreadable)
 }

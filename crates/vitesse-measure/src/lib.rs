@@ -6,6 +6,7 @@
 //! | how good it is | [`accuracy`]; what it sees in files, [`predict`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
+//! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | times of runs | [`timing`]; one model after the other in [`bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -27,10 +28,14 @@ pub mod merge;
 mod origin;
 pub mod predict;
 pub mod proof;
+#[cfg(feature = "train")]
+pub mod taught;
 pub mod timing;
 pub mod transform;
 
 pub use error::{Error, Result};
+#[cfg(feature = "train")]
+pub use events::TrainEvents;
 pub use events::{Events, Progress};
 pub use labels::Labels;
 pub use origin::{Weights, origin};

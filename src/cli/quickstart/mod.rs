@@ -16,10 +16,11 @@ mod report;
 
 use std::fs;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::data::{DataSet, OpenOptions, Split, export, open};
 use vitesse::engine::Precision;
 use vitesse::measure::Labels;
 use vitesse::measure::classify::Runner;
@@ -34,7 +35,6 @@ use vitesse_train::prepare::preprocess;
 
 use super::Console;
 use super::args::{positive, start_threads};
-use super::data::draw::draw;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -125,12 +125,11 @@ impl Quickstart<'_> {
             "draw pictures: the built-in set has no files, every picture is a function of its number",
         );
         let test = self.test_pictures()?;
-        draw(
-            &test.limit(self.size.shown, 0),
-            &self.folder.join(IMAGES),
-            false,
-            self.console,
-        )?;
+        let images = self.folder.join(IMAGES);
+        fs::create_dir(&images).map_err(|error| Failure::io("create", &images, error))?;
+        export(&test.limit(self.size.shown, 0), &images, &mut |_| {
+            ControlFlow::Continue(())
+        })?;
         let runs = self.runs(&test)?;
         let students = runs.iter().filter(|run| run.method != Method::Teacher);
         let best = report::best_of(students).map_or(Method::None, |run| run.method);

@@ -19,6 +19,7 @@ mod cifar;
 mod draw;
 mod folders;
 mod idx;
+pub(crate) mod inventory;
 mod list;
 mod natural;
 mod shapes;
