@@ -31,9 +31,7 @@ pub fn export(
         fs::create_dir(&path).map_err(Error::write(&path))?;
     }
     let path = folder.join(LIST);
-    let mut list = csv::Writer::from_writer(Vec::new());
-    list.write_record(["filename", "class_index", "name"])
-        .map_err(Error::write(&path))?;
+    let mut list = String::from("filename,class_index,name\n");
     // The number of each class's last picture.
     let mut drawn: HashMap<Option<&str>, usize> = HashMap::new();
     for sample in 0..data.len() {
@@ -48,14 +46,22 @@ pub fn export(
         image::save_buffer(&picture, image.data(), width, height, color).map_err(Error::write(&picture))?;
         let name = label.and_then(|label| data.class_names().get(label));
         let index = label.map(|label| label.to_string()).unwrap_or_default();
-        list.write_record([file.as_str(), &index, name.map_or("", String::as_str)])
-            .map_err(Error::write(&path))?;
+        list += &format!("{file},{index},{}\n", field(name.map_or("", String::as_str)));
         if progress(sample + 1).is_break() {
             return Ok(());
         }
     }
-    let text = list.into_inner().map_err(Error::write(&path))?;
-    fs::write(&path, text).map_err(Error::write(&path))
+    fs::write(&path, list).map_err(Error::write(&path))
+}
+
+/// A field of the list, in quotes where it would be read otherwise without.
+fn field(text: &str) -> String {
+    let plain = !text.contains([',', '"', '\n', '\r']) && text.trim() == text;
+    if plain {
+        text.to_owned()
+    } else {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    }
 }
 
 /// A folder for a class: its index, so that folders sort as labels do and no two are equal, and what of its name a file

@@ -130,7 +130,7 @@ impl Merge {
     fn folded(&self, attached: &Checkpoint, keep_unfoldable: bool) -> Result<Merged> {
         let mut checkpoint = attached.clone();
         // Methods without ops only have other values for the base's tensors.
-        let folds = if attached.spec.vit()?.ops.is_empty() {
+        let folds = if attached.spec.ops.is_empty() {
             Folds::default()
         } else {
             let options = Options { keep_unfoldable };
@@ -238,7 +238,7 @@ pub enum Folded {
 /// # Errors
 /// A model that has no such ops.
 pub fn fold(trained: &Checkpoint) -> Result<Folded> {
-    if trained.spec.vit()?.ops.is_empty() {
+    if trained.spec.ops.is_empty() {
         return Ok(Folded::Plain);
     }
     let options = Options {

@@ -18,6 +18,7 @@ use vitesse_train::Recipe;
 use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
+use crate::cli::adapt::entry::table;
 use crate::cli::adapt::trial::{Merged, Plan, Trial};
 use crate::cli::adapt::{MERGED, defaults};
 use crate::cli::failure::Result;
@@ -185,6 +186,7 @@ fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: 
         ("schedule.warmup_epochs", Value::Float(0.5)),
         ("schedule.per", Value::String("step".to_owned())),
     ]);
+    keys.push(("method", table(way)?));
     if !matches!(way, Way::Linear(_)) {
         keys.push(("optim.lr", Value::Float(5e-3)));
     }
