@@ -1,13 +1,28 @@
 //! Arguments that several verbs share, as typed.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `model` | which model |
+//! | `preprocess` | how its images are prepared and its heads answer |
+//! | `output` | where a file may be written |
+
+pub(super) mod model;
+pub(super) mod output;
+pub(super) mod preprocess;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use vitesse::data::{DataSet, OpenOptions, Split, open};
 use vitesse::engine::Precision;
+use vitesse::measure::classify::{self, Runner};
+use vitesse::measure::machine::cores;
+use vitesse::model::Checkpoint;
 
 use super::failure::{Failure, Result};
+use super::show::Show;
 
 /// How the work is spread over the machine.
 #[derive(Debug, clap::Args)]
@@ -16,9 +31,35 @@ pub(super) struct ComputeArgs {
     /// Images in one forward pass
     #[arg(short, long, value_name = "N", default_value = "16", value_parser = positive)]
     pub(super) batch_size: NonZeroUsize,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+}
+
+/// How many threads compute.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Computing")]
+pub(super) struct ThreadsArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<NonZeroUsize>,
+}
+
+/// In what numbers and how many at once models are measured.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Computing")]
+pub(super) struct FormsArgs {
+    /// Images in one forward pass; several, separated by commas, are measured one after the other
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,16", value_parser = batch_size)]
+    batch_size: Vec<NonZeroUsize>,
+    /// Number formats of the arithmetic; with several, each model is measured in each of them
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT,…",
+        value_delimiter = ',',
+        default_value = "f32"
+    )]
+    precision: Vec<Number>,
 }
 
 /// How a model is run: on what, in what numbers.
@@ -29,15 +70,15 @@ pub(super) struct RunArgs {
     pub(super) compute: ComputeArgs,
     /// Number format of the arithmetic
     #[arg(long, value_enum, default_value_t = Number::F32)]
-    pub(super) precision: Number,
+    precision: Number,
     /// What computes [default: vitesse, and burn for networks that it does not know]
     #[arg(long, value_enum, value_name = "ENGINE")]
-    pub(super) engine: Option<Backend>,
+    engine: Option<Backend>,
 }
 
 /// Number formats that models are run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Number {
+enum Number {
     /// 32-bit floating point
     F32,
     /// 16-bit floating point with the range of 32 bits; sums in 32 bits
@@ -48,7 +89,7 @@ pub(super) enum Number {
 
 /// What can run a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Backend {
+enum Backend {
     /// The engine of this program: vision transformers, compiled for this processor
     Vitesse,
     /// The network that training uses: every model, f32 only, slower
@@ -57,7 +98,7 @@ pub(super) enum Backend {
 }
 
 impl Number {
-    pub(super) fn precision(self) -> Precision {
+    fn precision(self) -> Precision {
         match self {
             Number::F32 => Precision::F32,
             Number::Bf16 => Precision::Bf16,
@@ -66,11 +107,50 @@ impl Number {
     }
 }
 
+impl RunArgs {
+    /// The model, ready to classify.
+    pub(super) fn runner(&self, checkpoint: &Checkpoint, show: &mut Show<'_>) -> Result<Runner> {
+        let backend = self.engine.map(|engine| match engine {
+            Backend::Vitesse => classify::Backend::Engine,
+            #[cfg(feature = "train")]
+            Backend::Burn => classify::Backend::Network,
+        });
+        Ok(Runner::new(
+            checkpoint,
+            backend,
+            self.precision.precision(),
+            show,
+        )?)
+    }
+}
+
 impl ComputeArgs {
     /// Starts the threads that everything after it computes on. Before anything else, because the first computation would
     /// start as many as there are cores.
     pub(super) fn start(&self) -> Result<()> {
+        self.threads.start()
+    }
+}
+
+impl ThreadsArgs {
+    /// Starts that many.
+    pub(super) fn start(&self) -> Result<()> {
         start_threads(self.threads)
+    }
+
+    /// How many are meant.
+    pub(super) fn count(&self) -> usize {
+        self.threads.map_or_else(cores, NonZeroUsize::get)
+    }
+}
+
+impl FormsArgs {
+    pub(super) fn batches(&self) -> Vec<usize> {
+        self.batch_size.iter().map(|size| size.get()).collect()
+    }
+
+    pub(super) fn precisions(&self) -> impl Iterator<Item = Precision> {
+        self.precision.iter().map(|number| number.precision())
     }
 }
 
@@ -91,6 +171,22 @@ pub(super) fn start_threads(threads: Option<NonZeroUsize>) -> Result<()> {
 pub(super) fn positive(text: &str) -> std::result::Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_| "expected a whole number from 1".to_owned())
+}
+
+/// A batch size.
+fn batch_size(text: &str) -> std::result::Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &NonZeroUsize| size.get() <= 4096)
+        .ok_or_else(|| "expected a whole number from 1 to 4096".to_owned())
+}
+
+/// A time in seconds.
+pub(super) fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected seconds from 0 to 3600, such as 0.5".to_owned()),
+    }
 }
 
 /// A share above 0, up to 1.

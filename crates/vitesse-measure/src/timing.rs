@@ -1,13 +1,14 @@
 //! Times of an engine's runs, and numbers for it to run on.
 
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vitesse::engine::{Engine, Output};
-use vitesse::rng::Key;
+use vitesse_engine::{Engine, Output};
+use vitesse_rng::Key;
 
-use crate::cli::Console;
-use crate::cli::failure::Result;
+use crate::Result;
+use crate::error::check;
 
 /// The fewest runs before the first that counts.
 const WARM_RUNS: usize = 3;
@@ -15,7 +16,7 @@ const WARM_RUNS: usize = 3;
 const WARM: Duration = Duration::from_millis(300);
 
 /// Normalised images of noise, `count` of them, the same every time.
-pub(in crate::cli) fn noise(size: [usize; 3], count: usize) -> Vec<f32> {
+pub fn noise(size: [usize; 3], count: usize) -> Vec<f32> {
     let mut rng = Key::new(0).with("bench").rng();
     (0..count * size.iter().product::<usize>())
         .map(|_| rng.normal() as f32)
@@ -24,50 +25,56 @@ pub(in crate::cli) fn noise(size: [usize; 3], count: usize) -> Vec<f32> {
 
 /// How long to measure: until both have been reached.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cli) struct Budget {
-    pub(in crate::cli) time: Duration,
-    pub(in crate::cli) runs: usize,
+pub struct Budget {
+    /// So long.
+    pub time: Duration,
+    /// So often.
+    pub runs: usize,
 }
 
-/// Runs on the first `count` of `images` until the engine is warm, then takes the time of each run, in seconds.
-pub(in crate::cli) fn measure(
+/// Runs on the first `count` of `images`, `[images, channels, height, width]`, until the engine is warm, then takes the time
+/// of each run, in seconds.
+///
+/// # Errors
+/// Fewer images; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+pub fn measure(
     engine: &Engine,
     images: &[f32],
     count: usize,
     budget: Budget,
-    console: &Console,
+    stop: &AtomicBool,
 ) -> Result<Vec<f64>> {
     let warm = Budget {
         time: WARM.min(budget.time / 4),
         runs: WARM_RUNS,
     };
-    times(engine, images, count, warm, console)?;
-    times(engine, images, count, budget, console)
+    times(engine, images, count, warm, stop)?;
+    times(engine, images, count, budget, stop)
 }
 
-/// The same without warming up.
-pub(in crate::cli) fn times(
+/// As [`measure`], without warming up.
+pub(crate) fn times(
     engine: &Engine,
     images: &[f32],
     count: usize,
     budget: Budget,
-    console: &Console,
+    stop: &AtomicBool,
 ) -> Result<Vec<f64>> {
     let images = batch(engine, images, count);
     let mut out = Output::default();
-    repeat(budget, console, || Ok(engine.run_into(images, count, &mut out)?))
+    repeat(budget, stop, || Ok(engine.run_into(images, count, &mut out)?))
 }
 
 /// Runs `work` until the budget is spent; the time of each run, in seconds.
-pub(super) fn repeat(
+pub(crate) fn repeat(
     budget: Budget,
-    console: &Console,
+    stop: &AtomicBool,
     mut work: impl FnMut() -> Result<()>,
 ) -> Result<Vec<f64>> {
     let mut seconds = Vec::new();
     let begun = Instant::now();
     while seconds.len() < budget.runs || begun.elapsed() < budget.time {
-        console.check()?;
+        check(stop)?;
         let started = Instant::now();
         work()?;
         seconds.push(started.elapsed().as_secs_f64());
@@ -76,23 +83,27 @@ pub(super) fn repeat(
 }
 
 /// The first `count` images. Where there are fewer, the engine will say so.
-pub(super) fn batch<'a>(engine: &Engine, images: &'a [f32], count: usize) -> &'a [f32] {
+pub(crate) fn batch<'a>(engine: &Engine, images: &'a [f32], count: usize) -> &'a [f32] {
     let numbers = count * engine.spec().input_size().iter().product::<usize>();
     images.get(..numbers).unwrap_or(images)
 }
 
 /// Times of one run, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Latency {
-    pub(super) p50: f64,
-    pub(super) p90: f64,
-    pub(super) p99: f64,
-    pub(super) min: f64,
+pub struct Latency {
+    /// The median.
+    pub p50: f64,
+    /// What nine of ten runs stay below.
+    pub p90: f64,
+    /// What 99 of 100 runs stay below.
+    pub p99: f64,
+    /// The fastest.
+    pub min: f64,
 }
 
 impl Latency {
     /// Of runs that took so many seconds.
-    pub(super) fn of(seconds: &[f64]) -> Latency {
+    pub fn of(seconds: &[f64]) -> Latency {
         let mut sorted = seconds.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |share| 1e3 * quantile(&sorted, share);
@@ -106,7 +117,7 @@ impl Latency {
 }
 
 /// The value below which a share of `sorted` lies, between two values in a straight line; NaN of nothing.
-pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * sorted.len().saturating_sub(1) as f64;
     let value = |i: f64| sorted.get(i as usize).copied().unwrap_or(f64::NAN);
     let (low, high) = (value(at.floor()), value(at.ceil()));
@@ -114,7 +125,7 @@ pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
 }
 
 /// The middle of some values; NaN of nothing.
-pub(in crate::cli) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     quantile(&values, 0.5)

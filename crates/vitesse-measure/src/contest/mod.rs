@@ -1,26 +1,26 @@
-//! Engines that take turns.
+//! Several models side by side: engines that take turns, so that whatever happens to the machine happens to all of them.
 
-use std::ops::ControlFlow;
+mod found;
+
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use vitesse::data::DataSet;
-use vitesse::engine::{Engine, Options, Precision};
-use vitesse::model::{Checkpoint, Fusion, PretrainedCfg};
-use vitesse::report::format;
+use vitesse_data::DataSet;
+use vitesse_engine::{Engine, Options, Precision};
+use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
 
-use super::report::{Accuracy, Batch, Model, Ratio, Time};
-use crate::cli::Console;
-use crate::cli::bench::measure::{Budget, measure, median, noise, times};
-use crate::cli::classify::{Recorder, origin};
-use crate::cli::failure::Result;
-use crate::cli::model::Weights;
+use crate::classify::Recorder;
+use crate::error::{check, go_on};
+use crate::timing::{Budget, measure, median, noise, times};
+use crate::{Events, Progress, Result, Weights, origin};
+pub use found::{Accuracy, Batch, Model, Ratio, Time};
 
 /// One model in one precision.
 #[derive(Debug)]
-pub(in crate::cli) struct Contestant {
-    /// As typed.
+pub struct Contestant {
+    /// What it is called.
     model: String,
     engine: Engine,
     preparation: PretrainedCfg,
@@ -32,12 +32,11 @@ pub(in crate::cli) struct Contestant {
 }
 
 impl Contestant {
-    pub(in crate::cli) fn new(
-        model: &str,
-        precision: Precision,
-        threads: usize,
-        from: &Checkpoint,
-    ) -> Result<Contestant> {
+    /// Compiles `from`, which is called `model`.
+    ///
+    /// # Errors
+    /// A model that the engine does not run.
+    pub fn new(model: &str, precision: Precision, threads: usize, from: &Checkpoint) -> Result<Contestant> {
         let options = Options {
             threads,
             precision,
@@ -64,29 +63,25 @@ impl Contestant {
     }
 
     /// The steps of its plan.
-    #[cfg(feature = "train")]
-    pub(in crate::cli) fn outline(&self) -> &[String] {
+    pub fn outline(&self) -> &[String] {
         self.engine.outline()
     }
 }
 
 /// All that take part, and how.
 #[derive(Debug)]
-pub(in crate::cli) struct Contest {
+pub struct Contest {
     contestants: Vec<Contestant>,
     labels: Vec<String>,
     batches: Vec<usize>,
     budget: Budget,
-    pub(in crate::cli) threads: usize,
+    /// Threads that compute.
+    pub threads: usize,
 }
 
 impl Contest {
-    pub(in crate::cli) fn new(
-        contestants: Vec<Contestant>,
-        batches: Vec<usize>,
-        budget: Budget,
-        threads: usize,
-    ) -> Contest {
+    /// Lets all of them compute `batches` of images, for `budget` in each turn; the first is what the others are compared with.
+    pub fn new(contestants: Vec<Contestant>, batches: Vec<usize>, budget: Budget, threads: usize) -> Contest {
         let labels = labels(&contestants.iter().map(Contestant::name).collect::<Vec<_>>());
         // An engine may have taken fewer than it was offered.
         let threads = contestants.first().map_or(threads, |one| one.engine.threads());
@@ -100,7 +95,10 @@ impl Contest {
     }
 
     /// Everyone's latency with each batch size. The first to run is another one in every round.
-    pub(in crate::cli) fn turns(&self, rounds: usize, console: &Console) -> Result<Vec<Batch>> {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn turns(&self, rounds: usize, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Batch>> {
         let most = self.batches.iter().copied().max().unwrap_or(1);
         let mut images: Vec<([usize; 3], Vec<f32>)> = Vec::new();
         for one in &self.contestants {
@@ -116,7 +114,7 @@ impl Contest {
         };
         let count = self.contestants.len();
         let sizes: Vec<String> = self.batches.iter().map(usize::to_string).collect();
-        console.say(
+        events.say(
             "step",
             &format!(
                 "{count} models take turns, batches of {}: {rounds} rounds",
@@ -124,7 +122,7 @@ impl Contest {
             ),
         );
         for one in &self.contestants {
-            measure(&one.engine, images(&one.engine), 1, self.budget, console)?;
+            measure(&one.engine, images(&one.engine), 1, self.budget, stop)?;
         }
         // By batch size and contestant, a median for each round.
         let mut medians = vec![vec![Vec::new(); count]; self.batches.len()];
@@ -132,7 +130,13 @@ impl Contest {
             time: std::time::Duration::ZERO,
             runs: 1,
         };
-        let mut progress = console.progress("rounds", rounds);
+        let at = |done| Progress {
+            about: "",
+            unit: "rounds",
+            done,
+            total: rounds,
+        };
+        events.progress(at(0));
         for round in 0..rounds {
             for (&batch, medians) in self.batches.iter().zip(&mut medians) {
                 for turn in 0..count {
@@ -142,12 +146,13 @@ impl Contest {
                     };
                     let images = images(&one.engine);
                     // The caches hold what the one before has left.
-                    times(&one.engine, images, batch, once, console)?;
-                    let seconds = times(&one.engine, images, batch, self.budget, console)?;
+                    times(&one.engine, images, batch, once, stop)?;
+                    let seconds = times(&one.engine, images, batch, self.budget, stop)?;
                     medians.push(1e3 * median(seconds));
                 }
             }
-            progress.at(round + 1)?;
+            events.progress(at(round + 1));
+            check(stop)?;
         }
         let batches = self.batches.iter().zip(medians);
         Ok(batches
@@ -176,7 +181,7 @@ impl Contest {
     }
 
     /// What the models are.
-    pub(super) fn models(&self) -> Vec<Model> {
+    pub fn models(&self) -> Vec<Model> {
         let model = |(label, one): (&String, &Contestant)| {
             let spec = one.engine.spec();
             let [_, height, width] = spec.input_size();
@@ -199,12 +204,17 @@ impl Contest {
         self.labels.iter().zip(&self.contestants).map(model).collect()
     }
 
-    /// Everyone's accuracy, and how often it answers as the first does.
-    pub(super) fn evaluate(
+    /// Everyone's accuracy on `data`, and how often it answers as the first does.
+    ///
+    /// # Errors
+    /// A model without classes or with fewer than the labels;
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn evaluate(
         &self,
         data: &DataSet,
         batch_size: usize,
-        console: &Console,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
     ) -> Result<Vec<Accuracy>> {
         let options = EvalOptions {
             batch_size,
@@ -212,25 +222,22 @@ impl Contest {
             fusion: Fusion::default(),
         };
         let total = data.len() * self.contestants.len();
-        console.say(
-            "step",
-            &format!("each model predicts {} images", format::count(data.len() as u64)),
-        );
-        let mut progress = console.progress("images", total);
+        events.say("step", &format!("each model predicts {} images", data.len()));
+        let progress = |done| Progress {
+            about: "",
+            unit: "images",
+            done,
+            total,
+        };
+        events.progress(progress(0));
         let (mut found, mut first): (Vec<Accuracy>, Option<Vec<usize>>) = (Vec::new(), None);
         for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
             let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = preprocess(one.engine.spec(), &one.preparation)?;
-            let evaluation = evaluate(
-                &mut recorder,
-                data,
-                &preparation,
-                options,
-                &mut |at| match progress.at(i * data.len() + at.done) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(_) => ControlFlow::Break(()),
-                },
-            )?;
+            let evaluation = evaluate(&mut recorder, data, &preparation, options, &mut |at| {
+                events.progress(progress(i * data.len() + at.done));
+                go_on(stop)
+            })?;
             let predictions = recorder.predictions;
             let same = agreement(first.as_ref().unwrap_or(&predictions), &predictions);
             first.get_or_insert(predictions);

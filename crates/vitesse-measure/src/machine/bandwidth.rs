@@ -3,13 +3,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::machine::Machine;
+use super::Machine;
 
 /// How often the triad is run; the fastest counts, because everything else that happens only slows it down.
 const ROUNDS: usize = 4;
 
 /// Bytes a second that `threads` threads reach together. Counted as in STREAM: two arrays read, one written.
-pub(super) fn measure(threads: usize, machine: &Machine) -> f64 {
+pub(super) fn bandwidth(threads: usize, machine: &Machine) -> f64 {
     let len = array_bytes(machine) / size_of::<f32>();
     let chunk = len.div_ceil(threads.max(1));
     let mut a = vec![0f32; len];

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use vitesse::adapt::peft::Adapter;
+use vitesse::measure::merge::attach;
 use vitesse::model::{Checkpoint, LoadOptions, zoo};
 
-use super::Console;
-use super::failure::{Failure, Result};
+use crate::cli::Console;
+use crate::cli::failure::{Failure, Result};
+use crate::cli::show::Show;
 
 /// Which model, as typed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
-pub(super) struct ModelArgs {
+pub(in crate::cli) struct ModelArgs {
     /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
     ///
     /// Folders of Vitesse, timm and transformers are read. A name alone stands for that architecture with fresh, untrained
@@ -36,7 +37,7 @@ pub(super) struct ModelArgs {
 /// What is typed once for several models.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
-pub(super) struct ModelsArgs {
+pub(in crate::cli) struct ModelsArgs {
     /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
     #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
     adapter: Option<PathBuf>,
@@ -50,7 +51,7 @@ pub(super) struct ModelsArgs {
 
 impl ModelsArgs {
     /// One of the models, as [`ModelArgs::load`] would.
-    pub(super) fn load_any(
+    pub(in crate::cli) fn load_any(
         &self,
         model: &str,
         classes: Option<usize>,
@@ -67,7 +68,12 @@ impl ModelsArgs {
     }
 
     /// The same; only those that the engine runs.
-    pub(super) fn load(&self, model: &str, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
+    pub(in crate::cli) fn load(
+        &self,
+        model: &str,
+        classes: Option<usize>,
+        console: &Console,
+    ) -> Result<Checkpoint> {
         let checkpoint = self.load_any(model, classes, console)?;
         if checkpoint.spec.vit().is_err() {
             let sentence = format!(
@@ -80,20 +86,10 @@ impl ModelsArgs {
     }
 }
 
-/// Where weights come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Weights {
-    /// A file.
-    Loaded,
-    /// Drawn for this run; nothing has been learned.
-    Fresh,
-}
-
 impl ModelArgs {
     /// The model as meant; what the load changed or took for granted is said on the console. Where only an architecture is
     /// named, it gets as many classes as `classes` says, unless the command line does.
-    pub(super) fn load(&self, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
+    pub(in crate::cli) fn load(&self, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
         let num_classes = self.num_classes.map(|classes| classes as usize);
         let img_size = self.img_size.map(|side| [side as usize; 2]);
         if is_path(&self.model) {
@@ -110,7 +106,11 @@ impl ModelArgs {
                 console.note(note);
             }
             return match &self.adapter {
-                Some(dir) => attached(&checkpoint, &Adapter::read(dir)?, console),
+                Some(dir) => Ok(attach(
+                    &checkpoint,
+                    &Adapter::read(dir)?,
+                    &mut Show::new(console),
+                )?),
                 None => Ok(checkpoint),
             };
         }
@@ -140,26 +140,8 @@ impl ModelArgs {
     }
 }
 
-impl Weights {
-    pub(super) fn of(checkpoint: &Checkpoint) -> Weights {
-        if checkpoint.source.weights.is_some() {
-            Weights::Loaded
-        } else {
-            Weights::Fresh
-        }
-    }
-}
-
-/// The base with the ops and the head of an adapter that was trained on it.
-pub(super) fn attached(base: &Checkpoint, adapter: &Adapter, console: &Console) -> Result<Checkpoint> {
-    if !adapter.check_base(base)? {
-        console.note("the adapter does not say on which weights it was trained; only shapes are checked");
-    }
-    Ok(adapter.attach(base)?)
-}
-
 /// An error for a `model` that is neither there nor an architecture without its weights.
-pub(super) fn refuse_what_is_no_name(model: &str, architecture: Option<&str>) -> Result<()> {
+pub(in crate::cli) fn refuse_what_is_no_name(model: &str, architecture: Option<&str>) -> Result<()> {
     if let Err(error) = zoo::get(model) {
         let failure = Failure::new(
             "E_MODEL_UNKNOWN",
@@ -184,7 +166,7 @@ pub(super) fn refuse_what_is_no_name(model: &str, architecture: Option<&str>) ->
 }
 
 /// Whether `model` is meant as a path: it is there, or it looks like one.
-pub(super) fn is_path(model: &str) -> bool {
+pub(in crate::cli) fn is_path(model: &str) -> bool {
     let looks = ["/", "\\", "local-dir:", ".safetensors", ".pth", ".bin", ".tar"]
         .iter()
         .any(|part| model.contains(part));

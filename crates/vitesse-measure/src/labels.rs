@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use vitesse::model::Checkpoint;
+use vitesse_model::Checkpoint;
 
-use super::failure::{Failure, Result};
+use crate::{Error, Result};
 
 /// What to call each class.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Labels {
+pub struct Labels {
     names: BTreeMap<usize, String>,
 }
 
 impl Labels {
     /// Those that stand in a checkpoint. Where names are codes, such as synsets, their descriptions are taken.
-    pub(super) fn of(checkpoint: &Checkpoint) -> Labels {
+    pub fn of(checkpoint: &Checkpoint) -> Labels {
         let config = &checkpoint.config;
         let described = |name: &String| config.label_descriptions.get(name).unwrap_or(name).clone();
         Labels {
@@ -29,21 +29,20 @@ impl Labels {
 
     /// Those of a CSV file with the columns `class_index` and `name`. A `labels.csv` with a line for each image will do:
     /// the first name of a class counts.
-    pub(super) fn read(path: &Path) -> Result<Labels> {
-        let bad = |reason: String| {
-            Failure::new(
-                "E_LABELS",
-                format!("`{}` holds no class names: {reason}", path.display()),
-            )
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no such file.
+    pub fn read(path: &Path) -> Result<Labels> {
+        let bad = |reason: String| Error::Labels {
+            path: path.to_owned(),
+            reason,
         };
         let mut reader = csv::ReaderBuilder::new()
             .trim(csv::Trim::All)
             .from_path(path)
-            .map_err(|error| {
-                Failure::new(
-                    "E_IO",
-                    format!("cannot read `{}`: {}", path.display(), reason(error)),
-                )
+            .map_err(|error| match error.into_kind() {
+                csv::ErrorKind::Io(error) => Error::io("read", path)(error),
+                other => bad(format!("{other:?}")),
             })?;
         let header = reader.headers().map_err(|error| bad(error.to_string()))?.clone();
         let column = |name: &str| header.iter().position(|column| column == name);
@@ -74,18 +73,10 @@ impl Labels {
     }
 
     /// What to call a class: its name, or its number.
-    pub(super) fn name(&self, class: usize) -> String {
+    pub fn name(&self, class: usize) -> String {
         self.names
             .get(&class)
             .cloned()
             .unwrap_or_else(|| class.to_string())
-    }
-}
-
-/// What the system said, without what the CSV reader says around it.
-fn reason(error: csv::Error) -> String {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => error.to_string(),
-        other => format!("{other:?}"),
     }
 }

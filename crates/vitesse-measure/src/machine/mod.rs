@@ -1,34 +1,46 @@
-//! What the machine says about itself.
+//! What the machine says about itself, and how fast it is.
+
+mod bandwidth;
+mod peaks;
 
 use std::fs;
 
 use serde::Serialize;
 
+pub(crate) use peaks::Peaks;
+pub use peaks::{Peak, advice};
+
 /// The machine as this process sees it: a container's limits count.
-#[derive(Debug, Serialize)]
-pub(super) struct Machine {
-    pub(super) os: &'static str,
-    pub(super) arch: &'static str,
-    pub(super) processor: Option<String>,
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// The operating system.
+    pub os: &'static str,
+    /// The processor's architecture.
+    pub arch: &'static str,
+    /// The processor's name.
+    pub processor: Option<String>,
     /// Logical cores this process may use.
-    pub(super) cores: usize,
-    pub(super) largest_cache_bytes: Option<u64>,
-    pub(super) memory_bytes: Option<u64>,
-    pub(super) available_bytes: Option<u64>,
+    pub cores: usize,
+    /// The largest cache of the first core.
+    pub largest_cache_bytes: Option<u64>,
+    /// Memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// What of it is free.
+    pub available_bytes: Option<u64>,
     /// Instruction sets that matter to arithmetic, weakest first.
-    pub(super) instructions: Vec<&'static str>,
+    pub instructions: Vec<&'static str>,
 }
 
 impl Machine {
     /// Looks around. What is not known on this system is left out.
-    pub(super) fn look() -> Machine {
+    pub fn look() -> Machine {
         let container = container_limit();
         let within = |bytes: u64| container.map_or(bytes, |limit| limit.min(bytes));
         Machine {
             os: std::env::consts::OS,
             arch: std::env::consts::ARCH,
             processor: processor(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
             largest_cache_bytes: largest_cache(),
             memory_bytes: memory("MemTotal").map(within),
             available_bytes: memory("MemAvailable").map(within),
@@ -37,7 +49,7 @@ impl Machine {
     }
 
     /// Whether the vector instructions are missing that fast arithmetic needs.
-    pub(super) fn lacks_simd(&self) -> bool {
+    pub(crate) fn lacks_simd(&self) -> bool {
         let has = |name| self.instructions.contains(&name);
         match self.arch {
             "x86_64" => !(has("avx2") && has("fma")),
@@ -47,20 +59,30 @@ impl Machine {
     }
 }
 
-/// The processor's name.
-pub(in crate::cli) fn processor() -> Option<String> {
+/// Logical cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The processor's name, where the system tells.
+pub fn processor() -> Option<String> {
     cpu_info("model name")
 }
 
-/// The most memory that this process has had in use at once, in bytes.
-pub(in crate::cli) fn peak_memory() -> Option<u64> {
+/// The most memory that this process has had in use at once, in bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }
 
 /// Forgets the peak so far, so that [`peak_memory`] tells that of what comes; `false` where the system cannot.
 #[cfg(feature = "train")]
-pub(in crate::cli) fn reset_peak_memory() -> bool {
+pub fn reset_peak_memory() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// `1 thread`, `2 threads`.
+pub fn threads(count: usize) -> String {
+    format!("{count} thread{}", if count == 1 { "" } else { "s" })
 }
 
 /// A line of Linux's `/proc/meminfo`, in bytes.

@@ -1,21 +1,17 @@
 //! `doctor`: what this machine offers, and how fast its memory and its arithmetic are.
 
-mod bandwidth;
-pub(in crate::cli) mod machine;
-
 use std::fmt;
 use std::num::NonZeroUsize;
 
 use serde::Serialize;
 use vitesse::engine::Isa;
+use vitesse::measure::machine::{Machine, Peak, advice};
 use vitesse::report::{Table, format, right};
-use vitesse_kernels::{Arithmetic, peak};
 
 use super::Console;
 use super::args::{positive, start_threads};
 use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
-use machine::Machine;
 
 /// Tell what this machine offers: cores, memory, instruction sets, measured peaks
 ///
@@ -55,35 +51,13 @@ struct Report {
     advice: String,
 }
 
-/// What a number of threads reaches.
-#[derive(Debug, Serialize)]
-struct Peak {
-    threads: usize,
-    memory_bytes_per_second: f64,
-    /// Operations a second, a multiply-add being two.
-    f32_flops: f64,
-    bf16_flops: f64,
-    int8_ops: f64,
-}
-
 fn examine(threads: usize, console: &Console) -> Result<Report> {
     let machine = Machine::look();
     let isa = Isa::choose().map_err(Failure::usage)?;
     let mut peaks = Vec::new();
     for threads in powers_of_two_up_to(threads) {
         console.check()?;
-        let measured = |arithmetic| {
-            peak(isa, arithmetic, threads).map_err(|error| {
-                Failure::new("E_THREADS", format!("cannot start {threads} threads: {error}"))
-            })
-        };
-        peaks.push(Peak {
-            threads,
-            memory_bytes_per_second: bandwidth::measure(threads, &machine),
-            f32_flops: measured(Arithmetic::F32)?,
-            bf16_flops: measured(Arithmetic::Bf16)?,
-            int8_ops: measured(Arithmetic::Int8)?,
-        });
+        peaks.push(Peak::measure(threads, isa, &machine)?);
     }
     let advice = advice(&machine, isa, &peaks);
     Ok(Report {
@@ -111,51 +85,6 @@ fn backends() -> Vec<&'static str> {
         all.push("burn 0.22.1, flex");
     }
     all
-}
-
-/// The one thing to know about this machine.
-fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
-    if machine.lacks_simd() {
-        return "the processor has none of the vector instructions that make models fast (AVX2 with FMA, or NEON): \
-                expect a tenth of the usual speed"
-            .to_owned();
-    }
-    let highest = Isa::detect();
-    if isa < highest {
-        return format!("VITESSE_ISA holds the engine at `{isa}`; this processor has `{highest}`");
-    }
-    let (Some(one), Some(all)) = (peaks.first(), peaks.last()) else {
-        return String::new();
-    };
-    let fastest = |peak: &&Peak| peak.f32_flops;
-    let best = peaks
-        .iter()
-        .max_by(|a, b| fastest(a).total_cmp(&fastest(b)))
-        .map_or(1, |peak| peak.threads);
-    if best < all.threads {
-        return format!(
-            "{best} of {} threads are fastest here: try `--threads {best}`",
-            all.threads
-        );
-    }
-    let gain = fastest(&all) / fastest(&one);
-    if all.threads > 1 && gain < 0.6 * all.threads as f64 {
-        return format!(
-            "{} threads compute only {gain:.1} times as much as one: the cores share units or other programs are running",
-            all.threads
-        );
-    }
-    let slow = match isa {
-        Isa::Scalar | Isa::Avx2 => "; bf16 and int8 have no instructions here and save memory, not time",
-        Isa::Avx512 => "; bf16 and int8 have no instructions of their own here and gain little",
-        Isa::Avx512Vnni => "; bf16 has no instructions here, int8 has",
-        Isa::Avx512Bf16 | Isa::Amx => "",
-    };
-    let plural = if all.threads == 1 { "" } else { "s" };
-    format!(
-        "the default of {} thread{plural} suits this machine{slow}",
-        all.threads
-    )
 }
 
 impl fmt::Display for Report {
