@@ -16,7 +16,7 @@ use burn::tensor::{Device, Gradients, Tensor, module};
 use support::adapting::{
     checkpoint, compare_gradients, gradients, logits, merged, tensor, traced, values, vit,
 };
-use support::{Report, Vectors, golden_root, walk};
+use support::{Report, Vectors, golden_root, notices, unknown, walk};
 use vitesse::adapt::merge::affine::{Affine, dense_up};
 use vitesse::adapt::merge::convolution::depthwise_after;
 use vitesse::adapt::merge::matrix::Matrix;
@@ -24,7 +24,6 @@ use vitesse::adapt::peft::official;
 use vitesse::model::network::{Ctx, param_id};
 use vitesse::model::ops::{Activation, Bottleneck, Op, OpKind, OpSpec};
 use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::storage::safetensors;
 use vitesse::model::{Site, Tensors};
 
 #[test]
@@ -34,38 +33,19 @@ fn golden_repadapter() {
     }
 }
 
-/// A comparison that could not fail would prove nothing: one expected value is moved by ten tolerances.
 #[test]
 fn golden_repadapter_notices_a_wrong_value() {
-    let source = golden_root().join("repadapter");
     for (file, key) in [
         ("vit_repblock_g2", "merged.blocks.1.attn.qkv.bias"),
         ("unit_g2", "grad.conv_A.weight"),
         ("depthwise_fold_k7_g2", "out.y_folded"),
     ] {
-        let path = source.join(format!("{file}.safetensors"));
-        if !path.exists() {
-            continue;
-        }
-        let copy = tempfile::tempdir().unwrap();
-        let (mut tensors, metadata) = safetensors::read(&path).unwrap();
-        let moved = tensors.get(key).unwrap();
-        let shape = moved.shape().to_vec();
-        let mut values = moved.to_f32().into_owned();
-        values[0] += 1e-3 * values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-        tensors.insert_f32(key, &shape, values).unwrap();
-        safetensors::write(
-            &copy.path().join(format!("{file}.safetensors")),
-            &tensors,
-            &metadata,
-        )
-        .unwrap();
-        let failures = walk("golden_repadapter (one value moved)", copy.path(), check)
-            .err()
-            .expect("the moved value passed");
-        assert!(
-            failures.contains(key) && failures.lines().count() == 1,
-            "{failures}"
+        notices(
+            "golden_repadapter",
+            &format!("repadapter/{file}.safetensors"),
+            key,
+            check,
+            unknown,
         );
     }
 }
