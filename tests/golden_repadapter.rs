@@ -17,7 +17,7 @@ use support::adapting::{
     checkpoint, compare_gradients, gradients, logits, merged, tensor, traced, values, vit,
 };
 use support::{Report, Vectors, golden_root, notices, unknown, walk};
-use vitesse::adapt::merge::affine::{Affine, dense_up};
+use vitesse::adapt::merge::affine::Affine;
 use vitesse::adapt::merge::convolution::depthwise_after;
 use vitesse::adapt::merge::matrix::Matrix;
 use vitesse::adapt::peft::official;
@@ -82,11 +82,33 @@ fn doubles(v: &Vectors, key: &str) -> Vec<f64> {
     v.f32(key).into_iter().map(f64::from).collect()
 }
 
+/// The adapter that a file's config describes.
+fn bottleneck(v: &Vectors) -> Bottleneck {
+    Bottleneck {
+        hidden: v.usize("hidden_dim"),
+        groups: v.usize("groups"),
+        activation: Activation::None,
+        scale: v.number("scale"),
+        learned_scale: false,
+        norm: None,
+        from: None,
+        dropout: 0.1,
+    }
+}
+
+/// The dense up projection of the rows under `key`.
+fn dense_up(v: &Vectors, key: &str, width: usize) -> Matrix {
+    Matrix {
+        rows: width,
+        columns: v.usize("hidden_dim"),
+        values: bottleneck(v).dense_up(&doubles(v, key), width),
+    }
+}
+
 /// The affine map of the adapter that stands at the top of a file, and its dense up projection.
 fn map(v: &Vectors) -> (Affine, Matrix) {
-    let (hidden, groups) = (v.usize("hidden_dim"), v.usize("groups"));
     let width = v.shape("a.conv_B.weight")[0];
-    let up = dense_up(&doubles(v, "a.conv_B.weight"), width, hidden, groups);
+    let up = dense_up(v, "a.conv_B.weight", width);
     let affine = Affine::bottleneck(
         matrix(v, "a.conv_A.weight"),
         &doubles(v, "a.conv_A.bias"),
@@ -121,16 +143,7 @@ fn one_adapter(v: &Vectors, report: &mut Report) {
     let op = OpSpec {
         site: Site::AttnIn,
         layer: Some(0),
-        kind: OpKind::Bottleneck(Bottleneck {
-            hidden: v.usize("hidden_dim"),
-            groups: v.usize("groups"),
-            activation: Activation::None,
-            scale: v.number("scale"),
-            learned_scale: false,
-            norm: None,
-            from: None,
-            dropout: 0.1,
-        }),
+        kind: OpKind::Bottleneck(bottleneck(v)),
     };
     let mut tensors = Tensors::new();
     for (from, to) in TENSORS {
@@ -299,9 +312,8 @@ fn whole_model(v: &Vectors, report: &mut Report) {
     let merged = merged(v, report, &attached);
     for key in v.under("merged.").names() {
         if let Some(module) = key.strip_suffix(".conv_B.dense") {
-            let up = doubles(v, &format!("a.{module}.conv_B.weight"));
-            let (hidden, groups) = (v.usize("hidden_dim"), v.usize("groups"));
-            let dense = dense_up(&up, v.usize("embed_dim"), hidden, groups);
+            let stored = format!("a.{module}.conv_B.weight");
+            let dense = dense_up(v, &stored, v.usize("embed_dim"));
             report.compare_f64(v, &format!("merged.{key}"), &dense.values, 1e-4);
         }
     }

@@ -69,10 +69,11 @@ macro_rules! settings {
 
         impl $crate::method::Settings for $Name {
             fn fields(&self) -> &'static [$crate::method::Field] {
-                &[$($crate::method::Field {
+                const FIELDS: &[$crate::method::Field] = &[$($crate::method::Field {
                     key: ::std::stringify!($field),
                     about: ::std::concat!($($about),+).trim_ascii(),
-                }),*]
+                }),*];
+                FIELDS
             }
 
             fn settings(&self) -> $crate::method::Table {
