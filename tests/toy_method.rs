@@ -4,7 +4,7 @@
 
 use vitesse::adapt::merge::Difference;
 use vitesse::engine::{Engine, Options};
-use vitesse::model::{Checkpoint, ModelSpec, Tensors};
+use vitesse::model::{Checkpoint, ModelSpec, Sites, Tensors};
 use vitesse::rng::Key;
 use vitesse::train::method::Table;
 
@@ -12,8 +12,7 @@ use vitesse::train::method::Table;
 mod gain {
     use vitesse::adapt::merge::{self, Options};
     use vitesse::model::ops::{OpKind, OpSpec, ScaleShift};
-    use vitesse::model::spec::NetworkSpec;
-    use vitesse::model::{ModelSpec, Site, Tensors};
+    use vitesse::model::{ModelSpec, Site, Sites, Tensors};
     use vitesse::train::method::{Begun, Finished, Method, MethodPlan};
     use vitesse::train::{Result, settings};
 
@@ -34,14 +33,11 @@ mod gain {
 
         fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
             let mut after = spec.clone();
-            let depth = spec.vit()?.layers.len();
-            if let NetworkSpec::Vit(vit) = &mut after.network {
-                vit.ops.extend((0..depth).map(|layer| OpSpec {
-                    site: Site::MlpOut,
-                    layer: Some(layer),
-                    kind: OpKind::ScaleShift(ScaleShift { shift: false }),
-                }));
-            }
+            after.ops.extend((0..spec.depth()).map(|layer| OpSpec {
+                site: Site::MlpOut,
+                layer: Some(layer),
+                kind: OpKind::ScaleShift(ScaleShift { shift: false }),
+            }));
             MethodPlan::new(NAME, spec, after, |tensor| tensor.name.ends_with(".scale"))
         }
 
@@ -111,7 +107,7 @@ fn a_method_goes_through_its_life() {
     let base = Checkpoint::fresh("deit_micro_patch4_32", Some(5), None, 1).unwrap();
     let method = Toy::parse("gain", &[("start", "2".into())]).unwrap();
 
-    let (width, depth) = (base.spec.num_features(), base.spec.vit().unwrap().layers.len());
+    let (width, depth) = (base.spec.num_features(), base.spec.depth());
     let plan = method.plan(&base.spec).unwrap();
     assert_eq!(plan.trainable.method_parameters, width * depth);
     assert_eq!(plan.changes.len(), depth);

@@ -288,7 +288,7 @@ impl Comparison<'_> {
             let same = free.as_ref().map(outline) == contestants.first().map(outline);
             same_plan.push((label.clone(), same));
             // A method without ops is the plain model with other numbers: there is nothing to measure.
-            contestants.extend(free.filter(|_| !trained.spec.vit().is_ok_and(|vit| vit.ops.is_empty())));
+            contestants.extend(free.filter(|_| !trained.spec.ops.is_empty()));
         }
         let contest = Contest::new(contestants, BATCHES.to_vec(), TURN, threads);
         let batches = contest.turns(self.args.rounds.get(), self.console)?;

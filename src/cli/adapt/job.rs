@@ -130,7 +130,7 @@ impl Job<'_> {
     pub(super) fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
         let found = Checkpoint::load(found, &LoadOptions::default())?;
         let base = &ready.base;
-        let ops = found.spec.vit()?.ops.len() - base.spec.vit()?.ops.len();
+        let ops = found.spec.ops.len() - base.spec.ops.len();
         let metrics = found.config.history.last().map(|step| step.metrics.clone());
         let record = Record {
             base_sha256: base.source_sha256()?,

@@ -291,7 +291,7 @@ impl Plan {
 pub(in crate::cli) fn fold(
     trained: &Checkpoint,
 ) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
-    if trained.spec.vit()?.ops.is_empty() {
+    if trained.spec.ops.is_empty() {
         return Ok(None);
     }
     let options = merge::Options {

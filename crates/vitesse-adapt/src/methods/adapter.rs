@@ -56,7 +56,6 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
         let sites: &[Site] = match self.placement {
             Placement::Pfeiffer => &[Site::MlpOut],
             Placement::Houlsby => &[Site::AttnOut, Site::MlpOut],
@@ -73,10 +72,10 @@ impl Method for Config {
         });
         let ops = sites
             .iter()
-            .flat_map(|&site| layers_with(vit, site).map(move |layer| (site, layer)))
+            .flat_map(|&site| layers_with(spec, site).map(move |layer| (site, layer)))
             .map(|(site, layer)| op(site, layer, kind.clone()))
             .collect();
-        insert(NAME, spec, ops)
+        insert(NAME, spec, sites, ops)
     }
 
     fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {

@@ -46,7 +46,6 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
         let kind = OpKind::Bottleneck(Bottleneck {
             hidden: self.hidden,
             groups: 1,
@@ -57,10 +56,10 @@ impl Method for Config {
             from: Some(Site::Mid),
             dropout: self.dropout,
         });
-        let ops = layers_with(vit, Site::MlpOut)
+        let ops = layers_with(spec, Site::MlpOut)
             .map(|layer| op(Site::MlpOut, layer, kind.clone()))
             .collect();
-        insert(NAME, spec, ops)
+        insert(NAME, spec, &[Site::MlpOut], ops)
     }
 
     /// `D` starts Kaiming-uniform with a slope of √5, where the op's own start is Xavier-uniform.

@@ -10,12 +10,11 @@
 //!
 //! **Deviations.** None.
 
-use vitesse_model::ModelSpec;
+use vitesse_model::{ModelSpec, Site};
 use vitesse_train::method::{Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{norms, select};
-use crate::pattern::{PATCH_EMBED, projections};
+use super::{no_place, select};
 
 /// The name on the command line and in files.
 pub const NAME: &str = "bitfit";
@@ -33,15 +32,20 @@ impl Method for Config {
     fn recipe(&self) -> &'static [(&'static str, f64)] {
         &[("optim.lr", 5e-3)]
     }
+
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
-        let modules = projections(vit).into_iter().map(|(_, _, path)| path);
-        let biases: Vec<String> = modules
-            .chain(norms(vit))
-            .chain([PATCH_EMBED.to_owned()])
+        let sites = spec.sites();
+        let projections = sites.projections().map(|(_, _, projection)| projection);
+        let biases: Vec<String> = projections
+            .chain(sites.embedding())
+            .map(|projection| projection.name)
+            .chain(sites.norms())
             .map(|module| format!("{module}.bias"))
             .collect();
-        select(NAME, spec, |name| biases.iter().any(|bias| bias == name))
+        if biases.is_empty() {
+            return no_place(NAME, spec, &Site::PROJECTIONS);
+        }
+        select(NAME, spec, |tensor| biases.contains(&tensor.name))
     }
 }
 

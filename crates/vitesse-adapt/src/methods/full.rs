@@ -32,6 +32,7 @@ impl Method for Config {
     fn recipe(&self) -> &'static [(&'static str, f64)] {
         &[("optim.lr", 1e-4), ("optim.weight_decay", 1e-2)]
     }
+
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         select(NAME, spec, |_| true)
     }

@@ -36,6 +36,7 @@ impl Method for Config {
     fn eval_mode(&self) -> bool {
         true
     }
+
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         select(NAME, spec, |_| false)
     }

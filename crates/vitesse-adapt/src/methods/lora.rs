@@ -16,11 +16,11 @@
 use std::collections::BTreeMap;
 
 use vitesse_model::ops::{LowRank, OpKind, QkvPart};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_train::method::{Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{fold, insert, op};
+use super::{fold, insert, op, projections};
 use crate::pattern::{Targets, key_matches};
 
 /// The name on the command line and in files.
@@ -59,10 +59,9 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
         let mut ops = Vec::new();
-        for (site, layer) in self.targets.projections(vit)? {
-            let path = vit
+        for (site, layer) in projections(NAME, spec, &self.targets)? {
+            let path = spec
                 .projection(site, layer)
                 .map_or_else(String::new, |projection| projection.name);
             let kind = OpKind::LowRank(LowRank {
@@ -74,7 +73,7 @@ impl Method for Config {
             });
             ops.push(op(site, layer, kind));
         }
-        insert(NAME, spec, ops)
+        insert(NAME, spec, &Site::PROJECTIONS, ops)
     }
 
     fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
@@ -117,8 +116,6 @@ mod tests {
         let begun = begun(NAME, &settings);
         let found: Vec<(usize, f64)> = begun
             .spec
-            .vit()
-            .unwrap()
             .ops
             .iter()
             .map(|op| match &op.kind {

@@ -23,12 +23,15 @@ pub mod repadapter;
 pub mod ssf;
 pub mod vpt;
 
+use std::collections::HashSet;
+
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::{NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::spec::TensorSpec;
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_train::Result;
 use vitesse_train::method::{Finished, MethodPlan};
 
+use crate::pattern::Targets;
 use crate::{Error, merge};
 
 vitesse_train::methods! {
@@ -50,7 +53,7 @@ vitesse_train::methods! {
         Bitfit(bitfit),
         /// All layer norms.
         Norm(norm),
-        /// Nothing but the head.
+        /// Nothing: a probe of the features.
         Linear(linear),
         /// The last blocks and the final norm.
         Partial(partial),
@@ -68,6 +71,27 @@ fn refuse<T>(method: &'static str, sentence: impl Into<String>) -> Result<T> {
     .into())
 }
 
+/// The refusal of a model that has none of the sites where a method puts something.
+fn no_place<T>(method: &'static str, spec: &ModelSpec, sites: &[Site]) -> Result<T> {
+    let sites: Vec<String> = sites.iter().map(|site| format!("`{site}`")).collect();
+    refuse(
+        method,
+        format!(
+            "`{}` has no place for it: none of its layers has {}",
+            spec.architecture,
+            sites.join(" or ")
+        ),
+    )
+}
+
+/// The projections that `targets` names, of a model that has some.
+fn projections(method: &'static str, spec: &ModelSpec, targets: &Targets) -> Result<Vec<(Site, usize)>> {
+    if spec.sites().projections().next().is_none() {
+        return no_place(method, spec, &Site::PROJECTIONS);
+    }
+    Ok(targets.projections(spec)?)
+}
+
 /// An op in a block.
 fn op(site: Site, layer: usize, kind: OpKind) -> OpSpec {
     OpSpec {
@@ -78,39 +102,29 @@ fn op(site: Site, layer: usize, kind: OpKind) -> OpSpec {
 }
 
 /// The layers that have this site, in order.
-fn layers_with(vit: &VitSpec, site: Site) -> impl Iterator<Item = usize> {
-    (0..vit.layers.len()).filter(move |&layer| vit.width_at(site, Some(layer)).is_some())
+fn layers_with(sites: &dyn Sites, site: Site) -> impl Iterator<Item = usize> {
+    (0..sites.depth()).filter(move |&layer| sites.has(site, Some(layer)))
 }
 
-/// The plan to append ops, whose tensors learn.
-fn insert(method: &'static str, spec: &ModelSpec, ops: Vec<OpSpec>) -> Result<MethodPlan> {
+/// The plan to append ops, whose tensors learn. They were to stand at `sites`, of which a model may have none.
+fn insert(method: &'static str, spec: &ModelSpec, sites: &[Site], ops: Vec<OpSpec>) -> Result<MethodPlan> {
     if ops.is_empty() {
-        return refuse(
-            method,
-            "this model has no place for it: none of its blocks has the sub-layer that is adapted",
-        );
+        return no_place(method, spec, sites);
     }
     let mut after = spec.clone();
-    let first = spec.vit()?.ops.len();
-    if let NetworkSpec::Vit(vit) = &mut after.network {
-        vit.ops.extend(ops);
-    }
+    after.ops.extend(ops);
     after.validate()?;
-    let vit = after.vit()?;
-    let new: std::collections::HashSet<String> = vit
-        .ops
-        .iter()
-        .enumerate()
-        .skip(first)
-        .flat_map(|(index, op)| op.tensors(index, vit))
+    let added = after.ops.iter().enumerate().skip(spec.ops.len());
+    let new: HashSet<String> = added
+        .flat_map(|(index, op)| op.tensors(index, &after))
         .map(|tensor| tensor.name)
         .collect();
-    MethodPlan::new(method, spec, after.clone(), |tensor| new.contains(&tensor.name))
+    MethodPlan::new(method, spec, after, |tensor| new.contains(&tensor.name))
 }
 
-/// The plan to leave the model as it is; of its own tensors, those learn that `rule` selects by name.
-fn select(method: &'static str, spec: &ModelSpec, rule: impl Fn(&str) -> bool) -> Result<MethodPlan> {
-    MethodPlan::new(method, spec, spec.clone(), |tensor| rule(&tensor.name))
+/// The plan to leave the model as it is; of its own tensors, those learn that `rule` selects.
+fn select(method: &'static str, spec: &ModelSpec, rule: impl Fn(&TensorSpec) -> bool) -> Result<MethodPlan> {
+    MethodPlan::new(method, spec, spec.clone(), rule)
 }
 
 /// The end of a method whose ops fold: into the weights where that can be, and kept where not.
@@ -125,23 +139,6 @@ fn fold(spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
         folded: merged.report.folded,
         kept: merged.report.kept,
     })
-}
-
-/// The prefixes of the norms of a model: of its blocks, and the one before the head.
-fn norms(vit: &VitSpec) -> Vec<String> {
-    let blocks = (0..vit.layers.len()).flat_map(|layer| {
-        let block = vit.block(layer);
-        let attn = block.is_some_and(|block| block.attn.is_some());
-        let mlp = block.is_some_and(|block| block.mlp.is_some());
-        [
-            attn.then(|| vit.norm_name(layer, 1)),
-            mlp.then(|| vit.norm_name(layer, 2)),
-        ]
-    });
-    blocks
-        .flatten()
-        .chain([vit.final_norm_name().to_owned()])
-        .collect()
 }
 
 #[cfg(test)]

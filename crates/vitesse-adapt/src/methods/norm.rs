@@ -11,11 +11,11 @@
 //!
 //! **Deviations.** None.
 
-use vitesse_model::ModelSpec;
+use vitesse_model::{ModelSpec, Site};
 use vitesse_train::method::{Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{norms, select};
+use super::{no_place, select};
 
 /// The name on the command line and in files.
 pub const NAME: &str = "norm";
@@ -33,14 +33,18 @@ impl Method for Config {
     fn recipe(&self) -> &'static [(&'static str, f64)] {
         &[("optim.lr", 5e-3)]
     }
+
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let norms = norms(spec.vit()?);
-        select(NAME, spec, |name| {
-            norms.iter().any(|norm| {
-                name.strip_prefix(norm.as_str())
-                    .is_some_and(|end| matches!(end, ".weight" | ".bias"))
-            })
-        })
+        let tensors: Vec<String> = spec
+            .sites()
+            .norms()
+            .iter()
+            .flat_map(|norm| [format!("{norm}.weight"), format!("{norm}.bias")])
+            .collect();
+        if tensors.is_empty() {
+            return no_place(NAME, spec, &[Site::AttnIn, Site::MlpIn]);
+        }
+        select(NAME, spec, |tensor| tensors.contains(&tensor.name))
     }
 }
 

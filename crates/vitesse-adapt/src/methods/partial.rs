@@ -8,9 +8,9 @@
 //!
 //! **Cost.** None.
 //!
-//! **Deviations.** None. A model whose blocks share matrices is refused, because earlier blocks would change with the last.
+//! **Deviations.** None. Where earlier blocks share weights with the last it is refused, because they would change too.
 
-use vitesse_model::ModelSpec;
+use vitesse_model::{ModelSpec, Site, Sites};
 use vitesse_train::method::{Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
@@ -37,31 +37,32 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
-        if vit.is_shared() {
-            return refuse(
-                NAME,
-                "blocks of this model share matrices, so the last cannot learn alone",
-            );
-        }
-        let depth = vit.layers.len();
+        let depth = spec.depth();
         if !(1..=depth).contains(&self.blocks) {
             return refuse(
                 NAME,
                 format!("`blocks` must be from 1 to {depth}, but is {}", self.blocks),
             );
         }
-        let prefixes: Vec<String> = vit
-            .layers
-            .iter()
-            .skip(depth - self.blocks)
-            .map(|layer| vit.core_name(layer.core))
-            .chain([vit.final_norm_name().to_owned()])
-            .map(|prefix| format!("{prefix}."))
-            .collect();
-        select(NAME, spec, |name| {
-            prefixes.iter().any(|prefix| name.starts_with(prefix))
-        })
+        let frozen = depth - self.blocks;
+        let shared = |layer| {
+            let modules = Site::PROJECTIONS.into_iter().chain([Site::AttnIn, Site::MlpIn]);
+            let earlier = |site| {
+                spec.sites()
+                    .sharing(site, layer)
+                    .first()
+                    .is_some_and(|&first| first < frozen)
+            };
+            modules.into_iter().any(earlier)
+        };
+        if (frozen..depth).any(shared) {
+            return refuse(
+                NAME,
+                "earlier blocks of this model share weights with the last, so the last cannot learn alone",
+            );
+        }
+        // Layer `l` has the depth `l + 1`, and what follows the layers has the next.
+        select(NAME, spec, |tensor| tensor.depth > frozen)
     }
 }
 

@@ -16,12 +16,11 @@
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_train::method::{Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{fold, insert, layers_with, op, refuse};
+use super::{fold, insert, layers_with, op, projections, refuse};
 use crate::pattern::Targets;
 
 /// The name on the command line and in files.
@@ -82,11 +81,20 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let ops = match &self.targets {
-            Some(targets) => self.before_projections(targets, spec.vit()?)?,
-            None => self.beside_sub_layers(spec.vit()?),
-        };
-        insert(NAME, spec, ops)
+        match &self.targets {
+            Some(targets) => {
+                let ops = self.before_projections(targets, spec)?;
+                insert(NAME, spec, &Site::PROJECTIONS, ops)
+            }
+            None => {
+                let places = self.places();
+                let sites: Vec<Site> = places.iter().map(|(site, _)| *site).collect();
+                let ops = places.into_iter().flat_map(|(site, from)| {
+                    layers_with(spec, site).map(move |layer| op(site, layer, self.bottleneck(from)))
+                });
+                insert(NAME, spec, &sites, ops.collect())
+            }
+        }
     }
 
     fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
@@ -108,7 +116,8 @@ impl Config {
         })
     }
 
-    fn beside_sub_layers(&self, vit: &VitSpec) -> Vec<OpSpec> {
+    /// Where adapters stand beside sub-layers, and where they read if not there.
+    fn places(&self) -> Vec<(Site, Option<Site>)> {
         let (attn, mlp) = match self.position {
             Position::Before => ((Site::AttnIn, None), (Site::MlpIn, None)),
             Position::After => ((Site::AttnOut, None), (Site::MlpOut, None)),
@@ -117,36 +126,23 @@ impl Config {
                 (Site::MlpOut, Some(Site::Mid)),
             ),
         };
-        let sites = match self.placement {
+        match self.placement {
             Placement::Repblock => vec![attn, mlp],
             Placement::Repattn => vec![attn],
             Placement::Repmlp => vec![mlp],
-        };
-        sites
-            .into_iter()
-            .flat_map(|(site, from)| {
-                layers_with(vit, site).map(move |layer| op(site, layer, self.bottleneck(from)))
-            })
-            .collect()
+        }
     }
 
-    fn before_projections(&self, targets: &Targets, vit: &VitSpec) -> Result<Vec<OpSpec>> {
+    fn before_projections(&self, targets: &Targets, spec: &ModelSpec) -> Result<Vec<OpSpec>> {
         if self.position != Position::Before {
             return refuse(
                 NAME,
                 "where `targets` names projections, `position` must be `before`",
             );
         }
-        let input = |site| match site {
-            Site::Qkv => Site::AttnIn,
-            Site::Proj => Site::AttnHeads,
-            Site::Fc1 => Site::MlpIn,
-            _ => Site::MlpHidden,
-        };
-        let projections = targets.projections(vit)?;
-        Ok(projections
+        Ok(projections(NAME, spec, targets)?
             .into_iter()
-            .map(|(site, layer)| op(input(site), layer, self.bottleneck(None)))
+            .filter_map(|(site, layer)| Some(op(site.input()?, layer, self.bottleneck(None))))
             .collect())
     }
 }
@@ -181,8 +177,6 @@ mod tests {
         let sites = |settings: &[(&str, &str)]| -> Vec<Site> {
             let mut sites: Vec<Site> = begun(NAME, settings)
                 .spec
-                .vit()
-                .unwrap()
                 .ops
                 .iter()
                 .filter(|op| op.layer == Some(2))

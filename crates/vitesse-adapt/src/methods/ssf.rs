@@ -12,8 +12,7 @@
 //! **Deviations.** None in what is computed. A model whose norm follows pooling has no site after it, and none stands there.
 
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
-use vitesse_model::spec::Pool;
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 use vitesse_train::method::{Begun, Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
@@ -52,21 +51,19 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let vit = spec.vit()?;
         let kind = || OpKind::ScaleShift(ScaleShift { shift: true });
         let outside = |site| OpSpec {
             site,
             layer: None,
             kind: kind(),
         };
-        let mut ops = vec![outside(Site::PatchOut)];
+        let has = |site: &Site| spec.has(*site, None);
+        let mut ops: Vec<OpSpec> = [Site::PatchOut].into_iter().filter(has).map(outside).collect();
         for site in SITES {
-            ops.extend(layers_with(vit, site).map(|layer| op(site, layer, kind())));
+            ops.extend(layers_with(spec, site).map(|layer| op(site, layer, kind())));
         }
-        if vit.pool != Pool::AvgThenNorm {
-            ops.push(outside(Site::FinalNorm));
-        }
-        insert(NAME, spec, ops)
+        ops.extend([Site::FinalNorm].into_iter().filter(has).map(outside));
+        insert(NAME, spec, &SITES, ops)
     }
 
     fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {

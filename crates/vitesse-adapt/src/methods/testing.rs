@@ -18,6 +18,7 @@ pub(crate) fn small() -> (ModelSpec, Tensors) {
         architecture: "vit_micro_patch4_32".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(VitSpec::plain(16, 4, 12, 3, 3, vec![PrefixToken::Class])),
+        ops: Vec::new(),
     };
     let tensors = spec.init(1).unwrap();
     (spec, tensors)
@@ -72,10 +73,21 @@ fn every_method_has_a_name_that_is_read_back() {
     assert!(refusal("vpt", &[("tokens", "many")]).contains("many"));
 }
 
+/// Whoever has nothing at the sites of a method says so by name; methods that need no site take every model.
 #[test]
-fn convolutional_networks_are_refused() {
+fn models_without_the_places_are_refused() {
     let spec = vitesse_model::zoo::get("regnety_nano_32").unwrap().spec;
-    let method = Method::parse("lora", &[]).unwrap();
-    let error = method.plan(&spec).unwrap_err().to_string();
-    assert!(error.contains("vision transformer"), "{error}");
+    for (method, _) in Method::all() {
+        match method.plan(&spec) {
+            Ok(plan) => {
+                assert!(["linear", "partial", "full"].contains(&method.name()), "{plan}");
+                assert_eq!(plan.spec, spec);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("`regnety_nano_32` has no place for it"), "{text}");
+                assert!(text.contains(" has `"), "{text}");
+            }
+        }
+    }
 }

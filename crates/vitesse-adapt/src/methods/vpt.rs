@@ -14,11 +14,11 @@
 //! pools leaves them out. No projection of narrower prompts.
 
 use vitesse_model::ops::{OpKind, Prompts};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_train::method::{Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{fold, insert, op};
+use super::{fold, insert, layers_with, op};
 
 /// The name on the command line and in files.
 pub const NAME: &str = "vpt";
@@ -44,13 +44,13 @@ impl Method for Config {
     }
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
-        let depth = spec.vit()?.layers.len();
-        let layers = if self.deep { depth } else { depth.min(1) };
+        let layers = if self.deep { spec.depth() } else { 1 };
         let prompts = OpKind::Prompts(Prompts { tokens: self.tokens });
-        let ops = (0..layers)
+        let ops = layers_with(spec, Site::BlockIn)
+            .take(layers)
             .map(|layer| op(Site::BlockIn, layer, prompts.clone()))
             .collect();
-        insert(NAME, spec, ops)
+        insert(NAME, spec, &[Site::BlockIn], ops)
     }
 
     fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {

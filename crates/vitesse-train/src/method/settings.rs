@@ -108,6 +108,9 @@ pub fn table(defaults: &dyn Settings) -> String {
                     .map(|entry| entry.as_str().map_or_else(|| entry.to_string(), str::to_owned));
                 format!("`{}`", entries.collect::<Vec<_>>().join(","))
             }
+            Some(Value::Number(number)) => number
+                .as_f64()
+                .map_or_else(|| format!("`{number}`"), |number| format!("`{number}`")),
             Some(value) => format!("`{value}`"),
         };
         out.push_str(&format!("| `{}` | {default} | {} |\n", field.key, field.about));
