@@ -7,6 +7,7 @@ use vitesse::adapt::Method;
 use vitesse::adapt::peft::{Adapter, Record};
 use vitesse::data::DataSet;
 use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse_train::adamw::Slot;
 use vitesse_train::events::Outcome as Learned;
 use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::run::{Existing, RunFolder};
@@ -96,19 +97,19 @@ impl Job<'_> {
         };
         let saved = RunFolder::state_in(self.output);
         let state = if self.existing == Existing::Resume && saved.is_file() {
-            let state = State::load(&saved, optim)?;
-            if state.spec != model.spec {
-                return Err(Error::Resume {
-                    path: self.output.to_owned(),
-                    reason: "it was begun with another method or other settings; repeat its `--method` and `--set`"
-                        .into(),
-                });
-            }
-            state
+            State::load(&saved, optim)?
         } else {
             let ema = self.recipe.train.ema_decay.is_some();
             State::new(&model, optim, ema, &|name| adapted.trained.contains(name))?
         };
+        let learns = |slot: &Slot| adapted.trained.contains(&slot.name);
+        if state.spec != model.spec || !state.slots.iter().all(learns) {
+            return Err(Error::Resume {
+                path: self.output.to_owned(),
+                reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
+                    .into(),
+            });
+        }
         let start = Start {
             state,
             train: ready.learn.clone(),
