@@ -28,7 +28,7 @@ use vitesse::model::ops::{
 };
 use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
-use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors, zoo};
+use vitesse::model::{Checkpoint, ModelSpec, Site, Sites, Tensors, zoo};
 use vitesse::train::method::Trainable;
 
 #[test]
