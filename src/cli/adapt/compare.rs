@@ -10,6 +10,10 @@ use toml::Value;
 use vitesse::adapt::peft::Adapter;
 use vitesse::data::Split;
 use vitesse::engine::Precision;
+use vitesse::measure::contest::{Contest, Contestant};
+use vitesse::measure::machine::processor;
+use vitesse::measure::merge::{Folded, fold};
+use vitesse::measure::timing::Budget;
 use vitesse::model::Checkpoint;
 use vitesse::model::storage::atomic_write;
 use vitesse_train::Recipe;
@@ -20,13 +24,11 @@ use super::entry::{Entry, Search};
 use super::job::ADAPTER;
 use super::page;
 use super::report::{Candidate, Chosen, Latency, Report, Speeds};
-use super::trial::{Plan, Trial, fold};
+use super::trial::{Plan, Trial};
 use crate::cli::Console;
-use crate::cli::bench::measure::Budget;
-use crate::cli::compare::contest::{Contest, Contestant};
-use crate::cli::doctor::machine::processor;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::Outcome;
+use crate::cli::show::Show;
 use crate::cli::training::open_test;
 
 /// What the folder holds besides a folder for each entry.
@@ -281,13 +283,14 @@ impl Comparison<'_> {
         for (label, entry) in entries {
             let trained = self.plan(entry, label, None)?.trained()?;
             let free = match fold(&trained)? {
-                None => Some(contestant(label, &trained)?),
-                Some(merged) => {
+                Folded::Plain => Some(contestant(label, &trained)?),
+                Folded::Refused(_) => {
                     contestants.push(contestant(&Speeds::with_ops(label), &trained)?);
-                    merged
-                        .ok()
-                        .map(|model| contestant(&Speeds::merged(label), &model))
-                        .transpose()?
+                    None
+                }
+                Folded::Whole(model) => {
+                    contestants.push(contestant(&Speeds::with_ops(label), &trained)?);
+                    Some(contestant(&Speeds::merged(label), &model)?)
                 }
             };
             let outline = |one: &Contestant| one.outline().to_vec();
@@ -297,7 +300,11 @@ impl Comparison<'_> {
             contestants.extend(free.filter(|_| !trained.spec.ops.is_empty()));
         }
         let contest = Contest::new(contestants, BATCHES.to_vec(), TURN, threads);
-        let batches = contest.turns(self.args.rounds.get(), self.console)?;
+        let batches = contest.turns(
+            self.args.rounds.get(),
+            self.console.stop(),
+            &mut Show::new(self.console),
+        )?;
         let latencies = batches.into_iter().flat_map(|batch| {
             let size = batch.batch;
             batch.results.into_iter().map(move |time| Latency {

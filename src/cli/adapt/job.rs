@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use vitesse::adapt::Method;
 use vitesse::adapt::peft::{Adapter, Record};
-use vitesse::adapt::{Adapted, Method, Trainable};
 use vitesse::data::DataSet;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::Outcome as Learned;
+use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
@@ -38,14 +39,14 @@ pub(super) struct Job<'a> {
 pub(super) struct Ready {
     /// With a fresh head for the classes of the data.
     pub(super) base: Checkpoint,
-    adapted: Adapted,
+    adapted: Begun,
     learn: DataSet,
     validation: Option<DataSet>,
 }
 
 impl Ready {
     pub(super) fn trainable(&self) -> &Trainable {
-        &self.adapted.trainable
+        &self.adapted.trained
     }
 }
 
@@ -72,7 +73,7 @@ impl Job<'_> {
         // The head is always new, also where the number of classes is the same by chance.
         base.set_num_classes(0, recipe.train.seed)?;
         base.set_num_classes(classes, recipe.train.seed)?;
-        let adapted = self.method.apply(&base.spec, &base.tensors, recipe.train.seed)?;
+        let adapted = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
         Ok(Ready {
             base,
             adapted,
@@ -99,9 +100,9 @@ impl Job<'_> {
             State::load(&saved, optim)?
         } else {
             let ema = self.recipe.train.ema_decay.is_some();
-            State::new(&model, optim, ema, &|name| adapted.trainable.contains(name))?
+            State::new(&model, optim, ema, &|name| adapted.trained.contains(name))?
         };
-        let learns = |slot: &Slot| adapted.trainable.contains(&slot.name);
+        let learns = |slot: &Slot| adapted.trained.contains(&slot.name);
         if state.spec != model.spec || !state.slots.iter().all(learns) {
             return Err(Error::Resume {
                 path: self.output.to_owned(),

@@ -24,7 +24,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use toml::Value;
-use vitesse::adapt::{Method, Trainable};
+use vitesse::adapt::Method;
+use vitesse_train::method::Trainable;
 
 use super::Console;
 use super::args::positive;

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde::Serialize;
+use vitesse::measure::contest::Ratio;
 use vitesse::report::{Table, format, left, right};
 
 use super::trial::{Merged, Test, Trial};
-use crate::cli::compare::report::Ratio;
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -214,13 +214,10 @@ impl Report {
         });
         let mut table = Table::new(std::iter::once(left("model")).chain(columns));
         for model in models {
-            let cells = self.speeds.of(model).flat_map(|latency| {
-                let Ratio { median, min, max } = latency.ratio;
-                [
-                    format!("{:.2} ms", latency.latency_ms),
-                    format!("{median:.3} ({min:.3}–{max:.3})"),
-                ]
-            });
+            let cells = self
+                .speeds
+                .of(model)
+                .flat_map(|latency| [format!("{:.2} ms", latency.latency_ms), latency.ratio.to_string()]);
             table.push(std::iter::once(model.to_owned()).chain(cells));
         }
         table

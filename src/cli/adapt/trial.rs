@@ -6,9 +6,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vitesse::adapt::Method;
-use vitesse::adapt::merge::{self, Difference};
+use vitesse::adapt::merge::Difference;
 use vitesse::data::DataSet;
 use vitesse::engine::{Engine, Options};
+use vitesse::measure::classify::Recorder;
+use vitesse::measure::images::pixels;
+use vitesse::measure::machine::{peak_memory, reset_peak_memory};
+use vitesse::measure::merge::{Folded, fold};
+use vitesse::measure::origin;
+use vitesse::measure::proof::compare;
 use vitesse::model::storage::atomic_write;
 use vitesse::model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_kernels::train::release_memory;
@@ -19,11 +25,7 @@ use vitesse_train::{Error, Recipe};
 
 use super::job::{ADAPTER, Job};
 use crate::cli::Console;
-use crate::cli::classify::{Recorder, origin};
-use crate::cli::doctor::machine::{peak_memory, reset_peak_memory};
 use crate::cli::failure::{Failure, Result};
-use crate::cli::merge::compare;
-use crate::cli::merge::images::pixels;
 use crate::cli::training::Watch;
 
 /// What stands beside a finished run.
@@ -228,9 +230,9 @@ impl Plan {
         let trained = self.trained()?;
         let prepare = preprocess(&trained.spec, &trained.config.pretrained_cfg)?;
         let (model, merged) = match fold(&trained)? {
-            None => (trained, None),
-            Some(Err(reason)) => (trained, Some(Merged::Refused { reason })),
-            Some(Ok(model)) => {
+            Folded::Plain => (trained, None),
+            Folded::Refused(reason) => (trained, Some(Merged::Refused { reason })),
+            Folded::Whole(model) => {
                 let images = pixels(data, PROOF_IMAGES, &trained)?;
                 let proof = compare(&model, &trained, &images)?;
                 if !proof.is_met() {
@@ -285,25 +287,6 @@ impl Plan {
         self.save(&trial)?;
         Ok(trial)
     }
-}
-
-/// The model with all its ops folded, the reason why one cannot be, or nothing where there are none.
-pub(in crate::cli) fn fold(
-    trained: &Checkpoint,
-) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
-    if trained.spec.ops.is_empty() {
-        return Ok(None);
-    }
-    let options = merge::Options {
-        keep_unfoldable: true,
-    };
-    let merged = merge::merge(&trained.spec, &trained.tensors, options)?;
-    if let Some(kept) = merged.report.kept.first() {
-        return Ok(Some(Err(kept.reason.clone())));
-    }
-    let mut model = trained.clone();
-    (model.spec, model.tensors) = (merged.spec, merged.tensors);
-    Ok(Some(Ok(Box::new(model))))
 }
 
 fn unequal(folder: &Path, proof: &Difference) -> Failure {

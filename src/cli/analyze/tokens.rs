@@ -5,15 +5,17 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use serde::Serialize;
+use vitesse::measure::Weights;
+use vitesse::measure::classify::network;
 use vitesse::report::{Table, format, left, right};
 use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::tokens::{TokenSimilarity, token_similarity};
 
 use crate::cli::Console;
+use crate::cli::args::model::ModelArgs;
+use crate::cli::args::preprocess::PreprocessArgs;
 use crate::cli::args::{ComputeArgs, DataArgs, positive};
-use crate::cli::classify::{PreprocessArgs, network};
 use crate::cli::failure::Result;
-use crate::cli::model::{ModelArgs, Weights};
 use crate::cli::outcome::{Outcome, pairs};
 
 /// How alike the class and the distillation token are, from the parameters to the last norm

@@ -8,6 +8,9 @@ use toml::Value;
 use vitesse::adapt::Method as Way;
 use vitesse::data::{OpenOptions, Split, open};
 use vitesse::engine::Precision;
+use vitesse::measure::contest::{Contest, Contestant, Ratio, Time};
+use vitesse::measure::merge::{Folded, fold};
+use vitesse::measure::timing::Budget;
 use vitesse::model::Checkpoint;
 use vitesse::report::{Content, Table, format, left, right};
 use vitesse_train::Recipe;
@@ -16,12 +19,10 @@ use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
 use crate::cli::adapt::entry::table;
-use crate::cli::adapt::trial::{Merged, Plan, Trial, fold};
+use crate::cli::adapt::trial::{Merged, Plan, Trial};
 use crate::cli::adapt::{MERGED, defaults};
-use crate::cli::bench::measure::Budget;
-use crate::cli::compare::contest::{Contest, Contestant};
-use crate::cli::compare::report::{Ratio, Time};
 use crate::cli::failure::Result;
+use crate::cli::show::Show;
 
 /// The folder, and the key in the JSON document.
 pub(super) const FOLDER: &str = "adapted";
@@ -116,7 +117,7 @@ pub(super) fn adapt(
         let (_, linear) = run(Way::parse("linear", &[])?)?;
         let (plan, trial) = run(Way::parse("repadapter", &[])?)?;
         let place = Path::new(FOLDER).join(task);
-        if let Some(Ok(merged)) = fold(&plan.trained()?)? {
+        if let Folded::Whole(merged) = fold(&plan.trained()?)? {
             merged.save(&folder.join(&place).join(MERGED), false)?;
         }
         let top1 = |trial: &Trial| trial.test.as_ref().map_or(f64::NAN, |test| test.top1);
@@ -197,14 +198,15 @@ fn latency(plan: &Plan, console: &Console) -> Result<Option<Latency>> {
     let threads = rayon::current_num_threads();
     let contestant = |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
     let trained = plan.trained()?;
-    let Some(Ok(model)) = fold(&trained)? else {
+    let Folded::Whole(model) = fold(&trained)? else {
         return Ok(None);
     };
     let plain = contestant("plain", &plan.plain(console)?)?;
     let merged = contestant("merged", &model)?;
     let same_plan = plain.outline() == merged.outline();
     let all = vec![plain, contestant("with ops", &trained)?, merged];
-    let batches = Contest::new(all, vec![1], TURN, threads).turns(ROUNDS, console)?;
+    let batches =
+        Contest::new(all, vec![1], TURN, threads).turns(ROUNDS, console.stop(), &mut Show::new(console))?;
     let times: Vec<&Time> = batches.iter().flat_map(|batch| &batch.results).collect();
     Ok(match times[..] {
         [plain, with_ops, merged] => Some(Latency {

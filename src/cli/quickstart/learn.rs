@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use vitesse::data::DataSet;
+use vitesse::measure::classify::network;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::format;
 use vitesse_train::evaluate::{EvalOptions, Evaluated, evaluate};
@@ -20,7 +21,6 @@ use vitesse_train::{Error, Recipe};
 use super::experiment::Method;
 use super::report::Run;
 use super::test_options;
-use crate::cli::classify::network;
 use crate::cli::console::{Console, Progress};
 use crate::cli::failure::Result;
 

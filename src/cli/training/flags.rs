@@ -11,8 +11,8 @@ use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
 use crate::cli::args;
+use crate::cli::args::model::{is_path, refuse_what_is_no_name};
 use crate::cli::failure::{Failure, Result};
-use crate::cli::model::{is_path, refuse_what_is_no_name};
 
 /// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
 #[derive(Debug, clap::Args)]
