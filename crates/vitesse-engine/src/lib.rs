@@ -8,14 +8,18 @@
 //! that are left are computed by all together, each thread a part of the rows, with one meeting a layer, where keys and
 //! values have to be known to all.
 
+mod compile;
 mod engine;
 mod error;
-mod forward;
-mod kept;
-mod macs;
-mod ops;
+mod member;
 mod plan;
 mod profile;
+mod session;
+mod steps;
+mod team;
+#[cfg(test)]
+mod tests;
+mod weights;
 
 pub use engine::{Engine, Options, Output, Precision};
 pub use error::{Error, Result};

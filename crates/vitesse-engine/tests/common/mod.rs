@@ -217,7 +217,7 @@ fn random_block(rng: &mut Rng, dim: usize) -> BlockSpec {
 }
 
 /// One row for each token.
-type Rows = Vec<Vec<f64>>;
+pub type Rows = Vec<Vec<f64>>;
 
 /// What the heads say about one image.
 pub struct Expected {
@@ -227,6 +227,16 @@ pub struct Expected {
 
 /// The forward pass of one image, in the words of the spec.
 pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
+    forward_with(spec, tensors, image, &|_, x| x)
+}
+
+/// The same with something done to the stream after each layer.
+pub fn forward_with(
+    spec: &ModelSpec,
+    tensors: &Tensors,
+    image: &[f32],
+    after: &dyn Fn(usize, Rows) -> Rows,
+) -> Expected {
     let vit = spec.vit().unwrap();
     let model = Model {
         vit,
@@ -235,7 +245,7 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
     };
     let mut x = model.embed(image);
     for layer in 0..vit.layers.len() {
-        x = model.layer(layer, x);
+        x = after(layer, model.layer(layer, x));
     }
     let mean = |rows: &Rows| -> Vec<f64> {
         let patches = &rows[vit.prefix.len() + vit.prompts()..];
