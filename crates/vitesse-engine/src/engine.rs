@@ -233,7 +233,10 @@ impl Engine {
     }
 
     fn session(&self) -> MutexGuard<'_, Box<dyn Runner>> {
-        self.compiled.session.lock().unwrap_or_else(PoisonError::into_inner)
+        self.compiled
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, images: &[f32], count: usize) -> Result<()> {

@@ -4,6 +4,9 @@
 //! read them, ops that are linear and per token are folded into their neighbours, and memory for all intermediates is set
 //! aside. Running it allocates nothing.
 //!
+//! A plan is a list of steps (`plan`, `steps`), made in one walk over the model (`compile`); running, describing and counting
+//! walk that list.
+//!
 //! How a batch is shared by the threads: every thread takes whole images as long as there is one for each; the images
 //! that are left are computed by all together, each thread a part of the rows, with one meeting a layer, where keys and
 //! values have to be known to all.

@@ -92,9 +92,7 @@ impl<T: Real> Member<T> {
     pub(crate) fn adopt(&mut self, tokens: Range<usize>) {
         self.x.reshape(self.spare.rows(), self.spare.panels());
         for panel in 0..self.spare.panels() {
-            self.x
-                .panel_mut(panel)
-                .copy_from_slice(self.spare.panel(panel));
+            self.x.panel_mut(panel).copy_from_slice(self.spare.panel(panel));
         }
         self.has(tokens);
     }

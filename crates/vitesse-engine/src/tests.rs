@@ -143,7 +143,10 @@ fn each_projection_has_its_format() {
         assert_eq!([real.1, some.1, all.1], [0, 2, 16]);
         assert!(real.0 > some.0 && some.0 > all.0);
         let [real, some, all] = [real.2, some.2, all.2].map(|found| distance(&found, &expected));
-        assert!(real < 1e-5 && real < some && some < all && all < 0.2, "{real} {some} {all}");
+        assert!(
+            real < 1e-5 && real < some && some < all && all < 0.2,
+            "{real} {some} {all}"
+        );
     }
 }
 
@@ -153,10 +156,22 @@ fn an_op_that_finds_no_step_is_refused() {
     let plain = weights(&model(vit.clone()), 1);
     let kind = OpKind::ScaleShift(ScaleShift { shift: false });
     for (site, layer, text) in [
-        (Site::AttnProbs, Some(2), "ops[0]: the engine has no step for `scale-shift` at `attn.probs` of layer 2"),
-        (Site::Mid, None, "ops[0]: the engine has no step for `scale-shift` at `mid`;"),
+        (
+            Site::AttnProbs,
+            Some(2),
+            "ops[0]: the engine has no step for `scale-shift` at `attn.probs` of layer 2",
+        ),
+        (
+            Site::Mid,
+            None,
+            "ops[0]: the engine has no step for `scale-shift` at `mid`;",
+        ),
     ] {
-        vit.ops = vec![OpSpec { site, layer, kind: kind.clone() }];
+        vit.ops = vec![OpSpec {
+            site,
+            layer,
+            kind: kind.clone(),
+        }];
         let error = Plan::<f32>::new(&model(vit.clone()), &plain, &|_| Format::Real).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     }

@@ -250,9 +250,7 @@ impl<T: Real> Product<T> {
 
     /// Multiply-accumulates of one row that is prepared.
     pub(crate) fn macs_beside(&self) -> usize {
-        self.beside
-            .as_ref()
-            .map_or(0, |down| down.macs(0..down.panels()))
+        self.beside.as_ref().map_or(0, |down| down.macs(0..down.panels()))
     }
 
     /// All of it.

@@ -70,10 +70,7 @@ impl<'a> Bias<'a> {
 
     /// For each row of `q`, `[queries, keys]`.
     pub fn full(values: &'a [f32], keys: usize) -> Self {
-        Bias {
-            values,
-            stride: keys,
-        }
+        Bias { values, stride: keys }
     }
 }
 
@@ -89,7 +86,10 @@ impl sealed::Logits for Bias<'_> {
             let values = &self.values[(query + i) * self.stride + key..][..width];
             if width == COLUMNS {
                 for at in (0..COLUMNS).step_by(S::LANES) {
-                    S::store(S::add(S::load(&row[at..]), S::load(&values[at..])), &mut row[at..]);
+                    S::store(
+                        S::add(S::load(&row[at..]), S::load(&values[at..])),
+                        &mut row[at..],
+                    );
                 }
             } else {
                 row.iter_mut().zip(values).for_each(|(x, value)| *x += value);

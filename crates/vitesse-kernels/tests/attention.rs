@@ -173,7 +173,10 @@ fn check<T: Real>(error: f64, count: u64) {
             // As by the sizes of merged tokens, and as by relative positions; some keys are hidden.
             let mut bias = normals(&mut rng("bias", i), case.tokens * case.tokens);
             for row in bias.chunks_exact_mut(case.tokens) {
-                row.iter_mut().skip(1).step_by(3).for_each(|x| *x = f32::NEG_INFINITY);
+                row.iter_mut()
+                    .skip(1)
+                    .step_by(3)
+                    .for_each(|x| *x = f32::NEG_INFINITY);
             }
             let keys = &bias[..case.tokens];
             let found = case.run(isa, &mut attention, &mut packed, &Bias::by_key(keys));
@@ -227,7 +230,11 @@ fn very_different_logits_give_the_nearest_value_and_none_overflows() {
             k: (0..40).map(|i| i as f32 - 20.0).collect(),
             values: (0..40).map(|i| i as f32).collect(),
         };
-        assert_eq!(case.run(isa, &mut attention, &mut packed, &Plain), [39.0; 40], "{isa}");
+        assert_eq!(
+            case.run(isa, &mut attention, &mut packed, &Plain),
+            [39.0; 40],
+            "{isa}"
+        );
     }
 }
 

@@ -62,11 +62,7 @@ pub(super) fn folded(op: Option<&Folded>) -> (impl Fn(usize) -> f32 + '_, impl F
 impl<T: Real> Compiler<'_, T> {
     /// The first ops at `site` of `layer`, as long as they scale and shift, and their numbers; `None` where there are none.
     /// (Prompts, which come first of all, are not among them.)
-    pub(super) fn leading(
-        &self,
-        site: Site,
-        layer: Option<usize>,
-    ) -> Result<Option<(Folded, Vec<usize>)>> {
+    pub(super) fn leading(&self, site: Site, layer: Option<usize>) -> Result<Option<(Folded, Vec<usize>)>> {
         let mut whole: Option<(Folded, Vec<usize>)> = None;
         for (index, op) in self.vit.ops_at(site, layer) {
             let next = match &op.kind {
@@ -97,10 +93,7 @@ impl<T: Real> Compiler<'_, T> {
     pub(super) fn station(&mut self, stage: Stage, site: Site, layer: usize) -> Result<()> {
         if let Some(op) = self.fold(site, Some(layer))? {
             let columns = panels_of([op.scale.len()]);
-            let (scale, shift) = (
-                rows(&columns, |n| op.scale[n]),
-                rows(&columns, |n| op.shift[n]),
-            );
+            let (scale, shift) = (rows(&columns, |n| op.scale[n]), rows(&columns, |n| op.shift[n]));
             self.push(stage, steps::ScaleShift { site, scale, shift });
         }
         let mut ops = self.vit.ops.iter().filter(|op| op.layer == Some(layer));
@@ -151,7 +144,9 @@ impl<T: Real> Compiler<'_, T> {
                     let op = Folded::of(kind, &prefix, self.tensors)?;
                     Op::ScaleShift(rows(columns, |n| op.scale[n]), rows(columns, |n| op.shift[n]))
                 }
-                OpKind::Bottleneck(kind) => Op::Bottleneck(Box::new(self.bottleneck(kind, &prefix, columns)?)),
+                OpKind::Bottleneck(kind) => {
+                    Op::Bottleneck(Box::new(self.bottleneck(kind, &prefix, columns)?))
+                }
                 OpKind::LowRank(_) | OpKind::Prompts(_) => continue,
             });
             self.consumed[index] = true;
@@ -230,7 +225,9 @@ impl<T: Real> Compiler<'_, T> {
             return Ok(());
         };
         let op = &self.vit.ops[index];
-        let layer = op.layer.map_or(String::new(), |layer| format!(" of layer {layer}"));
+        let layer = op
+            .layer
+            .map_or(String::new(), |layer| format!(" of layer {layer}"));
         Err(Error::Unsupported(format!(
             "ops[{index}]: the engine has no step for `{}` at `{}`{layer}; use the network (`--engine burn`)",
             op.kind.name(),

@@ -36,7 +36,9 @@ impl<T: Real> Compiler<'_, T> {
         outputs: Outputs,
     ) -> Result<Product<T>> {
         let projection = self.vit.projection(site, layer).ok_or_else(|| {
-            Error::Unsupported(format!("layer {layer} has no `{site}`, but a sub-layer that needs it"))
+            Error::Unsupported(format!(
+                "layer {layer} has no `{site}`, but a sub-layer that needs it"
+            ))
         })?;
         let updates: Vec<_> = self
             .vit
@@ -138,6 +140,12 @@ impl<T: Real> Compiler<'_, T> {
                 Cow::Owned(whole)
             }
         };
-        Ok(Arc::new(Weights::pack(format, &weights, width, shape.columns, depths)))
+        Ok(Arc::new(Weights::pack(
+            format,
+            &weights,
+            width,
+            shape.columns,
+            depths,
+        )))
     }
 }

@@ -39,8 +39,7 @@ impl<T: Real> Step<T> for KeysValues<T> {
         let (rows, panels) = (on.input.rows(), self.q_panels..self.qkv.panels());
         on.kv.reshape(rows, panels.len());
         let then = Then::Store(panels, &mut on.kv);
-        self.qkv
-            .multiply(run.isa, &on.input, &on.operands, 0..rows, then);
+        self.qkv.multiply(run.isa, &on.input, &on.operands, 0..rows, then);
         let mut place = run.team.own(on.turn);
         if place.heads.len() < self.heads.len() {
             let none = || (Packed::zeros(0, 0), Packed::zeros(0, 0));

@@ -10,7 +10,6 @@ mod stream;
 
 use std::ops::Range;
 
-
 pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries};
 pub(crate) use embed::Embed;
 pub(crate) use head::{Heads, Mean};
