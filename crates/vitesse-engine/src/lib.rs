@@ -11,6 +11,10 @@
 //! that are left are computed by all together, each thread a part of the rows, with one meeting a layer, where keys and
 //! values have to be known to all.
 
+// The reference that integration tests compare with names this crate.
+#[cfg(test)]
+extern crate self as vitesse_engine;
+
 mod compile;
 mod engine;
 mod error;

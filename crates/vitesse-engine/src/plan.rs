@@ -23,9 +23,9 @@ pub(crate) trait Step<T: Real>: fmt::Debug + Send + Sync {
     /// What it does, with its shapes.
     fn describe(&self) -> String;
 
-    /// Its multiply-accumulates for one image, of which `rows` tells how many rows there are; a step that changes their
+    /// Its multiply-accumulates for one image, of which `counts` tells how many rows there are; a step that changes their
     /// number says so there. What rows and columns are filled up with is not counted.
-    fn macs(&self, _rows: &mut Rows) -> usize {
+    fn macs(&self, _counts: &mut Counts) -> usize {
         0
     }
 
@@ -42,7 +42,7 @@ pub(crate) trait Step<T: Real>: fmt::Debug + Send + Sync {
 
 /// How many rows of an image there are, followed from step to step.
 #[derive(Debug, Default)]
-pub(crate) struct Rows {
+pub(crate) struct Counts {
     /// Tokens in the stream.
     pub(crate) tokens: usize,
     /// Keys and values that are known.
@@ -108,8 +108,8 @@ impl<T: Real> Plan<T> {
 
     /// Multiply-accumulates for one image.
     pub(crate) fn macs(&self) -> u64 {
-        let mut rows = Rows::default();
-        let each = self.walk().map(|placed| placed.step.macs(&mut rows) as u64);
+        let mut counts = Counts::default();
+        let each = self.walk().map(|placed| placed.step.macs(&mut counts) as u64);
         each.sum()
     }
 

@@ -1,8 +1,6 @@
 //! What no spec can ask for yet: tokens that leave in the middle, formats by projection, ops without a step.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-extern crate self as vitesse_engine;
-
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -152,8 +150,8 @@ fn each_projection_has_its_format() {
 
 #[test]
 fn an_op_that_finds_no_step_is_refused() {
-    let mut vit = vit(Pool::Token);
-    let plain = weights(&model(vit.clone()), 1);
+    let mut spec = model(vit(Pool::Token));
+    let plain = weights(&spec, 1);
     let kind = OpKind::ScaleShift(ScaleShift { shift: false });
     for (site, layer, text) in [
         (
@@ -167,12 +165,12 @@ fn an_op_that_finds_no_step_is_refused() {
             "ops[0]: the engine has no step for `scale-shift` at `mid`;",
         ),
     ] {
-        vit.ops = vec![OpSpec {
+        spec.ops = vec![OpSpec {
             site,
             layer,
             kind: kind.clone(),
         }];
-        let error = Plan::<f32>::new(&model(vit.clone()), &plain, &|_| Format::Real).unwrap_err();
+        let error = Plan::<f32>::new(&spec, &plain, &|_| Format::Real).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     }
 }

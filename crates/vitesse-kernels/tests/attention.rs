@@ -27,11 +27,13 @@ impl Case {
     fn random(rng: &mut Rng) -> Case {
         let most = if rng.bernoulli(0.3) { 250 } else { 70 };
         let tokens = between(rng, 1, most);
+        // A thread may have no token.
         let mut ends: Vec<usize> = (0..rng.below(3)).map(|_| rng.below(tokens)).collect();
+        if !ends.is_empty() && rng.bernoulli(0.3) {
+            ends[0] = [0, tokens][rng.below(2)];
+        }
         ends.push(tokens);
         ends.sort_unstable();
-        ends.dedup();
-        ends.retain(|&end| end > 0);
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let segments = starts.zip(&ends).map(|(start, &end)| start..end).collect();
         let (qk, v) = (between(rng, 1, 70), between(rng, 1, 70));

@@ -45,10 +45,8 @@ impl<T: Real> Compiler<'_, T> {
     }
 
     fn attention(&mut self, layer: usize, spec: &AttentionSpec, last: bool) -> Result<()> {
-        let at = Some(layer);
         let stream = panels_of([self.vit.embed_dim]);
-        let op = self.fold(Site::AttnIn, at)?;
-        let norm = self.norm(&self.vit.norm_name(layer, 1), op.as_ref())?;
+        let norm = self.norm_at(Site::AttnIn, Some(layer))?;
         self.push(Stage::Qkv, Norm(norm));
         self.kept(Stage::Qkv, (Site::AttnIn, layer), Some(Operand::Input), &stream)?;
 
@@ -107,11 +105,7 @@ impl<T: Real> Compiler<'_, T> {
             n => heads_scale(n - 2 * qk),
         };
         let extra = |n: usize| if n < 2 * qk { 0.0 } else { heads_shift(n - 2 * qk) };
-        let bias = match self.vit.projection(Site::Qkv, layer) {
-            Some(projection) if spec.qkv_bias => Some(self.get(&format!("{}.bias", projection.name))?),
-            _ => None,
-        };
-        let bias = |n: usize| bias.as_ref().map_or(0.0, |bias| bias[n]);
+        let bias = self.bias(&self.name(Site::Qkv, layer)?)?;
         Ok(Outputs::new(
             columns,
             |n| scale(n) * factor(n),
@@ -123,19 +117,15 @@ impl<T: Real> Compiler<'_, T> {
         let at = Some(layer);
         let outside = std::mem::take(&mut self.steps);
         let (stream, hidden) = (panels_of([self.vit.embed_dim]), panels_of([spec.hidden]));
-        let op = self.fold(Site::MlpIn, at)?;
-        let norm = self.norm(&self.vit.norm_name(layer, 2), op.as_ref())?;
+        let norm = self.norm_at(Site::MlpIn, at)?;
         self.push(Stage::Fc1, Norm(norm));
         self.kept(Stage::Fc1, (Site::MlpIn, layer), Some(Operand::Input), &stream)?;
 
         let op = self.fold(Site::MlpFc1, at)?;
         let (scale, shift) = folded(op.as_ref());
-        let bias = match self.vit.projection(Site::Fc1, layer) {
-            Some(projection) => self.get(&format!("{}.bias", projection.name))?.into_owned(),
-            None => Vec::new(),
-        };
-        let outputs = Outputs::new(&hidden, &scale, |n| bias[n] * scale(n) + shift(n));
-        let activation = Activation::Gelu;
+        let bias = self.bias(&self.name(Site::Fc1, layer)?)?;
+        let outputs = Outputs::new(&hidden, &scale, |n| bias(n) * scale(n) + shift(n));
+        let activation = self.sites.activation(layer);
         // Only the exact GELU is fused to the product with what follows it.
         let after = if activation == Activation::Gelu {
             self.fold(Site::MlpHidden, at)?
@@ -188,26 +178,23 @@ impl<T: Real> Compiler<'_, T> {
         let all = out_idx.is_some() && self.shifts_all(layer, out)?;
         let op = self.fold(out, Some(layer))?;
         let (scale, shift) = folded(op.as_ref());
-        let bias = match self.vit.projection(projection, layer) {
-            Some(projection) => self.get(&format!("{}.bias", projection.name))?.into_owned(),
-            None => Vec::new(),
-        };
+        let bias = self.bias(&self.name(projection, layer)?)?;
         let (columns, outputs, into) = match out_idx {
             None => {
                 let columns = panels_of([dim]);
-                let outputs = Outputs::new(&columns, &scale, |n| bias[n] * scale(n) + shift(n));
+                let outputs = Outputs::new(&columns, &scale, |n| bias(n) * scale(n) + shift(n));
                 (columns, outputs, None)
             }
             Some(idx) if all => {
                 let columns = panels_of([dim]);
-                let bias = |n: usize| idx.binary_search(&n).map_or(0.0, |row| bias[row]);
-                let outputs = Outputs::new(&columns, &scale, |n| bias(n) * scale(n) + shift(n));
+                let own = |n: usize| idx.binary_search(&n).map_or(0.0, &bias);
+                let outputs = Outputs::new(&columns, &scale, |n| own(n) * scale(n) + shift(n));
                 (columns, outputs, None)
             }
             Some(idx) => {
                 let columns = panels_of([idx.len()]);
-                let bias = |n: usize| bias[n] * scale(idx[n]) + shift(idx[n]);
-                let outputs = Outputs::new(&columns, |n| scale(idx[n]), bias);
+                let own = |n: usize| bias(n) * scale(idx[n]) + shift(idx[n]);
+                let outputs = Outputs::new(&columns, |n| scale(idx[n]), own);
                 (columns, outputs, Some(idx.to_vec()))
             }
         };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use vitesse_kernels::{Panels, Real, panels_of};
 use vitesse_model::site::Site;
 use vitesse_model::spec::{Pool, PrefixToken, Projection, VitSpec};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::plan::{Placed, Plan, Step};
 use crate::profile::Stage;
@@ -29,6 +29,9 @@ pub(crate) type Formats<'a> = &'a dyn Fn(&Projection) -> Format;
 /// Reads tensors, packs them, and lists steps.
 struct Compiler<'a, T: Real> {
     spec: &'a ModelSpec,
+    /// Where ops, norms and matrices are, whatever the family.
+    sites: &'a dyn Sites,
+    /// What the sites do not say: tokens, pooling, heads.
     vit: &'a VitSpec,
     tensors: &'a Tensors,
     formats: Formats<'a>,
@@ -49,13 +52,15 @@ impl<T: Real> Plan<T> {
                 spec.architecture
             ))
         })?;
+        let sites = spec.sites();
         let mut compiler = Compiler {
             spec,
+            sites,
             vit,
             tensors,
             formats,
             packed: HashMap::new(),
-            consumed: vec![false; vit.ops.len()],
+            consumed: vec![false; sites.ops().len()],
             layer: None,
             steps: Vec::new(),
         };
@@ -64,8 +69,8 @@ impl<T: Real> Plan<T> {
         Ok(Plan {
             steps: compiler.steps,
             pixels: spec.input_size().iter().product(),
-            tokens: vit.tokens_count(),
-            layers: vit.layers.len(),
+            tokens: sites.tokens_at(0),
+            layers: sites.depth(),
             answers: match (vit.pool, spec.num_classes) {
                 (Pool::Token, 0) => [read, vit.embed_dim],
                 (_, 0) => [1, vit.embed_dim],
@@ -75,13 +80,17 @@ impl<T: Real> Plan<T> {
     }
 }
 
-impl<T: Real> Compiler<'_, T> {
+impl<'a, T: Real> Compiler<'a, T> {
     fn model(&mut self) -> Result<()> {
         let embed = self.embed()?;
         self.push(Stage::Embed, embed);
-        let layers = self.vit.layers.len();
+        let layers = self.sites.depth();
         let attends = |i: &usize| self.vit.block(*i).is_some_and(|block| block.attn.is_some());
         let last_attention = (0..layers).rev().find(attends);
+        if self.vit.pre_norm {
+            let norm = self.norm("norm_pre", None)?;
+            self.push(Stage::Embed, NormStream(norm));
+        }
         if last_attention.is_none() {
             self.cut(Stage::Embed);
         }
@@ -106,19 +115,19 @@ impl<T: Real> Compiler<'_, T> {
     fn read(&self) -> usize {
         match self.vit.pool {
             Pool::Token => 1 + usize::from(self.vit.is_distilled()),
-            Pool::Avg | Pool::AvgThenNorm => self.vit.tokens_count(),
+            Pool::Avg | Pool::AvgThenNorm => self.sites.tokens_at(0),
         }
     }
 
     /// From here on no token needs another, and only those go on that are read.
     fn cut(&mut self, stage: Stage) {
         let read = self.read();
-        if read < self.vit.tokens_count() {
+        if read < self.sites.tokens_at(0) {
             self.push(stage, Regroup::new((0..read).collect()));
         }
     }
 
-    fn get(&self, name: &str) -> Result<Cow<'_, [f32]>> {
+    fn get(&self, name: &str) -> Result<Cow<'a, [f32]>> {
         Ok(self.tensors.get(name)?.to_f32())
     }
 
@@ -138,13 +147,24 @@ impl<T: Real> Compiler<'_, T> {
         })
     }
 
+    /// The norm at `site` of `layer`, with what is folded after it.
+    fn norm_at(&mut self, site: Site, layer: Option<usize>) -> Result<NormRows> {
+        let op = self.fold(site, layer)?;
+        let name = self.sites.norm(site, layer).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "no norm stands at `{site}`, but something that reads one"
+            ))
+        })?;
+        self.norm(&name, op.as_ref())
+    }
+
     /// A linear layer outside of blocks, with `op` after it.
     fn linear(&self, name: &str, op: Option<&Folded>) -> Result<Product<T>> {
         let weights = self.tensors.get(&format!("{name}.weight"))?;
         let outputs = weights.shape()[0];
         let inputs = weights.shape()[1..].iter().product();
         let columns = panels_of([outputs]);
-        let bias = self.get(&format!("{name}.bias"))?;
+        let bias = self.bias(name)?;
         let (scale, shift) = folded(op);
         let depths = panels_of([inputs]);
         Ok(Product {
@@ -155,9 +175,19 @@ impl<T: Real> Compiler<'_, T> {
                 &columns,
                 &depths,
             )),
-            outputs: Outputs::new(&columns, &scale, |n| bias[n] * scale(n) + shift(n)),
+            outputs: Outputs::new(&columns, &scale, |n| bias(n) * scale(n) + shift(n)),
             beside: None,
         })
+    }
+
+    /// The bias of a linear layer; zeros where it has none.
+    fn bias(&self, name: &str) -> Result<impl Fn(usize) -> f32 + use<'a, T>> {
+        let name = format!("{name}.bias");
+        let values = match self.tensors.contains(&name) {
+            true => Some(self.tensors.get(&name)?.to_f32()),
+            false => None,
+        };
+        Ok(move |n: usize| values.as_ref().map_or(0.0, |values| values[n]))
     }
 
     fn embed(&mut self) -> Result<Embed<T>> {
@@ -165,7 +195,7 @@ impl<T: Real> Compiler<'_, T> {
         Ok(Embed {
             image: self.spec.input_size(),
             side: self.vit.patch_size,
-            prefix: self.vit.prefix.len() + self.vit.prompts(),
+            prefix: self.vit.prefix.len() + self.sites.prompts(),
             start: self.start()?,
             product: self.linear("patch_embed.proj", op.as_ref())?,
         })
@@ -173,14 +203,14 @@ impl<T: Real> Compiler<'_, T> {
 
     fn start(&mut self) -> Result<Panels<f32>> {
         let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
-        let mut start = Panels::zeros(self.vit.tokens_count(), Panels::<f32>::needed(dim));
+        let mut start = Panels::zeros(self.sites.tokens_at(0), Panels::<f32>::needed(dim));
         if let Some(prompts) = self.prompts(0)? {
             for panel in 0..prompts.panels() {
                 start.panel_mut(panel)[prefix..prefix + prompts.rows()].copy_from_slice(prompts.panel(panel));
             }
         }
         let pos = self.get("pos_embed")?;
-        let prompts = self.vit.prompts();
+        let prompts = self.sites.prompts();
         let skip = if self.vit.embed_prefix { 0 } else { prefix };
         for row in skip..prefix + self.vit.patches() {
             // Prompts, which have no position, stand before the patches.
@@ -209,12 +239,9 @@ impl<T: Real> Compiler<'_, T> {
 
     /// Pooling, norm and heads.
     fn end(&mut self) -> Result<()> {
-        let op = self.fold(Site::FinalNorm, None)?;
-        // Where the mean comes first, no token is normed, and the ops of that site have nothing to act on.
-        let before = self.vit.pool != Pool::AvgThenNorm;
-        let norm = self.norm(self.vit.final_norm_name(), op.as_ref().filter(|_| before))?;
+        let norm = self.norm_at(Site::FinalNorm, None)?;
         let mean = Mean {
-            prefix: self.vit.prefix.len() + self.vit.prompts(),
+            prefix: self.vit.prefix.len() + self.sites.prompts(),
             dim: self.vit.embed_dim,
         };
         if self.vit.pool == Pool::AvgThenNorm {

@@ -64,7 +64,7 @@ impl<T: Real> Compiler<'_, T> {
     /// (Prompts, which come first of all, are not among them.)
     pub(super) fn leading(&self, site: Site, layer: Option<usize>) -> Result<Option<(Folded, Vec<usize>)>> {
         let mut whole: Option<(Folded, Vec<usize>)> = None;
-        for (index, op) in self.vit.ops_at(site, layer) {
+        for (index, op) in self.sites.ops_at(site, layer) {
             let next = match &op.kind {
                 OpKind::ScaleShift(kind) => Folded::of(kind, &op.prefix(index), self.tensors)?,
                 OpKind::Prompts(_) => continue,
@@ -96,7 +96,7 @@ impl<T: Real> Compiler<'_, T> {
             let (scale, shift) = (rows(&columns, |n| op.scale[n]), rows(&columns, |n| op.shift[n]));
             self.push(stage, steps::ScaleShift { site, scale, shift });
         }
-        let mut ops = self.vit.ops.iter().filter(|op| op.layer == Some(layer));
+        let mut ops = self.sites.ops().iter().filter(|op| op.layer == Some(layer));
         if ops.any(|op| matches!(&op.kind, OpKind::Bottleneck(kind) if kind.from == Some(site))) {
             self.push(stage, steps::Hold(site));
         }
@@ -105,7 +105,7 @@ impl<T: Real> Compiler<'_, T> {
 
     /// The prompts of a layer.
     pub(super) fn prompts(&mut self, layer: usize) -> Result<Option<Panels<f32>>> {
-        let mut ops = self.vit.ops_at(Site::BlockIn, Some(layer));
+        let mut ops = self.sites.ops_at(Site::BlockIn, Some(layer));
         let Some((index, op)) = ops.find(|(_, op)| matches!(op.kind, OpKind::Prompts(_))) else {
             return Ok(None);
         };
@@ -132,9 +132,9 @@ impl<T: Real> Compiler<'_, T> {
         operand: Option<Operand>,
         columns: &[Range<usize>],
     ) -> Result<bool> {
-        let vit = self.vit;
+        let sites = self.sites;
         let mut ops = Vec::new();
-        for (index, op) in vit.ops_at(site, Some(layer)) {
+        for (index, op) in sites.ops_at(site, Some(layer)) {
             if self.consumed[index] {
                 continue;
             }
@@ -160,7 +160,7 @@ impl<T: Real> Compiler<'_, T> {
 
     /// Whether something will stay at `site` of `layer` when what leads there is folded.
     pub(super) fn keeps(&self, site: Site, layer: usize) -> bool {
-        let mut ops = self.vit.ops_at(site, Some(layer));
+        let mut ops = self.sites.ops_at(site, Some(layer));
         ops.any(|(_, op)| !matches!(op.kind, OpKind::ScaleShift(_)))
     }
 
@@ -224,7 +224,7 @@ impl<T: Real> Compiler<'_, T> {
         let Some(index) = self.consumed.iter().position(|consumed| !consumed) else {
             return Ok(());
         };
-        let op = &self.vit.ops[index];
+        let op = &self.sites.ops()[index];
         let layer = op
             .layer
             .map_or(String::new(), |layer| format!(" of layer {layer}"));

@@ -35,18 +35,17 @@ impl<T: Real> Compiler<'_, T> {
         shape: &Shape<'_>,
         outputs: Outputs,
     ) -> Result<Product<T>> {
-        let projection = self.vit.projection(site, layer).ok_or_else(|| {
-            Error::Unsupported(format!(
-                "layer {layer} has no `{site}`, but a sub-layer that needs it"
-            ))
-        })?;
+        let projection = self.at(site, layer)?;
         let updates: Vec<_> = self
-            .vit
+            .sites
             .ops_at(site, Some(layer))
             .filter_map(|(index, op)| match &op.kind {
-                OpKind::LowRank(kind) => {
-                    Some((index, op.prefix(index), kind, kind.ranges(site, layer, self.vit)))
-                }
+                OpKind::LowRank(kind) => Some((
+                    index,
+                    op.prefix(index),
+                    kind,
+                    kind.ranges(site, layer, self.sites),
+                )),
                 _ => None,
             })
             .collect();
@@ -112,6 +111,19 @@ impl<T: Real> Compiler<'_, T> {
             outputs,
             beside: Some(Box::new(down)),
         })
+    }
+
+    fn at(&self, site: Site, layer: usize) -> Result<Projection> {
+        self.sites.projection(site, layer).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "layer {layer} has no `{site}`, but a sub-layer that needs it"
+            ))
+        })
+    }
+
+    /// The prefix of a projection's tensors.
+    pub(super) fn name(&self, site: Site, layer: usize) -> Result<String> {
+        Ok(self.at(site, layer)?.name)
     }
 
     /// Packs weights, one row of `width` for each output, in the format of the projection.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vitesse_kernels::{Packed, Plain, Real, Segment};
 
 use crate::member::Member;
-use crate::plan::{Rows, Step};
+use crate::plan::{Counts, Step};
 use crate::team::Run;
 use crate::weights::{Product, Then, Weights};
 
@@ -56,10 +56,10 @@ impl<T: Real> Step<T> for KeysValues<T> {
         format!("keys and values of {columns}, by qkv {}", self.qkv.describe())
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.keys = rows.tokens;
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.keys = counts.tokens;
         let row = self.qkv.macs_beside() + self.qkv.macs(self.q_panels..self.qkv.panels());
-        rows.tokens * row
+        counts.tokens * row
     }
 
     fn weights(&self) -> Vec<&Arc<Weights<T>>> {
@@ -86,8 +86,8 @@ impl<T: Real> Step<T> for Queries<T> {
         format!("queries of {}", self.qkv.columns(0..self.panels))
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens * self.qkv.macs(0..self.panels)
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens * self.qkv.macs(0..self.panels)
     }
 
     fn weights(&self) -> Vec<&Arc<Weights<T>>> {
@@ -149,8 +149,8 @@ impl<T: Real> Step<T> for Attend {
         format!("attention of {} heads, {qk} to {v}", self.heads.len())
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
+    fn macs(&self, counts: &mut Counts) -> usize {
         let widths: usize = self.heads.iter().map(|head| head.qk + head.v).sum();
-        rows.tokens * rows.keys * widths
+        counts.tokens * counts.keys * widths
     }
 }

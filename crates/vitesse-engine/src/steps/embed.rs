@@ -6,7 +6,7 @@ use vitesse_kernels::{Panels, Real, patches};
 
 use super::{HIDDEN_BYTES, parts};
 use crate::member::Member;
-use crate::plan::{Rows, Step};
+use crate::plan::{Counts, Step};
 use crate::team::Run;
 use crate::weights::{Product, Then, Weights};
 
@@ -70,8 +70,8 @@ impl<T: Real> Step<T> for Embed<T> {
         )
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens = self.start.rows();
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens = self.start.rows();
         self.patches() * self.product.macs_of_row()
     }
 

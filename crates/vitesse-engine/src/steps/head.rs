@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vitesse_kernels::Real;
 
 use crate::member::{Member, cast};
-use crate::plan::{Rows, Step};
+use crate::plan::{Counts, Step};
 use crate::team::Run;
 use crate::weights::{Product, Then, Weights};
 
@@ -52,8 +52,8 @@ impl<T: Real> Step<T> for Mean {
         "mean of the patches".into()
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens = 1;
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens = 1;
         0
     }
 }
@@ -98,7 +98,7 @@ impl<T: Real> Step<T> for Heads<T> {
         format!("heads {}", each.join(" and "))
     }
 
-    fn macs(&self, _rows: &mut Rows) -> usize {
+    fn macs(&self, _counts: &mut Counts) -> usize {
         self.heads.iter().map(Product::macs_of_row).sum()
     }
 

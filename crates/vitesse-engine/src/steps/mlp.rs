@@ -9,9 +9,9 @@ use vitesse_model::ops::Activation;
 use super::ops::activate;
 use super::parts;
 use crate::member::{Member, Operand};
-use crate::plan::{Placed, Rows, Step};
+use crate::plan::{Counts, Placed, Step};
 use crate::team::Run;
-use crate::weights::{self, Product, Then, Weights};
+use crate::weights::{Product, Rows, Then, Weights};
 
 /// Some steps that a few rows of the stream at a time pass, so that what they write stays in the cache.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(crate) struct Hidden<T: Real> {
     pub(crate) product: Product<T>,
     pub(crate) activation: Activation,
     /// What follows the exact GELU.
-    pub(crate) after: Option<(weights::Rows, weights::Rows)>,
+    pub(crate) after: Option<(Rows, Rows)>,
 }
 
 impl<T: Real> Step<T> for Hidden<T> {
@@ -76,8 +76,8 @@ impl<T: Real> Step<T> for Hidden<T> {
         format!("fc1 {}, {name}{after}", self.product.describe())
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens * self.product.macs_of_row()
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens * self.product.macs_of_row()
     }
 
     fn weights(&self) -> Vec<&Arc<Weights<T>>> {
@@ -124,8 +124,8 @@ impl<T: Real> Step<T> for Add<T> {
         format!("{} {}{to}", self.name, self.product.describe())
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens * self.product.macs_of_row()
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens * self.product.macs_of_row()
     }
 
     fn weights(&self) -> Vec<&Arc<Weights<T>>> {

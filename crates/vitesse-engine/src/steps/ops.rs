@@ -10,7 +10,7 @@ use vitesse_model::Site;
 use vitesse_model::ops::Activation;
 
 use crate::member::{Member, Operand, add, cast, place};
-use crate::plan::{self, Step};
+use crate::plan::{Counts, Step};
 use crate::team::Run;
 use crate::weights::{NormRows, Operands, Product, Rows, Then, Weights};
 
@@ -106,9 +106,9 @@ impl<T: Real> Step<T> for Ops<T> {
         format!("{} at {}", ops.collect::<Vec<_>>().join(", "), self.site)
     }
 
-    fn macs(&self, rows: &mut plan::Rows) -> usize {
+    fn macs(&self, counts: &mut Counts) -> usize {
         let each = self.products().map(Product::macs_of_row);
-        rows.tokens * each.sum::<usize>()
+        counts.tokens * each.sum::<usize>()
     }
 
     fn weights(&self) -> Vec<&Arc<Weights<T>>> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use vitesse_kernels::Real;
 
 use crate::member::Member;
-use crate::plan::{Rows, Step};
+use crate::plan::{Counts, Step};
 use crate::team::{LEAST_TOKENS, Run};
 
 /// Only some tokens go on. Threads that compute the image together show their rows, meet, and divide those that are left
@@ -77,8 +77,8 @@ impl<T: Real> Step<T> for Regroup {
         format!("{} tokens go on", self.tokens.len())
     }
 
-    fn macs(&self, rows: &mut Rows) -> usize {
-        rows.tokens = self.tokens.len();
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens = self.tokens.len();
         0
     }
 }
