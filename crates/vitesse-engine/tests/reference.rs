@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use vitesse_engine::{Engine, Isa, Options, Output, Precision};
 use vitesse_model::ops::{Activation, OpKind, OpSpec, Prompts, ScaleShift};
-use vitesse_model::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
+use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 
 /// What the reference says about `count` images.
@@ -189,6 +189,9 @@ fn what_stays_agrees_at_every_site() {
         }
         let mut spec = model(vit);
         if case % 7 == 0 {
+            if let NetworkSpec::Vit(vit) = &mut spec.network {
+                vit.pre_norm = case % 2 == 1;
+            }
             let kind = OpKind::Prompts(Prompts { tokens: 5 });
             let at = |layer| OpSpec {
                 site: Site::BlockIn,

@@ -26,10 +26,7 @@ impl<T: Real> Compiler<'_, T> {
         let Some(block) = vit.block(layer) else {
             return Ok(());
         };
-        // Those of the first layer are in the stream from the start.
-        if layer > 0
-            && let Some(prompts) = self.prompts(layer)?
-        {
+        if let Some(prompts) = self.prompts(layer)? {
             let first = vit.prefix.len();
             self.push(Stage::Qkv, Prompts { first, rows: prompts });
         }

@@ -204,7 +204,9 @@ impl<'a, T: Real> Compiler<'a, T> {
     fn start(&mut self) -> Result<Panels<f32>> {
         let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
         let mut start = Panels::zeros(self.sites.tokens_at(0), Panels::<f32>::needed(dim));
-        if let Some(prompts) = self.prompts(0)? {
+        // A norm that stands between embedding and first block is not theirs: they come after it.
+        let prompts = if self.vit.pre_norm { None } else { self.prompts(0)? };
+        if let Some(prompts) = prompts {
             for panel in 0..prompts.panels() {
                 start.panel_mut(panel)[prefix..prefix + prompts.rows()].copy_from_slice(prompts.panel(panel));
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vitesse_kernels::{Panels, Real, panels_of};
 use vitesse_model::Tensors;
-use vitesse_model::ops::{Bottleneck, NORM_EPS, NormPlace, OpKind, ScaleShift};
+use vitesse_model::ops::{Bottleneck, NORM_EPS, NormPlace, OpKind, OpSpec, ScaleShift};
 use vitesse_model::site::Site;
 
 use super::Compiler;
@@ -103,10 +103,12 @@ impl<T: Real> Compiler<'_, T> {
         Ok(())
     }
 
-    /// The prompts of a layer.
+    /// The prompts of a layer, where they are not yet in the stream.
     pub(super) fn prompts(&mut self, layer: usize) -> Result<Option<Panels<f32>>> {
         let mut ops = self.sites.ops_at(Site::BlockIn, Some(layer));
-        let Some((index, op)) = ops.find(|(_, op)| matches!(op.kind, OpKind::Prompts(_))) else {
+        let new =
+            |&(index, op): &(usize, &OpSpec)| matches!(op.kind, OpKind::Prompts(_)) && !self.consumed[index];
+        let Some((index, op)) = ops.find(new) else {
             return Ok(None);
         };
         self.consumed[index] = true;
