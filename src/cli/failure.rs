@@ -193,6 +193,7 @@ impl From<vitesse_train::Error> for Failure {
             E::Lost => "E_PEER_LOST",
             E::Apart { .. } => "E_PEER_DIFFERS",
             E::Mpi(_) => "E_MPI",
+            E::Method { code, .. } => code,
             E::Model(error) => return error.into(),
             E::Data(error) => return error.into(),
             E::Interrupted => return Failure::interrupted(),

@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vitesse::adapt::merge::{Kept, Report as Folds};
+use vitesse::adapt::merge::Report as Folds;
 use vitesse::measure::merge::{Merge, Merged, Settings};
 use vitesse::measure::transform::Transform;
+use vitesse::train::method::Kept;
 
 use super::Console;
 use super::args::ThreadsArgs;

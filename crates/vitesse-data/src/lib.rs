@@ -52,6 +52,7 @@ mod export;
 mod image;
 mod jpeg;
 mod loader;
+mod png;
 mod preprocess;
 mod resize;
 mod sampler;

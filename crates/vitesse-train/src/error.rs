@@ -238,6 +238,14 @@ pub enum Error {
     /// MPI cannot be used.
     #[error("{0}")]
     Mpi(String),
+    /// What a method's crate says: of its settings, of the model it does not fit, of what it cannot end.
+    #[error("{sentence}")]
+    Method {
+        /// A stable code for programs, such as `E_METHOD`.
+        code: &'static str,
+        /// What is wrong and what to try.
+        sentence: String,
+    },
     /// Stopped from outside, everything saved that could be.
     #[error("interrupted")]
     Interrupted,

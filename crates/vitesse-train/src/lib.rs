@@ -7,6 +7,7 @@
 //! | one step, and what it changes | [`learner`], [`state`] |
 //! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
 //! | how good a model is | [`evaluate`], [`metrics`], [`tokens`] |
+//! | what every method is to a trainer | [`method`] |
 //! | several processes that do one work | [`parallel`] |
 //!
 //! Everything random is a function of the seed, the epoch, the step and the sample, and every sum has a fixed order. So
@@ -52,6 +53,7 @@ pub mod groups;
 pub mod learner;
 #[cfg(feature = "train")]
 pub mod loss;
+pub mod method;
 pub mod metrics;
 #[cfg(feature = "train")]
 mod output;

@@ -16,12 +16,13 @@ use std::path::Path;
 
 use serde::Serialize;
 use toml::Value;
-use vitesse::adapt::{Method, Trainable};
+use vitesse::adapt::Method;
 use vitesse::measure::trial::comparison::{Comparison, PAGE};
 use vitesse::measure::trial::found::Report as Found;
 use vitesse::measure::trial::vtab::{self as benchmark, Whole};
 use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
 use vitesse::model::storage::atomic_write;
+use vitesse_train::method::Trainable;
 use vitesse_train::run::Existing;
 
 use super::Console;

@@ -52,13 +52,13 @@ impl Trained {
             Trained::Head => of(checkpoint, &|name| name.starts_with("head")),
             Trained::Lora => {
                 let method = Method::parse("lora", &[])?;
-                let adapted = method.apply(&checkpoint.spec, &checkpoint.tensors, 0)?;
+                let adapted = method.begin(&checkpoint.spec, &checkpoint.tensors, 0)?;
                 let checkpoint = Checkpoint {
                     spec: adapted.spec,
                     tensors: adapted.tensors,
                     ..checkpoint.clone()
                 };
-                of(&checkpoint, &|name| adapted.trainable.contains(name))
+                of(&checkpoint, &|name| adapted.trained.contains(name))
             }
         }
     }

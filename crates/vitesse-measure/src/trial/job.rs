@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
+use vitesse_adapt::Method;
 use vitesse_adapt::peft::{Adapter, Record};
-use vitesse_adapt::{Adapted, Method, Trainable};
 use vitesse_data::DataSet;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::{Events as Training, Outcome};
+use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
@@ -40,7 +41,7 @@ pub struct Job<'a> {
 pub struct Ready {
     /// With a fresh head for the classes of the data.
     pub base: Checkpoint,
-    adapted: Adapted,
+    adapted: Begun,
     learn: DataSet,
     validation: Option<DataSet>,
 }
@@ -48,7 +49,7 @@ pub struct Ready {
 impl Ready {
     /// What learns.
     pub fn trainable(&self) -> &Trainable {
-        &self.adapted.trainable
+        &self.adapted.trained
     }
 }
 
@@ -77,7 +78,7 @@ impl Job<'_> {
         // The head is always new, also where the number of classes is the same by chance.
         base.set_num_classes(0, recipe.train.seed)?;
         base.set_num_classes(classes, recipe.train.seed)?;
-        let adapted = self.method.apply(&base.spec, &base.tensors, recipe.train.seed)?;
+        let adapted = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
         Ok(Ready {
             base,
             adapted,
@@ -107,9 +108,9 @@ impl Job<'_> {
             State::load(&saved, optim)?
         } else {
             let ema = self.recipe.train.ema_decay.is_some();
-            State::new(&model, optim, ema, &|name| adapted.trainable.contains(name))?
+            State::new(&model, optim, ema, &|name| adapted.trained.contains(name))?
         };
-        let learns = |slot: &Slot| adapted.trainable.contains(&slot.name);
+        let learns = |slot: &Slot| adapted.trained.contains(&slot.name);
         if state.spec != model.spec || !state.slots.iter().all(learns) {
             return Err(TrainError::Resume {
                 path: self.output.to_owned(),
