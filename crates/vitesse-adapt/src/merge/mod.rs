@@ -24,7 +24,7 @@ use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::{Difference, TOLERANCE};
+pub use check::Difference;
 use matrix::Matrix;
 use plan::{Fold, Target};
 
