@@ -180,7 +180,7 @@ fn shared(sites: &dyn Sites, site: Site, layer: usize, module: &str) -> Option<S
     (users.len() > 1).then(|| {
         let users: Vec<String> = users.iter().map(usize::to_string).collect();
         format!(
-            "`{module}` is shared by the blocks {}, and each would need another one",
+            "`{module}` is shared by blocks {}, and folding would change it for all of them",
             users.join(", ")
         )
     })
