@@ -110,11 +110,16 @@ fn a_method_goes_through_its_life() {
     let (width, depth) = (base.spec.num_features(), base.spec.depth());
     let plan = method.plan(&base.spec).unwrap();
     assert_eq!(plan.trainable.method_parameters, width * depth);
-    assert_eq!(plan.changes.len(), depth);
-    assert!(plan.changes.iter().all(|change| change.before.is_none()));
-    assert_eq!(plan.after.parameters, plan.before.parameters + width * depth);
-    assert_eq!(plan.after.bytes, plan.before.bytes + 4 * width * depth);
-    assert!(plan.after.macs > plan.before.macs);
+    assert_eq!(plan.change.counts(), [0, depth, 0]);
+    assert_eq!(
+        plan.change.after.parameters,
+        plan.change.before.parameters + width * depth
+    );
+    assert_eq!(
+        plan.change.after.bytes,
+        plan.change.before.bytes + 4 * width * depth
+    );
+    assert!(plan.change.after.macs > plan.change.before.macs);
     assert!(
         plan.to_string()
             .contains(&format!("tensors: {depth} added, 0 removed")),

@@ -175,8 +175,8 @@ pub enum Error {
     },
     /// A folder that is to be replaced and holds no run.
     #[error(
-        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is no run; choose \
-         another folder",
+        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is not a run; \
+         choose another folder",
         path = .path.display()
     )]
     NotARun {
@@ -219,7 +219,7 @@ pub enum Error {
         files: String,
     },
     /// Another process of the team cannot go on.
-    #[error("process {rank} cannot go on, for the reason that it has given")]
+    #[error("process {rank} cannot go on, for the reason it has given")]
     Peer {
         /// Which one.
         rank: usize,

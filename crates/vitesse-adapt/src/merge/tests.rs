@@ -256,7 +256,7 @@ fn matrices_of_several_blocks_and_unwritten_channels_are_refused() {
             .report
             .kept
             .iter()
-            .all(|kept| kept.reason.contains("shared by the blocks 0, 2"))
+            .all(|kept| kept.reason.contains("shared by blocks 0, 2"))
     );
 
     let narrow = with_ops(

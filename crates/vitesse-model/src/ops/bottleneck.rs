@@ -119,12 +119,14 @@ impl Bottleneck {
         let divides = |n: usize| self.groups > 0 && n.is_multiple_of(self.groups);
         if !divides(self.hidden) || !divides(width) {
             return fail(format!(
-                "{} groups divide not both the hidden width {} and the width {width} at `{site}`; choose a number that does",
+                "groups is {}, but must divide both the hidden width {} and the width {width} at `{site}`; choose a common divisor",
                 self.groups, self.hidden
             ));
         }
         if self.norm.is_some() && site == Site::AttnHeads {
-            return fail("a bottleneck at `attn.heads` has no norm, because heads are not one vector".into());
+            return fail(
+                "a bottleneck at `attn.heads` cannot have a norm, because heads are not one vector".into(),
+            );
         }
         if !self.scale.is_finite() {
             return fail("the scale must be a finite number".into());

@@ -22,7 +22,7 @@ mod settings;
 mod trainable;
 
 pub use list::{Table, from_texts, named, read, split, unknown};
-pub use plan::{MethodPlan, Size, TensorChange};
+pub use plan::{Change, MethodPlan, Size, TensorChange};
 pub use settings::{Field, Settings, table, values};
 pub use trainable::{Trainable, head_tensors};
 
