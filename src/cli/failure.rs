@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::json;
-use vitesse::{adapt, data, engine, model};
+use vitesse::{adapt, data, engine, measure, model};
 
 use super::console;
 use super::outcome;
@@ -78,12 +78,6 @@ impl Failure {
             exit: Exit::Interrupted,
             ..Failure::new("E_INTERRUPTED", message)
         }
-    }
-
-    /// The stable code.
-    #[cfg(feature = "train")]
-    pub(crate) fn code(&self) -> &'static str {
-        self.code
     }
 
     /// The same with a hint what to try.
@@ -174,6 +168,29 @@ impl From<vitesse_train::Error> for Failure {
         Failure {
             exit,
             ..Failure::new(error.code(), error.to_string())
+        }
+    }
+}
+
+impl From<measure::Error> for Failure {
+    fn from(error: measure::Error) -> Failure {
+        use measure::Error as E;
+        match error {
+            E::Model(error) => error.into(),
+            E::Data(error) => error.into(),
+            E::Engine(error) => error.into(),
+            E::Train(error) => error.into(),
+            E::Adapt(error) => error.into(),
+            E::Interrupted => Failure::interrupted(),
+            other => Failure {
+                exit: match other {
+                    E::Stopped => Exit::Interrupted,
+                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    _ => Exit::Failed,
+                },
+                hint: other.hint().map(str::to_owned),
+                ..Failure::new(other.code(), other.to_string())
+            },
         }
     }
 }

@@ -14,6 +14,14 @@ pub enum Error {
         /// The reason the system gave.
         source: std::io::Error,
     },
+    /// A file or folder could not be written.
+    #[error("cannot write `{}`: {reason}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system or the encoder said.
+        reason: String,
+    },
     /// Bytes that are not an image of a supported format, or a damaged one.
     #[error("`{name}` cannot be decoded: {reason}")]
     Decode {
@@ -95,7 +103,7 @@ impl Error {
     /// A stable name for this kind of error, for machines. Text may change, codes may not.
     pub fn code(&self) -> &'static str {
         match self {
-            Error::Io { .. } => "E_IO",
+            Error::Io { .. } | Error::Write { .. } => "E_IO",
             Error::Decode { .. } => "E_IMAGE_DECODE",
             Error::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
             Error::DataSet { .. } => "E_DATA_SET",
@@ -110,6 +118,13 @@ impl Error {
         move |source| Error::Io {
             path: path.to_path_buf(),
             source,
+        }
+    }
+
+    pub(crate) fn write<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> Error + '_ {
+        move |error| Error::Write {
+            path: path.to_path_buf(),
+            reason: error.to_string(),
         }
     }
 

@@ -13,19 +13,20 @@ pub mod affine;
 mod check;
 pub mod convolution;
 pub mod matrix;
-mod plan;
+mod routes;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use vitesse_model::ops::{OpKind, OpSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::{Difference, TOLERANCE};
+pub use check::Difference;
 use matrix::Matrix;
-use plan::{Fold, Target};
+use routes::{Fold, Target};
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,24 +55,6 @@ pub struct Report {
     pub kept: Vec<Kept>,
     /// Whether projections of blocks without a bias have one now.
     pub created_bias: bool,
-}
-
-/// One op that is folded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Folded {
-    /// The op, such as `bottleneck at attn.in of block 3`.
-    pub op: String,
-    /// The module that took it in, such as `blocks.3.attn.qkv`.
-    pub into: String,
-}
-
-/// One op that is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    /// The op.
-    pub op: String,
-    /// Why it cannot be folded.
-    pub reason: String,
 }
 
 /// A model that an adapter was taken out of again.
@@ -128,23 +111,23 @@ fn fold(sites: &dyn Sites, tensors: &Tensors, options: Options) -> Result<Remain
             "the model has no ops: there is nothing to fold, or it was merged already".into(),
         ));
     }
-    let plan = plan::plan(sites, tensors)?;
-    if !plan.refused.is_empty() && !options.keep_unfoldable {
+    let routes = routes::routes(sites, tensors)?;
+    if !routes.refused.is_empty() && !options.keep_unfoldable {
         let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(sites, *index));
         return Err(Error::Unfoldable {
-            reasons: plan.refused.iter().map(reason).collect(),
+            reasons: routes.refused.iter().map(reason).collect(),
             total: count,
         });
     }
     let mut work = Work::new(sites, tensors);
-    for fold in &plan.folds {
+    for fold in &routes.folds {
         work.apply(fold, Direction::In)?;
     }
-    let folded = plan.folds.iter().map(|fold| Folded {
+    let folded = routes.folds.iter().map(|fold| Folded {
         op: describe(sites, fold.op),
         into: fold.target.module(),
     });
-    let kept = plan.refused.iter().map(|(index, reason)| Kept {
+    let kept = routes.refused.iter().map(|(index, reason)| Kept {
         op: describe(sites, *index),
         reason: reason.clone(),
     });
@@ -154,7 +137,7 @@ fn fold(sites: &dyn Sites, tensors: &Tensors, options: Options) -> Result<Remain
         created_bias: work.created_bias,
     };
     let keep: Vec<bool> = (0..count)
-        .map(|index| plan.refused.iter().any(|(refused, _)| *refused == index))
+        .map(|index| routes.refused.iter().any(|(refused, _)| *refused == index))
         .collect();
     let changed = work.changed;
     let (ops, mut tensors) = without_ops(sites, tensors, &keep)?;
@@ -169,15 +152,15 @@ fn fold(sites: &dyn Sites, tensors: &Tensors, options: Options) -> Result<Remain
 /// An op that cannot be folded, and so never was; [`Error::Singular`] where a map has no inverse.
 pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Result<Unmerged> {
     spec.check(tensors, "the merged model with its adapter")?;
-    let plan = plan::plan(spec, tensors)?;
-    if let Some((index, reason)) = plan.refused.first() {
+    let routes = routes::routes(spec, tensors)?;
+    if let Some((index, reason)) = routes.refused.first() {
         return Err(Error::NothingToDo(format!(
             "{} cannot be taken out, because it cannot have been folded: {reason}",
             describe(spec, *index)
         )));
     }
     let mut work = Work::new(spec, tensors);
-    for fold in plan.folds.iter().rev() {
+    for fold in routes.folds.iter().rev() {
         work.apply(fold, Direction::Out)?;
     }
     let (changed, condition) = (work.changed, work.condition);
@@ -419,7 +402,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A diagonal map of the channels that a projection writes; [`plan`] has seen to it that nothing else gets here.
+/// A diagonal map of the channels that a projection writes; [`routes`] has seen to it that nothing else gets here.
 fn restrict(map: Affine, written: Option<&[usize]>) -> Affine {
     match (written, map.map) {
         (Some(written), Map::Diagonal(scale)) => {

@@ -8,74 +8,78 @@
 //!
 //! **Cost.** None.
 //!
-//! **Deviations.** None. A model whose last blocks share matrices or norms with earlier ones is refused, because those would
-//! change with them.
+//! **Deviations.** None. Where earlier blocks share weights with the last it is refused, because they would change too.
 
 use std::collections::HashSet;
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::ops;
-use vitesse_model::spec::TensorSpec;
-use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, ops};
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, refuse};
-use crate::{Result, Trainable};
+use super::{refuse, select};
 
-const NAME: &str = "partial";
+/// The name on the command line and in files.
+pub const NAME: &str = "partial";
 
-/// How many blocks learn.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Blocks, counted from the last. Default 1.
-    pub blocks: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { blocks: 1 }
+settings! {
+    /// How many blocks learn.
+    pub struct Config {
+        /// Blocks, counted from the last.
+        pub blocks: usize = 1,
     }
 }
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let (sites, depth) = (spec.sites(), spec.depth());
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 1e-4), ("optim.weight_decay", 1e-2)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        let depth = spec.depth();
         if !(1..=depth).contains(&self.blocks) {
             return refuse(
                 NAME,
                 format!("`blocks` must be from 1 to {depth}, but is {}", self.blocks),
             );
         }
-        let first = depth - self.blocks;
-        let places = Site::PROJECTIONS.into_iter().chain([Site::AttnIn, Site::MlpIn]);
-        let shared = places
-            .flat_map(|site| (first..depth).map(move |layer| (site, layer)))
-            .any(|(site, layer)| sites.sharing(site, layer).iter().any(|&other| other < first));
-        if shared {
+        let frozen = depth - self.blocks;
+        let shared = |layer| {
+            let modules = Site::PROJECTIONS.into_iter().chain([Site::AttnIn, Site::MlpIn]);
+            let earlier = |site| {
+                spec.sites()
+                    .sharing(site, layer)
+                    .first()
+                    .is_some_and(|&first| first < frozen)
+            };
+            modules.into_iter().any(earlier)
+        };
+        if (frozen..depth).any(shared) {
             return refuse(
                 NAME,
-                "the last blocks of this model share matrices or norms with earlier ones, so they cannot learn alone",
+                "earlier blocks of this model share weights with the last, so the last cannot learn alone",
             );
         }
         // Ops that stand there belong to whoever put them there.
         let ops: HashSet<String> = ops::tensors(spec).into_iter().map(|tensor| tensor.name).collect();
-        let learns = |tensor: &TensorSpec| tensor.depth > first && !ops.contains(&tensor.name);
-        Ok(Adapted {
-            spec: spec.clone(),
-            tensors: tensors.clone(),
-            trainable: Trainable::select(NAME, spec, learns)?,
+        // Layer `l` has the depth `l + 1`, and what follows the layers has the next.
+        select(NAME, spec, |tensor| {
+            tensor.depth > frozen && !ops.contains(&tensor.name)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{counted, refusal};
+    use super::super::testing::{planned, refusal};
     use super::*;
 
     #[test]
     fn the_last_blocks_learn() {
-        let trainable = counted(NAME, &[("blocks", "2")]).trainable;
+        let trainable = planned(NAME, &[("blocks", "2")]).trainable;
         let block = 4 * 768 + 3 * 768 * 769 + 768 * 769 + 2 * 4 * 768 * 768 + 5 * 768;
         assert_eq!(trainable.method_parameters, 2 * block + 2 * 768);
         let of_these = |name: &String| name.starts_with("blocks.1") || name.starts_with("norm.");
