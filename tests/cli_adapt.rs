@@ -4,6 +4,8 @@
 
 mod cli_support;
 
+use std::path::PathBuf;
+
 use cli_support::Place;
 use vitesse::model::{Checkpoint, LoadOptions};
 
@@ -102,7 +104,7 @@ fn what_cannot_be_folded_is_kept_or_refused() {
         .run("merge --model base --adapter run/adapter --keep-unfoldable -o merged")
         .ended(0);
     assert!(kept.stdout.contains("kept  bottleneck"), "{}", kept.stdout);
-    assert!(!load(&place, "merged").spec.vit().unwrap().ops.is_empty());
+    assert!(!load(&place, "merged").spec.ops.is_empty());
 }
 
 #[test]
@@ -132,10 +134,96 @@ fn every_method_runs_and_a_run_is_resumed() {
         );
     }
     place.run("adapt --method lora --resume -o lora").ended(0);
+}
+
+/// The files of a run, with their content.
+fn files(place: &Place, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let all = place.listing().into_iter().map(|(path, _)| path);
+    all.filter(|path| path.starts_with(place.path(run)) && path.is_file())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
+    let place = place();
     place
-        .run("adapt --method ssf --resume -o lora")
+        .run(&format!("adapt --model base --method bitfit {SHORT} -o bitfit"))
+        .ended(0);
+    place
+        .run(&format!(
+            "adapt --model base --method lora --set rank=4 {SHORT} -o lora"
+        ))
+        .ended(0);
+    place
+        .run(&format!("train --model base {SHORT} -o plain"))
+        .ended(0);
+    let refused = |args: &str, run: &str, parts: &[&str]| {
+        let before = files(&place, run);
+        place
+            .run(&format!("{args} --resume -o {run}"))
+            .ended(1)
+            .says(parts);
+        assert!(files(&place, run) == before, "{args} has changed {run}");
+    };
+    let alone = "`--resume` that names neither method nor settings";
+    refused(
+        "adapt --method linear",
+        "bitfit",
+        &["begun by the method `bitfit`, not by the method `linear`", alone],
+    );
+    refused(
+        "adapt --set rank=2",
+        "lora",
+        &["begun by the method `lora` with `rank = 4`, not with `rank = 2`"],
+    );
+    refused(
+        "adapt --method lora",
+        "lora",
+        &["with `rank = 4`, not with `rank = 8`"],
+    );
+    refused("adapt --set optim.lr=0.5", "lora", &["`lr = 0.5` is new"]);
+    refused(
+        "adapt",
+        "plain",
+        &["begun without a method, not by the method `repadapter`"],
+    );
+    refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
+    refused(
+        "train --recipe plain/recipe.toml",
+        "bitfit",
+        &["begun by the method `bitfit`, not without a method"],
+    );
+    refused("distill", "bitfit", &["needs a teacher"]);
+    place.run("adapt --resume -o lora").ended(0);
+
+    // The recipe alone repeats the run.
+    place.run("adapt --recipe lora/recipe.toml -o again").ended(0);
+    let read = |path: &str| std::fs::read(place.path(path)).unwrap();
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "best/config.json",
+        "recipe.toml",
+    ] {
+        assert!(
+            read(&format!("lora/{file}")) == read(&format!("again/{file}")),
+            "{file}"
+        );
+    }
+    let step = load(&place, "again/best").config.history.pop().unwrap();
+    assert_eq!(
+        (step.method.as_deref(), &step.config["method"]["rank"]),
+        (Some("lora"), &4.into())
+    );
+    let plan = place
+        .run("adapt --recipe lora/recipe.toml --set rank=2 --dry-run -o none")
+        .ended(0);
+    assert!(plan.stdout.contains("[method]\nname = \"lora\"") && plan.stdout.contains("rank = 2\n"));
+    place
+        .run("train --recipe lora/recipe.toml -o none")
         .ended(1)
-        .says(&["another method"]);
+        .says(&["`method.name` is `lora`"]);
+    assert!(!place.path("none").exists());
 }
 
 #[test]

@@ -367,6 +367,37 @@ teacher = "@teacher"
     let again = place.run("train --sweep study.toml -o study").ended(0);
     assert_eq!(again.stdout, ran.stdout);
     assert!(!again.stderr.contains("epoch:"), "{}", again.stderr);
+
+    // A study that was begun otherwise, or by a method, is not gone on with.
+    let before = place.listing();
+    let changed = |from: &str, to: &str, parts: &[&str]| {
+        place.write("study.toml", study.replace(from, to));
+        place
+            .run("train --sweep study.toml -o study")
+            .ended(1)
+            .says(parts);
+        let after = place
+            .listing()
+            .into_iter()
+            .filter(|(path, _)| !path.ends_with("study.toml"));
+        assert!(
+            after.eq(before
+                .iter()
+                .filter(|(path, _)| !path.ends_with("study.toml"))
+                .cloned())
+        );
+    };
+    let arm = "[arm.set.distill]\n";
+    changed(
+        arm,
+        "[arm.set.distill]\nalpha = 0.25\n",
+        &["study/token/seed1", "`alpha = 0.25` is new"],
+    );
+    changed(
+        arm,
+        "[arm.set.method]\nname = \"lora\"\n[arm.set.distill]\n",
+        &["`method.name` is `lora`"],
+    );
 }
 
 /// Each of several processes would do the whole work.

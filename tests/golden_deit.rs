@@ -140,6 +140,7 @@ fn spec_of(v: &Vectors, img_size: [usize; 2]) -> ModelSpec {
         architecture: v.file.clone(),
         num_classes: v.usize("num_classes"),
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 

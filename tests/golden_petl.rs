@@ -28,7 +28,7 @@ use vitesse::model::ops::{
 };
 use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
-use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors, zoo};
+use vitesse::model::{Checkpoint, ModelSpec, Site, Sites, Tensors, zoo};
 
 #[test]
 fn golden_petl() {
@@ -116,9 +116,7 @@ fn with_ops(base: &Checkpoint, ops: Vec<(OpSpec, Vec<Part>)>) -> Checkpoint {
             out.tensors.insert_f32(name, shape, values.clone()).unwrap();
         }
     }
-    if let NetworkSpec::Vit(vit) = &mut out.spec.network {
-        vit.ops = ops.into_iter().map(|(op, _)| op).collect();
-    }
+    out.spec.ops = ops.into_iter().map(|(op, _)| op).collect();
     out
 }
 
@@ -143,7 +141,7 @@ fn lora(v: &Vectors, report: &mut Report) {
     let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
-    let vit = attached.spec.vit().unwrap().clone();
+    let spec = &attached.spec;
     let found = gradients(v, report, &attached.spec, &attached.tensors);
     compare_gradients(v, report, &found, |key| {
         let path = key.strip_prefix("base_model.model.").unwrap();
@@ -151,10 +149,10 @@ fn lora(v: &Vectors, report: &mut Report) {
         for (end, factor) in [(".lora_A.default.weight", "a"), (".lora_B.default.weight", "b")] {
             if let Some(module) = path.strip_suffix(end) {
                 let named = |(_, op): &(usize, &OpSpec)| {
-                    let projection = vit.projection(op.site, op.layer.unwrap());
+                    let projection = spec.projection(op.site, op.layer.unwrap());
                     projection.is_some_and(|projection| projection.name == module)
                 };
-                let (index, op) = vit.ops.iter().enumerate().find(named).unwrap();
+                let (index, op) = spec.ops.iter().enumerate().find(named).unwrap();
                 return vec![format!("{}.{factor}", op.prefix(index))];
             }
         }
@@ -170,7 +168,7 @@ fn lora(v: &Vectors, report: &mut Report) {
         method: Vec::new(),
         ..trainable
     };
-    let ops = vit.ops.len();
+    let ops = spec.ops.len();
     let ours = Adapter::of(
         &attached.spec,
         &attached.tensors,
@@ -242,13 +240,12 @@ fn lora_parts(v: &Vectors, report: &mut Report) {
         dropout: 0.0,
     };
     assert_eq!(kind.factor(), v.number("scaling"));
-    let mut vit = VitSpec::plain(4, 4, inputs, 1, 1, vec![PrefixToken::Class]);
     let op = at(Site::Qkv, 0, OpKind::LowRank(kind));
-    vit.ops = vec![op.clone()];
     let spec = ModelSpec {
         architecture: v.file.clone(),
         num_classes: 2,
-        network: NetworkSpec::Vit(vit.clone()),
+        network: NetworkSpec::Vit(VitSpec::plain(4, 4, inputs, 1, 1, vec![PrefixToken::Class])),
+        ops: vec![op.clone()],
     };
     // A model around the projection, so that it can be merged.
     let mut tensors = spec.init(0).unwrap();
@@ -271,7 +268,7 @@ fn lora_parts(v: &Vectors, report: &mut Report) {
     report.compare(v, "merged.delta", &delta);
 
     let device = Device::flex().autodiff();
-    let network = Op::alone(&op, 0, &vit, &tensors, &device).unwrap();
+    let network = Op::alone(&op, 0, &spec, &tensors, &device).unwrap();
     let x = tensor::<3>(v, "in.x", &device);
     let bias = tensor::<1>(v, "w.bias", &device);
     let project = |weight: Tensor<2>| module::linear(x.clone(), weight.transpose(), Some(bias.clone()));
@@ -408,7 +405,7 @@ fn ssf(v: &Vectors, report: &mut Report) {
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
-    let ops = &attached.spec.vit().unwrap().ops;
+    let ops = &attached.spec.ops;
     compare_gradients(v, report, &found, |key| {
         let place = |kind: &str| {
             let mut names = places.iter().map(|(name, _, _)| name.replace("KIND", kind));
@@ -431,7 +428,7 @@ fn ssf(v: &Vectors, report: &mut Report) {
         places.sort();
         places
     };
-    let same = sorted(&method.spec.vit().unwrap().ops) == sorted(ops);
+    let same = sorted(&method.spec.ops) == sorted(ops);
     report.expect(&format!("{}: sites", v.file), same, || "they differ".into());
     let merged = merged(v, report, &attached);
     logits(v, report, "out.logits_merged", &merged.spec, &merged.tensors);
@@ -508,7 +505,7 @@ fn vpt(v: &Vectors, report: &mut Report) {
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
-    let ops = &attached.spec.vit().unwrap().ops;
+    let ops = &attached.spec.ops;
     compare_gradients(v, report, &found, |key| {
         let tokens = |layer: usize| format!("{}.tokens", ops[layer].prefix(layer));
         match key {
@@ -617,6 +614,7 @@ fn one_block(v: &Vectors, report: &mut Report) {
         architecture: v.file.clone(),
         num_classes: 0,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     };
     let mut plain = spec.init(0).unwrap();
     let identity = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 });

@@ -277,7 +277,7 @@ fn whole_model(v: &Vectors, report: &mut Report) {
     let adapter =
         official::parse(v.under("a."), Some(v.number("scale")), path).unwrap_or_else(|e| panic!("{e}"));
     let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
-    let ops = attached.spec.vit().unwrap().ops.clone();
+    let ops = attached.spec.ops.clone();
     for op in &ops {
         assert!(matches!(&op.kind, OpKind::Bottleneck(op) if op.groups == v.usize("groups")));
     }

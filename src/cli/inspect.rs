@@ -223,7 +223,7 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
             }
         }
         ["ops", index] => {
-            let op = index.parse::<usize>().ok().and_then(|index| vit.ops.get(index));
+            let op = index.parse::<usize>().ok().and_then(|index| spec.ops.get(index));
             let name = |op| {
                 serde_json::to_value(op)
                     .ok()

@@ -50,7 +50,7 @@ pub struct DecodeOptions {
 }
 
 /// File extensions of the supported formats, for finding pictures in a folder.
-pub(crate) const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif"];
+pub(crate) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "bmp", "gif"];
 
 /// Decodes one file.
 ///

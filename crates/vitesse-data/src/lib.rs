@@ -61,7 +61,10 @@ pub mod vtab;
 pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
 };
-pub use dataset::{DataSet, Fragile, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form, open};
+pub use dataset::{
+    DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,
+    open, splits,
+};
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};
 pub use image::Image;

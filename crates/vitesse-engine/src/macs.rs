@@ -1,9 +1,9 @@
 //! How much an engine really multiplies.
 
-use vitesse_model::ModelSpec;
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{Pool, VitSpec};
+use vitesse_model::{ModelSpec, Sites};
 
 use crate::Engine;
 
@@ -18,7 +18,7 @@ impl Engine {
 
 fn macs(spec: &ModelSpec) -> u64 {
     // An engine has no other.
-    spec.vit().map_or(0, |vit| body(vit) + heads(spec))
+    spec.vit().map_or(0, |vit| body(vit, spec.sites()) + heads(spec))
 }
 
 /// Rows that the heads read: a model of the mean reads one, made of all tokens.
@@ -29,8 +29,8 @@ fn heads(spec: &ModelSpec) -> u64 {
     (spec.classifiers().len() * spec.num_classes * spec.num_features()) as u64
 }
 
-fn body(vit: &VitSpec) -> u64 {
-    let (dim, tokens) = (vit.embed_dim, vit.tokens_count());
+fn body(vit: &VitSpec, sites: &dyn Sites) -> u64 {
+    let (dim, tokens) = (vit.embed_dim, sites.tokens_at(0));
     let read = match vit.pool {
         Pool::Token => 1 + usize::from(vit.is_distilled()),
         Pool::Avg | Pool::AvgThenNorm => tokens,
@@ -58,13 +58,13 @@ fn body(vit: &VitSpec) -> u64 {
             macs += live * mlp.hidden * (dim + written);
         }
     }
-    (macs + kept(vit, tokens, read, last)) as u64
+    (macs + kept(sites, tokens, read, last)) as u64
 }
 
 /// Of the ops that stay: each runs on all tokens before the last keys and values, and on those that go on after.
-fn kept(vit: &VitSpec, tokens: usize, read: usize, last: Option<usize>) -> usize {
+fn kept(sites: &dyn Sites, tokens: usize, read: usize, last: Option<usize>) -> usize {
     let mut macs = 0;
-    for op in &vit.ops {
+    for op in sites.ops() {
         let Some(layer) = op.layer else { continue };
         let early = matches!(op.site, Site::AttnIn | Site::Qkv);
         let live = if last.is_some_and(|last| layer < last || (layer == last && early)) {
@@ -72,13 +72,13 @@ fn kept(vit: &VitSpec, tokens: usize, read: usize, last: Option<usize>) -> usize
         } else {
             read
         };
-        let width = vit.width_at(op.site, op.layer).unwrap_or(0);
+        let width = sites.width_at(op.site, op.layer).unwrap_or(0);
         macs += live
             * match &op.kind {
                 OpKind::Bottleneck(kind) => 2 * width * kind.hidden,
                 OpKind::LowRank(kind) => {
-                    let inputs = vit.projection(op.site, layer).map_or(0, |p| p.inputs);
-                    kind.rank * kind.ranges(op.site, layer, vit).len() * (inputs + width)
+                    let inputs = sites.projection(op.site, layer).map_or(0, |p| p.inputs);
+                    kind.rank * kind.ranges(op.site, layer, sites).len() * (inputs + width)
                 }
                 // Scaling is folded, or no product; what prompts cost is in the number of tokens.
                 OpKind::ScaleShift(_) | OpKind::Prompts(_) => 0,

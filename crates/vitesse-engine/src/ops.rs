@@ -4,10 +4,9 @@
 //! plan folds them into it, so that they cost nothing.
 
 use vitesse_kernels::panels_of;
-use vitesse_model::Tensors;
 use vitesse_model::ops::{OpKind, ScaleShift};
 use vitesse_model::site::Site;
-use vitesse_model::spec::VitSpec;
+use vitesse_model::{Sites, Tensors};
 
 use crate::Result;
 
@@ -22,13 +21,13 @@ impl Affine {
     /// The first ops at `site` of `layer`, as long as they scale and shift, one after the other; `None` where there are
     /// none. (Prompts, which come first of all, are not among them.)
     pub(crate) fn at(
-        vit: &VitSpec,
+        sites: &dyn Sites,
         tensors: &Tensors,
         site: Site,
         layer: Option<usize>,
     ) -> Result<Option<Affine>> {
         let mut whole: Option<Affine> = None;
-        for (index, op) in vit.ops_at(site, layer) {
+        for (index, op) in sites.ops_at(site, layer) {
             let next = match &op.kind {
                 OpKind::ScaleShift(kind) => Affine::of(kind, &op.prefix(index), tensors)?,
                 OpKind::Prompts(_) => continue,

@@ -10,7 +10,7 @@ use vitesse_kernels::{Linear, Norm, Packed, Panels, Real, Weight, panels_of};
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{AttentionSpec, MlpSpec, Pool, PrefixToken, VitSpec};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::kept::Step;
 use crate::ops::{Affine, Rows, rows};
@@ -215,6 +215,7 @@ impl NormRows {
 
 /// Reads tensors and packs them.
 struct Compiler<'a> {
+    sites: &'a dyn Sites,
     vit: &'a VitSpec,
     tensors: &'a Tensors,
     int8: bool,
@@ -229,13 +230,19 @@ impl<T: Real> Plan<T> {
                 spec.architecture
             ))
         })?;
-        let compiler = Compiler { vit, tensors, int8 };
+        let sites = spec.sites();
+        let compiler = Compiler {
+            sites,
+            vit,
+            tensors,
+            int8,
+        };
         let last_attention = (0..vit.layers.len())
             .rev()
             .find(|&i| vit.block(i).is_some_and(|block| block.attn.is_some()));
         let read = match vit.pool {
             Pool::Token => 1 + usize::from(vit.is_distilled()),
-            Pool::Avg | Pool::AvgThenNorm => vit.tokens_count(),
+            Pool::Avg | Pool::AvgThenNorm => sites.tokens_at(0),
         };
         let classifiers = if spec.num_classes > 0 {
             spec.classifiers()
@@ -247,8 +254,8 @@ impl<T: Real> Plan<T> {
             img_size: spec.input_size(),
             patch_size: vit.patch_size,
             dim: vit.embed_dim,
-            tokens: vit.tokens_count(),
-            prefix: vit.prefix.len() + vit.prompts(),
+            tokens: sites.tokens_at(0),
+            prefix: vit.prefix.len() + sites.prompts(),
             classes: spec.num_classes,
             pool: vit.pool,
             read,
@@ -315,7 +322,7 @@ impl Compiler<'_> {
     }
 
     fn ops(&self, site: Site, layer: Option<usize>) -> Result<Option<Affine>> {
-        Affine::at(self.vit, self.tensors, site, layer)
+        Affine::at(self.sites, self.tensors, site, layer)
     }
 
     fn op_rows(&self, site: Site, layer: usize) -> Result<Option<(Rows, Rows)>> {
@@ -394,8 +401,8 @@ impl Compiler<'_> {
     fn start(&self) -> Result<Panels<f32>> {
         let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
         let pos = self.get("pos_embed")?;
-        let mut start = Panels::zeros(self.vit.tokens_count(), Panels::<f32>::needed(dim));
-        let prompts = self.vit.prompts();
+        let mut start = Panels::zeros(self.sites.tokens_at(0), Panels::<f32>::needed(dim));
+        let prompts = self.sites.prompts();
         let skip = if self.vit.embed_prefix { 0 } else { prefix };
         for row in skip..prefix + self.vit.patches() {
             // Prompts, which have no position, stand before the patches.
@@ -509,7 +516,7 @@ impl Compiler<'_> {
         (0..self.vit.layers.len())
             .map(|layer| {
                 let core = self.vit.layers[layer].core;
-                let on = |site| self.vit.ops_at(site, Some(layer)).next().is_some();
+                let on = |site| self.sites.ops_at(site, Some(layer)).next().is_some();
                 let place = if Site::PROJECTIONS.into_iter().any(on) {
                     cores.push(self.core(core, Some(layer))?);
                     cores.len() - 1
@@ -626,7 +633,7 @@ impl Compiler<'_> {
         let core = self.vit.layers[index].core;
         let (block, name) = (&self.vit.cores[core], self.vit.core_name(core));
         let reads = |site| {
-            let mut ops = self.vit.ops.iter().filter(|op| op.layer == Some(index));
+            let mut ops = self.sites.ops().iter().filter(|op| op.layer == Some(index));
             ops.any(|op| matches!(&op.kind, OpKind::Bottleneck(kind) if kind.from == Some(site)))
         };
         Ok(Layer {

@@ -12,7 +12,7 @@ use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
 use vitesse_model::spec::{
     AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
 };
-use vitesse_model::{Error, Site, zoo};
+use vitesse_model::{Error, Site, Sites, zoo};
 use vitesse_rng::{Key, Rng};
 
 const FILE: &str = "run/config.json";
@@ -149,7 +149,7 @@ fn what_timm_cannot_express_stands_under_one_key() {
     let (mut spec, config) = zoo("deit_micro_patch4_32");
     let model = vit(&mut spec);
     model.cores.truncate(3);
-    model.layers = [0, 0, 1, 1, 2, 2].map(|core| LayerSpec { core }).to_vec();
+    model.layers = [0, 0, 1, 1, 2, 2].map(LayerSpec::of).to_vec();
     let file = round_trip(&spec, &config);
     assert_eq!(file["vitesse"]["share"]["layers"][3], json!({ "core": 1 }));
 
@@ -225,11 +225,7 @@ fn draw_spec(rng: &mut Rng) -> ModelSpec {
     if depth > 1 && rng.below(3) == 0 {
         let cores = 1 + rng.below(depth - 1);
         model.cores.truncate(cores);
-        model.layers = (0..depth)
-            .map(|i| LayerSpec {
-                core: i * cores / depth,
-            })
-            .collect();
+        model.layers = (0..depth).map(|i| LayerSpec::of(i * cores / depth)).collect();
     }
     // Insert ops.
     for _ in 0..rng.below(3) {
@@ -238,7 +234,7 @@ fn draw_spec(rng: &mut Rng) -> ModelSpec {
         let kind = OpKind::ScaleShift(ScaleShift {
             shift: rng.below(2) == 0,
         });
-        model.ops.push(OpSpec { site, layer, kind });
+        spec.ops.push(OpSpec { site, layer, kind });
     }
     spec
 }
@@ -383,7 +379,7 @@ fn files_of_timm_are_read_as_timm_reads_them() {
         (0, 1, [32, 48], 1)
     );
     assert_eq!(
-        (model.tokens_count(), model.pos_rows(), model.pool),
+        (spec.tokens_at(0), model.pos_rows(), model.pool),
         (9, 6, Pool::Avg)
     );
     let block = &model.cores[0];

@@ -61,6 +61,8 @@ pub mod prepare;
 pub mod recipe;
 pub mod restricted;
 #[cfg(feature = "train")]
+mod resume;
+#[cfg(feature = "train")]
 pub mod run;
 #[cfg(feature = "train")]
 pub mod schedule;

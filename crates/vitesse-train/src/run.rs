@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
+use crate::resume::may_resume;
 use crate::{Error, Result};
 
 /// What may be done about a folder that exists.
@@ -115,7 +116,7 @@ impl RunFolder {
     pub fn check(path: &Path, recipe: &Recipe, existing: Existing) -> Result<()> {
         let occupied = path.is_file() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
         match existing {
-            Existing::Resume => same_recipe(path, recipe),
+            Existing::Resume => may_resume(path, &RunFolder::recipe(path)?, recipe),
             Existing::Refuse if occupied => Err(Error::RunExists {
                 path: path.to_owned(),
             }),
@@ -284,26 +285,6 @@ impl RunFolder {
     pub fn earlier_seconds(path: &Path) -> Result<f64> {
         Ok(RunFolder::summary(path)?.iter().map(|row| row.seconds).sum())
     }
-}
-
-/// Whether the run in `path` has this recipe, but for what does not change the result.
-fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
-    let saved = RunFolder::recipe(path)?;
-    if saved.decisive()? == recipe.decisive()? {
-        return Ok(());
-    }
-    let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);
-    let differing = asked
-        .lines()
-        .find(|line| !saved.lines().any(|other| other == *line));
-    let reason = format!(
-        "its recipe is another one (`{}` is new); resume with the recipe it was started with, or start a new run",
-        differing.unwrap_or("a value")
-    );
-    Err(Error::Resume {
-        path: path.to_owned(),
-        reason,
-    })
 }
 
 /// A log in append mode, holding only those whole lines of the old one that `keep` keeps.

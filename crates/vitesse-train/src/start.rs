@@ -47,6 +47,7 @@ pub fn run_together(
     events: &mut dyn Events,
 ) -> Result<Outcome> {
     recipe.validate()?;
+    recipe.refuse_method()?;
     if team.leads() {
         RunFolder::check(path, recipe, existing)?;
     }

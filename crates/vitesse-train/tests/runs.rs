@@ -67,6 +67,7 @@ fn state_of(recipe: &Recipe, trained: impl Fn(&str) -> bool) -> State {
         architecture: "vit_nano_patch4_32".into(),
         num_classes: 3,
         network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 2, 3, vec![PrefixToken::Class])),
+        ops: Vec::new(),
     };
     let tensors = spec.init(recipe.train.seed).unwrap();
     let mut checkpoint = Checkpoint {

@@ -67,11 +67,17 @@ impl Comparison<'_> {
     pub(super) fn report(&self) -> Result<Report> {
         let recipe = self.recipe(self.first()?, None)?;
         let test = open_test(&recipe.data.path)?;
-        std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
-        // Every method and recipe is read before anything is computed.
+        // Every method and recipe is read, and every run that is there is one of these, before anything is computed.
         for entry in &self.entries {
-            self.plan(entry, &entry.label, None)?;
+            let candidates = self.candidates(entry).into_iter().map(|(_, candidate)| candidate);
+            for entry in candidates.chain([entry.clone()]) {
+                for &seed in &self.seeds {
+                    self.plan(&entry, &entry.label, Some(seed))?.check()?;
+                }
+                self.candidate(&entry, &entry.label)?.check()?;
+            }
         }
+        std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
         let entries = self.search()?;
         let mut trials = Vec::new();
         for (done, &seed) in self.seeds.iter().enumerate() {
@@ -158,7 +164,7 @@ impl Comparison<'_> {
     fn recipe(&self, entry: &Entry, seed: Option<u64>) -> Result<Recipe> {
         let defaults = super::defaults(&entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
-        let mut more = entry.overrides();
+        let mut more = entry.overrides()?;
         more.extend(self.data.clone().map(|data| ("data.path", Value::String(data))));
         more.push(("train.seed", Value::Integer(seed.try_into().unwrap_or(i64::MAX))));
         self.args.recipe.resolve_over(None, defaults, more)
@@ -288,7 +294,7 @@ impl Comparison<'_> {
             let same = free.as_ref().map(outline) == contestants.first().map(outline);
             same_plan.push((label.clone(), same));
             // A method without ops is the plain model with other numbers: there is nothing to measure.
-            contestants.extend(free.filter(|_| !trained.spec.vit().is_ok_and(|vit| vit.ops.is_empty())));
+            contestants.extend(free.filter(|_| !trained.spec.ops.is_empty()));
         }
         let contest = Contest::new(contestants, BATCHES.to_vec(), TURN, threads);
         let batches = contest.turns(self.args.rounds.get(), self.console)?;

@@ -2,10 +2,10 @@
 
 use std::str::FromStr;
 
-use toml::Value;
+use toml::{Table, Value};
 use vitesse::adapt::Method;
 
-use crate::cli::failure::Result;
+use crate::cli::failure::{Failure, Result};
 
 /// `METHOD` or `METHOD:KEY=VALUE:KEY=VALUE`.
 ///
@@ -56,6 +56,18 @@ impl Entry {
         }
     }
 
+    /// The method of a recipe's `[method]`.
+    pub(super) fn of(table: &Table) -> Entry {
+        let method = table.get("name").and_then(Value::as_str).unwrap_or_default();
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            other => serde_json::json!(other).to_string(),
+        };
+        let settings = table.iter().filter(|(key, _)| *key != "name");
+        let settings: Vec<_> = settings.map(|(key, value)| (key.clone(), text(value))).collect();
+        Entry::new(method, &settings)
+    }
+
     /// The same with another value of one setting.
     pub(super) fn with(&self, key: &str, value: &str) -> Entry {
         let mut settings = self.settings.clone();
@@ -83,11 +95,11 @@ impl Entry {
         Ok(Method::parse(&self.method, &own)?)
     }
 
-    /// The keys of the recipe.
-    pub(super) fn overrides(&self) -> Vec<(&str, Value)> {
+    /// The keys of the recipe: those that were set, and `method`.
+    pub(super) fn overrides(&self) -> Result<Vec<(&str, Value)>> {
         let keys = self.settings.iter().filter(|(key, _)| key.contains('.'));
-        keys.map(|(key, value)| (key.as_str(), toml_value(value)))
-            .collect()
+        let keys = keys.map(|(key, value)| (key.as_str(), toml_value(value)));
+        Ok(keys.chain([("method", table(&self.method()?)?)]).collect())
     }
 
     /// A folder's name.
@@ -101,6 +113,16 @@ impl Entry {
         };
         self.label.chars().map(plain).collect()
     }
+}
+
+/// A recipe's `[method]`, with every setting.
+pub(in crate::cli) fn table(method: &Method) -> Result<Value> {
+    Value::try_from(method).map_err(|error| {
+        Failure::new(
+            "E_RECIPE",
+            format!("the settings of `{}` fit no recipe: {error}", method.name()),
+        )
+    })
 }
 
 /// `KEY=VALUE,VALUE`: values that are tried on validation.
@@ -155,7 +177,13 @@ mod tests {
             panic!("another method")
         };
         assert_eq!(config.rank, 4);
-        assert_eq!(entry.overrides(), [("optim.lr", Value::Float(5e-3))]);
+        let [("optim.lr", Value::Float(5e-3)), ("method", Value::Table(table))] =
+            &entry.overrides().unwrap()[..]
+        else {
+            panic!("other keys")
+        };
+        assert_eq!(table["name"].as_str(), Some("lora"));
+        assert_eq!(Entry::of(table).method().unwrap(), entry.method().unwrap());
         assert_eq!(entry.folder(), "lora-rank=4-targets=qkv-fc1-optim.lr=5e-3");
         assert_eq!(
             entry.with("rank", "8").label,

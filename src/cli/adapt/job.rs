@@ -7,6 +7,7 @@ use vitesse::adapt::peft::{Adapter, Record};
 use vitesse::adapt::{Adapted, Method, Trainable};
 use vitesse::data::DataSet;
 use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse_train::adamw::Slot;
 use vitesse_train::events::Outcome as Learned;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
@@ -95,19 +96,19 @@ impl Job<'_> {
         };
         let saved = RunFolder::state_in(self.output);
         let state = if self.existing == Existing::Resume && saved.is_file() {
-            let state = State::load(&saved, optim)?;
-            if state.spec != model.spec {
-                return Err(Error::Resume {
-                    path: self.output.to_owned(),
-                    reason: "it was begun with another method or other settings; repeat its `--method` and `--set`"
-                        .into(),
-                });
-            }
-            state
+            State::load(&saved, optim)?
         } else {
             let ema = self.recipe.train.ema_decay.is_some();
             State::new(&model, optim, ema, &|name| adapted.trainable.contains(name))?
         };
+        let learns = |slot: &Slot| adapted.trainable.contains(&slot.name);
+        if state.spec != model.spec || !state.slots.iter().all(learns) {
+            return Err(Error::Resume {
+                path: self.output.to_owned(),
+                reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
+                    .into(),
+            });
+        }
         let start = Start {
             state,
             train: ready.learn.clone(),
@@ -129,7 +130,7 @@ impl Job<'_> {
     pub(super) fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
         let found = Checkpoint::load(found, &LoadOptions::default())?;
         let base = &ready.base;
-        let ops = found.spec.vit()?.ops.len() - base.spec.vit()?.ops.len();
+        let ops = found.spec.ops.len() - base.spec.ops.len();
         let metrics = found.config.history.last().map(|step| step.metrics.clone());
         let record = Record {
             base_sha256: base.source_sha256()?,

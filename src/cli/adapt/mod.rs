@@ -11,7 +11,7 @@
 //! | `vtab` | a comparison on each task of VTAB-1k, and its score |
 
 mod compare;
-mod entry;
+pub(super) mod entry;
 mod job;
 mod page;
 mod report;
@@ -56,10 +56,10 @@ Examples:
   vitesse adapt --model ./vit_base --data ./vtab-1k --compare repadapter,lora --search optim.lr=1e-3,5e-3 -o runs/vtab
   vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers")]
 pub(super) struct Args {
-    /// What learns besides the head
-    #[arg(long, value_name = "METHOD", default_value = "repadapter", value_parser = Method::NAMES, help_heading = "Method")]
-    method: String,
-    /// A setting of the method that is not as its default, such as rank=4; repeat for more
+    /// What learns besides the head, with its default settings [default: the recipe's, or repadapter]
+    #[arg(long, value_name = "METHOD", value_parser = Method::NAMES, help_heading = "Method")]
+    method: Option<String>,
+    /// A setting of the method that is not as its default or the recipe's, such as rank=4; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = "Method")]
     settings: Vec<(String, String)>,
     /// Try these values of a setting with the first seed, and go on with the one that does best on validation images
@@ -95,6 +95,9 @@ pub(super) struct Args {
     run: RunArgs,
 }
 
+/// The method where nobody says one.
+const DEFAULT: &str = "repadapter";
+
 /// Where a merged model is put beside its adapter.
 pub(super) const MERGED: &str = "merged";
 
@@ -120,10 +123,10 @@ struct Dry {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
-        let single = Entry::new(&self.method, &self.settings);
         if self.compare.is_empty() && self.search.is_none() {
-            return self.single(&single, console);
+            return self.single(console);
         }
+        let single = self.entry(None)?;
         let entries = if self.compare.is_empty() {
             vec![single.clone()]
         } else {
@@ -175,11 +178,28 @@ impl Args {
         }
     }
 
-    fn single(self, entry: &Entry, console: &Console) -> Result<Outcome> {
+    /// The one method that is meant: as typed, or as the recipe or the run `resumed` says.
+    fn entry(&self, resumed: Option<&Path>) -> Result<Entry> {
+        let (name, recipe) = self.recipe.file(resumed)?;
+        let entry = match (&self.method, recipe.get("method")) {
+            (Some(method), _) => Entry::new(method, &[]),
+            (None, None) => Entry::new(DEFAULT, &[]),
+            (None, Some(Value::Table(table))) => Entry::of(table),
+            (None, Some(_)) => {
+                let detail = "`method` should be a table, [method]".into();
+                return Err(vitesse_train::Error::RecipeSyntax { name, detail }.into());
+            }
+        };
+        let typed = self.settings.iter();
+        Ok(typed.fold(entry, |entry, (key, value)| entry.with(key, value)))
+    }
+
+    fn single(self, console: &Console) -> Result<Outcome> {
+        let entry = self.entry(self.run.resumed())?;
         let method = entry.method()?;
         let recipe = self
             .recipe
-            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides())?;
+            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides()?)?;
         let (dry, existing, output) = (self.run.dry_run, self.run.existing(), self.run.output.clone());
         let training = Training::new("adapt", recipe.clone(), self.run, console)?;
         let job = Job {

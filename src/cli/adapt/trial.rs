@@ -111,11 +111,20 @@ impl Plan {
             recipe: &self.recipe,
             output: &self.folder,
             base: self.base.as_deref(),
-            existing: if self.folder.exists() {
-                Existing::Resume
-            } else {
-                Existing::Refuse
-            },
+            existing: self.existing(),
+        }
+    }
+
+    /// Refuses a folder with another run.
+    pub(in crate::cli) fn check(&self) -> Result<()> {
+        Ok(RunFolder::check(&self.folder, &self.recipe, self.existing())?)
+    }
+
+    fn existing(&self) -> Existing {
+        if self.folder.exists() {
+            Existing::Resume
+        } else {
+            Existing::Refuse
         }
     }
 
@@ -131,16 +140,7 @@ impl Plan {
             let sentence = format!("`{}` cannot be read: {error}", path.display());
             Failure::new("E_RESUME", sentence).hint("delete it, and the run is tested again")
         })?;
-        RunFolder::check(&self.folder, &self.recipe, Existing::Resume)?;
-        if trial.method != self.method {
-            let sentence = format!(
-                "`{}` holds a run of another method or other settings",
-                self.folder.display()
-            );
-            return Err(
-                Failure::new("E_RESUME", sentence).hint("repeat them, or choose another output folder")
-            );
-        }
+        self.check()?;
         let label = self.label.clone();
         Ok(Some(Trial { label, ..trial }))
     }
@@ -291,7 +291,7 @@ impl Plan {
 pub(in crate::cli) fn fold(
     trained: &Checkpoint,
 ) -> Result<Option<std::result::Result<Box<Checkpoint>, String>>> {
-    if trained.spec.vit()?.ops.is_empty() {
+    if trained.spec.ops.is_empty() {
         return Ok(None);
     }
     let options = merge::Options {

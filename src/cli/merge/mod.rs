@@ -113,7 +113,7 @@ impl Args {
         };
         let mut result = attached.clone();
         // Methods without ops only have other values for the base's tensors.
-        let folds = if attached.spec.vit()?.ops.is_empty() {
+        let folds = if attached.spec.ops.is_empty() {
             Folds::default()
         } else {
             let merged = merge::merge(&attached.spec, &attached.tensors, options)?;

@@ -15,6 +15,7 @@ use vitesse_train::Recipe;
 use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
+use crate::cli::adapt::entry::table;
 use crate::cli::adapt::trial::{Merged, Plan, Trial, fold};
 use crate::cli::adapt::{MERGED, defaults};
 use crate::cli::bench::measure::Budget;
@@ -184,6 +185,7 @@ fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: 
         ("schedule.warmup_epochs", Value::Float(0.5)),
         ("schedule.per", Value::String("step".to_owned())),
     ]);
+    keys.push(("method", table(way)?));
     if !matches!(way, Way::Linear(_)) {
         keys.push(("optim.lr", Value::Float(5e-3)));
     }

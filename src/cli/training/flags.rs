@@ -192,29 +192,14 @@ impl RecipeArgs {
         defaults: Vec<(&str, Value)>,
         more: Vec<(&str, Value)>,
     ) -> Result<Recipe> {
-        let (name, text) = match &self.recipe {
-            Some(path) => {
-                let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
-                (path.display().to_string(), text)
-            }
-            None => match resumed {
-                Some(run) => (run.display().to_string(), RunFolder::recipe(run)?.to_toml()?),
-                None => ("the command line".to_owned(), String::new()),
-            },
-        };
-        let mut table: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| Error::RecipeSyntax {
-                name: name.clone(),
-                detail: error.to_string(),
-            })?;
+        let (name, mut table) = self.file(resumed)?;
         for (key, value) in defaults {
             let said = match key.split_once('.') {
                 Some((table_name, name)) => table
                     .get(table_name)
                     .is_some_and(|table| table.get(name).is_some()),
                 // The recipe of a run that is resumed has every value already.
-                None => table.contains_key(key) || resumed.is_some(),
+                None => table.contains_key(key) || resumed.is_some() && self.recipe.is_none(),
             };
             if !said {
                 set(&mut table, key, value);
@@ -227,6 +212,25 @@ impl RecipeArgs {
             set(&mut table, key, value);
         }
         Ok(Recipe::from_table(table, &name)?)
+    }
+
+    /// What the recipe is made from, without flags, and its name: the file, the run that is resumed, or nothing.
+    pub(in crate::cli) fn file(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
+        let (name, text) = match (&self.recipe, resumed) {
+            (Some(path), _) => {
+                let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
+                (path.display().to_string(), text)
+            }
+            (None, Some(run)) => (run.display().to_string(), RunFolder::recipe(run)?.to_toml()?),
+            (None, None) => ("the command line".to_owned(), String::new()),
+        };
+        let table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Error::RecipeSyntax {
+                name: name.clone(),
+                detail: error.to_string(),
+            })?;
+        Ok((name, table))
     }
 
     /// The flags that were typed, as keys of a recipe.

@@ -60,6 +60,7 @@ impl<'a> Training<'a> {
     }
 
     pub(super) fn run(&self) -> Result<Outcome> {
+        self.recipe.refuse_method()?;
         if self.args.dry_run {
             return Outcome::new(&self.dry_run()?);
         }

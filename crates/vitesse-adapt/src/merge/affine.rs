@@ -4,9 +4,8 @@
 //! `W' = W M`, `b' = b + W m`; behind it, `W' = M W`, `b' = M b + m`. `M` is either diagonal (scale and shift) or the
 //! identity plus a product of thin matrices (a linear bottleneck); neither is ever multiplied out.
 
-use vitesse_model::Tensors;
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
+use vitesse_model::{Sites, Tensors};
 
 use super::matrix::Matrix;
 use crate::Result;
@@ -39,7 +38,7 @@ impl Affine {
     ///
     /// # Errors
     /// Tensors that are not the spec's.
-    pub fn of(op: &OpSpec, index: usize, vit: &VitSpec, tensors: &Tensors) -> Result<Option<Affine>> {
+    pub fn of(op: &OpSpec, index: usize, sites: &dyn Sites, tensors: &Tensors) -> Result<Option<Affine>> {
         if op.nonlinear().is_some() {
             return Ok(None);
         }
@@ -62,7 +61,7 @@ impl Affine {
                 })
             }
             OpKind::Bottleneck(kind) => {
-                let width = vit.width_at(op.site, op.layer).unwrap_or(0);
+                let width = sites.width_at(op.site, op.layer).unwrap_or(0);
                 let scale = if kind.learned_scale {
                     read("scale")?.first().copied().unwrap_or(kind.scale)
                 } else {

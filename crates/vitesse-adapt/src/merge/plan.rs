@@ -1,11 +1,10 @@
 //! Which op goes into which module, in which order, and which op goes nowhere.
 
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::{Pool, VitSpec};
-use vitesse_model::{Site, Tensors};
+use vitesse_model::spec::Projection;
+use vitesse_model::{Site, Sites, Tensors};
 
 use crate::Result;
-use crate::pattern::PATCH_EMBED;
 
 /// One op and where it goes.
 pub(super) struct Fold {
@@ -42,26 +41,20 @@ pub(super) struct Plan {
     pub(super) refused: Vec<(usize, String)>,
 }
 
-/// `norm → before → projection → after`.
-struct Stations {
-    norm: Option<String>,
-    before: Site,
-    on: Site,
-    after: Site,
-}
-
-pub(super) fn plan(vit: &VitSpec, tensors: &Tensors) -> Result<Plan> {
+pub(super) fn plan(sites: &dyn Sites, tensors: &Tensors) -> Result<Plan> {
     let mut plan = Plan {
         folds: Vec::new(),
         refused: Vec::new(),
     };
-    plan.after(vit, tensors, Site::PatchOut, None, PATCH_EMBED, None)?;
-    for layer in 0..vit.layers.len() {
-        for stations in stations(vit, layer) {
-            plan.projection(vit, tensors, layer, &stations)?;
+    if let Some(embedding) = sites.embedding() {
+        plan.after(sites, tensors, (Site::PatchOut, None), &embedding)?;
+    }
+    for layer in 0..sites.depth() {
+        for site in Site::PROJECTIONS {
+            plan.projection(sites, tensors, site, layer)?;
         }
         for site in [Site::BlockIn, Site::Mid, Site::BlockOut] {
-            for (index, op) in vit.ops_at(site, Some(layer)) {
+            for (index, op) in sites.ops_at(site, Some(layer)) {
                 let reason = op.nonlinear().unwrap_or_else(|| {
                     "it changes the residual stream itself, which no single projection writes".into()
                 });
@@ -69,47 +62,17 @@ pub(super) fn plan(vit: &VitSpec, tensors: &Tensors) -> Result<Plan> {
             }
         }
     }
-    let finals: Vec<(usize, &OpSpec)> = vit.ops_at(Site::FinalNorm, None).collect();
-    for (index, op) in finals {
-        if vit.pool == Pool::AvgThenNorm {
-            let reason = "no token passes there: this model norms the mean of its tokens";
-            plan.refused.push((index, reason.into()));
-        } else if is_diagonal(op) {
-            plan.fold(index, Target::Norm(vit.final_norm_name().into()));
-        } else {
-            plan.refused.push((
-                index,
-                op.nonlinear().unwrap_or_else(|| "no projection follows".into()),
-            ));
+    for (index, op) in sites.ops_at(Site::FinalNorm, None) {
+        match sites.norm(Site::FinalNorm, None) {
+            Some(norm) if is_diagonal(op) => plan.fold(index, Target::Norm(norm)),
+            _ => {
+                let reason = op.nonlinear().unwrap_or_else(|| "no projection follows".into());
+                plan.refused.push((index, reason));
+            }
         }
     }
     plan.refused.sort_unstable();
     Ok(plan)
-}
-
-fn stations(vit: &VitSpec, layer: usize) -> [Stations; 4] {
-    let station = |norm, before, on, after| Stations {
-        norm,
-        before,
-        on,
-        after,
-    };
-    [
-        station(
-            Some(vit.norm_name(layer, 1)),
-            Site::AttnIn,
-            Site::Qkv,
-            Site::AttnQkv,
-        ),
-        station(None, Site::AttnHeads, Site::Proj, Site::AttnOut),
-        station(
-            Some(vit.norm_name(layer, 2)),
-            Site::MlpIn,
-            Site::Fc1,
-            Site::MlpFc1,
-        ),
-        station(None, Site::MlpHidden, Site::Fc2, Site::MlpOut),
-    ]
 }
 
 /// Whether the op scales and shifts each channel by itself.
@@ -122,26 +85,26 @@ impl Plan {
         self.folds.push(Fold { op, target });
     }
 
-    fn projection(
-        &mut self,
-        vit: &VitSpec,
-        tensors: &Tensors,
-        layer: usize,
-        stations: &Stations,
-    ) -> Result<()> {
-        let Some(projection) = vit.projection(stations.on, layer) else {
+    /// The ops in front of, on and behind the projection at `site`.
+    fn projection(&mut self, sites: &dyn Sites, tensors: &Tensors, site: Site, layer: usize) -> Result<()> {
+        let (Some(projection), Some(input), Some(output)) =
+            (sites.projection(site, layer), site.input(), site.output())
+        else {
             return Ok(());
         };
-        let (name, at) = (projection.name, Some(layer));
-        let shared = shared(vit, layer, &name);
-        for (index, _) in vit.ops_at(stations.on, at) {
+        let (name, at) = (&projection.name, Some(layer));
+        let shared = shared(sites, site, layer, name);
+        for (index, _) in sites.ops_at(site, at) {
             match &shared {
                 Some(reason) => self.refused.push((index, reason.clone())),
                 None => self.fold(index, Target::On(name.clone())),
             }
         }
-        let before: Vec<(usize, &OpSpec)> = vit.ops_at(stations.before, at).collect();
-        let first = match &stations.norm {
+        let before: Vec<(usize, &OpSpec)> = sites.ops_at(input, at).collect();
+        let own_norm = sites
+            .norm(input, at)
+            .filter(|_| sites.sharing(input, layer).len() == 1);
+        let first = match own_norm {
             Some(norm) => {
                 let diagonal = before.iter().take_while(|(_, op)| is_diagonal(op)).count();
                 for (index, _) in before.iter().take(diagonal) {
@@ -162,16 +125,10 @@ impl Plan {
                 }
             }
         }
-        let block = vit.block(layer);
-        let written = match stations.on {
-            Site::Proj => block.and_then(|block| block.attn.as_ref()?.out_idx.clone()),
-            Site::Fc2 => block.and_then(|block| block.mlp.as_ref()?.out_idx.clone()),
-            _ => None,
-        };
         match shared {
-            None => self.after(vit, tensors, stations.after, at, &name, written.as_deref()),
+            None => self.after(sites, tensors, (output, at), &projection),
             Some(shared) => {
-                for (index, op) in vit.ops_at(stations.after, at) {
+                for (index, op) in sites.ops_at(output, at) {
                     let reason = op.nonlinear().unwrap_or_else(|| shared.clone());
                     self.refused.push((index, reason));
                 }
@@ -180,18 +137,17 @@ impl Plan {
         }
     }
 
-    /// The ops at `site`, behind `module`, which writes only the channels `written`.
+    /// The ops at `site` of `layer`, behind `projection`.
     fn after(
         &mut self,
-        vit: &VitSpec,
+        sites: &dyn Sites,
         tensors: &Tensors,
-        site: Site,
-        layer: Option<usize>,
-        module: &str,
-        written: Option<&[usize]>,
+        (site, layer): (Site, Option<usize>),
+        projection: &Projection,
     ) -> Result<()> {
+        let written = projection.written.as_deref();
         let mut blocked = false;
-        for (index, op) in vit.ops_at(site, layer) {
+        for (index, op) in sites.ops_at(site, layer) {
             let reason = match (reason(op, None, blocked), written) {
                 (None, Some(written)) => beyond(op, index, tensors, written)?,
                 (reason, _) => reason,
@@ -199,7 +155,7 @@ impl Plan {
             match reason {
                 None => self.fold(
                     index,
-                    Target::After(module.to_owned(), written.map(<[usize]>::to_vec)),
+                    Target::After(projection.name.clone(), projection.written.clone()),
                 ),
                 Some(reason) => {
                     blocked = true;
@@ -219,16 +175,10 @@ fn reason(op: &OpSpec, shared: Option<&str>, blocked: bool) -> Option<String> {
 }
 
 /// Why several blocks' folds into one matrix are impossible, if several blocks have it.
-fn shared(vit: &VitSpec, layer: usize, module: &str) -> Option<String> {
-    let core = vit.layers.get(layer)?.core;
-    let users: Vec<String> = vit
-        .layers
-        .iter()
-        .enumerate()
-        .filter(|(_, other)| other.core == core)
-        .map(|(i, _)| i.to_string())
-        .collect();
+fn shared(sites: &dyn Sites, site: Site, layer: usize, module: &str) -> Option<String> {
+    let users = sites.sharing(site, layer);
     (users.len() > 1).then(|| {
+        let users: Vec<String> = users.iter().map(usize::to_string).collect();
         format!(
             "`{module}` is shared by the blocks {}, and each would need another one",
             users.join(", ")

@@ -63,7 +63,6 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
         let sites: &[Site] = match self.placement {
             Placement::Pfeiffer => &[Site::MlpOut],
             Placement::Houlsby => &[Site::AttnOut, Site::MlpOut],
@@ -80,7 +79,7 @@ impl Config {
         });
         let ops = sites
             .iter()
-            .flat_map(|&site| layers_with(vit, site).map(move |layer| (site, layer)))
+            .flat_map(|&site| layers_with(spec, site).map(move |layer| (site, layer)))
             .map(|(site, layer)| op(site, layer, kind.clone()))
             .collect();
         insert(NAME, spec, tensors, ops, seed)

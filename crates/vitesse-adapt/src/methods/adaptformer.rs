@@ -53,7 +53,6 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
         let kind = OpKind::Bottleneck(Bottleneck {
             hidden: self.hidden,
             groups: 1,
@@ -64,14 +63,15 @@ impl Config {
             from: Some(Site::Mid),
             dropout: self.dropout,
         });
-        let ops = layers_with(vit, Site::MlpOut)
+        let ops = layers_with(spec, Site::MlpOut)
             .map(|layer| op(Site::MlpOut, layer, kind.clone()))
             .collect();
         let mut adapted = insert(NAME, spec, tensors, ops, seed)?;
         // Kaiming-uniform with a slope of √5, where the op's own start is Xavier-uniform.
-        let bound = (vit.embed_dim as f64).powf(-0.5);
         for mut tensor in adapted.spec.tensors()? {
             if adapted.trainable.contains(&tensor.name) && tensor.name.ends_with(".down.weight") {
+                let width = tensor.shape.last().copied().unwrap_or(1);
+                let bound = (width as f64).powf(-0.5);
                 tensor.init = Init::Uniform { bound };
                 adapted.tensors.insert(tensor.name.clone(), tensor.init(seed)?);
             }

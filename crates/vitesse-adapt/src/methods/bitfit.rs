@@ -13,9 +13,8 @@
 use serde::{Deserialize, Serialize};
 use vitesse_model::{ModelSpec, Tensors};
 
-use super::{Adapted, norms, select};
+use super::{Adapted, select};
 use crate::Result;
-use crate::pattern::{PATCH_EMBED, projections};
 
 /// BitFit has nothing to set.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,11 +23,12 @@ pub struct Config {}
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let vit = spec.vit()?;
-        let modules = projections(vit).into_iter().map(|(_, _, path)| path);
-        let biases: Vec<String> = modules
-            .chain(norms(vit))
-            .chain([PATCH_EMBED.to_owned()])
+        let sites = spec.sites();
+        let projections = sites.projections().map(|(_, _, projection)| projection);
+        let biases: Vec<String> = projections
+            .chain(sites.embedding())
+            .map(|projection| projection.name)
+            .chain(sites.norms())
             .map(|module| format!("{module}.bias"))
             .collect();
         select("bitfit", spec, tensors, |name| {

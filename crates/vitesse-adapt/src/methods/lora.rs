@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{LowRank, OpKind, QkvPart};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 
 use super::{Adapted, insert, op};
 use crate::Result;
@@ -68,10 +68,9 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
         let mut ops = Vec::new();
-        for (site, layer) in self.targets.projections(vit)? {
-            let path = vit
+        for (site, layer) in self.targets.projections(spec)? {
+            let path = spec
                 .projection(site, layer)
                 .map_or_else(String::new, |projection| projection.name);
             let kind = OpKind::LowRank(LowRank {
@@ -122,8 +121,6 @@ mod tests {
         let adapted = applied(NAME, &settings);
         let found: Vec<(usize, f64)> = adapted
             .spec
-            .vit()
-            .unwrap()
             .ops
             .iter()
             .map(|op| match &op.kind {

@@ -27,8 +27,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::{NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 
 use crate::{Error, Result, Trainable};
 
@@ -200,8 +199,8 @@ fn op(site: Site, layer: usize, kind: OpKind) -> OpSpec {
 }
 
 /// The layers that have this site, in order.
-fn layers_with(vit: &VitSpec, site: Site) -> impl Iterator<Item = usize> {
-    (0..vit.layers.len()).filter(move |&layer| vit.width_at(site, Some(layer)).is_some())
+fn layers_with(sites: &dyn Sites, site: Site) -> impl Iterator<Item = usize> {
+    (0..sites.depth()).filter(move |&layer| sites.has(site, Some(layer)))
 }
 
 /// Appends ops with fresh tensors; these learn.
@@ -219,15 +218,12 @@ fn insert(
         );
     }
     let (mut spec, mut tensors) = (spec.clone(), tensors.clone());
-    let first = spec.vit()?.ops.len();
-    if let NetworkSpec::Vit(vit) = &mut spec.network {
-        vit.ops.extend(ops);
-    }
+    let first = spec.ops.len();
+    spec.ops.extend(ops);
     spec.validate()?;
-    let vit = spec.vit()?;
     let mut fresh = Vec::new();
-    for (index, op) in vit.ops.iter().enumerate().skip(first) {
-        fresh.extend(op.tensors(index, vit));
+    for (index, op) in spec.ops.iter().enumerate().skip(first) {
+        fresh.extend(op.tensors(index, &spec));
     }
     for tensor in &fresh {
         tensors.insert(tensor.name.clone(), tensor.init(seed)?);
@@ -253,23 +249,6 @@ fn select(
         tensors: tensors.clone(),
         trainable: Trainable::select(method, spec, |tensor| rule(&tensor.name))?,
     })
-}
-
-/// The prefixes of the norms of a model: of its blocks, and the one before the head.
-fn norms(vit: &VitSpec) -> Vec<String> {
-    let blocks = (0..vit.layers.len()).flat_map(|layer| {
-        let block = vit.block(layer);
-        let attn = block.is_some_and(|block| block.attn.is_some());
-        let mlp = block.is_some_and(|block| block.mlp.is_some());
-        [
-            attn.then(|| vit.norm_name(layer, 1)),
-            mlp.then(|| vit.norm_name(layer, 2)),
-        ]
-    });
-    blocks
-        .flatten()
-        .chain([vit.final_norm_name().to_owned()])
-        .collect()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 use vitesse_model::{ModelSpec, Tensors};
 
-use super::{Adapted, norms, select};
+use super::{Adapted, select};
 use crate::Result;
 
 /// Norm tuning has nothing to set.
@@ -24,7 +24,7 @@ pub struct Config {}
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let norms = norms(spec.vit()?);
+        let norms = spec.sites().norms();
         select("norm", spec, tensors, |name| {
             norms.iter().any(|norm| {
                 name.strip_prefix(norm.as_str())

@@ -16,8 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 
 use super::{Adapted, insert, layers_with, op, refuse};
 use crate::Result;
@@ -96,8 +95,8 @@ impl Config {
 
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
         let ops = match &self.targets {
-            Some(targets) => self.before_projections(targets, spec.vit()?)?,
-            None => self.beside_sub_layers(spec.vit()?),
+            Some(targets) => self.before_projections(targets, spec)?,
+            None => self.beside_sub_layers(spec),
         };
         insert(NAME, spec, tensors, ops, seed)
     }
@@ -115,7 +114,7 @@ impl Config {
         })
     }
 
-    fn beside_sub_layers(&self, vit: &VitSpec) -> Vec<OpSpec> {
+    fn beside_sub_layers(&self, sites: &dyn Sites) -> Vec<OpSpec> {
         let (attn, mlp) = match self.position {
             Position::Before => ((Site::AttnIn, None), (Site::MlpIn, None)),
             Position::After => ((Site::AttnOut, None), (Site::MlpOut, None)),
@@ -124,36 +123,30 @@ impl Config {
                 (Site::MlpOut, Some(Site::Mid)),
             ),
         };
-        let sites = match self.placement {
+        let places = match self.placement {
             Placement::Repblock => vec![attn, mlp],
             Placement::Repattn => vec![attn],
             Placement::Repmlp => vec![mlp],
         };
-        sites
+        places
             .into_iter()
             .flat_map(|(site, from)| {
-                layers_with(vit, site).map(move |layer| op(site, layer, self.bottleneck(from)))
+                layers_with(sites, site).map(move |layer| op(site, layer, self.bottleneck(from)))
             })
             .collect()
     }
 
-    fn before_projections(&self, targets: &Targets, vit: &VitSpec) -> Result<Vec<OpSpec>> {
+    fn before_projections(&self, targets: &Targets, sites: &dyn Sites) -> Result<Vec<OpSpec>> {
         if self.position != Position::Before {
             return refuse(
                 NAME,
                 "where `targets` names projections, `position` must be `before`",
             );
         }
-        let input = |site| match site {
-            Site::Qkv => Site::AttnIn,
-            Site::Proj => Site::AttnHeads,
-            Site::Fc1 => Site::MlpIn,
-            _ => Site::MlpHidden,
-        };
-        let projections = targets.projections(vit)?;
+        let projections = targets.projections(sites)?;
         Ok(projections
             .into_iter()
-            .map(|(site, layer)| op(input(site), layer, self.bottleneck(None)))
+            .filter_map(|(site, layer)| Some(op(site.input()?, layer, self.bottleneck(None))))
             .collect())
     }
 }
@@ -188,8 +181,6 @@ mod tests {
         let sites = |settings: &[(&str, &str)]| -> Vec<Site> {
             let mut sites: Vec<Site> = applied(NAME, settings)
                 .spec
-                .vit()
-                .unwrap()
                 .ops
                 .iter()
                 .filter(|op| op.layer == Some(2))

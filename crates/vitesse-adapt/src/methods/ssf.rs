@@ -13,8 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
-use vitesse_model::spec::Pool;
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 
 use super::{Adapted, insert, layers_with, op};
@@ -42,7 +41,6 @@ pub struct Config {}
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
         let kind = || OpKind::ScaleShift(ScaleShift { shift: true });
         let outside = |site| OpSpec {
             site,
@@ -51,9 +49,9 @@ impl Config {
         };
         let mut ops = vec![outside(Site::PatchOut)];
         for site in SITES {
-            ops.extend(layers_with(vit, site).map(|layer| op(site, layer, kind())));
+            ops.extend(layers_with(spec, site).map(|layer| op(site, layer, kind())));
         }
-        if vit.pool != Pool::AvgThenNorm {
+        if spec.has(Site::FinalNorm, None) {
             ops.push(outside(Site::FinalNorm));
         }
         let mut adapted = insert(NAME, spec, tensors, ops, seed)?;

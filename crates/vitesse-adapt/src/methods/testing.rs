@@ -17,6 +17,7 @@ pub(crate) fn small() -> (ModelSpec, Tensors) {
         architecture: "vit_micro_patch4_32".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(VitSpec::plain(16, 4, 12, 3, 3, vec![PrefixToken::Class])),
+        ops: Vec::new(),
     };
     let tensors = spec.init(1).unwrap();
     (spec, tensors)

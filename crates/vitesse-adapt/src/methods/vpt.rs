@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{OpKind, Prompts};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 
 use super::{Adapted, insert, op};
 use crate::Result;
@@ -43,7 +43,7 @@ impl Default for Config {
 
 impl Config {
     pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let depth = spec.vit()?.layers.len();
+        let depth = spec.depth();
         let layers = if self.deep { depth } else { depth.min(1) };
         let prompts = OpKind::Prompts(Prompts { tokens: self.tokens });
         let ops = (0..layers)

@@ -48,7 +48,7 @@ fn written(place: &Path, name: &str, settings: &[(&str, &str)]) -> (Checkpoint, 
         label_names: (0..3).map(|i| (i, format!("class {i}"))).collect(),
         ..Record::default()
     };
-    let ops = model.spec.vit().unwrap().ops.len();
+    let ops = model.spec.ops.len();
     let adapter = Adapter::of(&model.spec, &model.tensors, &trainable, ops, record).unwrap();
     let folder = place.join("adapter");
     adapter.write(&folder, true).unwrap();

@@ -4,7 +4,6 @@
 //! files may lie in the folder itself or in the sub-folder they are distributed in.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::{Contents, Form, Part, Samples};
 use crate::{DecodeOptions, Error, Image, Result};
@@ -146,11 +145,7 @@ impl Form for Cifar {
                 return Err(Error::data_set(&path, reason));
             }
         }
-        Ok(Contents {
-            samples: Arc::new(records),
-            classes: self.class_names()?,
-            skipped: 0,
-        })
+        Ok(Contents::new(records, self.class_names()?))
     }
 }
 

@@ -1,105 +1,198 @@
 //! Class folders: `root/class/*.jpg`, or the same below `train/`, `val/`, `test/`. Also a folder of pictures without labels.
 //!
 //! Classes are the folder names in natural order, and the union over all splits, so that a label means the same class in
-//! every split even where a class has no pictures in one of them. Hidden files are skipped.
+//! every split even where a class has no pictures in one of them. What lies beside is passed over and written down.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::{Contents, Form, Part, Samples, entries, natural};
-use crate::decode::EXTENSIONS;
-use crate::{DecodeOptions, Error, Image, Result, decode_file};
+use super::files::Files;
+use super::walk::{Ignored, IgnoredReason, Search, shown, some};
+use super::{Contents, Form, Part, natural};
+use crate::{DecodeOptions, Error, Result};
 
-/// Extensions of picture formats that are not supported, counted so that their absence can be explained.
-const UNSUPPORTED: [&str; 8] = ["tif", "tiff", "ppm", "pgm", "avif", "heic", "jp2", "jxl"];
-
-/// Names of the folders of each stored part.
-const PARTS: [(Part, &[&str]); 3] = [
-    (Part::Train, &["train"]),
-    (Part::Validation, &["val", "validation", "valid"]),
-    (Part::Test, &["test"]),
-];
-
-/// Recognises `train/`, `val/`, `test/` with class folders in them.
+/// Recognises folders of splits with class folders in them.
 pub(super) fn with_splits(root: &Path) -> Result<Option<Box<dyn Form>>> {
-    let mut parts = Vec::new();
-    for (part, names) in PARTS {
-        for folder in names
-            .iter()
-            .map(|name| root.join(name))
-            .filter(|folder| folder.is_dir())
-        {
-            if !class_folders(&folder)?.is_empty() {
-                parts.push((part, folder));
-            }
+    let names = std::fs::read_dir(root).map_err(Error::io(root))?.flatten();
+    if !names
+        .into_iter()
+        .any(|entry| Part::spelt(&entry.file_name().to_string_lossy()).is_some())
+    {
+        // Looking closer would take long in a folder of a million pictures.
+        return Ok(None);
+    }
+    let mut search = Search::below(root);
+    let mut parts: Vec<PartFolder> = Vec::new();
+    for entry in search.entries(root)? {
+        let part = Part::spelt(&entry.name().to_string_lossy()).filter(|_| entry.kind.is_folder());
+        let folder = part
+            .map(|part| PartFolder::read(root, part, &entry.path))
+            .transpose()?;
+        match folder.filter(|folder| !folder.classes.is_empty()) {
+            Some(folder) => parts.push(folder),
+            None => search.ignore(&entry.path, IgnoredReason::Outside),
         }
     }
     if parts.is_empty() {
-        Ok(None)
-    } else {
-        Folders::over(root, parts).map(Some)
+        return Ok(None);
     }
+    parts.sort_by_key(|folder| folder.part as usize);
+    for pair in parts.windows(2) {
+        if let [one, other] = pair
+            && one.part == other.part
+        {
+            let [one_name, other_name] =
+                [one, other].map(|each| shown(each.folder.file_name().unwrap_or_default()));
+            let split = one.part.name();
+            let reason = format!(
+                "`{one_name}/` and `{other_name}/` both mean the {split} split, expected one folder for it; rename the other, \
+                 or move it away"
+            );
+            return Err(Error::data_set(root, reason));
+        }
+    }
+    Folders::over(root, parts, search.ignored).map(Some)
 }
 
 /// Recognises class folders, or pictures, right below `root`.
 pub(super) fn whole(root: &Path) -> Result<Option<Box<dyn Form>>> {
-    if !class_folders(root)?.is_empty() {
-        return Folders::over(root, vec![(Part::Whole, root.to_path_buf())]).map(Some);
+    let folder = PartFolder::read(root, Part::Whole, root)?;
+    if folder.classes.is_empty() {
+        return Ok(folder.pictures.then(|| {
+            Box::new(Unlabelled {
+                root: root.to_path_buf(),
+            }) as Box<dyn Form>
+        }));
     }
-    let pictures = entries(root)?
-        .iter()
-        .any(|path| path.is_file() && is_picture(path));
-    Ok(pictures.then(|| {
-        Box::new(Unlabelled {
-            root: root.to_path_buf(),
-        }) as Box<dyn Form>
-    }))
+    if folder
+        .classes
+        .keys()
+        .all(|name| Part::spelt(&name.to_string_lossy()).is_some())
+    {
+        let names: Vec<String> = folder
+            .classes
+            .keys()
+            .map(|name| format!("{}/", shown(name)))
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let reason = format!(
+            "{} by name a split each, expected a folder a class in them, found none; a `labels.csv` beside them can say the \
+             classes",
+            some(&names)
+        );
+        return Err(Error::data_set(root, reason));
+    }
+    if let Some(inner) = folder
+        .classes
+        .values()
+        .next()
+        .filter(|_| folder.classes.len() == 1)
+        && with_splits(inner)?.is_some()
+    {
+        let inner = inner.display();
+        let reason = format!("its only folder is a data set with splits; give that: `{inner}`");
+        return Err(Error::data_set(root, reason));
+    }
+    Folders::over(root, vec![folder], Vec::new()).map(Some)
 }
 
-fn class_folders(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(entries(folder)?
-        .into_iter()
-        .filter(|path| path.is_dir())
-        .collect())
+/// A folder of class folders.
+struct PartFolder {
+    part: Part,
+    folder: PathBuf,
+    /// Class folders by their names, which need not be UTF-8.
+    classes: BTreeMap<OsString, PathBuf>,
+    /// Whether there are pictures beside the class folders.
+    pictures: bool,
+    ignored: Vec<Ignored>,
 }
 
-fn has_extension(path: &Path, extensions: &[&str]) -> bool {
-    path.extension().is_some_and(|found| {
-        extensions
-            .iter()
-            .any(|extension| found.eq_ignore_ascii_case(extension))
-    })
-}
-
-fn is_picture(path: &Path) -> bool {
-    has_extension(path, &EXTENSIONS)
+impl PartFolder {
+    fn read(root: &Path, part: Part, folder: &Path) -> Result<PartFolder> {
+        let mut search = Search::below(root);
+        let mut classes = BTreeMap::new();
+        let mut pictures = false;
+        for entry in search.entries(folder)? {
+            if entry.kind.is_folder() {
+                classes.insert(entry.name().to_owned(), entry.path);
+            } else {
+                pictures = true;
+                search.ignore(&entry.path, IgnoredReason::Outside);
+            }
+        }
+        Ok(PartFolder {
+            part,
+            folder: folder.to_path_buf(),
+            classes,
+            pictures,
+            ignored: search.ignored,
+        })
+    }
 }
 
 struct Folders {
     root: PathBuf,
-    parts: Vec<(Part, PathBuf)>,
-    /// Class name → label.
-    classes: BTreeMap<String, usize>,
+    parts: Vec<PartFolder>,
+    /// Names of the class folders, in the order of the labels.
+    classes: Vec<OsString>,
+    beside: Vec<Ignored>,
 }
 
 impl Folders {
-    fn over(root: &Path, parts: Vec<(Part, PathBuf)>) -> Result<Box<dyn Form>> {
-        let mut names = Vec::new();
-        for (_, folder) in &parts {
-            names.extend(class_folders(folder)?.iter().map(|class| file_name(class)));
-        }
-        names.sort_by(|a, b| natural::compare(a, b));
-        names.dedup();
-        let classes = names
-            .into_iter()
-            .enumerate()
-            .map(|(label, name)| (name, label))
+    fn over(root: &Path, parts: Vec<PartFolder>, beside: Vec<Ignored>) -> Result<Box<dyn Form>> {
+        let mut classes: Vec<OsString> = parts
+            .iter()
+            .flat_map(|part| part.classes.keys().cloned())
             .collect();
+        classes.sort_by(|a, b| natural::compare(a.as_encoded_bytes(), b.as_encoded_bytes()));
+        classes.dedup();
+        let mut names: Vec<String> = classes.iter().map(|class| shown(class)).collect();
+        names.sort_unstable();
+        if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            let reason = format!(
+                "two class folders would both be called `{name}`, expected names that differ; rename one"
+            );
+            return Err(Error::data_set(root, reason));
+        }
         Ok(Box::new(Folders {
             root: root.to_path_buf(),
             parts,
             classes,
+            beside,
+        }))
+    }
+
+    /// An error where no part has a picture of a class.
+    fn check_class(&self, class: &OsStr) -> Result<()> {
+        let mut error = None;
+        for folder in self.parts.iter().filter_map(|part| part.classes.get(class)) {
+            let mut search = Search::below(&self.root);
+            if !search.pictures(folder)?.is_empty() {
+                return Ok(());
+            }
+            let unsupported = |each: &&Ignored| each.reason == IgnoredReason::UnsupportedFormat;
+            let found = match search.ignored.iter().filter(unsupported).count() {
+                0 => "none".to_owned(),
+                n => format!("{n} of formats that are not supported"),
+            };
+            let reason = format!("expected pictures in this class folder, found {found}");
+            error.get_or_insert(Error::data_set(folder, reason));
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    /// What is odd about a data set of one class: that what was meant as classes may lie one folder deeper.
+    fn one_class(&self) -> Result<Option<String>> {
+        let folder = self.parts.first().and_then(|part| part.classes.values().next());
+        let Some(folder) = folder.filter(|_| self.classes.len() == 1) else {
+            return Ok(None);
+        };
+        let entries = Search::below(&self.root).entries(folder)?;
+        let deeper = !entries.is_empty() && entries.iter().all(|entry| entry.kind.is_folder());
+        Ok(deeper.then(|| {
+            let folder = folder.display();
+            format!("`{folder}` is the only class, and has folders in it; if those are the classes, move them up or give its path")
         }))
     }
 }
@@ -107,35 +200,54 @@ impl Folders {
 impl Form for Folders {
     fn name(&self) -> &'static str {
         match self.parts.as_slice() {
-            [(Part::Whole, _)] => "class folders",
+            [folder] if folder.part == Part::Whole => "class folders",
             _ => "class folders with splits",
         }
     }
 
     fn parts(&self) -> Vec<Part> {
-        self.parts.iter().map(|(part, _)| *part).collect()
+        self.parts.iter().map(|folder| folder.part).collect()
+    }
+
+    fn beside(&self) -> Vec<Ignored> {
+        self.beside.clone()
     }
 
     fn read(&self, part: Part, decode: &DecodeOptions) -> Result<Contents> {
         let mut files = Files::new(&self.root, decode);
-        for (_, folder) in self.parts.iter().filter(|(each, _)| *each == part) {
-            for class in class_folders(folder)? {
-                let before = (files.files.len(), files.skipped);
-                files.collect(&class, self.classes.get(&file_name(&class)).copied())?;
-                if files.files.len() == before.0 {
-                    let reason = match files.skipped - before.1 {
-                        0 => "expected pictures in this class folder, found none".to_owned(),
-                        n => format!(
-                            "expected pictures in this class folder, found {n} of formats that are not supported"
-                        ),
-                    };
-                    return Err(Error::data_set(&class, reason));
+        let mut search = Search::below(&self.root);
+        let mut without = Vec::new();
+        for folder in self.parts.iter().filter(|folder| folder.part == part) {
+            search.ignored.extend(folder.ignored.iter().cloned());
+            for (label, name) in self.classes.iter().enumerate() {
+                let class = folder.classes.get(name);
+                let pictures = class
+                    .map(|class| search.pictures(class))
+                    .transpose()?
+                    .unwrap_or_default();
+                if pictures.is_empty() {
+                    self.check_class(name)?;
+                    without.push(shown(name));
+                }
+                for picture in pictures {
+                    files.push(picture, Some(label));
                 }
             }
         }
-        let mut classes: Vec<(String, usize)> = self.classes.clone().into_iter().collect();
-        classes.sort_by_key(|(_, label)| *label);
-        Ok(files.into_contents(classes.into_iter().map(|(name, _)| name).collect()))
+        let mut notes: Vec<String> = self.one_class()?.into_iter().collect();
+        if !without.is_empty() {
+            let without: Vec<&str> = without.iter().map(String::as_str).collect();
+            notes.push(format!(
+                "the {} split has no pictures of {}",
+                part.name(),
+                some(&without)
+            ));
+        }
+        Ok(Contents {
+            notes,
+            ignored: search.ignored,
+            ..files.into_contents(self.classes.iter().map(|class| shown(class)).collect())
+        })
     }
 }
 
@@ -154,83 +266,14 @@ impl Form for Unlabelled {
 
     fn read(&self, _: Part, decode: &DecodeOptions) -> Result<Contents> {
         let mut files = Files::new(&self.root, decode);
-        files.collect(&self.root, None)?;
-        Ok(files.into_contents(Vec::new()))
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// Picture files with labels; the samples of this form and of lists.
-#[derive(Debug)]
-pub(super) struct Files {
-    root: PathBuf,
-    /// Path below `root`, and label.
-    files: Vec<(PathBuf, Option<usize>)>,
-    decode: DecodeOptions,
-    skipped: usize,
-}
-
-impl Files {
-    pub(super) fn new(root: &Path, decode: &DecodeOptions) -> Files {
-        Files {
-            root: root.to_path_buf(),
-            files: Vec::new(),
-            decode: decode.clone(),
-            skipped: 0,
+        let mut search = Search::below(&self.root);
+        for picture in search.pictures(&self.root)? {
+            files.push(picture, None);
         }
-    }
-
-    pub(super) fn push(&mut self, file: PathBuf, label: Option<usize>) {
-        self.files.push((file, label));
-    }
-
-    pub(super) fn into_contents(self, classes: Vec<String>) -> Contents {
-        Contents {
-            skipped: self.skipped,
-            samples: Arc::new(self),
-            classes,
-        }
-    }
-
-    /// Adds the pictures below `folder`. Linked folders inside it are not followed: they could form a loop.
-    fn collect(&mut self, folder: &Path, label: Option<usize>) -> Result<()> {
-        for path in entries(folder)? {
-            if path.is_dir() {
-                if !path.is_symlink() {
-                    self.collect(&path, label)?;
-                }
-            } else if is_picture(&path) {
-                let below = path.strip_prefix(&self.root).unwrap_or(&path).to_path_buf();
-                self.push(below, label);
-            } else if has_extension(&path, &UNSUPPORTED) {
-                self.skipped += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Samples for Files {
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        self.files[index].1
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.files[index].0.display().to_string()
-    }
-
-    fn load(&self, index: usize) -> Result<Image> {
-        decode_file(&self.root.join(&self.files[index].0), &self.decode)
+        Ok(Contents {
+            ignored: search.ignored,
+            ..files.into_contents(Vec::new())
+        })
     }
 }
 

@@ -7,9 +7,9 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::{Contents, Form, Part, Samples, entries};
+use super::walk::is_of_a_system;
+use super::{Contents, Form, Part, Samples};
 use crate::{DecodeOptions, Error, Image, Result};
 
 const IMAGES: u32 = 0x803;
@@ -30,7 +30,15 @@ struct Idx {
 }
 
 pub(super) fn recognise(root: &Path) -> Result<Option<Box<dyn Form>>> {
-    let files = entries(root)?;
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(Error::io(root))? {
+        let entry = entry.map_err(Error::io(root))?;
+        if !is_of_a_system(&entry.file_name()) {
+            files.push(entry.path());
+        }
+    }
+    // A file before its compressed copy.
+    files.sort_unstable();
     let mut pairs = Vec::new();
     for images in &files {
         let name = images
@@ -122,11 +130,7 @@ impl Form for Idx {
                 .join(", "),
         })?;
         let table = Table::read(images, labels)?;
-        Ok(Contents {
-            samples: Arc::new(table),
-            classes: self.classes.clone(),
-            skipped: 0,
-        })
+        Ok(Contents::new(table, self.classes.clone()))
     }
 }
 

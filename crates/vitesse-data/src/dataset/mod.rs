@@ -6,9 +6,9 @@
 //!
 //! | form | recognised by |
 //! | --- | --- |
-//! | class folders with splits | `train/`, `val/` (or `validation/`, `valid/`), `test/`, each with a folder a class |
+//! | class folders with splits | `train/`, `val/`, `test/` (or other spellings), each with a folder a class |
 //! | lists of VTAB-1k | `train800.txt`, `val200.txt`, `train800val200.txt`, `test.txt` |
-//! | list | a `labels.csv` with a header `filename,class_index[,…,name]` |
+//! | list | a `labels.csv` with a header `filename,class_index[,…,name,split]` |
 //! | IDX (MNIST family) | `train-images-idx3-ubyte[.gz]` and the like |
 //! | CIFAR binary | `data_batch_1.bin` … or `train.bin` |
 //! | class folders | a folder a class |
@@ -16,73 +16,32 @@
 //! | shapes | the name `shapes`: drawn by the program, no files |
 
 mod cifar;
+mod csv;
 mod draw;
+mod files;
 mod folders;
 mod idx;
 mod list;
 mod natural;
 mod shapes;
+mod split;
+mod views;
 mod vtab;
+mod walk;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use shapes::{ShapesConfig, ShapesTask};
+use split::Part;
+pub use split::Split;
+use views::{Relabelled, joined};
+pub use walk::{Ignored, IgnoredReason};
 
 use crate::{DecodeOptions, Error, Image, Result};
-
-/// Which samples of a data set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// What is learned from; without the held-back part when no validation split is stored.
-    Train,
-    /// What choices are made on: the stored validation split, or a part of train that is held back.
-    #[serde(alias = "val", alias = "valid")]
-    Validation,
-    /// Both together: what is learned from when the choices are made.
-    #[serde(rename = "trainval")]
-    TrainValidation,
-    /// What is reported; nothing is ever chosen on it.
-    Test,
-    /// Everything there is.
-    All,
-}
-
-impl FromStr for Split {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Split> {
-        match text {
-            "train" => Ok(Split::Train),
-            "val" | "valid" | "validation" => Ok(Split::Validation),
-            "trainval" => Ok(Split::TrainValidation),
-            "test" => Ok(Split::Test),
-            "all" => Ok(Split::All),
-            _ => Err(Error::setting(
-                "split",
-                &format!("`{text}`"),
-                "train, validation, trainval, test or all",
-            )),
-        }
-    }
-}
-
-impl std::fmt::Display for Split {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Split::Train => "train",
-            Split::Validation => "validation",
-            Split::TrainValidation => "trainval",
-            Split::Test => "test",
-            Split::All => "all",
-        })
-    }
-}
 
 /// How to open a data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,18 +116,14 @@ pub struct DataSet {
     indices: Arc<[usize]>,
     classes: Arc<[String]>,
     split: Split,
-    skipped: usize,
+    ignored: Arc<[Ignored]>,
+    notes: Arc<[String]>,
 }
 
 impl DataSet {
     /// A data set of one's own samples. Labels must be below the number of classes.
     pub fn new(samples: impl Samples + 'static, class_names: Vec<String>) -> DataSet {
-        let contents = Contents {
-            samples: Arc::new(samples),
-            classes: class_names,
-            skipped: 0,
-        };
-        DataSet::from_contents(contents, Split::All)
+        DataSet::from_contents(Contents::new(samples, class_names), Split::All)
     }
 
     fn from_contents(contents: Contents, split: Split) -> DataSet {
@@ -177,7 +132,8 @@ impl DataSet {
             samples: contents.samples,
             classes: contents.classes.into(),
             split,
-            skipped: contents.skipped,
+            ignored: contents.ignored.into(),
+            notes: contents.notes.into(),
         }
     }
 
@@ -231,7 +187,22 @@ impl DataSet {
 
     /// Files that look like pictures but are of a format that is not supported, so that they are not among the samples.
     pub fn skipped(&self) -> usize {
-        self.skipped
+        let reasons = self.ignored.iter().map(|ignored| ignored.reason);
+        reasons
+            .filter(|reason| *reason == IgnoredReason::UnsupportedFormat)
+            .count()
+    }
+
+    /// What lies in the folders of the data set and is not among the samples.
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
+    }
+
+    /// What a user of the data set should know, in sentences: what was left out, classes without a picture.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes.to_vec();
+        notes.extend(walk::notes(&self.ignored));
+        notes
     }
 
     /// The samples at `indices`, in that order; indices past the end are left out.
@@ -268,8 +239,7 @@ impl DataSet {
             indices: kept.filter(|&index| samples.label(index).is_some()).collect(),
             samples: Arc::new(samples),
             classes: names.into(),
-            split: self.split,
-            skipped: self.skipped,
+            ..self.clone()
         }
     }
 }
@@ -277,35 +247,25 @@ impl DataSet {
 /// More classes than any data set has; a larger index is a slip.
 const MAX_CLASSES: usize = 1 << 20;
 
-/// A stored part of a data set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Train,
-    Validation,
-    /// Both together, where they are stored so besides.
-    TrainValidation,
-    Test,
-    /// Everything, where nothing is split.
-    Whole,
-}
-
-impl Part {
-    fn name(self) -> &'static str {
-        match self {
-            Part::Train => "train",
-            Part::Validation => "validation",
-            Part::TrainValidation => "trainval",
-            Part::Test => "test",
-            Part::Whole => "all",
-        }
-    }
-}
-
 /// One part, read.
 struct Contents {
     samples: Arc<dyn Samples>,
     classes: Vec<String>,
-    skipped: usize,
+    ignored: Vec<Ignored>,
+    /// Other things to know, in sentences.
+    notes: Vec<String>,
+}
+
+impl Contents {
+    /// Samples with nothing beside them.
+    fn new(samples: impl Samples + 'static, classes: Vec<String>) -> Contents {
+        Contents {
+            samples: Arc::new(samples),
+            classes,
+            ignored: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// A recognised data set whose samples are not read yet.
@@ -314,6 +274,10 @@ trait Form {
     fn name(&self) -> &'static str;
     /// The stored parts, training first.
     fn parts(&self) -> Vec<Part>;
+    /// What lies beside the parts and is none.
+    fn beside(&self) -> Vec<Ignored> {
+        Vec::new()
+    }
     /// Reads one of them.
     fn read(&self, part: Part, decode: &DecodeOptions) -> Result<Contents>;
 }
@@ -324,6 +288,16 @@ trait Form {
 /// [`Error::DataSet`] for a path that holds no data set.
 pub fn form(data: impl AsRef<Path>) -> Result<&'static str> {
     Ok(recognise(data.as_ref(), &OpenOptions::default())?.name())
+}
+
+/// The splits that the data set which [`open`] finds under this name stores, training first; [`Split::All`] where it is one
+/// whole.
+///
+/// # Errors
+/// [`Error::DataSet`] for a path that holds no data set.
+pub fn splits(data: impl AsRef<Path>) -> Result<Vec<Split>> {
+    let parts = recognise(data.as_ref(), &OpenOptions::default())?.parts();
+    Ok(parts.into_iter().map(Part::split).collect())
 }
 
 /// Opens a data set: a path, or `shapes` / `shapes:TASK` for the built-in set (write `./shapes` for a folder of that name).
@@ -350,20 +324,21 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         () if has(Part::Validation) => Split::Validation,
         () => Split::All,
     });
-    let read = |part| form.read(part, &options.decode);
-    let together = |parts: &[Part]| {
-        let parts = parts.iter().map(|&part| read(part)).collect::<Result<_>>()?;
-        Ok(DataSet::from_contents(joined(parts), split))
+    let read = |parts: &[Part]| {
+        let parts = parts.iter().map(|&part| form.read(part, &options.decode));
+        let mut contents = joined(parts.collect::<Result<_>>()?);
+        contents.ignored.splice(..0, form.beside());
+        Ok(DataSet::from_contents(contents, split))
     };
     let as_stored = match split {
         Split::All => {
             let twice = |part| part == Part::TrainValidation && has(Part::Train) && has(Part::Validation);
             let once: Vec<Part> = stored.iter().copied().filter(|&part| !twice(part)).collect();
-            return together(&once);
+            return read(&once);
         }
         Split::TrainValidation if has(Part::TrainValidation) => Some(Part::TrainValidation),
         Split::TrainValidation if has(Part::Train) && has(Part::Validation) => {
-            return together(&[Part::Train, Part::Validation]);
+            return read(&[Part::Train, Part::Validation]);
         }
         // Nothing is held back where validation is wanted too.
         Split::TrainValidation => stored
@@ -375,16 +350,14 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
         Split::Train => (has(Part::Train) && has(Part::Validation)).then_some(Part::Train),
     };
     if let Some(part) = as_stored {
-        return Ok(DataSet::from_contents(read(part)?, split));
+        return read(&[part]);
     }
     let learned = stored
         .iter()
         .copied()
         .find(|part| matches!(part, Part::Train | Part::Whole));
     match (split, learned) {
-        (Split::Train | Split::Validation, Some(part)) => {
-            draw::hold_back(path, &DataSet::from_contents(read(part)?, split), options)
-        }
+        (Split::Train | Split::Validation, Some(part)) => draw::hold_back(path, &read(&[part])?, options),
         _ => Err(Error::NoSplit {
             data: path.display().to_string(),
             asked: split.to_string(),
@@ -394,89 +367,6 @@ pub fn open(data: impl AsRef<Path>, options: &OpenOptions) -> Result<DataSet> {
                 .collect::<Vec<_>>()
                 .join(", "),
         }),
-    }
-}
-
-/// Samples whose classes have other numbers.
-#[derive(Debug)]
-struct Relabelled {
-    samples: Arc<dyn Samples>,
-    /// The new label for each old one.
-    labels: Vec<Option<usize>>,
-}
-
-impl Samples for Relabelled {
-    fn len(&self) -> usize {
-        self.samples.len()
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        *self.labels.get(self.samples.label(index)?)?
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.samples.name(index)
-    }
-
-    fn load(&self, index: usize) -> Result<Image> {
-        self.samples.load(index)
-    }
-}
-
-/// Several parts, one after the other. Forms give all their parts the same classes.
-#[derive(Debug)]
-struct Joined(Vec<Arc<dyn Samples>>);
-
-impl Joined {
-    /// The part that a sample is in, and its index there.
-    fn find(&self, mut index: usize) -> Option<(&dyn Samples, usize)> {
-        for part in &self.0 {
-            if index < part.len() {
-                return Some((part.as_ref(), index));
-            }
-            index -= part.len();
-        }
-        None
-    }
-}
-
-impl Samples for Joined {
-    fn len(&self) -> usize {
-        self.0.iter().map(|part| part.len()).sum()
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        self.find(index).and_then(|(part, index)| part.label(index))
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.find(index)
-            .map_or_else(String::new, |(part, index)| part.name(index))
-    }
-
-    fn load(&self, index: usize) -> Result<Image> {
-        match self.find(index) {
-            Some((part, index)) => part.load(index),
-            None => Err(Error::setting(
-                "index",
-                &index,
-                format!("a sample below {}", self.len()),
-            )),
-        }
-    }
-}
-
-fn joined(mut parts: Vec<Contents>) -> Contents {
-    let classes = parts
-        .first_mut()
-        .map(|part| std::mem::take(&mut part.classes))
-        .unwrap_or_default();
-    let skipped = parts.iter().map(|part| part.skipped).sum();
-    let samples = Arc::new(Joined(parts.into_iter().map(|part| part.samples).collect()));
-    Contents {
-        samples,
-        classes,
-        skipped,
     }
 }
 
@@ -491,7 +381,7 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
             .extension()
             .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
         {
-            return Ok(list::recognise(path));
+            return list::recognise(path);
         }
         return Err(Error::data_set(
             path,
@@ -515,17 +405,4 @@ fn recognise(path: &Path, options: &OpenOptions) -> Result<Box<dyn Form>> {
         "expected `train/`, `val/` or `test/` with a folder a class, a `labels.csv`, IDX or CIFAR files, lists of \
          VTAB-1k, class folders, or pictures; found none of them",
     ))
-}
-
-/// The entries of a folder that are not hidden, in natural order.
-fn entries(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            found.push(entry.path());
-        }
-    }
-    found.sort_by(|a, b| natural::compare(&a.to_string_lossy(), &b.to_string_lossy()));
-    Ok(found)
 }

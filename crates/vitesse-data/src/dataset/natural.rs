@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 /// Compares runs of digits as numbers and everything else without regard to case, as timm does for class folders. Names that
 /// are equal in this sense are ordered byte by byte, so the order is total.
-pub(super) fn compare(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a.as_bytes(), b.as_bytes());
+pub(super) fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let (mut left, mut right) = (a, b);
     loop {
         let (text_a, rest_a) = run(left, |byte| !byte.is_ascii_digit());
         let (text_b, rest_b) = run(right, |byte| !byte.is_ascii_digit());
@@ -44,7 +44,7 @@ mod tests {
         let mut names = [
             "b", "class10", "Class2", "10_x", "9_x", "a", "class2", "class02", "class",
         ];
-        names.sort_by(|a, b| compare(a, b));
+        names.sort_by(|a: &&str, b| compare(a.as_bytes(), b.as_bytes()));
         assert_eq!(
             names,
             [
@@ -56,10 +56,11 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn the_order_is_total(a in "[a-b0-2]{0,5}", b in "[a-b0-2]{0,5}", c in "[a-b0-2]{0,5}") {
-            assert_eq!(compare(&a, &b), compare(&b, &a).reverse());
-            assert_eq!(compare(&a, &b) == Ordering::Equal, a == b);
-            if compare(&a, &b).is_le() && compare(&b, &c).is_le() {
-                assert!(compare(&a, &c).is_le());
+            let [a, b, c] = [a.as_bytes(), b.as_bytes(), c.as_bytes()];
+            assert_eq!(compare(a, b), compare(b, a).reverse());
+            assert_eq!(compare(a, b) == Ordering::Equal, a == b);
+            if compare(a, b).is_le() && compare(b, c).is_le() {
+                assert!(compare(a, c).is_le());
             }
         }
     }

@@ -20,7 +20,6 @@
 
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vitesse_rng::{Key, Rng};
@@ -239,11 +238,10 @@ impl Form for Shapes {
                 .at(self.task as u64)
                 .with(part.name()),
         };
-        Ok(Contents {
-            samples: Arc::new(drawn),
-            classes: classes.iter().map(|&name| name.to_owned()).collect(),
-            skipped: 0,
-        })
+        Ok(Contents::new(
+            drawn,
+            classes.iter().map(|&name| name.to_owned()).collect(),
+        ))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folders::Files;
+use super::files::Files;
 use super::{Contents, Form, MAX_CLASSES, Part};
 use crate::vtab::Task;
 use crate::{DecodeOptions, Error, Result};

@@ -36,10 +36,10 @@ impl Compiler<'_> {
         let mut updates = Vec::new();
         for (index, op) in layer
             .into_iter()
-            .flat_map(|layer| self.vit.ops_at(site, Some(layer)))
+            .flat_map(|layer| self.sites.ops_at(site, Some(layer)))
         {
             if let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) {
-                updates.push((op.prefix(index), kind, kind.ranges(site, layer, self.vit)));
+                updates.push((op.prefix(index), kind, kind.ranges(site, layer, self.sites)));
             }
         }
         if updates.is_empty() {
@@ -92,7 +92,7 @@ impl Compiler<'_> {
 
     /// The prompts of a layer.
     pub(super) fn prompts(&self, layer: usize) -> Result<Option<Panels<f32>>> {
-        let mut ops = self.vit.ops_at(Site::BlockIn, Some(layer));
+        let mut ops = self.sites.ops_at(Site::BlockIn, Some(layer));
         let Some((index, op)) = ops.find(|(_, op)| matches!(op.kind, OpKind::Prompts(_))) else {
             return Ok(None);
         };
@@ -117,7 +117,7 @@ impl Compiler<'_> {
         layer: usize,
         columns: &[Range<usize>],
     ) -> Result<Vec<Step<T>>> {
-        let ops = self.vit.ops_at(site, Some(layer));
+        let ops = self.sites.ops_at(site, Some(layer));
         let rest = ops.skip_while(|(_, op)| matches!(op.kind, OpKind::ScaleShift(_)));
         let mut steps = Vec::new();
         for (index, op) in rest {

@@ -10,7 +10,7 @@ use vitesse_model::ops::{
 use vitesse_model::spec::{
     AttentionSpec, BlockSpec, LayerSpec, MlpSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
 };
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::{Key, Rng};
 
 /// Every level that this processor has.
@@ -33,6 +33,7 @@ pub fn model(vit: VitSpec) -> ModelSpec {
         architecture: "test".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 
@@ -93,49 +94,48 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
     vit.layers = rng
         .permutation(order.len())
         .into_iter()
-        .map(|i| LayerSpec { core: order[i] })
+        .map(|i| LayerSpec::of(order[i]))
         .collect();
+    let mut spec = model(vit);
+    let depth = spec.depth();
     for _ in 0..rng.below(12) {
         let site = Site::ALL[rng.below(Site::ALL.len())];
-        let layer = site.in_block().then(|| rng.below(vit.layers.len().max(1)));
-        if !site.is_map() && vit.width_at(site, layer).is_some() {
+        let layer = site.in_block().then(|| rng.below(depth.max(1)));
+        if !site.is_map() && spec.has(site, layer) {
             let kind = OpKind::ScaleShift(ScaleShift {
                 shift: rng.bernoulli(0.6),
             });
-            vit.ops.push(OpSpec { site, layer, kind });
+            spec.ops.push(OpSpec { site, layer, kind });
         }
     }
-    if rng.bernoulli(0.5) && !vit.layers.is_empty() {
+    if rng.bernoulli(0.5) && depth > 0 {
         for _ in 0..rng.below(6) {
-            vit.ops.extend(random_op(rng, &vit));
+            spec.ops.extend(random_op(rng, &spec));
         }
         let tokens = between(rng, 1, 9);
-        for layer in 0..vit.layers.len() {
-            if rng.bernoulli(0.3) && (layer == 0 || vit.prompts() > 0) {
+        for layer in 0..depth {
+            if rng.bernoulli(0.3) && (layer == 0 || spec.sites().prompts() > 0) {
                 let kind = OpKind::Prompts(Prompts { tokens });
                 let (site, layer) = (Site::BlockIn, Some(layer));
-                vit.ops.insert(0, OpSpec { site, layer, kind });
+                spec.ops.insert(0, OpSpec { site, layer, kind });
             }
         }
     }
-    ModelSpec {
-        architecture: "random".into(),
-        num_classes: if rng.bernoulli(0.2) {
-            0
-        } else {
-            between(rng, 1, 70)
-        },
-        network: NetworkSpec::Vit(vit),
-    }
+    spec.num_classes = if rng.bernoulli(0.2) {
+        0
+    } else {
+        between(rng, 1, 70)
+    };
+    spec
 }
 
 /// A bottleneck or a low-rank update somewhere; nothing where the block has no such place.
-pub fn random_op(rng: &mut Rng, vit: &VitSpec) -> Option<OpSpec> {
-    let layer = rng.below(vit.layers.len());
+pub fn random_op(rng: &mut Rng, sites: &dyn Sites) -> Option<OpSpec> {
+    let layer = rng.below(sites.depth());
     let choose = |rng: &mut Rng, sites: &[Site]| sites[rng.below(sites.len())];
     if rng.bernoulli(0.4) {
         let site = choose(rng, &Site::PROJECTIONS);
-        vit.projection(site, layer)?;
+        sites.projection(site, layer)?;
         let parts = [QkvPart::Q, QkvPart::K, QkvPart::V];
         let parts: Vec<QkvPart> = parts.into_iter().filter(|_| rng.bernoulli(0.5)).collect();
         return Some(OpSpec {
@@ -151,7 +151,7 @@ pub fn random_op(rng: &mut Rng, vit: &VitSpec) -> Option<OpSpec> {
         });
     }
     let site = choose(rng, &Bottleneck::SITES);
-    let width = vit.width_at(site, Some(layer))?;
+    let width = sites.width_at(site, Some(layer))?;
     let groups = if width.is_multiple_of(2) {
         between(rng, 1, 2)
     } else {
@@ -229,6 +229,7 @@ pub struct Expected {
 pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
     let vit = spec.vit().unwrap();
     let model = Model {
+        spec,
         vit,
         tensors,
         held: RefCell::default(),
@@ -238,7 +239,7 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
         x = model.layer(layer, x);
     }
     let mean = |rows: &Rows| -> Vec<f64> {
-        let patches = &rows[vit.prefix.len() + vit.prompts()..];
+        let patches = &rows[vit.prefix.len() + spec.sites().prompts()..];
         (0..vit.embed_dim)
             .map(|c| patches.iter().map(|row| row[c]).sum::<f64>() / patches.len() as f64)
             .collect()
@@ -276,6 +277,7 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
 }
 
 struct Model<'a> {
+    spec: &'a ModelSpec,
     vit: &'a VitSpec,
     tensors: &'a Tensors,
     /// The stream at `block.in` and at `mid`.
@@ -340,7 +342,7 @@ impl Model<'_> {
 
     fn ops(&self, site: Site, layer: Option<usize>, mut x: Rows) -> Rows {
         let vit = self.vit;
-        for (i, op) in vit.ops.iter().enumerate() {
+        for (i, op) in self.spec.ops.iter().enumerate() {
             if op.site != site || op.layer != layer {
                 continue;
             }
@@ -415,9 +417,9 @@ impl Model<'_> {
 
     /// A projection of `layer` with the updates on it.
     fn project(&self, site: Site, layer: usize, has_bias: bool, x: &[Vec<f64>]) -> Rows {
-        let projection = self.vit.projection(site, layer).unwrap();
+        let projection = self.spec.projection(site, layer).unwrap();
         let mut y = self.linear(&projection.name, has_bias, x);
-        for (i, op) in self.vit.ops_at(site, Some(layer)) {
+        for (i, op) in self.spec.ops_at(site, Some(layer)) {
             let OpKind::LowRank(kind) = &op.kind else {
                 unreachable!("only low-rank updates stand on projections")
             };
@@ -426,7 +428,7 @@ impl Model<'_> {
                 self.get(&format!("{}.b", op.prefix(i))),
             );
             let mut row = 0;
-            for (part, (first, count)) in kind.ranges(site, layer, self.vit).into_iter().enumerate() {
+            for (part, (first, count)) in kind.ranges(site, layer, self.spec).into_iter().enumerate() {
                 for (x, y) in x.iter().zip(&mut y) {
                     let z: Vec<f64> = (0..kind.rank)
                         .map(|r| dot(x, &a[(part * kind.rank + r) * x.len()..][..x.len()]))

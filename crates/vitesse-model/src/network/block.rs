@@ -4,8 +4,8 @@
 //! block.in ─ x + drop(proj(attention(norm1 x))) ─ mid ─ x + drop(mlp(norm2 x)) ─ block.out
 //! ```
 //!
-//! Its matrices are a [`Core`], which several blocks may share; norms, ops and drop path are a [`Layer`]. A family's network
-//! holds a list of each and runs the layers one after the other.
+//! Its matrices are a [`Core`] and its norms are [`Norms`], both of which several blocks may share; ops and drop path are a
+//! [`Layer`]. What is shared exists once: [`Blocks`] holds a list of each.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -22,6 +22,14 @@ use crate::ops::{Activation, Op};
 use crate::site::Site;
 use crate::spec::{BlockSpec, MlpSpec};
 
+/// Blocks that follow each other at one width.
+#[derive(Module, Debug)]
+pub(super) struct Blocks {
+    cores: Vec<Core>,
+    norms: Vec<Norms>,
+    layers: Vec<Layer>,
+}
+
 /// The matrices of a block.
 #[derive(Module, Debug)]
 pub(super) struct Core {
@@ -29,11 +37,18 @@ pub(super) struct Core {
     mlp: Option<Mlp>,
 }
 
+/// The norms of a block; that of a sub-layer which the core does not have is absent.
+#[derive(Module, Debug)]
+pub(super) struct Norms {
+    /// Before attention.
+    pub(super) attn: Option<LayerNorm>,
+    /// Before the MLP.
+    pub(super) mlp: Option<LayerNorm>,
+}
+
 /// What a block keeps for itself.
 #[derive(Module, Debug)]
 pub(super) struct Layer {
-    norm1: Option<LayerNorm>,
-    norm2: Option<LayerNorm>,
     ops: Vec<Op>,
     #[module(skip)]
     place: Place,
@@ -44,6 +59,8 @@ pub(super) struct Layer {
 pub(super) struct Place {
     /// The number of its core.
     pub(super) core: usize,
+    /// The number of its norms.
+    pub(super) norms: usize,
     /// Its own number in the order of the forward pass.
     pub(super) layer: usize,
     /// How many blocks there are.
@@ -96,20 +113,34 @@ impl Core {
     }
 }
 
-impl Layer {
-    /// The norm of a sub-layer that the core does not have is absent.
-    pub(super) fn new([norm1, norm2]: [Option<LayerNorm>; 2], ops: Vec<Op>, place: Place) -> Self {
-        Layer {
-            norm1,
-            norm2,
-            ops,
-            place,
-        }
+impl Blocks {
+    /// `layers` name the others by number.
+    pub(super) fn new(cores: Vec<Core>, norms: Vec<Norms>, layers: Vec<Layer>) -> Self {
+        Blocks { cores, norms, layers }
     }
 
-    /// The number of its core.
-    pub(super) fn core(&self) -> usize {
-        self.place.core
+    #[cfg(test)]
+    pub(super) fn layer_mut(&mut self, layer: usize) -> &mut Layer {
+        &mut self.layers[layer]
+    }
+
+    /// `[batch, tokens, dim]`, through all blocks in order.
+    pub(super) fn forward(&self, mut x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+        for layer in &self.layers {
+            let Place { core, norms, .. } = layer.place;
+            // The spec was validated: every layer names a core and norms that exist.
+            if let (Some(core), Some(norms)) = (self.cores.get(core), self.norms.get(norms)) {
+                x = layer.run(core, norms, x, ctx);
+            }
+        }
+        ctx.layer = None;
+        x
+    }
+}
+
+impl Layer {
+    pub(super) fn new(ops: Vec<Op>, place: Place) -> Self {
+        Layer { ops, place }
     }
 
     #[cfg(test)]
@@ -119,21 +150,21 @@ impl Layer {
 
     /// The block's output `[batch, tokens, dim]`. With gradient checkpointing only its input is kept for the backward
     /// pass, unless the trace records something inside.
-    pub(super) fn run(&self, core: &Core, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+    fn run(&self, core: &Core, norms: &Norms, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
         ctx.layer = Some(self.place.layer);
         ctx.attention = None;
         ctx.held.clear();
         let again = ctx.compute.grad_checkpointing && x.is_autodiff();
         if again && !ctx.trace.wants_block(self.place.layer) {
-            self.recomputed(core, x, ctx)
+            self.recomputed(core, norms, x, ctx)
         } else {
-            self.forward(core, x, ctx)
+            self.forward(core, norms, x, ctx)
         }
     }
 
-    fn forward(&self, core: &Core, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+    fn forward(&self, core: &Core, norms: &Norms, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
         let mut x = at(Site::BlockIn, x, &self.ops, ctx);
-        if let (Some(norm), Some(attn)) = (&self.norm1, &core.attn) {
+        if let (Some(norm), Some(attn)) = (&norms.attn, &core.attn) {
             let (input, before) = self.normed(norm, Site::AttnIn, x.clone(), ctx);
             let heads = attn.heads(input, before, &Terms::default(), &self.ops, ctx);
             let end = End {
@@ -146,7 +177,7 @@ impl Layer {
             x = self.add(x, (heads, Before::Nothing), end, ctx);
         }
         x = at(Site::Mid, x, &self.ops, ctx);
-        if let (Some(norm), Some(mlp)) = (&self.norm2, &core.mlp) {
+        if let (Some(norm), Some(mlp)) = (&norms.mlp, &core.mlp) {
             if let Some(y) = self.perceptron(norm, mlp, &x, ctx) {
                 return at(Site::BlockOut, y, &self.ops, ctx);
             }
@@ -188,17 +219,18 @@ impl Layer {
 
     /// As [`Layer::forward`], keeping only what enters the block for the backward pass. Nothing of it is recorded; what
     /// the block does to the stream, its outputs and its buffers come out of it.
-    fn recomputed(&self, core: &Core, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
-        let module = (self.clone(), core.clone());
+    fn recomputed(&self, core: &Core, norms: &Norms, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+        let module = (self.clone(), core.clone(), norms.clone());
         let outside = ctx.of_block();
         let (packed, entering) = pack(x, &ctx.stream, &outside.outputs);
-        let (packed, (leaving, buffers)) = fused::recompute(&module, packed, move |(this, core), packed| {
-            let mut ctx = outside.clone();
-            let x = entering.unpack(packed, &mut ctx);
-            let x = this.forward(core, x, &mut ctx);
-            let (packed, leaving) = pack(x, &ctx.stream, &ctx.outputs);
-            (packed, (leaving, ctx.buffers))
-        });
+        let (packed, (leaving, buffers)) =
+            fused::recompute(&module, packed, move |(this, core, norms), packed| {
+                let mut ctx = outside.clone();
+                let x = entering.unpack(packed, &mut ctx);
+                let x = this.forward(core, norms, x, &mut ctx);
+                let (packed, leaving) = pack(x, &ctx.stream, &ctx.outputs);
+                (packed, (leaving, ctx.buffers))
+            });
         ctx.buffers.extend(buffers);
         leaving.unpack(packed, ctx)
     }

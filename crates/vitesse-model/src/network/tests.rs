@@ -10,8 +10,8 @@ use vitesse_rng::Key;
 
 use super::*;
 use crate::Site;
-use crate::ops::{AttentionPart, Op, OpKind, OpSpec, Probe, QkvPart, ScaleShift};
-use crate::spec::{Pool, PrefixToken, VitSpec};
+use crate::ops::{Activation, AttentionPart, Op, OpKind, OpSpec, Probe, QkvPart, ScaleShift};
+use crate::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
 
 const BATCH: usize = 3;
 const CLASSES: usize = 5;
@@ -24,6 +24,7 @@ fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
         architecture: "test".into(),
         num_classes: CLASSES,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 
@@ -171,13 +172,12 @@ fn a_plain_network_runs_in_whole_segments_and_an_op_cuts_only_its_own() {
         (Site::MlpFc1, &["Map", "Heads", "Map", "Map", "Map"]),
         (Site::MlpHidden, &["Map", "Heads", "Map", "Map", "Gelu", "Map"]),
     ] {
-        let with = spec(|vit| {
-            vit.ops = vec![OpSpec {
-                site,
-                layer: Some(1),
-                kind: OpKind::ScaleShift(ScaleShift { shift: true }),
-            }];
-        });
+        let mut with = plain.clone();
+        with.ops = vec![OpSpec {
+            site,
+            layer: Some(1),
+            kind: OpKind::ScaleShift(ScaleShift { shift: true }),
+        }];
         let network = Network::new(&with, &weights(&with), "test", &device).unwrap();
         assert_eq!(
             segments(&network, |_| {}),
@@ -443,4 +443,87 @@ fn tokens_that_left_by_policy_say_as_little_as_tokens_that_are_gone() {
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(distance(&masked, &all) > 1e-2);
     }
+}
+
+#[test]
+fn other_activations_stand_where_the_gelu_stands() {
+    let device = Device::flex();
+    for activation in [Activation::QuickGelu, Activation::Relu, Activation::Gelu] {
+        let spec = spec(|vit| vit.activation = activation);
+        let network = network(&spec, &weights(&spec), Vec::new(), &device);
+        let gelu = activation == Activation::Gelu;
+        let pieces: &[&str] = if gelu {
+            WHOLE
+        } else {
+            &["Map", "Heads", "Map", "Map", "Map"]
+        };
+        assert_eq!(segments(&network, |_| {}), expected([pieces; 3]));
+        let mut ctx = Ctx::tracing(Trace::sites([Site::MlpFc1, Site::MlpHidden]));
+        let traced = network.forward(images(&device), &mut ctx).unwrap();
+        let of = |z: f32| match activation {
+            Activation::QuickGelu => z / (1.0 + (-1.702 * z).exp()),
+            Activation::Relu => z.max(0.0),
+            _ => z * 0.5 * (1.0 + erf(z / 2f32.sqrt())),
+        };
+        let hidden = |site| values(&ctx.trace.tokens(site, Some(1)).unwrap());
+        let expected: Vec<f32> = hidden(Site::MlpFc1).into_iter().map(of).collect();
+        assert_near(&hidden(Site::MlpHidden), &expected, activation.name());
+        let whole = network.forward(images(&device), &mut Ctx::eval()).unwrap();
+        assert_near(&values(&whole.class), &values(&traced.class), activation.name());
+    }
+}
+
+/// The error function by its series, for small numbers.
+fn erf(x: f32) -> f32 {
+    let (x, mut term, mut sum) = (f64::from(x), f64::from(x), f64::from(x));
+    for n in 1..60 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    (sum * 2.0 / std::f64::consts::PI.sqrt()) as f32
+}
+
+#[test]
+fn a_norm_can_stand_before_the_blocks() {
+    let device = Device::flex();
+    let spec = spec(|vit| {
+        vit.pre_norm = true;
+        vit.patch_bias = false;
+    });
+    let mut tensors = weights(&spec);
+    assert!(!tensors.contains("patch_embed.proj.bias"));
+    tensors
+        .insert_f32("norm_pre.weight", &[DIM], vec![1.0; DIM])
+        .unwrap();
+    tensors
+        .insert_f32("norm_pre.bias", &[DIM], vec![2.0; DIM])
+        .unwrap();
+    let network = network(&spec, &tensors, Vec::new(), &device);
+    let mut ctx = Ctx::tracing(Trace::pairs([(Site::BlockIn, Some(0))]));
+    network.forward(images(&device), &mut ctx).unwrap();
+    for token in values(&ctx.trace.tokens(Site::BlockIn, Some(0)).unwrap()).chunks_exact(DIM) {
+        let mean = token.iter().sum::<f32>() / DIM as f32;
+        let variance = token.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / DIM as f32;
+        assert!((mean - 2.0).abs() < 1e-4 && (variance - 1.0).abs() < 1e-3);
+    }
+}
+
+#[test]
+fn what_layers_share_exists_once() {
+    struct Count(HashMap<ParamId, usize>);
+    impl ModuleVisitor for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            *self.0.entry(param.id).or_default() += 1;
+        }
+    }
+    let spec = spec(|vit| {
+        vit.cores.truncate(2);
+        vit.layers = vec![LayerSpec::of(0), LayerSpec::of(1), LayerSpec::of(1)];
+        vit.layers[2].norms = Some(1);
+    });
+    let network = network(&spec, &weights(&spec), Vec::new(), &Device::flex());
+    let mut count = Count(HashMap::new());
+    network.visit(&mut count);
+    assert_eq!(count.0.len(), spec.tensors().unwrap().len());
+    assert!(count.0.values().all(|&times| times == 1));
 }

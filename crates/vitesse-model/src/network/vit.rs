@@ -1,14 +1,14 @@
 //! The vision transformer's forward pass.
 //!
 //! ```text
-//! images ─[patch embedding]─ patch.out ─ (+ prefix tokens, + positions) ─ blocks ─ final norm ─ heads
+//! images ─[patch embedding]─ patch.out ─ (+ prefix tokens, + positions) ─ (norm_pre) ─ blocks ─ final norm ─ heads
 //! ```
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::Logits;
-use super::block::{Core, Layer, Place};
+use super::block::{Blocks, Core, Layer, Norms, Place};
 use super::ctx::Ctx;
 use super::fused::{self, Before, Compute};
 use super::layers::{LayerNorm, Linear};
@@ -16,21 +16,21 @@ use super::params::Parameters;
 use super::stations::{at, cut};
 use super::stream::Stream;
 use crate::Result;
-use crate::ops::{Activation, Op};
+use crate::ops::Op;
 use crate::site::Site;
-use crate::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
+use crate::spec::{ModelSpec, Pool, PrefixToken, Sites, VitSpec};
 
 /// ViT and DeiT.
 #[derive(Module, Debug)]
 pub struct Vit {
     patch_weight: Param<Tensor<4>>,
-    patch_bias: Param<Tensor<1>>,
+    patch_bias: Option<Param<Tensor<1>>>,
     cls_token: Option<Param<Tensor<3>>>,
     dist_token: Option<Param<Tensor<3>>>,
     reg_token: Option<Param<Tensor<3>>>,
     pos_embed: Param<Tensor<3>>,
-    cores: Vec<Core>,
-    layers: Vec<Layer>,
+    norm_pre: Option<LayerNorm>,
+    blocks: Blocks,
     norm: LayerNorm,
     head: Option<Linear>,
     head_dist: Option<Linear>,
@@ -41,7 +41,8 @@ pub struct Vit {
 }
 
 impl Vit {
-    pub(super) fn new(spec: &VitSpec, num_classes: usize, parameters: &Parameters<'_>) -> Result<Self> {
+    pub(super) fn new(spec: &VitSpec, model: &ModelSpec, parameters: &Parameters<'_>) -> Result<Self> {
+        let num_classes = model.num_classes;
         let token = |kind, name| -> Result<Option<Param<Tensor<3>>>> {
             if spec.prefix.contains(&kind) {
                 parameters.parameter(name).map(Some)
@@ -57,49 +58,34 @@ impl Vit {
             }
         };
         let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
-            let here = spec.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
-            here.map(|(i, op)| Op::new(op, i, spec, parameters)).collect()
+            let here = model.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
+            here.map(|(i, op)| Op::new(op, i, model, parameters)).collect()
         };
-        let core = |(i, core)| Core::new(core, &spec.core_name(i), Activation::Gelu, parameters);
-        let layer = |(i, layer): (usize, &LayerSpec)| {
-            let norm = |which, present: bool| {
-                let name = spec.norm_name(i, which);
-                present
-                    .then(|| LayerNorm::new(&name, spec.norm_eps, parameters))
-                    .transpose()
-            };
-            let block = spec.block(i);
-            let norms = [
-                norm(1, block.is_some_and(|block| block.attn.is_some()))?,
-                norm(2, block.is_some_and(|block| block.mlp.is_some()))?,
-            ];
-            let place = Place {
-                core: layer.core,
-                layer: i,
-                depth: spec.layers.len(),
-            };
-            Ok(Layer::new(norms, ops(Some(i))?, place))
-        };
+        let outside = ops(None)?;
+        let norm = |name: &str| LayerNorm::new(name, spec.norm_eps, parameters);
         Ok(Vit {
             patch_weight: parameters.parameter("patch_embed.proj.weight")?,
-            patch_bias: parameters.parameter("patch_embed.proj.bias")?,
+            patch_bias: spec
+                .patch_bias
+                .then(|| parameters.parameter("patch_embed.proj.bias"))
+                .transpose()?,
             cls_token: token(PrefixToken::Class, "cls_token")?,
             dist_token: token(PrefixToken::Distillation, "dist_token")?,
             reg_token: token(PrefixToken::Register, "reg_token")?,
             pos_embed: parameters.parameter("pos_embed")?,
-            cores: spec.cores.iter().enumerate().map(core).collect::<Result<_>>()?,
-            layers: spec.layers.iter().enumerate().map(layer).collect::<Result<_>>()?,
-            norm: LayerNorm::new(spec.final_norm_name(), spec.norm_eps, parameters)?,
+            norm_pre: spec.pre_norm.then(|| norm("norm_pre")).transpose()?,
+            blocks: blocks(spec, ops, parameters)?,
+            norm: norm(spec.final_norm_name())?,
             head: head("head", num_classes > 0)?,
             head_dist: head("head_dist", num_classes > 0 && spec.is_distilled())?,
-            ops: ops(None)?,
+            ops: outside,
             spec: spec.clone(),
         })
     }
 
     #[cfg(test)]
     pub(super) fn layer_mut(&mut self, layer: usize) -> &mut Layer {
-        &mut self.layers[layer]
+        self.blocks.layer_mut(layer)
     }
 
     /// `images` `[batch, channels, height, width]` of the spec's size.
@@ -133,15 +119,12 @@ impl Vit {
         };
         let x = self.embed_patches(images, ctx.compute);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
-        let mut x = self.add_tokens(x);
-        for layer in &self.layers {
-            // The spec was validated: every layer names a core that exists.
-            if let Some(core) = self.cores.get(layer.core()) {
-                x = layer.run(core, x, ctx);
-            }
-        }
-        ctx.layer = None;
-        x
+        let x = self.add_tokens(x);
+        let x = match &self.norm_pre {
+            Some(norm) => norm.forward(x, ctx.compute),
+            None => x,
+        };
+        self.blocks.forward(x, ctx)
     }
 
     /// The patch convolution, as a product over flattened patches: `[batch, patches, dim]`.
@@ -154,7 +137,7 @@ impl Vit {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, width]);
         let weight = self.patch_weight.val().reshape([self.spec.embed_dim, width]);
-        let bias = Some(self.patch_bias.val());
+        let bias = self.patch_bias.as_ref().map(Param::val);
         fused::linear(patches, Before::Nothing, weight, bias, None, compute)
     }
 
@@ -225,4 +208,42 @@ impl Vit {
             (None, false) => x,
         }
     }
+}
+
+/// The blocks of a spec, with `ops` in each.
+fn blocks(
+    spec: &VitSpec,
+    ops: impl Fn(Option<usize>) -> Result<Vec<Op>>,
+    parameters: &Parameters<'_>,
+) -> Result<Blocks> {
+    let core = |(i, core)| Core::new(core, &spec.core_name(i), spec.activation, parameters);
+    let cores = spec.cores.iter().enumerate().map(core).collect::<Result<_>>()?;
+    let (mut norms, mut numbers, mut layers) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let norm = |site| {
+            let name = spec.norm(site, Some(i));
+            name.map(|name| LayerNorm::new(&name, spec.norm_eps, parameters))
+                .transpose()
+        };
+        // Norms that several layers share exist once.
+        let number = match layer.norms.and_then(|first| numbers.get(first)) {
+            Some(&number) => number,
+            None => {
+                norms.push(Norms {
+                    attn: norm(Site::AttnIn)?,
+                    mlp: norm(Site::MlpIn)?,
+                });
+                norms.len() - 1
+            }
+        };
+        numbers.push(number);
+        let place = Place {
+            core: layer.core,
+            norms: number,
+            layer: i,
+            depth: spec.layers.len(),
+        };
+        layers.push(Layer::new(ops(Some(i))?, place));
+    }
+    Ok(Blocks::new(cores, norms, layers))
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
 use crate::spec::limits::HIDDEN;
-use crate::spec::{Init, TensorSpec};
+use crate::spec::{Activation, Init, TensorSpec};
 use crate::{Error, Result};
 
 /// Epsilon of the bottleneck's own norm (AdaptFormer's).
@@ -20,6 +20,7 @@ pub const NORM_EPS: f64 = 1e-5;
 
 /// A narrow pair of projections. Starts as the identity: `B` and both biases are zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bottleneck {
     /// Width between the two projections.
     pub hidden: usize,
@@ -45,21 +46,6 @@ pub struct Bottleneck {
     pub dropout: f64,
 }
 
-/// Between the two projections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Activation {
-    /// Nothing: the bottleneck is affine.
-    #[default]
-    None,
-    /// The exact GELU.
-    Gelu,
-    /// `z · σ(1.702 z)`.
-    QuickGelu,
-    /// `max(z, 0)`.
-    Relu,
-}
-
 /// Where a bottleneck's own layer norm stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,18 +58,6 @@ pub enum NormPlace {
 
 fn one() -> usize {
     1
-}
-
-impl Activation {
-    /// The name in files and sentences.
-    pub fn name(self) -> &'static str {
-        match self {
-            Activation::None => "none",
-            Activation::Gelu => "gelu",
-            Activation::QuickGelu => "quick-gelu",
-            Activation::Relu => "relu",
-        }
-    }
 }
 
 impl Bottleneck {

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
 use crate::spec::limits::WIDTH;
-use crate::spec::{Init, TensorSpec, VitSpec};
+use crate::spec::{Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
 /// A low-rank update of a projection. Starts as the identity: `b` is zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LowRank {
     /// Rows of `A`, of each part.
     pub rank: usize,
@@ -51,22 +52,20 @@ impl LowRank {
     }
 
     /// The rows of the projection that are updated, as `(first, count)`, one range for each update.
-    pub fn ranges(&self, site: Site, layer: usize, vit: &VitSpec) -> Vec<(usize, usize)> {
-        let rows = vit
-            .projection(site, layer)
-            .map_or(0, |projection| projection.outputs);
-        let attn = vit.block(layer).and_then(|block| block.attn.as_ref());
-        match (&self.parts, attn) {
-            (Some(parts), Some(attn)) => {
-                let (qk, v) = (attn.qk_width(), attn.v_width());
+    pub fn ranges(&self, site: Site, layer: usize, sites: &dyn Sites) -> Vec<(usize, usize)> {
+        let Some(projection) = sites.projection(site, layer) else {
+            return vec![(0, 0)];
+        };
+        match (&self.parts, projection.parts) {
+            (Some(parts), Some([q, k, v])) => {
                 let range = |part: &QkvPart| match part {
-                    QkvPart::Q => (0, qk),
-                    QkvPart::K => (qk, qk),
-                    QkvPart::V => (2 * qk, v),
+                    QkvPart::Q => (0, q),
+                    QkvPart::K => (q, k),
+                    QkvPart::V => (q + k, v),
                 };
                 parts.iter().map(range).collect()
             }
-            _ => vec![(0, rows)],
+            _ => vec![(0, projection.outputs)],
         }
     }
 
@@ -94,11 +93,17 @@ impl LowRank {
         }
     }
 
-    pub(super) fn tensors(&self, prefix: &str, site: Site, layer: usize, vit: &VitSpec) -> Vec<TensorSpec> {
-        let inputs = vit
+    pub(super) fn tensors(
+        &self,
+        prefix: &str,
+        site: Site,
+        layer: usize,
+        sites: &dyn Sites,
+    ) -> Vec<TensorSpec> {
+        let inputs = sites
             .projection(site, layer)
             .map_or(0, |projection| projection.inputs);
-        let ranges = self.ranges(site, layer, vit);
+        let ranges = self.ranges(site, layer, sites);
         let written: usize = ranges.iter().map(|(_, count)| count).sum();
         let bound = (inputs.max(1) as f64).powf(-0.5);
         vec![
@@ -112,8 +117,8 @@ impl LowRank {
     }
 
     /// Multiply-accumulates for one token.
-    pub(super) fn macs(&self, site: Site, layer: usize, vit: &VitSpec) -> usize {
-        self.tensors("", site, layer, vit)
+    pub(super) fn macs(&self, site: Site, layer: usize, sites: &dyn Sites) -> usize {
+        self.tensors("", site, layer, sites)
             .iter()
             .map(TensorSpec::numel)
             .sum()
@@ -134,7 +139,7 @@ mod network {
     use crate::network::{Ctx, Parameters};
     use crate::ops::network::Act;
     use crate::site::Site;
-    use crate::spec::VitSpec;
+    use crate::spec::Sites;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct LowRankOp {
@@ -154,14 +159,14 @@ mod network {
             prefix: &str,
             site: Site,
             layer: usize,
-            vit: &VitSpec,
+            sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
             Ok(LowRankOp {
                 a: parameters.parameter(&format!("{prefix}.a"))?,
                 b: parameters.parameter(&format!("{prefix}.b"))?,
                 spec: spec.clone(),
-                ranges: spec.ranges(site, layer, vit),
+                ranges: spec.ranges(site, layer, sites),
                 name: prefix.to_owned(),
             })
         }

@@ -10,7 +10,7 @@ use super::scale_shift::ScaleShiftOp;
 use super::{OpKind, OpSpec};
 use crate::network::{Ctx, Parameters};
 use crate::site::Site;
-use crate::spec::VitSpec;
+use crate::spec::Sites;
 use crate::{Result, Tensors};
 
 /// An op in the network, or by itself.
@@ -82,28 +82,28 @@ pub(crate) enum AttentionPart {
 }
 
 impl Op {
-    /// Op number `index` of a model `vit` by itself, with its tensors among `tensors`.
+    /// Op number `index` of a model with these sites by itself, with its tensors among `tensors`.
     ///
     /// # Errors
     /// An op that cannot stand there, tensors that are missing or of another rank.
     pub fn alone(
         spec: &OpSpec,
         index: usize,
-        vit: &VitSpec,
+        sites: &dyn Sites,
         tensors: &Tensors,
         device: &Device,
     ) -> Result<Self> {
-        spec.validate(index, vit)?;
-        for tensor in spec.tensors(index, vit) {
+        spec.validate(index, sites)?;
+        for tensor in spec.tensors(index, sites) {
             tensors.get_shaped(&tensor.name, &tensor.shape)?;
         }
-        Op::new(spec, index, vit, &Parameters::new(tensors, device))
+        Op::new(spec, index, sites, &Parameters::new(tensors, device))
     }
 
     pub(crate) fn new(
         spec: &OpSpec,
         index: usize,
-        vit: &VitSpec,
+        sites: &dyn Sites,
         parameters: &Parameters<'_>,
     ) -> Result<Self> {
         let prefix = spec.prefix(index);
@@ -111,7 +111,7 @@ impl Op {
             OpKind::ScaleShift(op) => Kind::ScaleShift(ScaleShiftOp::new(op, &prefix, parameters)?),
             OpKind::LowRank(op) => {
                 let layer = spec.layer.unwrap_or(0);
-                Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, vit, parameters)?)
+                Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, sites, parameters)?)
             }
             OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
             OpKind::Prompts(_) => Kind::Prompts(PromptsOp::new(&prefix, parameters)?),

@@ -63,7 +63,7 @@ impl<'a> Reader<'a> {
             .unwrap_or_else(|| Value::Table(Table::new()))
         {
             Value::Table(table) => table,
-            _ => return Err(self.syntax(format!("`{key}` should be a table, [{key}]"))),
+            _ => return Err(self.no_table(key)),
         };
         let known = self
             .tables
@@ -81,6 +81,15 @@ impl<'a> Reader<'a> {
                 error.to_string().trim_end().replace('\n', " ")
             ))
         })
+    }
+
+    /// The table `[key]` as it is, whatever its keys, if it is there.
+    pub(super) fn opaque(&mut self, key: &str) -> Result<Option<Table>> {
+        match self.root.remove(key) {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(table)),
+            Some(_) => Err(self.no_table(key)),
+        }
     }
 
     /// Refuses what no table was asked for.
@@ -118,6 +127,10 @@ impl<'a> Reader<'a> {
             Some((score, name)) if score > 0.8 => format!("; did you mean {name}?"),
             _ => String::new(),
         }
+    }
+
+    fn no_table(&self, key: &str) -> Error {
+        self.syntax(format!("`{key}` should be a table, [{key}]"))
     }
 
     fn syntax(&self, detail: String) -> Error {

@@ -61,6 +61,9 @@ pub struct Recipe {
     pub augment: AugmentConfig,
     /// What is learned from a teacher.
     pub distill: DistillConfig,
+    /// The method that begins and ends the run, with its settings: a `name`, and what only the method reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Table>,
 }
 
 impl Recipe {
@@ -114,6 +117,7 @@ impl Recipe {
                 ("schedule", keys::fields::<Schedule>()),
                 ("augment", keys::fields::<AugmentConfig>()),
                 ("distill", keys::fields::<DistillConfig>()),
+                ("method", Vec::new()),
             ],
         );
         let recipe = Recipe {
@@ -124,6 +128,7 @@ impl Recipe {
             schedule: reader.table("schedule")?,
             augment: reader.table("augment")?,
             distill: reader.table("distill")?,
+            method: reader.opaque("method")?,
         };
         reader.finish()?;
         recipe.validate()?;
@@ -154,6 +159,27 @@ impl Recipe {
         Ok(document)
     }
 
+    /// The name of the method, where the recipe has one.
+    pub fn method_name(&self) -> Option<&str> {
+        self.method.as_ref()?.get("name")?.as_str()
+    }
+
+    /// Refuses a recipe with a method, for those who train without.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming the method.
+    pub fn refuse_method(&self) -> Result<()> {
+        match self.method_name() {
+            None => Ok(()),
+            Some(name) => Err(Error::recipe(
+                "method.name",
+                &format!("`{name}`"),
+                "no [method] here: `vitesse adapt` follows such a recipe with `--recipe`, and goes on with such a run \
+                 with `--resume`",
+            )),
+        }
+    }
+
     /// Checks every value that can be checked without looking at data or files.
     ///
     /// # Errors
@@ -165,6 +191,16 @@ impl Recipe {
         self.distill.validate()?;
         self.validate_optim()?;
         self.augment.validate()?;
+        if let (Some(method), None) = (&self.method, self.method_name()) {
+            let found = method
+                .get("name")
+                .map_or_else(|| "not set".to_owned(), Value::to_string);
+            return Err(Error::recipe(
+                "method.name",
+                &found,
+                "the name of a method, such as \"lora\"",
+            ));
+        }
         if self.augment.mixes() && self.train.batch_size % 2 == 1 {
             let expected = "an even number, since mixup and cutmix pair the samples of a batch";
             return Err(Error::recipe(
