@@ -13,19 +13,20 @@ pub mod affine;
 mod check;
 pub mod convolution;
 pub mod matrix;
-mod plan;
+mod routes;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use vitesse_model::ops::{OpKind, OpSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::{Difference, TOLERANCE};
+pub use check::Difference;
 use matrix::Matrix;
-use plan::{Fold, Target};
+use routes::{Fold, Target};
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,24 +57,6 @@ pub struct Report {
     pub created_bias: bool,
 }
 
-/// One op that is folded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Folded {
-    /// The op, such as `bottleneck at attn.in of block 3`.
-    pub op: String,
-    /// The module that took it in, such as `blocks.3.attn.qkv`.
-    pub into: String,
-}
-
-/// One op that is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    /// The op.
-    pub op: String,
-    /// Why it cannot be folded.
-    pub reason: String,
-}
-
 /// A model that an adapter was taken out of again.
 #[derive(Debug, Clone)]
 pub struct Unmerged {
@@ -98,20 +81,20 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
             "the model has no ops: there is nothing to fold, or it was merged already".into(),
         ));
     }
-    let plan = plan::plan(spec, tensors)?;
-    if !plan.refused.is_empty() && !options.keep_unfoldable {
+    let routes = routes::routes(spec, tensors)?;
+    if !routes.refused.is_empty() && !options.keep_unfoldable {
         let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(spec, *index));
         return Err(Error::Unfoldable {
-            reasons: plan.refused.iter().map(reason).collect(),
+            reasons: routes.refused.iter().map(reason).collect(),
             total: spec.ops.len(),
         });
     }
     let mut work = Work::new(spec, tensors);
-    for fold in &plan.folds {
+    for fold in &routes.folds {
         work.apply(fold, Direction::In)?;
     }
     let report = Report {
-        folded: plan
+        folded: routes
             .folds
             .iter()
             .map(|fold| Folded {
@@ -119,7 +102,7 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
                 into: fold.target.module(),
             })
             .collect(),
-        kept: plan
+        kept: routes
             .refused
             .iter()
             .map(|(index, reason)| Kept {
@@ -130,7 +113,7 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
         created_bias: work.created_bias,
     };
     let keep: Vec<bool> = (0..spec.ops.len())
-        .map(|index| plan.refused.iter().any(|(refused, _)| *refused == index))
+        .map(|index| routes.refused.iter().any(|(refused, _)| *refused == index))
         .collect();
     let (changed, created_bias) = (work.changed, work.created_bias);
     let (mut spec, mut tensors) = without_ops(spec, tensors, &keep)?;
@@ -159,15 +142,15 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
 /// An op that cannot be folded, and so never was; [`Error::Singular`] where a map has no inverse.
 pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Result<Unmerged> {
     spec.check(tensors, "the merged model with its adapter")?;
-    let plan = plan::plan(spec, tensors)?;
-    if let Some((index, reason)) = plan.refused.first() {
+    let routes = routes::routes(spec, tensors)?;
+    if let Some((index, reason)) = routes.refused.first() {
         return Err(Error::NothingToDo(format!(
             "{} cannot be taken out, because it cannot have been folded: {reason}",
             describe(spec, *index)
         )));
     }
     let mut work = Work::new(spec, tensors);
-    for fold in plan.folds.iter().rev() {
+    for fold in routes.folds.iter().rev() {
         work.apply(fold, Direction::Out)?;
     }
     let (changed, condition) = (work.changed, work.condition);
@@ -406,7 +389,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A diagonal map of the channels that a projection writes; [`plan`] has seen to it that nothing else gets here.
+/// A diagonal map of the channels that a projection writes; [`routes`] has seen to it that nothing else gets here.
 fn restrict(map: Affine, written: Option<&[usize]>) -> Affine {
     match (written, map.map) {
         (Some(written), Map::Diagonal(scale)) => {

@@ -26,8 +26,9 @@ use vitesse_model::checkpoint::file_sha256;
 use vitesse_model::ops::OpSpec;
 use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
+use vitesse_train::method::Trainable;
 
-use crate::{Error, Method, Result, Trainable};
+use crate::{Error, Method, Result};
 use lora::LoraConfig;
 
 /// The description of an adapter folder.
@@ -139,7 +140,7 @@ impl Adapter {
             ))
         })?;
         let config: Map<String, Value> = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is no JSON object: {error}")))?;
+            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is not a JSON object: {error}")))?;
         let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
         let (tensors, metadata) = if !weights.is_file() && old.is_file() {
             (pth::read(&old)?.0, BTreeMap::new().into_iter().collect())

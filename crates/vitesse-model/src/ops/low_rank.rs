@@ -74,7 +74,7 @@ impl LowRank {
         if !site.is_projection() {
             let known = Site::PROJECTIONS.map(Site::name).join("`, `");
             return fail(format!(
-                "low-rank stands on a projection, one of `{known}`, and not at `{site}`"
+                "low-rank must stand on a projection (one of `{known}`), not at `{site}`"
             ));
         }
         if !(1..=WIDTH).contains(&self.rank) {
@@ -85,7 +85,7 @@ impl LowRank {
         }
         super::check_dropout(index, self.dropout)?;
         match &self.parts {
-            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, and `{site}` has none")),
+            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, not `{site}`")),
             Some(parts) if parts.is_empty() || !parts.is_sorted_by(|a, b| a < b) => {
                 fail("parts must be some of `q`, `k`, `v`, each at most once and in this order".into())
             }
