@@ -41,6 +41,13 @@ fn adapt_merge_and_unmerge() {
         .ended(0)
         .json();
     assert_eq!(merged["folds"]["kept"], serde_json::json!([]));
+    let (plan, speed) = (&merged["plan"], &merged["speed"]);
+    let size = |when: &str, what: &str| plan[when][what].as_u64().unwrap();
+    for what in ["parameters", "macs", "bytes"] {
+        assert!(size("after", what) < size("before", what), "{what}");
+    }
+    assert!(speed["before_ms"].as_f64().unwrap() > 0.0 && speed["ratio"]["median"].is_number());
+    assert_eq!(speed["warning"].is_string(), speed["verdict"] != "faster");
     assert_eq!(
         (&merged["images"], &merged["data"]),
         (&"data".into(), &"shapes".into())
@@ -87,6 +94,45 @@ fn adapt_merge_and_unmerge() {
         .run("merge --unmerge --model back --adapter run/adapter -o again")
         .ended(1)
         .says(&["was not merged into"]);
+}
+
+#[test]
+fn a_dry_run_plans_a_merge_and_writes_nothing() {
+    let place = place();
+    for method in ["repadapter", "adapter"] {
+        place
+            .run(&format!(
+                "adapt --model base --method {method} {SHORT} --epochs 1 -o {method}"
+            ))
+            .ended(0);
+    }
+    let before = place.listing();
+    let plan = |args: &str| {
+        let args = format!("merge --model base --dry-run -o merged {args}");
+        place.run(&args).ended(0)
+    };
+    let found = plan("--adapter repadapter/adapter --json").json();
+    assert_eq!(found["dry_run"], true);
+    assert!(found["check"].is_null() && found["speed"].is_null() && found["refused"].is_null());
+    let (folded, plan_of) = (found["folds"]["folded"].as_array().unwrap(), &found["plan"]);
+    let tensors = plan_of["tensors"].as_array().unwrap();
+    let gone = tensors
+        .iter()
+        .filter(|tensor| tensor["after"].is_null() && tensor["before"].is_array());
+    assert!(!folded.is_empty() && gone.count() >= 2 * folded.len());
+    let macs = |when: &str| plan_of[when]["macs"].as_u64().unwrap();
+    assert!(macs("after") < macs("before"));
+    let text = plan("--adapter repadapter/adapter").stdout;
+    for part in ["parameters", "MACs", "→", "tensors go", "nothing was written"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+
+    // What cannot be folded: refused, unless it may be kept.
+    let refused = plan("--adapter adapter/adapter --json").json();
+    assert!(refused["refused"][0]["reason"].as_str().unwrap().contains("gelu"));
+    let kept = plan("--adapter adapter/adapter --keep-unfoldable --json").json();
+    assert_eq!(kept["folds"]["kept"], refused["refused"]);
+    assert_eq!(place.listing(), before);
 }
 
 #[test]
@@ -160,10 +206,9 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
         .ended(0);
     let refused = |args: &str, run: &str, parts: &[&str]| {
         let before = files(&place, run);
-        place
-            .run(&format!("{args} --resume -o {run}"))
-            .ended(1)
-            .says(parts);
+        let ran = place.run(&format!("{args} --resume -o {run}"));
+        assert_ne!(ran.code, 0, "{args}");
+        ran.says(parts);
         assert!(files(&place, run) == before, "{args} has changed {run}");
     };
     let alone = "`--resume` that names neither method nor settings";
@@ -218,10 +263,12 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
     let plan = place
         .run("adapt --recipe lora/recipe.toml --set rank=2 --dry-run -o none")
         .ended(0);
-    assert!(plan.stdout.contains("[method]\nname = \"lora\"") && plan.stdout.contains("rank = 2\n"));
+    for part in ["[method]\n", "name = \"lora\"\n", "rank = 2\n"] {
+        assert!(plan.stdout.contains(part), "`{part}` is not in: {}", plan.stdout);
+    }
     place
         .run("train --recipe lora/recipe.toml -o none")
-        .ended(1)
+        .ended(2)
         .says(&["`method.name` is `lora`"]);
     assert!(!place.path("none").exists());
 }

@@ -370,11 +370,11 @@ teacher = "@teacher"
 
     // A study that was begun otherwise, or by a method, is not gone on with.
     let before = place.listing();
-    let changed = |from: &str, to: &str, parts: &[&str]| {
+    let changed = |from: &str, to: &str, code, parts: &[&str]| {
         place.write("study.toml", study.replace(from, to));
         place
             .run("train --sweep study.toml -o study")
-            .ended(1)
+            .ended(code)
             .says(parts);
         let after = place
             .listing()
@@ -391,11 +391,13 @@ teacher = "@teacher"
     changed(
         arm,
         "[arm.set.distill]\nalpha = 0.25\n",
+        1,
         &["study/token/seed1", "`alpha = 0.25` is new"],
     );
     changed(
         arm,
         "[arm.set.method]\nname = \"lora\"\n[arm.set.distill]\n",
+        2,
         &["`method.name` is `lora`"],
     );
 }

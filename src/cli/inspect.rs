@@ -9,8 +9,8 @@ use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::{Table, format, left, right};
 
+use super::args::model::{is_path, refuse_what_is_no_name};
 use super::failure::Result;
-use super::model::{is_path, refuse_what_is_no_name};
 use super::outcome::{Outcome, pairs};
 
 /// Show what a model consists of: shapes, parameters and multiply-adds by layer, image preparation, history

@@ -7,14 +7,15 @@
 //! JPEG pixels are those of Pillow to the bit (`jpeg/`), whose transform, chroma and colours published accuracies were
 //! measured behind. A difference: 16-bit grey keeps its high byte, where Pillow makes everything above 255 white.
 
-use std::io::Cursor;
+use std::borrow::Cow;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Image, Result, jpeg};
+use crate::{Error, Image, Result, jpeg, png};
 
 /// How large a picture may be. A file of a few bytes can promise gigapixels; these are checked on what it promises.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,20 +58,23 @@ pub(crate) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "
 /// # Errors
 /// [`Error::Io`], [`Error::Decode`] or [`Error::TooLarge`], each naming the file.
 pub fn decode_file(path: &Path, options: &DecodeOptions) -> Result<Image> {
-    let bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if bytes > options.limits.max_bytes {
-        return Err(too_large(
-            &path.display().to_string(),
-            bytes,
-            options.limits.max_bytes,
-            "bytes",
-        ));
+    let name = path.display().to_string();
+    let most = options.limits.max_bytes;
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    let mut bytes = Vec::new();
+    if length <= most {
+        // What is no file has no length that says where it ends.
+        let capacity = usize::try_from(length).unwrap_or_default();
+        bytes.reserve_exact(capacity.saturating_add(1));
+        let read = file.take(most.saturating_add(1)).read_to_end(&mut bytes);
+        read.map_err(Error::io(path))?;
     }
-    decode(
-        &std::fs::read(path).map_err(Error::io(path))?,
-        &path.display().to_string(),
-        options,
-    )
+    let found = length.max(bytes.len() as u64);
+    if found > most {
+        return Err(too_large(&name, found, most, "bytes"));
+    }
+    decode(&bytes, &name, options)
 }
 
 /// Decodes the bytes of a file; `name` is what an error calls them.
@@ -82,7 +86,7 @@ pub fn decode(bytes: &[u8], name: &str, options: &DecodeOptions) -> Result<Image
         return Err(Error::decode(name, &"the file is empty"));
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    let mut reader = reader.map_err(|error| Error::decode(name, &error))?;
+    let reader = reader.map_err(|error| Error::decode(name, &error))?;
     let supported = "expected a JPEG, PNG, WebP, BMP or GIF file";
     let format = match reader.format() {
         Some(format) if format.reading_enabled() => format,
@@ -90,33 +94,44 @@ pub fn decode(bytes: &[u8], name: &str, options: &DecodeOptions) -> Result<Image
         None => return Err(Error::decode(name, &format!("{supported}, found something else"))),
     };
     let limits = &options.limits;
+    let wanted = |exif: Option<Vec<u8>>| exif.filter(|_| options.exif_rotation);
+    if format == ImageFormat::Jpeg {
+        let picture = jpeg::decode(bytes, name, limits)?;
+        return match wanted(jpeg::exif(bytes)) {
+            None => Ok(picture),
+            Some(exif) => {
+                let (width, height) = (picture.width() as u32, picture.height() as u32);
+                let decoded =
+                    image::RgbImage::from_raw(width, height, picture.into_data()).unwrap_or_default();
+                rotated(decoded.into(), orientation(&exif))
+            }
+        };
+    }
+    let (bytes, exif) = if format == ImageFormat::Png {
+        let png::Plain { bytes, exif } = png::plain(bytes);
+        (Cow::Owned(bytes), exif)
+    } else {
+        (Cow::Borrowed(bytes), None)
+    };
+    let damaged = |error: image::ImageError| Error::decode(name, &error);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut decoder_limits = image::Limits::default();
     decoder_limits.max_alloc = Some(limits.max_bytes);
     reader.limits(decoder_limits);
-    let damaged = |error: image::ImageError| Error::decode(name, &error);
-    let rotation = |decoder: &mut dyn ImageDecoder| {
-        if options.exif_rotation {
-            decoder.orientation().unwrap_or(Orientation::NoTransforms)
-        } else {
-            Orientation::NoTransforms
-        }
-    };
-    if format == ImageFormat::Jpeg {
-        let picture = jpeg::decode(bytes, name, limits)?;
-        if !options.exif_rotation {
-            return Ok(picture);
-        }
-        let (width, height) = (picture.width() as u32, picture.height() as u32);
-        let mut decoder = reader.into_decoder().map_err(damaged)?;
-        let decoded = image::RgbImage::from_raw(width, height, picture.into_data()).unwrap_or_default();
-        return rotated(decoded.into(), rotation(&mut decoder));
-    }
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     let pixel_bytes = decoder.color_type().bytes_per_pixel();
     limits.check_size(name, (width.into(), height.into()), pixel_bytes.into())?;
-    let rotation = rotation(&mut decoder);
+    let exif = wanted(exif.or_else(|| decoder.exif_metadata().unwrap_or_default()));
+    let rotation = exif.map_or(Orientation::NoTransforms, |exif| orientation(&exif));
     rotated(DynamicImage::from_decoder(decoder).map_err(damaged)?, rotation)
+}
+
+/// How a camera's metadata says that the picture is turned.
+fn orientation(exif: &[u8]) -> Orientation {
+    // Some programs keep the mark that stands before it in a JPEG.
+    let exif = exif.strip_prefix(jpeg::EXIF).unwrap_or(exif);
+    Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms)
 }
 
 /// Turns a decoded picture and makes it RGB.
@@ -130,6 +145,20 @@ fn rotated(mut decoded: DynamicImage, rotation: Orientation) -> Result<Image> {
 }
 
 impl DecodeLimits {
+    /// Limits that every picture of up to `max_pixels` pixels passes, whatever its shape, colour model and coding.
+    pub fn of_pixels(max_pixels: u64) -> DecodeLimits {
+        let usual = DecodeLimits::default();
+        let widest = u32::try_from(max_pixels).unwrap_or(u32::MAX);
+        DecodeLimits {
+            max_pixels,
+            max_side: usual
+                .max_side
+                .max(if max_pixels > usual.max_pixels { widest } else { 0 }),
+            // 16-bit colour with alpha is the largest.
+            max_bytes: usual.max_bytes.max(max_pixels.saturating_mul(8)),
+        }
+    }
+
     /// Checks what a header promises: pixels across and down, and bytes a pixel.
     pub(crate) fn check_size(&self, name: &str, (width, height): (u64, u64), pixel_bytes: u64) -> Result<()> {
         if width.max(height) > self.max_side.into() {
@@ -264,6 +293,16 @@ mod tests {
         jpeg[frame + 5..frame + 9].copy_from_slice(&[0xea, 0x60, 0xea, 0x60]);
         assert!(matches!(read(&jpeg).unwrap_err(), Error::TooLarge { .. }));
 
+        // Whoever asks for more pixels gets them in any shape; fewer leave the other limits as they are.
+        let wide = DecodeLimits::of_pixels(100 << 20);
+        assert!(wide.check_size("x", (100 << 20, 1), 8).is_ok());
+        assert!(wide.check_size("x", (100 << 20, 2), 1).is_err());
+        assert_eq!(DecodeLimits::of_pixels(64 << 20).max_side, 16_384);
+        assert!(
+            DecodeLimits::of_pixels(u64::MAX)
+                .check_size("x", (1 << 31, 1 << 31), 8)
+                .is_ok()
+        );
         let small = DecodeLimits {
             max_pixels: 199,
             ..DecodeLimits::default()
@@ -285,6 +324,7 @@ mod tests {
             let error = read(bytes).unwrap_err().to_string();
             assert!(error.starts_with("`test.jpg` cannot be decoded: "), "{error}");
         }
+        let source = gradient();
         // However early a file ends, it is an error and never a partly grey picture.
         for format in [
             ImageFormat::Jpeg,
@@ -293,10 +333,13 @@ mod tests {
             ImageFormat::Bmp,
             ImageFormat::Gif,
         ] {
-            let whole = encode(&gradient().into(), format);
+            let whole = encode(&source.clone().into(), format);
             for end in (0..whole.len() - 14).step_by(7) {
+                let cut = read(&whole[..end]);
+                // Behind the rows of a PNG are only checksums and its end.
+                let complete = format == ImageFormat::Png && end > whole.len() - 24;
                 assert!(
-                    read(&whole[..end]).is_err(),
+                    cut.is_err() || complete && cut.is_ok_and(|cut| cut.data() == source.as_raw()),
                     "{format:?} cut to {end} of {} bytes",
                     whole.len()
                 );

@@ -72,7 +72,11 @@ impl Affine {
                     columns: width,
                     values: read("down.weight")?,
                 };
-                let up = dense_up(&read("up.weight")?, width, kind.hidden, kind.groups);
+                let up = Matrix {
+                    rows: width,
+                    columns: kind.hidden,
+                    values: kind.dense_up(&read("up.weight")?, width),
+                };
                 Some(Affine::bottleneck(
                     down,
                     &read("down.bias")?,
@@ -213,24 +217,13 @@ impl Affine {
     }
 }
 
-/// The up projection `[width, hidden / groups]` as a dense `[width, hidden]`: outputs of group `g` read only the hidden
-/// units of group `g`, both split in order.
-pub fn dense_up(grouped: &[f64], width: usize, hidden: usize, groups: usize) -> Matrix {
-    let mut out = Matrix::zeros(width, hidden);
-    let each = hidden / groups.max(1);
-    for c in 0..width {
-        let first = c * groups / width * each;
-        out.values[c * hidden + first..][..each].copy_from_slice(&grouped[c * each..][..each]);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
     use proptest::prelude::*;
+    use vitesse_model::ops::{Activation, Bottleneck};
     use vitesse_rng::{Key, Rng};
 
     fn normals(rng: &mut Rng, count: usize) -> Vec<f64> {
@@ -254,7 +247,21 @@ mod tests {
             };
         }
         let down = random(rng, hidden, width);
-        let up = dense_up(&normals(rng, width * hidden / groups), width, hidden, groups);
+        let kind = Bottleneck {
+            hidden,
+            groups,
+            activation: Activation::None,
+            scale,
+            learned_scale: false,
+            norm: None,
+            from: None,
+            dropout: 0.0,
+        };
+        let up = Matrix {
+            rows: width,
+            columns: hidden,
+            values: kind.dense_up(&normals(rng, width * hidden / groups), width),
+        };
         Affine::bottleneck(down, &normals(rng, hidden), up, &normals(rng, width), scale)
     }
 

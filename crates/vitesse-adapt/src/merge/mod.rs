@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vitesse_model::ops::{OpKind, OpSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
@@ -54,24 +55,6 @@ pub struct Report {
     pub kept: Vec<Kept>,
     /// Whether projections of blocks without a bias have one now.
     pub created_bias: bool,
-}
-
-/// One op that is folded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Folded {
-    /// The op, such as `bottleneck at attn.in of block 3`.
-    pub op: String,
-    /// The module that took it in, such as `blocks.3.attn.qkv`.
-    pub into: String,
-}
-
-/// One op that is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    /// The op.
-    pub op: String,
-    /// Why it cannot be folded.
-    pub reason: String,
 }
 
 /// A model that an adapter was taken out of again.

@@ -7,10 +7,10 @@ use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec, Prompts, ScaleS
 use vitesse_model::spec::{LayerSpec, NetworkSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_rng::Key;
+use vitesse_train::method::Begun;
 
 use super::*;
 use crate::Method;
-use crate::methods::Adapted;
 
 fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
     use vitesse_model::spec::PrefixToken;
@@ -41,10 +41,10 @@ fn random(spec: &ModelSpec, seed: u64) -> Tensors {
     out
 }
 
-fn adapted(name: &str, settings: &[(&str, &str)], base: &ModelSpec) -> (Adapted, Tensors) {
+fn adapted(name: &str, settings: &[(&str, &str)], base: &ModelSpec) -> (Begun, Tensors) {
     let settings: Vec<(&str, String)> = settings.iter().map(|&(k, v)| (k, v.to_owned())).collect();
     let method = Method::parse(name, &settings).unwrap();
-    let adapted = method.apply(base, &random(base, 1), 2).unwrap();
+    let adapted = method.begin(base, &random(base, 1), 2).unwrap();
     let tensors = random(&adapted.spec, 1);
     (adapted, tensors)
 }
@@ -139,7 +139,7 @@ fn a_fresh_adapter_merges_into_the_same_weights() {
     for name in ["repadapter", "lora"] {
         let adapted = Method::parse(name, &[])
             .unwrap()
-            .apply(&base, &weights, 2)
+            .begin(&base, &weights, 2)
             .unwrap();
         let merged = merge(&adapted.spec, &adapted.tensors, Options::default()).unwrap();
         assert_eq!(merged.spec, base);

@@ -26,8 +26,9 @@ use vitesse_model::checkpoint::file_sha256;
 use vitesse_model::ops::OpSpec;
 use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
+use vitesse_train::method::Trainable;
 
-use crate::{Error, Method, Result, Trainable};
+use crate::{Error, Method, Result};
 use lora::LoraConfig;
 
 /// The description of an adapter folder.

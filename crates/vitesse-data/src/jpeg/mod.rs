@@ -39,6 +39,22 @@ type Fallible<T> = std::result::Result<T, Cow<'static, str>>;
 /// More scans than any encoder writes; each costs a pass over the picture, however few bytes it has.
 const MOST_SCANS: usize = 500;
 
+/// What a segment with a camera's metadata begins with.
+pub(crate) const EXIF: &[u8] = b"Exif\0\0";
+const APPLICATION_1: u8 = 0xe1;
+
+/// The camera's metadata of a file, if it has any before its first scan.
+pub(crate) fn exif(file: &[u8]) -> Option<Vec<u8>> {
+    let mut segments = Segments::new(file);
+    loop {
+        match segments.advance().ok()? {
+            (APPLICATION_1, segment) if segment.starts_with(EXIF) => return Some(segment.to_vec()),
+            (START_OF_SCAN | END_OF_IMAGE, _) => return None,
+            _ => {}
+        }
+    }
+}
+
 /// Decodes the bytes of a JPEG file; `name` is what an error calls them.
 pub(crate) fn decode(file: &[u8], name: &str, limits: &DecodeLimits) -> Result<Image> {
     let damaged = |fault: Cow<'static, str>| Error::decode(name, &fault);

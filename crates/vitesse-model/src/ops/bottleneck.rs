@@ -87,6 +87,21 @@ impl Bottleneck {
         }
     }
 
+    /// `B` `[width, hidden]`, zero outside its groups, of the rows `[width, hidden / groups]` that are stored: both widths are
+    /// split in order, and outputs of a group read the hidden units of that group.
+    pub fn dense_up<T: Copy + Default>(&self, stored: &[T], width: usize) -> Vec<T> {
+        let each = self.hidden / self.groups.max(1);
+        let mut dense = vec![T::default(); width * self.hidden];
+        let rows = dense.chunks_exact_mut(self.hidden.max(1));
+        for ((c, row), stored) in rows.enumerate().zip(stored.chunks_exact(each.max(1))) {
+            let first = c * self.groups / width * each;
+            if let Some(own) = row.get_mut(first..first + each) {
+                own.copy_from_slice(stored);
+            }
+        }
+        dense
+    }
+
     pub(super) fn validate(&self, index: usize, site: Site, width: usize) -> Result<()> {
         let fail = |text: String| Err(Error::invalid_spec(format!("ops[{index}]: {text}")));
         if !Bottleneck::SITES.contains(&site) {
@@ -245,21 +260,20 @@ mod network {
             x + normed(NormPlace::After, u)
         }
 
-        /// `B` as a dense `[width, hidden]` matrix: each row repeated for every group, and zeroed in all but its own.
-        /// Both are tiny, and one dense product is faster than several narrow ones.
+        /// [`Bottleneck::dense_up`]: each row repeated for every group, and zeroed in all but its own. Both are tiny, and one
+        /// dense product is faster than several narrow ones.
         fn dense_up(&self) -> Tensor<2> {
             let weight = self.up_weight.val();
-            let groups = self.spec.groups;
-            if groups == 1 {
+            if self.spec.groups == 1 {
                 return weight;
             }
             let [width, grouped] = weight.dims();
-            let hidden = grouped * groups;
-            let own = |c: usize, j: usize| c * groups / width == j / grouped;
-            let mask: Vec<f32> = (0..width * hidden)
-                .map(|i| if own(i / hidden, i % hidden) { 1.0 } else { 0.0 })
-                .collect();
-            times(weight.repeat_dim(1, groups), mask, [width, hidden])
+            let mask = self.spec.dense_up(&vec![1.0; width * grouped], width);
+            times(
+                weight.repeat_dim(1, self.spec.groups),
+                mask,
+                [width, self.spec.hidden],
+            )
         }
     }
 }
