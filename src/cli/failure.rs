@@ -80,12 +80,6 @@ impl Failure {
         }
     }
 
-    /// The stable code.
-    #[cfg(feature = "train")]
-    pub(crate) fn code(&self) -> &'static str {
-        self.code
-    }
-
     /// The same with a hint what to try.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
         Failure {
@@ -226,6 +220,11 @@ impl From<measure::Error> for Failure {
             E::Adapt(error) => error.into(),
             E::Interrupted => Failure::interrupted(),
             other => Failure {
+                exit: match other {
+                    E::Stopped => Exit::Interrupted,
+                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    _ => Exit::Failed,
+                },
                 hint: other.hint().map(str::to_owned),
                 ..Failure::new(other.code(), other.to_string())
             },

@@ -123,6 +123,9 @@ pub enum Error {
     /// Distillation without a teacher.
     #[error("distillation needs a teacher; set `distill.teacher`, or `distill.kind = \"none\"`")]
     TeacherMissing,
+    /// A value that an objective reads and that no model has.
+    #[error("{0}; the objective is for models that have one there")]
+    NotRecorded(String),
     /// A teacher that cannot teach this student.
     #[error("`{teacher}` cannot be the teacher: {reason}")]
     Teacher {

@@ -70,6 +70,8 @@ pub fn run_together(
         state,
         train: learn,
         validation,
+        objective: Box::new(recipe.distill.distillation()),
+        hooks: Vec::new(),
         teacher,
         device: device.clone(),
     };

@@ -2,20 +2,12 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `job` | one run: base, method, training, adapter |
-//! | `entry` | a method with its settings, as typed |
-//! | `trial` | one run of a comparison: trained, tested, merged, kept |
-//! | `compare` | all runs of a comparison, the search before them, the latencies after them |
-//! | `report` | what it found: JSON, CSV, text |
+//! | `report` | what a comparison found: the tables and the text |
 //! | `page` | the same as an HTML page with charts |
-//! | `vtab` | a comparison on each task of VTAB-1k, and its score |
+//! | `vtab` | what one on the tasks of VTAB-1k found |
 
-mod compare;
-pub(super) mod entry;
-mod job;
 mod page;
 mod report;
-pub(super) mod trial;
 mod vtab;
 
 use std::fmt;
@@ -25,16 +17,20 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 use vitesse::adapt::Method;
+use vitesse::measure::trial::comparison::{Comparison, PAGE};
+use vitesse::measure::trial::found::Report as Found;
+use vitesse::measure::trial::vtab::{self as benchmark, Whole};
+use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
+use vitesse::model::storage::atomic_write;
 use vitesse_train::method::Trainable;
+use vitesse_train::run::Existing;
 
 use super::Console;
 use super::args::positive;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
+use super::show::{Show, ShowRuns};
 use super::training::{DryRun, RecipeArgs, RunArgs, RunReport, Training, Watch};
-use compare::Comparison;
-use entry::{Entry, Search, setting};
-use job::Job;
 
 /// Adapt a pretrained model to a new task with few parameters
 ///
@@ -99,9 +95,6 @@ pub(super) struct Args {
 /// The method where nobody says one.
 const DEFAULT: &str = "repadapter";
 
-/// Where a merged model is put beside its adapter.
-pub(super) const MERGED: &str = "merged";
-
 /// What a run came to.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -139,7 +132,7 @@ impl Args {
             let sentence = format!("none of the methods has a setting `{}`", search.key);
             return Err(Failure::usage(sentence));
         }
-        if self.run.dry_run || self.run.existing() == vitesse_train::run::Existing::Replace {
+        if self.run.dry_run || self.run.existing() == Existing::Replace {
             return Err(
                 Failure::usage("a comparison takes neither `--dry-run` nor `--force`")
                     .hint("look at one method with `--method` and `--dry-run`; choose a new folder for a new comparison"),
@@ -163,19 +156,43 @@ impl Args {
             return Err(Failure::usage(format!("the seed {twice} is there twice")));
         }
         let comparison = Comparison {
-            args: &self,
+            recipe: self.recipe.table(None)?,
             entries,
+            search: self.search.clone(),
             seeds,
             data: None,
             output: self.run.output.clone(),
             retrain: false,
-            measured: true,
-            console,
+            rounds: Some(self.rounds.get()),
         };
         let data = comparison.data_path()?;
-        match &vtab::tasks(Path::new(&data))[..] {
-            [] => comparison.run(),
-            tasks => vtab::run(&comparison, tasks),
+        comparison.check(self.run.resumed().is_some())?;
+        match &benchmark::tasks(Path::new(&data))[..] {
+            [] => {
+                let found = compare(&comparison, console)?;
+                Outcome::of(&found, &report::Text(&found))
+            }
+            tasks => {
+                let mut all = Vec::new();
+                for (task, comparison) in benchmark::comparisons(&comparison, tasks) {
+                    let text = format!("{} of {}: {task}", all.len() + 1, tasks.len());
+                    console.say("task", &text);
+                    let report = compare(&comparison, console)?;
+                    all.push(benchmark::Found { task, report });
+                }
+                let whole = Whole::of(all)?;
+                let text = vtab::Text(&whole);
+                let outcome = Outcome::of(&whole, &text)?;
+                for (name, text) in [
+                    ("vtab.csv", text.accuracies().to_csv()),
+                    ("vtab.json", outcome.json().to_owned()),
+                ] {
+                    atomic_write(&comparison.output.join(name), |file| {
+                        file.write_all(text.as_bytes())
+                    })?;
+                }
+                Ok(outcome)
+            }
         }
     }
 
@@ -210,7 +227,7 @@ impl Args {
             existing,
             base: None,
         };
-        let ready = job.ready(console)?;
+        let ready = job.ready(&mut Show::new(console))?;
         if dry {
             return Outcome::new(&Dry {
                 trainable: ready.trainable().clone(),
@@ -221,7 +238,7 @@ impl Args {
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&ready, console, &mut watch)
+            .run(&ready, console.stop(), &mut watch)
             .map_err(|error| training.failure(error))?;
         let run = training.finish(&learned, watch)?;
         let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
@@ -234,13 +251,21 @@ impl Args {
     }
 }
 
-/// Keys of the recipe that follow from the method where nothing else is said.
-pub(super) fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
-    let mut defaults = vec![("preset", Value::String("adapt".into()))];
-    let own = method.recipe().iter();
-    defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
-    defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
-    defaults
+/// Compares, and writes what was found into the folder.
+fn compare(comparison: &Comparison, console: &Console) -> Result<Found> {
+    let found = comparison.run(console.stop(), &mut ShowRuns::new(console))?;
+    let text = report::Text(&found);
+    let files = [
+        ("compare.json", Outcome::of(&found, &text)?.json().to_owned()),
+        ("compare.csv", text.csv().to_csv()),
+        (PAGE, page::page(&found)),
+    ];
+    for (name, text) in files {
+        atomic_write(&comparison.output.join(name), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+    }
+    Ok(found)
 }
 
 impl fmt::Display for Report {
