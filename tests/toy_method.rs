@@ -2,8 +2,8 @@
 //! `plan → begin → train → finish → check`, with the program's own means.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use vitesse::adapt::merge::Difference;
 use vitesse::engine::{Engine, Options};
+use vitesse::measure::proof::Difference;
 use vitesse::model::{Checkpoint, ModelSpec, Sites, Tensors};
 use vitesse::rng::Key;
 use vitesse::train::method::Table;
@@ -138,9 +138,19 @@ fn a_method_goes_through_its_life() {
     let size: usize = base.spec.input_size().iter().product();
     let images: Vec<f32> = (0..2 * size).map(|_| rng.normal() as f32).collect();
     let trained = logits(&begun.spec, &begun.tensors, &images);
-    let check = Difference::of(&logits(&finished.spec, &finished.tensors, &images), &trained, 2);
-    assert!(check.largest <= method.check().tolerance, "{check}");
-    let before = Difference::of(&logits(&base.spec, &base.tensors, &images), &trained, 2);
+    let check = Difference::of(
+        &logits(&finished.spec, &finished.tensors, &images),
+        &trained,
+        2,
+        method.check(),
+    );
+    assert!(check.is_met(), "{check}");
+    let before = Difference::of(
+        &logits(&base.spec, &base.tensors, &images),
+        &trained,
+        2,
+        method.check(),
+    );
     assert!(
         before.largest > method.check().tolerance,
         "the gains change nothing"

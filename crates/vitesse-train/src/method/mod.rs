@@ -14,7 +14,8 @@
 //! A crate lists its methods once, with [`methods!`](crate::methods); from the list follow the enum, the names, parsing and
 //! dispatch, and from the declared settings the tables of the documentation.
 //!
-//! Nothing here needs gradients, so it is there without the feature `train`.
+//! A method that minimises something of its own, or acts between steps, adds an objective and hooks to what `begin` made;
+//! the trainer's loop calls them. Nothing else here needs gradients, so it is there without the feature `train`.
 
 mod list;
 mod plan;
