@@ -10,6 +10,7 @@ use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::Outcome as Learned;
 use vitesse_train::method::{Begun, Trainable};
+use vitesse_train::objective::Objective;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
@@ -82,10 +83,10 @@ impl Job<'_> {
         })
     }
 
-    /// Trains.
+    /// Trains, with the objective and the hooks that `ready` then no longer has.
     pub(super) fn run(
         &self,
-        ready: &Ready,
+        ready: &mut Ready,
         console: &Console,
         watch: &mut Watch<'_>,
     ) -> std::result::Result<Learned, Error> {
@@ -110,14 +111,17 @@ impl Job<'_> {
                     .into(),
             });
         }
+        let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(self.recipe.distill.distillation())];
+        objective.extend(ready.adapted.objective.take());
+        let device = Device::flex();
         let start = Start {
+            teacher: self.recipe.distill.teacher(&objective, &state, &device)?,
             state,
             train: ready.learn.clone(),
             validation: ready.validation.clone(),
-            objective: Box::new(self.recipe.distill.distillation()),
-            hooks: Vec::new(),
-            teacher: None,
-            device: Device::flex(),
+            objective: Box::new(objective),
+            hooks: std::mem::take(&mut ready.adapted.hooks),
+            device,
         };
         train(
             self.recipe,

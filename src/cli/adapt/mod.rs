@@ -210,7 +210,7 @@ impl Args {
             existing,
             base: None,
         };
-        let ready = job.ready(console)?;
+        let mut ready = job.ready(console)?;
         if dry {
             return Outcome::new(&Dry {
                 trainable: ready.trainable().clone(),
@@ -221,7 +221,7 @@ impl Args {
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&ready, console, &mut watch)
+            .run(&mut ready, console, &mut watch)
             .map_err(|error| training.failure(error))?;
         let run = training.finish(&learned, watch)?;
         let adapter = job.keep(&ready, &training.checkpoint(&learned))?;

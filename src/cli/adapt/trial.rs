@@ -155,11 +155,11 @@ impl Plan {
         release_memory();
         let known = self.memory && reset_peak_memory();
         let job = self.job();
-        let ready = job.ready(console)?;
+        let mut ready = job.ready(console)?;
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&ready, console, &mut watch)
+            .run(&mut ready, console, &mut watch)
             .map_err(|error| match error {
                 Error::Interrupted => Failure::stopped("interrupted; every run's state is saved")
                     .hint("go on with the same command and `--resume`"),
