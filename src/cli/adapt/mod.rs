@@ -151,10 +151,10 @@ impl Args {
         let mut known = seeds.clone();
         known.sort_unstable();
         if let Some([twice, _]) = labels.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("`{twice}` is there twice")));
+            return Err(Failure::usage(format!("`{twice}` is given twice")));
         }
         if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("the seed {twice} is there twice")));
+            return Err(Failure::usage(format!("the seed {twice} is given twice")));
         }
         let comparison = Comparison {
             recipe: self.recipe.table(None)?,

@@ -27,7 +27,7 @@ impl FromStr for Entry {
         let method = parts.next().unwrap_or_default();
         if !Method::NAMES.contains(&method) {
             return Err(format!(
-                "`{method}` is no method; there are {}",
+                "there is no method `{method}`; the methods are {}",
                 Method::NAMES.join(", ")
             ));
         }
@@ -174,7 +174,7 @@ pub fn setting(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!(
-            "`{text}` is no setting; expected a key and a value, such as rank=4"
+            "`{text}` is not a setting; expected a key and a value, such as rank=4"
         )),
     }
 }
