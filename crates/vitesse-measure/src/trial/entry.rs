@@ -81,7 +81,7 @@ impl Entry {
         let Ok(method) = Method::parse(&self.method, &[]) else {
             return false;
         };
-        key.contains('.') || serde_json::json!(method).get(key).is_some()
+        key.contains('.') || method.fields().iter().any(|field| field.key == key)
     }
 
     /// Whether it says what `key` is.
@@ -211,7 +211,12 @@ mod tests {
             entry.with("rank", "8").label,
             "lora:targets=qkv,fc1:optim.lr=5e-3:rank=8"
         );
-        assert!(entry.knows("rank") && entry.knows("train.epochs") && !entry.knows("scale"));
+        assert!(
+            entry.knows("rank")
+                && entry.knows("parts")
+                && entry.knows("train.epochs")
+                && !entry.knows("scale")
+        );
     }
 
     #[test]
