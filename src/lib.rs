@@ -5,6 +5,7 @@
 pub use vitesse_adapt as adapt;
 pub use vitesse_data as data;
 pub use vitesse_engine as engine;
+pub use vitesse_measure as measure;
 pub use vitesse_model as model;
 pub use vitesse_report as report;
 pub use vitesse_rng as rng;

@@ -4,6 +4,8 @@
 
 mod cli_support;
 
+use std::path::PathBuf;
+
 use cli_support::Place;
 use vitesse::model::{Checkpoint, LoadOptions};
 
@@ -39,6 +41,13 @@ fn adapt_merge_and_unmerge() {
         .ended(0)
         .json();
     assert_eq!(merged["folds"]["kept"], serde_json::json!([]));
+    let (plan, speed) = (&merged["plan"], &merged["speed"]);
+    let size = |when: &str, what: &str| plan[when][what].as_u64().unwrap();
+    for what in ["parameters", "macs", "bytes"] {
+        assert!(size("after", what) < size("before", what), "{what}");
+    }
+    assert!(speed["before_ms"].as_f64().unwrap() > 0.0 && speed["ratio"]["median"].is_number());
+    assert_eq!(speed["warning"].is_string(), speed["verdict"] != "faster");
     assert_eq!(
         (&merged["images"], &merged["data"]),
         (&"data".into(), &"shapes".into())
@@ -88,6 +97,45 @@ fn adapt_merge_and_unmerge() {
 }
 
 #[test]
+fn a_dry_run_plans_a_merge_and_writes_nothing() {
+    let place = place();
+    for method in ["repadapter", "adapter"] {
+        place
+            .run(&format!(
+                "adapt --model base --method {method} {SHORT} --epochs 1 -o {method}"
+            ))
+            .ended(0);
+    }
+    let before = place.listing();
+    let plan = |args: &str| {
+        let args = format!("merge --model base --dry-run -o merged {args}");
+        place.run(&args).ended(0)
+    };
+    let found = plan("--adapter repadapter/adapter --json").json();
+    assert_eq!(found["dry_run"], true);
+    assert!(found["check"].is_null() && found["speed"].is_null() && found["refused"].is_null());
+    let (folded, plan_of) = (found["folds"]["folded"].as_array().unwrap(), &found["plan"]);
+    let tensors = plan_of["tensors"].as_array().unwrap();
+    let gone = tensors
+        .iter()
+        .filter(|tensor| tensor["after"].is_null() && tensor["before"].is_array());
+    assert!(!folded.is_empty() && gone.count() >= 2 * folded.len());
+    let macs = |when: &str| plan_of[when]["macs"].as_u64().unwrap();
+    assert!(macs("after") < macs("before"));
+    let text = plan("--adapter repadapter/adapter").stdout;
+    for part in ["parameters", "MACs", "→", "tensors go", "nothing was written"] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+
+    // What cannot be folded: refused, unless it may be kept.
+    let refused = plan("--adapter adapter/adapter --json").json();
+    assert!(refused["refused"][0]["reason"].as_str().unwrap().contains("gelu"));
+    let kept = plan("--adapter adapter/adapter --keep-unfoldable --json").json();
+    assert_eq!(kept["folds"]["kept"], refused["refused"]);
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
 fn what_cannot_be_folded_is_kept_or_refused() {
     let place = place();
     place
@@ -102,7 +150,7 @@ fn what_cannot_be_folded_is_kept_or_refused() {
         .run("merge --model base --adapter run/adapter --keep-unfoldable -o merged")
         .ended(0);
     assert!(kept.stdout.contains("kept  bottleneck"), "{}", kept.stdout);
-    assert!(!load(&place, "merged").spec.vit().unwrap().ops.is_empty());
+    assert!(!load(&place, "merged").spec.ops.is_empty());
 }
 
 #[test]
@@ -132,10 +180,97 @@ fn every_method_runs_and_a_run_is_resumed() {
         );
     }
     place.run("adapt --method lora --resume -o lora").ended(0);
+}
+
+/// The files of a run, with their content.
+fn files(place: &Place, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let all = place.listing().into_iter().map(|(path, _)| path);
+    all.filter(|path| path.starts_with(place.path(run)) && path.is_file())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
+    let place = place();
     place
-        .run("adapt --method ssf --resume -o lora")
-        .ended(1)
-        .says(&["another method"]);
+        .run(&format!("adapt --model base --method bitfit {SHORT} -o bitfit"))
+        .ended(0);
+    place
+        .run(&format!(
+            "adapt --model base --method lora --set rank=4 {SHORT} -o lora"
+        ))
+        .ended(0);
+    place
+        .run(&format!("train --model base {SHORT} -o plain"))
+        .ended(0);
+    let refused = |args: &str, run: &str, parts: &[&str]| {
+        let before = files(&place, run);
+        let ran = place.run(&format!("{args} --resume -o {run}"));
+        assert_ne!(ran.code, 0, "{args}");
+        ran.says(parts);
+        assert!(files(&place, run) == before, "{args} has changed {run}");
+    };
+    let alone = "`--resume` that names neither method nor settings";
+    refused(
+        "adapt --method linear",
+        "bitfit",
+        &["begun by the method `bitfit`, not by the method `linear`", alone],
+    );
+    refused(
+        "adapt --set rank=2",
+        "lora",
+        &["begun by the method `lora` with `rank = 4`, not with `rank = 2`"],
+    );
+    refused(
+        "adapt --method lora",
+        "lora",
+        &["with `rank = 4`, not with `rank = 8`"],
+    );
+    refused("adapt --set optim.lr=0.5", "lora", &["`lr = 0.5` is new"]);
+    refused(
+        "adapt",
+        "plain",
+        &["begun without a method, not by the method `repadapter`"],
+    );
+    refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
+    refused(
+        "train --recipe plain/recipe.toml",
+        "bitfit",
+        &["begun by the method `bitfit`, not without a method"],
+    );
+    refused("distill", "bitfit", &["needs a teacher"]);
+    place.run("adapt --resume -o lora").ended(0);
+
+    // The recipe alone repeats the run.
+    place.run("adapt --recipe lora/recipe.toml -o again").ended(0);
+    let read = |path: &str| std::fs::read(place.path(path)).unwrap();
+    for file in [
+        "adapter/adapter_model.safetensors",
+        "best/config.json",
+        "recipe.toml",
+    ] {
+        assert!(
+            read(&format!("lora/{file}")) == read(&format!("again/{file}")),
+            "{file}"
+        );
+    }
+    let step = load(&place, "again/best").config.history.pop().unwrap();
+    assert_eq!(
+        (step.method.as_deref(), &step.config["method"]["rank"]),
+        (Some("lora"), &4.into())
+    );
+    let plan = place
+        .run("adapt --recipe lora/recipe.toml --set rank=2 --dry-run -o none")
+        .ended(0);
+    for part in ["[method]\n", "name = \"lora\"\n", "rank = 2\n"] {
+        assert!(plan.stdout.contains(part), "`{part}` is not in: {}", plan.stdout);
+    }
+    place
+        .run("train --recipe lora/recipe.toml -o none")
+        .ended(2)
+        .says(&["`method.name` is `lora`"]);
+    assert!(!place.path("none").exists());
 }
 
 #[test]
@@ -164,7 +299,7 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
     refused(
         "--method repadapter --set groups=5",
         1,
-        &["5 groups divide not both"],
+        &["groups is 5, but must divide both"],
     );
     place.write("one/train/only/a.png", b"");
     place.run("adapt --model base --data one -o run").ended(1);

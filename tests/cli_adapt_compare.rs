@@ -234,3 +234,17 @@ fn mistakes_are_told_before_anything_is_trained() {
         assert!(!place.path("out").join("linear").exists(), "{more}");
     }
 }
+
+#[test]
+fn a_folder_of_another_method_is_refused_before_anything_is_written() {
+    let place = place();
+    let adapt = format!("adapt --model base --data shapes {SHORT} -o out --compare");
+    place.run(&format!("{adapt} linear,bitfit")).ended(0);
+    fs::rename(place.path("out/bitfit"), place.path("out/norm")).unwrap();
+    let before = place.listing();
+    place.run(&format!("{adapt} ssf,norm --resume")).ended(1).says(&[
+        "out/norm/seed42",
+        "begun by the method `bitfit`, not by the method `norm`",
+    ]);
+    assert_eq!(place.listing(), before);
+}

@@ -147,7 +147,7 @@ fn recipes_that_cannot_be_meant_are_refused() {
         (
             "limit = 32",
             "lr = 1",
-            "unknown key `data.lr`; it stands in [optim]",
+            "unknown key `data.lr`; it belongs in [optim]",
         ),
         ("preset = \"small\"", "preset = \"tiny\"", "`preset`"),
         ("epochs = 2", "epochs = \"two\"", "[train]"),
@@ -367,6 +367,39 @@ teacher = "@teacher"
     let again = place.run("train --sweep study.toml -o study").ended(0);
     assert_eq!(again.stdout, ran.stdout);
     assert!(!again.stderr.contains("epoch:"), "{}", again.stderr);
+
+    // A study that was begun otherwise, or by a method, is not gone on with.
+    let before = place.listing();
+    let changed = |from: &str, to: &str, code, parts: &[&str]| {
+        place.write("study.toml", study.replace(from, to));
+        place
+            .run("train --sweep study.toml -o study")
+            .ended(code)
+            .says(parts);
+        let after = place
+            .listing()
+            .into_iter()
+            .filter(|(path, _)| !path.ends_with("study.toml"));
+        assert!(
+            after.eq(before
+                .iter()
+                .filter(|(path, _)| !path.ends_with("study.toml"))
+                .cloned())
+        );
+    };
+    let arm = "[arm.set.distill]\n";
+    changed(
+        arm,
+        "[arm.set.distill]\nalpha = 0.25\n",
+        1,
+        &["study/token/seed1", "`alpha = 0.25` is new"],
+    );
+    changed(
+        arm,
+        "[arm.set.method]\nname = \"lora\"\n[arm.set.distill]\n",
+        2,
+        &["`method.name` is `lora`"],
+    );
 }
 
 /// Each of several processes would do the whole work.

@@ -9,17 +9,14 @@
 
 mod support;
 
-use std::path::Path;
-
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use support::{Report, Vectors, golden_root, walk};
+use support::{Report, Vectors, golden_root, notices, unknown, walk};
 use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
-use vitesse::model::storage::safetensors;
 use vitesse::model::{ModelSpec, Site, Tensors};
 use vitesse::train::adamw::{self, OptimConfig, Slot, Step};
 use vitesse::train::groups::groups;
@@ -33,27 +30,19 @@ fn golden_deit() {
     }
 }
 
-/// A comparison that could not fail would prove nothing: one expected value is moved by ten tolerances.
 #[test]
 fn golden_deit_notices_a_wrong_value() {
-    let source = golden_root().join("deit");
     for (file, key) in [
         ("vit_cls", "out.block1.attn"),
         ("vit_cls", "grad.pos_embed"),
         ("pos_embed_resize", "c2.out.pos_embed"),
     ] {
-        let copy = tempfile::tempdir().unwrap();
-        let path = source.join(format!("{file}.safetensors"));
-        if !path.exists() {
-            continue;
-        }
-        shift_one_value(&path, &copy.path().join(format!("{file}.safetensors")), key);
-        let failures = walk("golden_deit (one value moved)", copy.path(), check)
-            .err()
-            .expect("the moved value passed");
-        assert!(
-            !failures.is_empty() && failures.lines().all(|line| line.contains(key)),
-            "{failures}"
+        notices(
+            "golden_deit",
+            &format!("deit/{file}.safetensors"),
+            key,
+            check,
+            unknown,
         );
     }
 }
@@ -64,18 +53,6 @@ fn golden_deit_refuses_empty_folders_and_unknown_files() {
     assert!(walk("golden_deit (empty)", folder.path(), check).is_err());
     std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
     assert!(walk("golden_deit (unknown)", folder.path(), check).is_err());
-}
-
-/// Copies a file of vectors with the first value of `key` moved by ten tolerances.
-fn shift_one_value(from: &Path, to: &Path, key: &str) {
-    let (mut tensors, metadata) = safetensors::read(from).unwrap();
-    let tensor = tensors.get(key).unwrap();
-    let shape = tensor.shape().to_vec();
-    let mut values = tensor.to_f32().into_owned();
-    let scale = values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-    values[0] += 10.0 * 1e-4 * scale;
-    tensors.insert_f32(key, &shape, values).unwrap();
-    safetensors::write(to, &tensors, &metadata).unwrap();
 }
 
 /// Chooses the check by what the file's config describes.
@@ -140,6 +117,7 @@ fn spec_of(v: &Vectors, img_size: [usize; 2]) -> ModelSpec {
         architecture: v.file.clone(),
         num_classes: v.usize("num_classes"),
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 

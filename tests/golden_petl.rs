@@ -18,17 +18,18 @@ use serde_json::Value;
 use support::adapting::{
     by_name, checkpoint, compare_gradients, gradients, logits, merged, tensor, values, vit,
 };
-use support::{Report, Vectors, golden_root, walk_with};
+use support::{Report, Vectors, golden_root, notices, walk_with};
+use vitesse::adapt::Method;
 use vitesse::adapt::merge::{self, Options};
 use vitesse::adapt::peft::{Adapter, CONFIG_FILE, Record, WEIGHTS_FILE};
-use vitesse::adapt::{Method, Trainable};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::ops::{
     Activation, Bottleneck, LowRank, NormPlace, Op, OpKind, OpSpec, Prompts, QkvPart, ScaleShift,
 };
 use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
-use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors, zoo};
+use vitesse::model::{Checkpoint, ModelSpec, Site, Sites, Tensors, zoo};
+use vitesse::train::method::Trainable;
 
 #[test]
 fn golden_petl() {
@@ -38,33 +39,21 @@ fn golden_petl() {
     }
 }
 
-/// A comparison that could not fail would prove nothing: one expected value is moved by ten tolerances.
 #[test]
 fn golden_petl_notices_a_wrong_value() {
-    let source = golden_root().join("petl");
     for (file, key) in [
         ("lora_qkv_fc1", "merged.blocks.0.mlp.fc1.weight"),
         ("ssf_vit", "out.logits_merged"),
         ("vpt_deep", "grad.transformer.deep_prompt_embeddings"),
         ("adaptformer_vit", "out.logits"),
     ] {
-        let path = source.join(format!("{file}.safetensors"));
-        if !path.exists() {
-            continue;
-        }
-        let copy = tempfile::tempdir().unwrap();
-        let (mut tensors, metadata) = safetensors::read(&path).unwrap();
-        let moved = tensors.get(key).unwrap();
-        let shape = moved.shape().to_vec();
-        let mut values = moved.to_f32().into_owned();
-        values[0] += 1e-3 * values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-        tensors.insert_f32(key, &shape, values).unwrap();
-        let to = copy.path().join(format!("{file}.safetensors"));
-        safetensors::write(&to, &tensors, &metadata).unwrap();
-        let failures = walk_with("golden_petl (one value moved)", copy.path(), check, other)
-            .err()
-            .expect("the moved value passed");
-        assert!(failures.lines().all(|line| line.contains(key)), "{failures}");
+        notices(
+            "golden_petl",
+            &format!("petl/{file}.safetensors"),
+            key,
+            check,
+            other,
+        );
     }
 }
 
@@ -116,9 +105,7 @@ fn with_ops(base: &Checkpoint, ops: Vec<(OpSpec, Vec<Part>)>) -> Checkpoint {
             out.tensors.insert_f32(name, shape, values.clone()).unwrap();
         }
     }
-    if let NetworkSpec::Vit(vit) = &mut out.spec.network {
-        vit.ops = ops.into_iter().map(|(op, _)| op).collect();
-    }
+    out.spec.ops = ops.into_iter().map(|(op, _)| op).collect();
     out
 }
 
@@ -143,7 +130,7 @@ fn lora(v: &Vectors, report: &mut Report) {
     let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
-    let vit = attached.spec.vit().unwrap().clone();
+    let spec = &attached.spec;
     let found = gradients(v, report, &attached.spec, &attached.tensors);
     compare_gradients(v, report, &found, |key| {
         let path = key.strip_prefix("base_model.model.").unwrap();
@@ -151,10 +138,10 @@ fn lora(v: &Vectors, report: &mut Report) {
         for (end, factor) in [(".lora_A.default.weight", "a"), (".lora_B.default.weight", "b")] {
             if let Some(module) = path.strip_suffix(end) {
                 let named = |(_, op): &(usize, &OpSpec)| {
-                    let projection = vit.projection(op.site, op.layer.unwrap());
+                    let projection = spec.projection(op.site, op.layer.unwrap());
                     projection.is_some_and(|projection| projection.name == module)
                 };
-                let (index, op) = vit.ops.iter().enumerate().find(named).unwrap();
+                let (index, op) = spec.ops.iter().enumerate().find(named).unwrap();
                 return vec![format!("{}.{factor}", op.prefix(index))];
             }
         }
@@ -165,12 +152,12 @@ fn lora(v: &Vectors, report: &mut Report) {
 
     // Written again, it is what PEFT wrote: the same tensors, and every field that PEFT needs.
     let lora = Method::parse("lora", &[("targets", "all-linear".into())]).unwrap();
-    let trainable = lora.apply(&base.spec, &base.tensors, 0).unwrap().trainable;
+    let trainable = lora.plan(&base.spec).unwrap().trainable;
     let heads_only = Trainable {
         method: Vec::new(),
         ..trainable
     };
-    let ops = vit.ops.len();
+    let ops = spec.ops.len();
     let ours = Adapter::of(
         &attached.spec,
         &attached.tensors,
@@ -242,13 +229,12 @@ fn lora_parts(v: &Vectors, report: &mut Report) {
         dropout: 0.0,
     };
     assert_eq!(kind.factor(), v.number("scaling"));
-    let mut vit = VitSpec::plain(4, 4, inputs, 1, 1, vec![PrefixToken::Class]);
     let op = at(Site::Qkv, 0, OpKind::LowRank(kind));
-    vit.ops = vec![op.clone()];
     let spec = ModelSpec {
         architecture: v.file.clone(),
         num_classes: 2,
-        network: NetworkSpec::Vit(vit.clone()),
+        network: NetworkSpec::Vit(VitSpec::plain(4, 4, inputs, 1, 1, vec![PrefixToken::Class])),
+        ops: vec![op.clone()],
     };
     // A model around the projection, so that it can be merged.
     let mut tensors = spec.init(0).unwrap();
@@ -271,7 +257,7 @@ fn lora_parts(v: &Vectors, report: &mut Report) {
     report.compare(v, "merged.delta", &delta);
 
     let device = Device::flex().autodiff();
-    let network = Op::alone(&op, 0, &vit, &tensors, &device).unwrap();
+    let network = Op::alone(&op, 0, &spec, &tensors, &device).unwrap();
     let x = tensor::<3>(v, "in.x", &device);
     let bias = tensor::<1>(v, "w.bias", &device);
     let project = |weight: Tensor<2>| module::linear(x.clone(), weight.transpose(), Some(bias.clone()));
@@ -324,7 +310,7 @@ fn bitfit(v: &Vectors, report: &mut Report) {
     let found = gradients(v, report, &base.spec, &base.tensors);
     compare_gradients(v, report, &found, |key| vec![key.to_owned()]);
     let method = Method::parse("bitfit", &[]).unwrap();
-    let trainable = method.apply(&base.spec, &base.tensors, 0).unwrap().trainable;
+    let trainable = method.plan(&base.spec).unwrap().trainable;
     counts(&v.file, report, &trainable, &v.config);
 }
 
@@ -363,7 +349,7 @@ fn trainable_lists(path: &Path, report: &mut Report) {
         let mut spec = entry.spec;
         spec.num_classes = expected["num_classes"].as_u64().unwrap() as usize;
         let method = Method::parse("bitfit", &[]).unwrap();
-        let trainable = method.apply(&spec, &Tensors::new(), 0).unwrap().trainable;
+        let trainable = method.plan(&spec).unwrap().trainable;
         counts(name, report, &trainable, expected);
     }
     report.files += 1;
@@ -408,7 +394,7 @@ fn ssf(v: &Vectors, report: &mut Report) {
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
-    let ops = &attached.spec.vit().unwrap().ops;
+    let ops = &attached.spec.ops;
     compare_gradients(v, report, &found, |key| {
         let place = |kind: &str| {
             let mut names = places.iter().map(|(name, _, _)| name.replace("KIND", kind));
@@ -422,16 +408,13 @@ fn ssf(v: &Vectors, report: &mut Report) {
         vec![key.to_owned()]
     });
     // The method puts the same ops in the same places.
-    let method = Method::parse("ssf", &[])
-        .unwrap()
-        .apply(&base.spec, &base.tensors, 0)
-        .unwrap();
+    let method = Method::parse("ssf", &[]).unwrap().plan(&base.spec).unwrap();
     let sorted = |ops: &[OpSpec]| {
         let mut places: Vec<(Option<usize>, Site)> = ops.iter().map(|op| (op.layer, op.site)).collect();
         places.sort();
         places
     };
-    let same = sorted(&method.spec.vit().unwrap().ops) == sorted(ops);
+    let same = sorted(&method.spec.ops) == sorted(ops);
     report.expect(&format!("{}: sites", v.file), same, || "they differ".into());
     let merged = merged(v, report, &attached);
     logits(v, report, "out.logits_merged", &merged.spec, &merged.tensors);
@@ -508,7 +491,7 @@ fn vpt(v: &Vectors, report: &mut Report) {
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
-    let ops = &attached.spec.vit().unwrap().ops;
+    let ops = &attached.spec.ops;
     compare_gradients(v, report, &found, |key| {
         let tokens = |layer: usize| format!("{}.tokens", ops[layer].prefix(layer));
         match key {
@@ -617,6 +600,7 @@ fn one_block(v: &Vectors, report: &mut Report) {
         architecture: v.file.clone(),
         num_classes: 0,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     };
     let mut plain = spec.init(0).unwrap();
     let identity = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 });

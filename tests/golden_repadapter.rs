@@ -16,15 +16,14 @@ use burn::tensor::{Device, Gradients, Tensor, module};
 use support::adapting::{
     checkpoint, compare_gradients, gradients, logits, merged, tensor, traced, values, vit,
 };
-use support::{Report, Vectors, golden_root, walk};
-use vitesse::adapt::merge::affine::{Affine, dense_up};
+use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use vitesse::adapt::merge::affine::Affine;
 use vitesse::adapt::merge::convolution::depthwise_after;
 use vitesse::adapt::merge::matrix::Matrix;
 use vitesse::adapt::peft::official;
 use vitesse::model::network::{Ctx, param_id};
 use vitesse::model::ops::{Activation, Bottleneck, Op, OpKind, OpSpec};
 use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::storage::safetensors;
 use vitesse::model::{Site, Tensors};
 
 #[test]
@@ -34,38 +33,19 @@ fn golden_repadapter() {
     }
 }
 
-/// A comparison that could not fail would prove nothing: one expected value is moved by ten tolerances.
 #[test]
 fn golden_repadapter_notices_a_wrong_value() {
-    let source = golden_root().join("repadapter");
     for (file, key) in [
         ("vit_repblock_g2", "merged.blocks.1.attn.qkv.bias"),
         ("unit_g2", "grad.conv_A.weight"),
         ("depthwise_fold_k7_g2", "out.y_folded"),
     ] {
-        let path = source.join(format!("{file}.safetensors"));
-        if !path.exists() {
-            continue;
-        }
-        let copy = tempfile::tempdir().unwrap();
-        let (mut tensors, metadata) = safetensors::read(&path).unwrap();
-        let moved = tensors.get(key).unwrap();
-        let shape = moved.shape().to_vec();
-        let mut values = moved.to_f32().into_owned();
-        values[0] += 1e-3 * values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-        tensors.insert_f32(key, &shape, values).unwrap();
-        safetensors::write(
-            &copy.path().join(format!("{file}.safetensors")),
-            &tensors,
-            &metadata,
-        )
-        .unwrap();
-        let failures = walk("golden_repadapter (one value moved)", copy.path(), check)
-            .err()
-            .expect("the moved value passed");
-        assert!(
-            failures.contains(key) && failures.lines().count() == 1,
-            "{failures}"
+        notices(
+            "golden_repadapter",
+            &format!("repadapter/{file}.safetensors"),
+            key,
+            check,
+            unknown,
         );
     }
 }
@@ -102,11 +82,33 @@ fn doubles(v: &Vectors, key: &str) -> Vec<f64> {
     v.f32(key).into_iter().map(f64::from).collect()
 }
 
+/// The adapter that a file's config describes.
+fn bottleneck(v: &Vectors) -> Bottleneck {
+    Bottleneck {
+        hidden: v.usize("hidden_dim"),
+        groups: v.usize("groups"),
+        activation: Activation::None,
+        scale: v.number("scale"),
+        learned_scale: false,
+        norm: None,
+        from: None,
+        dropout: 0.1,
+    }
+}
+
+/// The dense up projection of the rows under `key`.
+fn dense_up(v: &Vectors, key: &str, width: usize) -> Matrix {
+    Matrix {
+        rows: width,
+        columns: v.usize("hidden_dim"),
+        values: bottleneck(v).dense_up(&doubles(v, key), width),
+    }
+}
+
 /// The affine map of the adapter that stands at the top of a file, and its dense up projection.
 fn map(v: &Vectors) -> (Affine, Matrix) {
-    let (hidden, groups) = (v.usize("hidden_dim"), v.usize("groups"));
     let width = v.shape("a.conv_B.weight")[0];
-    let up = dense_up(&doubles(v, "a.conv_B.weight"), width, hidden, groups);
+    let up = dense_up(v, "a.conv_B.weight", width);
     let affine = Affine::bottleneck(
         matrix(v, "a.conv_A.weight"),
         &doubles(v, "a.conv_A.bias"),
@@ -141,16 +143,7 @@ fn one_adapter(v: &Vectors, report: &mut Report) {
     let op = OpSpec {
         site: Site::AttnIn,
         layer: Some(0),
-        kind: OpKind::Bottleneck(Bottleneck {
-            hidden: v.usize("hidden_dim"),
-            groups: v.usize("groups"),
-            activation: Activation::None,
-            scale: v.number("scale"),
-            learned_scale: false,
-            norm: None,
-            from: None,
-            dropout: 0.1,
-        }),
+        kind: OpKind::Bottleneck(bottleneck(v)),
     };
     let mut tensors = Tensors::new();
     for (from, to) in TENSORS {
@@ -277,7 +270,7 @@ fn whole_model(v: &Vectors, report: &mut Report) {
     let adapter =
         official::parse(v.under("a."), Some(v.number("scale")), path).unwrap_or_else(|e| panic!("{e}"));
     let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
-    let ops = attached.spec.vit().unwrap().ops.clone();
+    let ops = attached.spec.ops.clone();
     for op in &ops {
         assert!(matches!(&op.kind, OpKind::Bottleneck(op) if op.groups == v.usize("groups")));
     }
@@ -319,9 +312,8 @@ fn whole_model(v: &Vectors, report: &mut Report) {
     let merged = merged(v, report, &attached);
     for key in v.under("merged.").names() {
         if let Some(module) = key.strip_suffix(".conv_B.dense") {
-            let up = doubles(v, &format!("a.{module}.conv_B.weight"));
-            let (hidden, groups) = (v.usize("hidden_dim"), v.usize("groups"));
-            let dense = dense_up(&up, v.usize("embed_dim"), hidden, groups);
+            let stored = format!("a.{module}.conv_B.weight");
+            let dense = dense_up(v, &stored, v.usize("embed_dim"));
             report.compare_f64(v, &format!("merged.{key}"), &dense.values, 1e-4);
         }
     }

@@ -22,10 +22,10 @@ fn adapted(name: &str, settings: &[(&str, &str)]) -> (ModelSpec, Tensors) {
     let base = base();
     let adapted = Method::parse(name, &settings)
         .unwrap()
-        .apply(&base.spec, &base.tensors, 1)
+        .begin(&base.spec, &base.tensors, 1)
         .unwrap();
     let mut tensors = adapted.tensors;
-    for name in &adapted.trainable.method {
+    for name in &adapted.trained.method {
         let tensor = tensors.get(name).unwrap();
         let shape = tensor.shape().to_vec();
         let mut rng = Key::new(2).with(name).rng();

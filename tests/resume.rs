@@ -56,8 +56,12 @@ fn start(place: &Place, name: &str, threads: usize) -> Child {
     } else {
         "--recipe=recipe.toml"
     };
+    spawn(place, &format!("train {begin} -o {name} --threads {threads}"))
+}
+
+fn spawn(place: &Place, args: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_vitesse"))
-        .args(["train", begin, "-o", name, "--threads", &threads.to_string()])
+        .args(args.split_whitespace())
         .current_dir(place.path(""))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -86,6 +90,23 @@ fn reached(child: &mut Child, run: &Path, lines: usize) -> bool {
 /// The steps in the log of a run.
 fn logged(run: &Path) -> usize {
     fs::read(run.join("metrics.jsonl")).map_or(0, |log| log.iter().filter(|&&byte| byte == b'\n').count())
+}
+
+/// Asks `child`, whose run is in `name`, to end after a few steps; what it said.
+fn interrupt(mut child: Child, place: &Place, name: &str, signal: &str) -> String {
+    assert!(reached(&mut child, &place.path(name), 6));
+    let kill = ["kill", signal, &child.id().to_string()].map(str::to_owned);
+    assert!(
+        Command::new(&kill[0])
+            .args(&kill[1..])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    stderr
 }
 
 /// Kills the run in `name` three times, at moments that `rng` chooses, then lets it finish. The run is long enough that at
@@ -212,19 +233,7 @@ fn ctrl_c_saves_the_state_and_says_how_to_go_on() {
     finish(start(&place, "whole", 1));
     for signal in ["-INT", "-TERM"] {
         let name = format!("stopped{signal}");
-        let mut child = start(&place, &name, 1);
-        assert!(reached(&mut child, &place.path(&name), 6));
-        let pid = child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let output = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(130), "{stderr}");
+        let stderr = interrupt(start(&place, &name, 1), &place, &name, signal);
         for part in [
             format!("interrupted; the state is saved in `{name}`"),
             format!("continue with `vitesse train --resume -o {name}`"),
@@ -234,4 +243,21 @@ fn ctrl_c_saves_the_state_and_says_how_to_go_on() {
         finish(start(&place, &name, 2));
         assert_same(&place, "whole", &name);
     }
+}
+
+/// What is printed after Ctrl-C goes on by the same method with the same settings.
+#[test]
+fn an_adaptation_goes_on_as_printed() {
+    let place = Place::new();
+    place.model("base", "deit_nano_patch8_32", 7);
+    let options =
+        "--model base --data shapes --limit 160 --method lora --set rank=2 --batch-size 16 --epochs 6";
+    let adapt = |name: &str, args: &str| spawn(&place, &format!("adapt {args} -o {name} --threads 1"));
+    finish(adapt("whole", options));
+    let stderr = interrupt(adapt("stopped", options), &place, "stopped", "-INT");
+    let command = stderr.split("continue with `vitesse ").nth(1).unwrap();
+    finish(spawn(&place, command.split('`').next().unwrap()));
+    let read = |name: &str| fs::read(place.path(name).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(read("whole") == read("stopped"));
+    assert_eq!(steps(&place.path("whole")), steps(&place.path("stopped")));
 }

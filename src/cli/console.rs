@@ -33,7 +33,7 @@ impl Console {
                 std::process::exit(Exit::Interrupted as i32);
             }
             if leads {
-                line("note", "stopping; once more to stop at once");
+                line("note", "stopping; press Ctrl-C again to stop at once");
             }
         };
         ctrlc::set_handler(handler)
@@ -66,7 +66,6 @@ impl Console {
     }
 
     /// Is set once the user has asked to stop.
-    #[cfg(feature = "train")]
     pub(crate) fn stop(&self) -> &AtomicBool {
         &self.interrupted
     }
@@ -130,7 +129,6 @@ pub(crate) struct Progress<'a> {
 
 impl Progress<'_> {
     /// What stands before the numbers from now on, such as `epoch 3 of 30`.
-    #[cfg(feature = "train")]
     pub(crate) fn about(&mut self, text: &str) {
         self.about = format!("{text}: ");
         if let Some(bar) = &self.bar {
@@ -141,9 +139,14 @@ impl Progress<'_> {
     /// Writes a note without disturbing the bar.
     #[cfg(feature = "train")]
     pub(crate) fn note(&self, text: &str) {
+        self.say("note", text);
+    }
+
+    /// Says something of its own `kind` without disturbing the bar.
+    pub(crate) fn say(&self, kind: &str, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| self.console.note(text)),
-            None => self.console.note(text),
+            Some(bar) => bar.suspend(|| self.console.say(kind, text)),
+            None => self.console.say(kind, text),
         }
     }
 

@@ -7,8 +7,8 @@ use vitesse_train::Error;
 use vitesse_train::loss::Kind;
 
 use super::Console;
+use super::args::model::{is_path, refuse_what_is_no_name};
 use super::failure::{Failure, Result};
-use super::model::{is_path, refuse_what_is_no_name};
 use super::outcome::Outcome;
 use super::training::{RecipeArgs, RunArgs, Training};
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::json;
-use vitesse::{adapt, data, engine, model};
+use vitesse::{adapt, data, engine, measure, model};
 
 use super::console;
 use super::outcome;
@@ -80,12 +80,6 @@ impl Failure {
         }
     }
 
-    /// The stable code.
-    #[cfg(feature = "train")]
-    pub(crate) fn code(&self) -> &'static str {
-        self.code
-    }
-
     /// The same with a hint what to try.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
         Failure {
@@ -143,7 +137,7 @@ impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
         use data::Error as E;
         let code = match &error {
-            E::Io { .. } => "E_IO",
+            E::Io { .. } | E::Write { .. } => "E_IO",
             E::Decode { .. } => "E_IMAGE_DECODE",
             E::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
             E::DataSet { .. } => "E_DATA_SET",
@@ -199,6 +193,7 @@ impl From<vitesse_train::Error> for Failure {
             E::Lost => "E_PEER_LOST",
             E::Apart { .. } => "E_PEER_DIFFERS",
             E::Mpi(_) => "E_MPI",
+            E::Method { code, .. } => code,
             E::Model(error) => return error.into(),
             E::Data(error) => return error.into(),
             E::Interrupted => return Failure::interrupted(),
@@ -211,5 +206,28 @@ impl From<vitesse_train::Error> for Failure {
             _ => "E_TRAIN",
         };
         Failure::new(code, error.to_string())
+    }
+}
+
+impl From<measure::Error> for Failure {
+    fn from(error: measure::Error) -> Failure {
+        use measure::Error as E;
+        match error {
+            E::Model(error) => error.into(),
+            E::Data(error) => error.into(),
+            E::Engine(error) => error.into(),
+            E::Train(error) => error.into(),
+            E::Adapt(error) => error.into(),
+            E::Interrupted => Failure::interrupted(),
+            other => Failure {
+                exit: match other {
+                    E::Stopped => Exit::Interrupted,
+                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    _ => Exit::Failed,
+                },
+                hint: other.hint().map(str::to_owned),
+                ..Failure::new(other.code(), other.to_string())
+            },
+        }
     }
 }

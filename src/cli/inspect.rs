@@ -9,8 +9,8 @@ use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::{Table, format, left, right};
 
+use super::args::model::{is_path, refuse_what_is_no_name};
 use super::failure::Result;
-use super::model::{is_path, refuse_what_is_no_name};
 use super::outcome::{Outcome, pairs};
 
 /// Show what a model consists of: shapes, parameters and multiply-adds by layer, image preparation, history
@@ -223,7 +223,7 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
             }
         }
         ["ops", index] => {
-            let op = index.parse::<usize>().ok().and_then(|index| vit.ops.get(index));
+            let op = index.parse::<usize>().ok().and_then(|index| spec.ops.get(index));
             let name = |op| {
                 serde_json::to_value(op)
                     .ok()

@@ -1,8 +1,9 @@
 //! The command line: what is typed, and how it becomes a run.
 //!
-//! Every verb is one file of the same shape: `Args`, as typed (clap); `Plan`, as meant (checked, with defaults filled in);
-//! and a report, which is at once a JSON document and text for people. Documents go to standard output, everything else
-//! (notes, progress, errors) to standard error.
+//! Every verb is one file or folder of the same shape: `Args`, as typed (clap), become what is meant (checked, with defaults
+//! filled in); a library does it; and what it found is printed, at once as a JSON document and as text for people. Documents go
+//! to standard output, everything else (notes, progress, errors) to standard error. What several verbs need is in `args` as far
+//! as it is typed, and in a library as far as it is work: no verb knows another.
 
 #[cfg(feature = "train")]
 mod adapt;
@@ -10,7 +11,6 @@ mod adapt;
 mod analyze;
 mod args;
 mod bench;
-mod classify;
 mod compare;
 mod console;
 mod data;
@@ -20,18 +20,18 @@ mod doctor;
 mod eval;
 mod failure;
 mod inspect;
-mod labels;
 mod merge;
-mod model;
 mod outcome;
 mod predict;
 #[cfg(feature = "train")]
 mod quickstart;
 mod run;
+mod show;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
 mod training;
+mod transform;
 
 use clap::{Parser, Subcommand};
 
@@ -102,7 +102,7 @@ impl Cli {
     pub(crate) fn run(self, console: &Console) -> Result<Outcome> {
         let processes = console.team().size();
         if processes > 1 && !self.verb.is_shared() {
-            let sentence = format!("this verb is the work of one process, and {processes} were launched");
+            let sentence = format!("this verb runs in one process, but {processes} were launched");
             return Err(Failure::usage(sentence).hint("`train`, `distill` and `eval` share theirs"));
         }
         match self.verb {

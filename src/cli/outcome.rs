@@ -19,6 +19,11 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// A report that is text through `Display` and a document through `Serialize`.
     pub(crate) fn new(report: &(impl Display + Serialize)) -> Result<Outcome> {
+        Outcome::of(report, report)
+    }
+
+    /// A document, and the text that says it to people.
+    pub(crate) fn of(report: &impl Serialize, text: &impl Display) -> Result<Outcome> {
         let json = serde_json::to_string_pretty(report).map_err(|error| {
             Failure::new(
                 "E_INTERNAL",
@@ -26,7 +31,7 @@ impl Outcome {
             )
         })?;
         Ok(Outcome {
-            text: report.to_string(),
+            text: text.to_string(),
             json,
             exit: Exit::Done,
         })

@@ -2,22 +2,20 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rayon::prelude::*;
 use serde::Serialize;
-use vitesse::data::{DecodeOptions, Preprocess, decode_file};
-use vitesse::model::{Checkpoint, Fusion};
+use vitesse::measure::predict::{Class, Predictor};
+use vitesse::measure::{Labels, Weights};
 use vitesse::report::{Table, left, right};
-use vitesse_train::evaluate::Classifier;
 
 use super::Console;
+use super::args::model::ModelArgs;
+use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{RunArgs, positive};
-use super::classify::{Joint, PreprocessArgs, Runner};
 use super::failure::{Exit, Failure, Result};
-use super::labels::Labels;
-use super::model::{ModelArgs, Weights};
 use super::outcome::Outcome;
+use super::show::Show;
 
 /// Say what a model sees in image files: the likeliest classes and their probabilities
 ///
@@ -49,16 +47,6 @@ pub(super) struct Args {
     run: RunArgs,
 }
 
-/// What is meant: everything opened and checked but the images.
-pub(super) struct Plan {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) preprocess: Preprocess,
-    pub(super) labels: Labels,
-    pub(super) topk: usize,
-    pub(super) fusion: Fusion,
-    pub(super) batch_size: usize,
-}
-
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
@@ -73,132 +61,54 @@ impl Args {
                 Failure::new("E_MODEL_NO_CLASSES", sentence).hint("`vitesse run` writes features to a file")
             );
         }
-        let plan = Plan {
+        let predictor = Predictor {
             preprocess: self.preprocess.plan(&mut checkpoint)?,
             labels: named.unwrap_or_else(|| Labels::of(&checkpoint)),
             topk: self.topk.get(),
             fusion: self.joint.fusion(),
             batch_size: self.run.compute.batch_size.get(),
-            checkpoint,
         };
-        let precision = self.run.precision.precision();
-        let mut runner = Runner::new(&plan.checkpoint, self.run.engine, precision, console)?;
-        let report = plan.run(&mut runner, &self.files, console)?;
-        let failed = report
-            .predictions
-            .iter()
-            .any(|prediction| prediction.error.is_some());
+        let mut show = Show::new(console);
+        let mut runner = self.run.runner(&checkpoint, &mut show)?;
+        let found = predictor.run(&mut runner, &self.files, console.stop(), &mut show)?;
+        let mut predictions = Vec::new();
+        for (file, found) in self.files.iter().zip(found) {
+            let (classes, error) = match found {
+                Ok(classes) => (Some(classes), None),
+                Err(error) => (None, Some(Failure::from(error))),
+            };
+            error.iter().for_each(Failure::tell);
+            predictions.push(Prediction {
+                file: file.display().to_string(),
+                classes,
+                error,
+            });
+        }
+        let failed = predictions.iter().any(|prediction| prediction.error.is_some());
+        let report = Report {
+            model: checkpoint.spec.architecture.clone(),
+            weights: Weights::of(&checkpoint),
+            predictions,
+        };
         Ok(Outcome::new(&report)?.with_exit(if failed { Exit::Failed } else { Exit::Done }))
     }
 }
 
-impl Plan {
-    /// Predicts the files, in their order.
-    pub(super) fn run(&self, runner: &mut Runner, files: &[PathBuf], console: &Console) -> Result<Report> {
-        let mut progress = console.progress("images", files.len());
-        let mut predictions = Vec::new();
-        for batch in files.chunks(self.batch_size) {
-            predictions.extend(self.batch(runner, batch)?);
-            progress.at(predictions.len())?;
-        }
-        drop(progress);
-        for failure in predictions
-            .iter()
-            .filter_map(|prediction| prediction.error.as_ref())
-        {
-            failure.tell();
-        }
-        Ok(Report {
-            model: self.checkpoint.spec.architecture.clone(),
-            weights: Weights::of(&self.checkpoint),
-            predictions,
-        })
-    }
-
-    fn batch(&self, classifier: &mut Runner, files: &[PathBuf]) -> Result<Vec<Prediction>> {
-        let prepared: Vec<Result<Vec<f32>>> = files.par_iter().map(|file| self.prepare(file)).collect();
-        let [channels, height, width] = self.preprocess.input_size;
-        let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();
-        let readable = prepared.iter().flatten().count();
-        let mut rows = Vec::new();
-        if readable > 0 {
-            let heads = classifier.classify(&images, [readable, channels, height, width])?;
-            let classes = self.checkpoint.spec.num_classes;
-            let scores = heads.joint(self.fusion, classes);
-            rows.extend(scores.chunks_exact(classes).map(|row| self.best(row)));
-        }
-        let mut rows = rows.into_iter();
-        let predictions = files.iter().zip(prepared).map(|(file, prepared)| {
-            let file = file.display().to_string();
-            match prepared {
-                Ok(_) => Prediction {
-                    file,
-                    classes: rows.next(),
-                    error: None,
-                },
-                Err(error) => Prediction {
-                    file,
-                    classes: None,
-                    error: Some(error),
-                },
-            }
-        });
-        Ok(predictions.collect())
-    }
-
-    fn prepare(&self, file: &Path) -> Result<Vec<f32>> {
-        Ok(self
-            .preprocess
-            .run(&decode_file(file, &DecodeOptions::default())?)?)
-    }
-
-    /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
-    fn best(&self, scores: &[f32]) -> Vec<Class> {
-        let mut order: Vec<(usize, f64)> = self.probabilities(scores).into_iter().enumerate().collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1));
-        order.truncate(self.topk);
-        let class = |(class_index, score)| Class {
-            class_index,
-            name: self.labels.name(class_index),
-            score,
-        };
-        order.into_iter().map(class).collect()
-    }
-
-    fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
-        if self.fusion == Fusion::SoftmaxMean {
-            return scores.iter().map(|&score| f64::from(score)).collect();
-        }
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let powers: Vec<f64> = scores.iter().map(|&score| f64::from(score - max).exp()).collect();
-        let sum: f64 = powers.iter().sum();
-        powers.into_iter().map(|power| power / sum).collect()
-    }
-}
-
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+struct Report {
     model: String,
     weights: Weights,
-    pub(super) predictions: Vec<Prediction>,
+    predictions: Vec<Prediction>,
 }
 
 /// One file: its likeliest classes, or why it has none.
 #[derive(Debug, Serialize)]
-pub(super) struct Prediction {
-    pub(super) file: String,
+struct Prediction {
+    file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) classes: Option<Vec<Class>>,
+    classes: Option<Vec<Class>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Class {
-    pub(super) class_index: usize,
-    pub(super) name: String,
-    /// Probability, 0 to 1.
-    pub(super) score: f64,
 }
 
 impl fmt::Display for Report {

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
+use vitesse::measure::classify::{Arithmetic, Runner};
 use vitesse::model::storage::safetensors::{self, Metadata};
 use vitesse::model::{Checkpoint, Fusion, Tensor, Tensors};
 use vitesse::report::format;
-use vitesse_train::evaluate::Classifier;
 
 use super::Console;
 use super::args::RunArgs;
-use super::classify::{Arithmetic, Joint, Runner};
+use super::args::model::ModelArgs;
+use super::args::output::may_write;
+use super::args::preprocess::Joint;
 use super::failure::{Failure, Result};
-use super::model::ModelArgs;
 use super::outcome::Outcome;
+use super::show::Show;
 
 /// Run a model on tensors from a file and write its logits to a file
 ///
@@ -70,9 +72,8 @@ impl Args {
         may_write(&self.output, self.force)?;
         let checkpoint = self.model.load(None, console)?;
         let (images, shape) = read_images(&self.input, checkpoint.spec.input_size())?;
-        let precision = self.run.precision.precision();
         let plan = Plan {
-            runner: Runner::new(&checkpoint, self.run.engine, precision, console)?,
+            runner: self.run.runner(&checkpoint, &mut Show::new(console))?,
             checkpoint,
             images,
             shape,
@@ -81,34 +82,6 @@ impl Args {
             batch_size: self.run.compute.batch_size.get(),
         };
         Outcome::new(&plan.execute(console)?)
-    }
-}
-
-/// Whether `path` may become the output: a new file in a folder that exists, or with `force` in the place of a file.
-pub(super) fn may_write(path: &Path, force: bool) -> Result<()> {
-    let refuse = |sentence: String, hint: &str| Err(Failure::new("E_EXISTS", sentence).hint(hint));
-    match path.symlink_metadata() {
-        Ok(found) if !found.is_file() => refuse(
-            format!("`{}` exists and is not a regular file", path.display()),
-            "choose another name",
-        ),
-        Ok(_) if !force => refuse(
-            format!("`{}` exists already", path.display()),
-            "choose another name, or replace it with --force",
-        ),
-        Ok(_) => Ok(()),
-        Err(_) => {
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            // Known before any work is done.
-            if folder.is_dir() {
-                Ok(())
-            } else {
-                Err(Failure::io("write", path, "its folder does not exist"))
-            }
-        }
     }
 }
 
@@ -154,30 +127,21 @@ fn read_images(path: &Path, size: [usize; 3]) -> Result<(Tensor, [usize; 4])> {
 
 impl Plan {
     fn execute(mut self, console: &Console) -> Result<Report> {
-        let [images, channels, height, width] = self.shape;
-        let (mut joint, mut class, mut distillation) = (Vec::new(), Vec::new(), Vec::new());
-        let mut progress = console.progress("images", images);
+        let images = self.shape[0];
         let begun = Instant::now();
-        let mut done = 0;
         let pixels = self.images.to_f32();
-        for batch in pixels.chunks(self.batch_size * channels * height * width) {
-            let count = batch.len() / (channels * height * width);
-            let heads = self.runner.classify(batch, [count, channels, height, width])?;
-            joint.extend(heads.joint(self.fusion, heads.class.len() / count));
-            class.extend(heads.class);
-            distillation.extend(heads.distillation.into_iter().flatten());
-            done += count;
-            progress.at(done)?;
-        }
+        let how = (self.batch_size, self.fusion);
+        let logits = self
+            .runner
+            .logits(&pixels, self.shape, how, console.stop(), &mut Show::new(console))?;
         let seconds = begun.elapsed().as_secs_f64();
-        drop(progress);
 
-        let shape = [images, joint.len() / images];
+        let shape = [images, logits.joint.len() / images];
         let mut tensors = Tensors::new();
-        tensors.insert_f32("logits", &shape, joint)?;
-        if !distillation.is_empty() {
-            tensors.insert_f32("logits_class", &shape, class)?;
-            tensors.insert_f32("logits_distill", &shape, distillation)?;
+        tensors.insert_f32("logits", &shape, logits.joint)?;
+        if !logits.distillation.is_empty() {
+            tensors.insert_f32("logits_class", &shape, logits.class)?;
+            tensors.insert_f32("logits_distill", &shape, logits.distillation)?;
         }
         safetensors::write(&self.output, &tensors, &Metadata::new())?;
         Ok(Report {

@@ -42,6 +42,7 @@ pub fn vit(v: &Vectors) -> ModelSpec {
         architecture: v.file.clone(),
         num_classes: v.usize("num_classes"),
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 

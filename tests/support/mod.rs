@@ -298,11 +298,7 @@ impl Report {
 
 /// Walks `folder` as [`walk_with`], where every file holds vectors.
 pub fn walk(name: &str, folder: &Path, check: impl FnMut(&Vectors, &mut Report)) -> Result<Report, String> {
-    walk_with(name, folder, check, |path, report| {
-        report
-            .failures
-            .push(format!("{}: unknown kind of file", path.display()));
-    })
+    walk_with(name, folder, check, unknown)
 }
 
 /// Walks `folder`, hands every file of vectors to `check` and everything else to `other`, prints the summary and what was
@@ -340,4 +336,40 @@ pub fn walk_with(
     } else {
         Err(report.failures.join("\n"))
     }
+}
+
+/// Proves that `check` could fail: in a copy of one of the project's own files, one value of `key` is moved by ten tolerances,
+/// and nothing but that key may be found wrong. A file that is not there fails as well, since then nothing was proved.
+pub fn notices(
+    name: &str,
+    file: &str,
+    key: &str,
+    check: impl FnMut(&Vectors, &mut Report),
+    other: impl FnMut(&Path, &mut Report),
+) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file);
+    let (mut tensors, metadata) = safetensors::read(&file).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let moved = tensors
+        .get(key)
+        .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let shape = moved.shape().to_vec();
+    let mut values = moved.to_f32().into_owned();
+    values[0] += 10.0 * 1e-4 * values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+    tensors.insert_f32(key, &shape, values).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let to = copy.path().join(file.file_name().unwrap());
+    safetensors::write(&to, &tensors, &metadata).unwrap();
+    let failures = walk_with(&format!("{name} (one value moved)"), copy.path(), check, other)
+        .err()
+        .unwrap_or_else(|| panic!("{}: `{key}` was moved, and nothing noticed it", file.display()));
+    assert!(failures.lines().all(|line| line.contains(key)), "{failures}");
+}
+
+/// The `other` of [`walk_with`] where every file holds vectors.
+pub fn unknown(path: &Path, report: &mut Report) {
+    report
+        .failures
+        .push(format!("{}: unknown kind of file", path.display()));
 }

@@ -12,14 +12,6 @@ pub enum Error {
     /// The model, its description or its files.
     #[error(transparent)]
     Model(#[from] vitesse_model::Error),
-    /// A method that does not exist.
-    #[error("there is no method `{name}`; the methods are {known}")]
-    UnknownMethod {
-        /// What was asked for.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
     /// A method that cannot be set up like this, or not on this model.
     #[error("{method}: {sentence}")]
     Method {
@@ -113,7 +105,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Error::Model(error) => error.code(),
-            Error::UnknownMethod { .. } | Error::Method { .. } => "E_METHOD",
+            Error::Method { .. } => "E_METHOD",
             Error::NoModule { .. } | Error::Pattern { .. } => "E_PATTERN",
             Error::Adapter { .. } => "E_ADAPTER",
             Error::WrongBase { .. } => "E_ADAPTER_BASE",
@@ -121,6 +113,18 @@ impl Error {
             Error::NothingToDo(_) => "E_NOTHING_TO_DO",
             Error::Singular { .. } => "E_SINGULAR",
             Error::Io { .. } => "E_IO",
+        }
+    }
+}
+
+impl From<Error> for vitesse_train::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Model(error) => error.into(),
+            other => vitesse_train::Error::Method {
+                code: other.code(),
+                sentence: other.to_string(),
+            },
         }
     }
 }

@@ -6,13 +6,9 @@
 
 use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
-use vitesse_model::Site;
-use vitesse_model::spec::VitSpec;
+use vitesse_model::{Site, Sites};
 
 use crate::{Error, Result};
-
-/// What PEFT's files name besides the projections: the patch embedding, a convolution.
-pub const PATCH_EMBED: &str = "patch_embed.proj";
 
 /// Names of modules, as in PEFT's `target_modules`.
 ///
@@ -55,10 +51,12 @@ impl Targets {
         Targets::List(text.split(',').map(|entry| entry.trim().to_owned()).collect())
     }
 
-    /// What decides whether a path matches.
-    fn matcher(&self) -> Result<Matcher<'_>> {
+    /// What decides whether a path matches; `embedding` is the path of the patch embedding.
+    fn matcher<'a>(&'a self, embedding: Option<&'a str>) -> Result<Matcher<'a>> {
         Ok(match self {
-            Targets::Pattern(pattern) if pattern == "all-linear" => Box::new(|path| path != PATCH_EMBED),
+            Targets::Pattern(pattern) if pattern == "all-linear" => {
+                Box::new(move |path| Some(path) != embedding)
+            }
             Targets::Pattern(pattern) => {
                 let regex = whole(pattern)?;
                 Box::new(move |path| regex.is_match(path))
@@ -74,34 +72,38 @@ impl Targets {
     /// # Errors
     /// A pattern that is no regular expression; an entry that names nothing in this model; one that also names the patch
     /// embedding, which is a convolution (as `proj` does).
-    pub fn projections(&self, vit: &VitSpec) -> Result<Vec<(Site, usize)>> {
-        let matches = self.matcher()?;
-        let all = projections(vit);
+    pub fn projections(&self, sites: &dyn Sites) -> Result<Vec<(Site, usize)>> {
+        let embedding = sites.embedding().map(|embedding| embedding.name);
+        let matches = self.matcher(embedding.as_deref())?;
+        let all: Vec<(Site, usize, String)> = sites
+            .projections()
+            .map(|(site, layer, projection)| (site, layer, projection.name))
+            .collect();
         let none = |pattern: &str| Error::NoModule {
             pattern: pattern.to_owned(),
-            available: endings(vit),
+            available: endings(&all),
         };
         if let Targets::List(entries) = self {
             for entry in entries {
                 let known = all.iter().any(|(_, _, path)| ends_with(path, entry));
-                if !known && !ends_with(PATCH_EMBED, entry) {
+                if !known && !embedding.as_deref().is_some_and(|path| ends_with(path, entry)) {
                     return Err(none(entry));
                 }
             }
         }
-        if matches(PATCH_EMBED) {
+        if let Some(path) = embedding.as_deref().filter(|path| matches(path)) {
             return Err(Error::Pattern {
                 pattern: self.to_string(),
                 detail: format!(
-                    "it also names `{PATCH_EMBED}`, a convolution, which is not adapted; write `attn.proj` for the \
+                    "it also names `{path}`, a convolution, which is not adapted; write `attn.proj` for the \
                      projection after attention"
                 ),
             });
         }
         let found: Vec<(Site, usize)> = all
-            .into_iter()
+            .iter()
             .filter(|(_, _, path)| matches(path))
-            .map(|(site, layer, _)| (site, layer))
+            .map(|&(site, layer, _)| (site, layer))
             .collect();
         if found.is_empty() {
             return Err(none(&self.to_string()));
@@ -119,19 +121,10 @@ impl std::fmt::Display for Targets {
     }
 }
 
-/// The projections of a model, layer by layer: site, layer, path. A matrix that several layers share is there once a
-/// layer, under one path.
-pub fn projections(vit: &VitSpec) -> Vec<(Site, usize, String)> {
-    (0..vit.layers.len())
-        .flat_map(|layer| Site::PROJECTIONS.map(|site| (site, layer)))
-        .filter_map(|(site, layer)| Some((site, layer, vit.projection(site, layer)?.name)))
-        .collect()
-}
-
 /// The different ends of the projections' paths, for a sentence.
-fn endings(vit: &VitSpec) -> String {
+fn endings(projections: &[(Site, usize, String)]) -> String {
     let mut ends: Vec<String> = Vec::new();
-    for (_, _, path) in projections(vit) {
+    for (_, _, path) in projections {
         let mut parts: Vec<&str> = path.rsplit('.').take(2).collect();
         parts.reverse();
         let end = format!("`{}`", parts.join("."));
@@ -170,7 +163,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use vitesse_model::spec::PrefixToken;
+    use vitesse_model::spec::{PrefixToken, VitSpec};
 
     fn vit() -> VitSpec {
         VitSpec::plain(16, 4, 12, 2, 3, vec![PrefixToken::Class])

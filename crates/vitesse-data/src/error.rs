@@ -14,6 +14,14 @@ pub enum Error {
         /// The reason the system gave.
         source: std::io::Error,
     },
+    /// A file or folder could not be written.
+    #[error("cannot write `{}`: {reason}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system or the encoder said.
+        reason: String,
+    },
     /// Bytes that are not an image of a supported format, or a damaged one.
     #[error("`{name}` cannot be decoded: {reason}")]
     Decode {
@@ -96,6 +104,13 @@ impl Error {
         move |source| Error::Io {
             path: path.to_path_buf(),
             source,
+        }
+    }
+
+    pub(crate) fn write<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> Error + '_ {
+        move |error| Error::Write {
+            path: path.to_path_buf(),
+            reason: error.to_string(),
         }
     }
 

@@ -49,6 +49,7 @@ mod channels;
 mod dataset;
 mod decode;
 mod error;
+mod export;
 mod image;
 mod jpeg;
 mod loader;
@@ -64,12 +65,14 @@ pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
 };
 pub use channels::PerChannel;
+pub use dataset::inventory::Inventory;
 pub use dataset::{
     DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,
     open, splits,
 };
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};
+pub use export::{LIST, export};
 pub use image::Image;
 pub use loader::{Batch, Batches, Failure, Loader, LoaderOptions, OnError, Transform};
 pub use preprocess::{CropMode, IMAGENET_MEAN, IMAGENET_STD, Preprocess};

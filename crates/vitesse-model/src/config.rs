@@ -15,6 +15,8 @@ mod fields;
 mod network;
 pub mod preprocessor;
 mod pretrained;
+mod regnet;
+mod vit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -131,10 +133,12 @@ impl Config {
                          `config`, `parent_sha256` and `metrics`";
             history = vitesse.take("history", steps)?.unwrap_or_default();
         }
+        let (network, ops) = network::read_delta(base, vitesse)?;
         let spec = ModelSpec {
             architecture,
             num_classes,
-            network: network::read_delta(base, vitesse)?,
+            network,
+            ops,
         };
         spec.validate().map_err(|error| match error {
             Error::InvalidSpec(sentence) => Error::invalid_spec(format!("`{}`: {sentence}", file.display())),

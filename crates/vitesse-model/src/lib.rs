@@ -28,5 +28,5 @@ pub use config::{Config, PretrainedCfg};
 pub use error::{Error, Result};
 pub use fusion::Fusion;
 pub use site::Site;
-pub use spec::{ModelSpec, NetworkSpec};
+pub use spec::{ModelSpec, NetworkSpec, Sites};
 pub use tensors::{DType, Tensor, Tensors};

@@ -114,6 +114,28 @@ impl Site {
         Site::PROJECTIONS.contains(&self)
     }
 
+    /// The station whose value enters this projection; `None` for what is none.
+    pub fn input(self) -> Option<Site> {
+        match self {
+            Site::Qkv => Some(Site::AttnIn),
+            Site::Proj => Some(Site::AttnHeads),
+            Site::Fc1 => Some(Site::MlpIn),
+            Site::Fc2 => Some(Site::MlpHidden),
+            _ => None,
+        }
+    }
+
+    /// The station that what leaves this projection passes; `None` for what is none.
+    pub fn output(self) -> Option<Site> {
+        match self {
+            Site::Qkv => Some(Site::AttnQkv),
+            Site::Proj => Some(Site::AttnOut),
+            Site::Fc1 => Some(Site::MlpFc1),
+            Site::Fc2 => Some(Site::MlpOut),
+            _ => None,
+        }
+    }
+
     /// Whether the value is an attention map, `[batch, heads, tokens, tokens]`, and not a token stream.
     pub fn is_map(self) -> bool {
         matches!(self, Site::AttnLogits | Site::AttnProbs)

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use vitesse_model::config::{Config, CropMode, HistoryStep, Interpolation, PretrainedCfg};
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
 use vitesse_model::spec::{
-    AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
+    Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
 };
-use vitesse_model::{Error, Site, zoo};
+use vitesse_model::{Error, Site, Sites, zoo};
 use vitesse_rng::{Key, Rng};
 
 const FILE: &str = "run/config.json";
@@ -149,9 +149,47 @@ fn what_timm_cannot_express_stands_under_one_key() {
     let (mut spec, config) = zoo("deit_micro_patch4_32");
     let model = vit(&mut spec);
     model.cores.truncate(3);
-    model.layers = [0, 0, 1, 1, 2, 2].map(|core| LayerSpec { core }).to_vec();
+    model.layers = [0, 0, 1, 1, 2, 2].map(LayerSpec::of).to_vec();
     let file = round_trip(&spec, &config);
     assert_eq!(file["vitesse"]["share"]["layers"][3], json!({ "core": 1 }));
+
+    // A layer may use the norms of another.
+    vit(&mut spec).layers[3].norms = Some(2);
+    let file = round_trip(&spec, &config);
+    assert_eq!(
+        file["vitesse"]["share"]["layers"][3],
+        json!({ "core": 1, "norms": 2 })
+    );
+
+    // CLIP's activation and its norm before the blocks are arguments of timm's, which leaves out the bias there.
+    let (mut spec, config) = zoo("vit_base_patch16_224");
+    let model = vit(&mut spec);
+    (model.activation, model.pre_norm, model.patch_bias) = (Activation::QuickGelu, true, false);
+    let file = round_trip(&spec, &config);
+    assert_eq!(
+        file["model_args"],
+        json!({ "pre_norm": true, "act_layer": "quick_gelu" })
+    );
+    assert_eq!(file.get("vitesse"), None);
+    vit(&mut spec).patch_bias = true;
+    assert_eq!(round_trip(&spec, &config)["vitesse"]["patch_bias"], json!(true));
+
+    // Ops stand before the blocks, as they always have.
+    let (mut spec, config) = zoo("deit_micro_patch4_32");
+    vit(&mut spec).cores[0].mlp = None;
+    spec.ops = vec![OpSpec {
+        site: Site::AttnIn,
+        layer: Some(1),
+        kind: OpKind::ScaleShift(ScaleShift { shift: true }),
+    }];
+    let file = round_trip(&spec, &config);
+    let own = file["vitesse"].as_object().unwrap();
+    assert_eq!(
+        own.keys().collect::<Vec<_>>(),
+        ["schema", "architecture", "ops", "blocks"]
+    );
+    let op = json!([{ "site": "attn.in", "layer": 1, "op": "scale-shift", "shift": true }]);
+    assert_eq!(own["ops"], op);
 
     // A convolutional network at another size needs no words of ours, with other stages it does.
     let (mut spec, config) = zoo("regnety_002");
@@ -196,6 +234,8 @@ fn draw_spec(rng: &mut Rng) -> ModelSpec {
         }
         model.prefix.extend(vec![PrefixToken::Register; rng.below(3)]);
     }
+    model.activation = [Activation::Gelu, Activation::QuickGelu, Activation::Relu][rng.below(3)];
+    (model.pre_norm, model.patch_bias) = (rng.below(4) == 0, rng.below(4) > 0);
     // Prune.
     let (dim, depth) = (model.embed_dim, model.layers.len());
     for core in &mut model.cores {
@@ -225,11 +265,10 @@ fn draw_spec(rng: &mut Rng) -> ModelSpec {
     if depth > 1 && rng.below(3) == 0 {
         let cores = 1 + rng.below(depth - 1);
         model.cores.truncate(cores);
-        model.layers = (0..depth)
-            .map(|i| LayerSpec {
-                core: i * cores / depth,
-            })
-            .collect();
+        model.layers = (0..depth).map(|i| LayerSpec::of(i * cores / depth)).collect();
+    }
+    if depth > 1 && rng.below(4) == 0 {
+        model.layers[depth - 1].norms = Some(rng.below(depth - 1));
     }
     // Insert ops.
     for _ in 0..rng.below(3) {
@@ -238,7 +277,7 @@ fn draw_spec(rng: &mut Rng) -> ModelSpec {
         let kind = OpKind::ScaleShift(ScaleShift {
             shift: rng.below(2) == 0,
         });
-        model.ops.push(OpSpec { site, layer, kind });
+        spec.ops.push(OpSpec { site, layer, kind });
     }
     spec
 }
@@ -383,7 +422,7 @@ fn files_of_timm_are_read_as_timm_reads_them() {
         (0, 1, [32, 48], 1)
     );
     assert_eq!(
-        (model.tokens_count(), model.pos_rows(), model.pool),
+        (spec.tokens_at(0), model.pos_rows(), model.pool),
         (9, 6, Pool::Avg)
     );
     let block = &model.cores[0];
@@ -483,7 +522,12 @@ fn errors_name_file_key_expected_and_found() {
             "`false` where `global_pool` is `token`",
         ),
         ("model_args.init_values", json!(1e-5), "left out"),
-        ("model_args.pre_norm", json!(true), "false"),
+        ("model_args.qk_norm", json!(true), "false"),
+        (
+            "model_args.act_layer",
+            json!("swish"),
+            "`gelu`, `quick_gelu`, `relu` or `identity`",
+        ),
         (
             "vitesse.schema",
             json!(2),
@@ -527,6 +571,32 @@ fn errors_name_file_key_expected_and_found() {
         own(json!({ "blocks": [{ "attn": 3 }] })).contains("`vitesse.blocks` should be a list of blocks")
     );
     assert!(own(json!({ "tonkens": [] })).contains("`vitesse.tonkens`"));
+    for (op, text) in [
+        (
+            json!({ "site": "attn.in", "op": "scale-shift", "shift": true, "shfit": 1 }),
+            "unknown field `shfit`",
+        ),
+        (
+            json!({ "site": "qkv", "op": "low-rank", "rank": 2, "alpha": 2.0, "ranks": 3 }),
+            "unknown field `ranks`",
+        ),
+        (
+            json!({ "site": "attn.in", "op": "bottleneck", "hidden": 2, "scale": 1.0, "groop": 2 }),
+            "unknown field `groop`",
+        ),
+        (
+            json!({ "site": "block.in", "op": "prompts", "tokens": 2, "deep": true }),
+            "unknown field `deep`",
+        ),
+        (json!({ "site": "mid", "op": "gate" }), "unknown variant `gate`"),
+        (
+            json!({ "op": "prompts", "tokens": 2, "site": "attn.nope" }),
+            "unknown site `attn.nope`",
+        ),
+    ] {
+        let error = own(json!({ "ops": [op] }));
+        assert!(error.contains("`vitesse.ops`") && error.contains(text), "{error}");
+    }
     assert!(own(json!({ "norm_eps": "small" })).contains("`vitesse.norm_eps`"));
     assert!(
         own(json!({ "history": [{ "stop": "prune" }] }))

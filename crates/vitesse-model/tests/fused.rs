@@ -29,7 +29,12 @@ fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
         architecture: "test".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
+}
+
+fn with_ops(spec: ModelSpec, ops: Vec<OpSpec>) -> ModelSpec {
+    ModelSpec { ops, ..spec }
 }
 
 /// Every tensor at random, so that nothing hides behind a zero.
@@ -167,7 +172,7 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
             "a shared core",
             spec(|vit| {
                 vit.cores.truncate(1);
-                vit.layers = vec![LayerSpec { core: 0 }, LayerSpec { core: 0 }];
+                vit.layers = vec![LayerSpec::of(0), LayerSpec::of(0)];
             }),
         ),
         (
@@ -184,40 +189,40 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
                 vit.prefix = vec![];
             }),
         ),
-        (
-            "ops with dropout",
-            spec(|vit| {
-                let low_rank = LowRank {
-                    rank: 2,
-                    alpha: 3.0,
-                    rank_stabilized: false,
-                    parts: None,
-                    dropout: 0.3,
-                };
-                let bottleneck = Bottleneck {
-                    hidden: 4,
-                    groups: 2,
-                    activation: Activation::Gelu,
-                    scale: 0.5,
-                    learned_scale: true,
-                    norm: None,
-                    from: Some(Site::Mid),
-                    dropout: 0.2,
-                };
-                let at = |site, layer, kind| OpSpec {
-                    site,
-                    layer: Some(layer),
-                    kind,
-                };
-                vit.ops = vec![
+        ("ops with dropout", {
+            let low_rank = LowRank {
+                rank: 2,
+                alpha: 3.0,
+                rank_stabilized: false,
+                parts: None,
+                dropout: 0.3,
+            };
+            let bottleneck = Bottleneck {
+                hidden: 4,
+                groups: 2,
+                activation: Activation::Gelu,
+                scale: 0.5,
+                learned_scale: true,
+                norm: None,
+                from: Some(Site::Mid),
+                dropout: 0.2,
+            };
+            let at = |site, layer, kind| OpSpec {
+                site,
+                layer: Some(layer),
+                kind,
+            };
+            with_ops(
+                spec(|_| {}),
+                vec![
                     at(Site::Qkv, 0, OpKind::LowRank(low_rank.clone())),
                     at(Site::Fc2, 1, OpKind::LowRank(low_rank)),
                     at(Site::MlpOut, 0, OpKind::Bottleneck(bottleneck)),
                     at(Site::BlockIn, 0, OpKind::Prompts(Prompts { tokens: 3 })),
                     at(Site::BlockIn, 1, OpKind::Prompts(Prompts { tokens: 3 })),
-                ];
-            }),
-        ),
+                ],
+            )
+        }),
         (
             "no bias of queries, keys and values",
             spec(|vit| {
@@ -248,13 +253,14 @@ fn networks_of_every_form_agree_with_the_composed_ones() {
 #[test]
 fn an_op_at_any_station_cuts_the_segment_there() {
     for site in Site::ALL.into_iter().filter(|site| !site.is_map()) {
-        let spec = spec(|vit| {
-            vit.ops = vec![OpSpec {
+        let spec = with_ops(
+            spec(|_| {}),
+            vec![OpSpec {
                 site,
                 layer: site.in_block().then_some(1),
                 kind: OpKind::ScaleShift(ScaleShift { shift: true }),
-            }];
-        });
+            }],
+        );
         let fused = run(&spec, Compute::default(), Trace::default(), &all);
         assert_near(
             &fused,

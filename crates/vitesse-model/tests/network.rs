@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_model::network::{Ctx, Fusion, Network, Trace, Value, param_id};
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
 use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 
 fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
@@ -17,7 +17,12 @@ fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
         architecture: "test".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
+}
+
+fn with_ops(ops: Vec<OpSpec>) -> ModelSpec {
+    ModelSpec { ops, ..spec(|_| {}) }
 }
 
 /// Every tensor at random, so that nothing hides behind a zero.
@@ -171,7 +176,7 @@ fn absent_sub_layers_leave_the_residual_alone() {
 fn layers_that_share_a_core_sum_their_gradients() {
     let shared = spec(|vit| {
         vit.cores.truncate(1);
-        vit.layers = vec![LayerSpec { core: 0 }, LayerSpec { core: 0 }];
+        vit.layers = vec![LayerSpec::of(0), LayerSpec::of(0)];
     });
     let tensors = weights(&shared, 6);
     assert!(tensors.contains("blocks.0.block.norm2.instances.1.weight"));
@@ -239,10 +244,10 @@ fn an_op_starts_as_the_identity_acts_at_its_site_and_gets_a_gradient() {
         op(Site::PatchOut, None),
         op(Site::AttnQkv, Some(0)),
     ];
-    let with_ops = spec(|vit| vit.ops = ops.to_vec());
+    let adapted = with_ops(ops.to_vec());
     let base = weights(&plain, 7);
     let mut tensors = base.clone();
-    for tensor in with_ops
+    for tensor in adapted
         .tensors()
         .unwrap()
         .iter()
@@ -250,7 +255,7 @@ fn an_op_starts_as_the_identity_acts_at_its_site_and_gets_a_gradient() {
     {
         tensors.insert(&tensor.name, tensor.init(0).unwrap());
     }
-    assert_eq!(run(&plain, &base), run(&with_ops, &tensors));
+    assert_eq!(run(&plain, &base), run(&adapted, &tensors));
 
     // A scale of 2 on the hidden units equals doubling fc2's columns.
     let mut scaled = tensors.clone();
@@ -268,12 +273,12 @@ fn an_op_starts_as_the_identity_acts_at_its_site_and_gets_a_gradient() {
     folded
         .insert_f32("blocks.1.mlp.fc2.weight", &[12, 48], fc2)
         .unwrap();
-    assert_close(&run(&with_ops, &scaled), &run(&plain, &folded));
+    assert_close(&run(&adapted, &scaled), &run(&plain, &folded));
 
     let device = Device::flex().autodiff();
-    let network = Network::new(&with_ops, &scaled, "test", &device).unwrap();
+    let network = Network::new(&adapted, &scaled, "test", &device).unwrap();
     let loss = network
-        .forward(images(&with_ops, &device), &mut Ctx::eval())
+        .forward(images(&adapted, &device), &mut Ctx::eval())
         .unwrap()
         .class
         .sum();
@@ -291,7 +296,7 @@ fn an_op_starts_as_the_identity_acts_at_its_site_and_gets_a_gradient() {
             "{name}"
         );
     }
-    let misplaced = spec(|vit| vit.ops = vec![op(Site::AttnProbs, Some(0))]);
+    let misplaced = with_ops(vec![op(Site::AttnProbs, Some(0))]);
     assert!(
         misplaced
             .tensors()
@@ -299,7 +304,7 @@ fn an_op_starts_as_the_identity_acts_at_its_site_and_gets_a_gradient() {
             .to_string()
             .contains("attn.probs")
     );
-    let nowhere = spec(|vit| vit.ops = vec![op(Site::AttnIn, Some(9))]);
+    let nowhere = with_ops(vec![op(Site::AttnIn, Some(9))]);
     assert!(nowhere.tensors().unwrap_err().to_string().contains("layer 9"));
 }
 
@@ -311,7 +316,6 @@ fn every_site_can_be_traced_with_its_gradient() {
     let mut ctx = Ctx::tracing(Trace::sites(Site::ALL).with_gradients());
     let logits = network.forward(images(&spec, &device), &mut ctx).unwrap();
     let gradients = logits.class.clone().powf_scalar(2.0).sum().backward();
-    let vit = spec.vit().unwrap();
     for site in Site::ALL {
         let layers = if site.in_block() {
             vec![Some(0), Some(1)]
@@ -319,7 +323,7 @@ fn every_site_can_be_traced_with_its_gradient() {
             vec![None]
         };
         for layer in layers {
-            let width = vit.width_at(site, layer).unwrap();
+            let width = spec.width_at(site, layer).unwrap();
             let tokens = if site == Site::PatchOut { 16 } else { 17 };
             let (value, gradient) = (
                 ctx.trace.value(site, layer),

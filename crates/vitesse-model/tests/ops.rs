@@ -6,18 +6,17 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_model::network::{Ctx, DropPath, Fusion, Network};
 use vitesse_model::ops::{Activation, Bottleneck, LowRank, NormPlace, OpKind, OpSpec, Prompts, QkvPart};
 use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 
 const DIM: usize = 12;
 
 fn spec(ops: Vec<OpSpec>) -> ModelSpec {
-    let mut vit = VitSpec::plain(16, 4, DIM, 2, 3, vec![PrefixToken::Class]);
-    vit.ops = ops;
     ModelSpec {
         architecture: "test".into(),
         num_classes: 5,
-        network: NetworkSpec::Vit(vit),
+        network: NetworkSpec::Vit(VitSpec::plain(16, 4, DIM, 2, 3, vec![PrefixToken::Class])),
+        ops,
     }
 }
 
@@ -201,11 +200,9 @@ fn dropout_depends_on_the_sample_and_not_on_the_batch() {
     // Nothing is dropped in evaluation.
     other.dropout = 0.0;
     let mut calm = with.clone();
-    if let NetworkSpec::Vit(vit) = &mut calm.network {
-        vit.ops[1].kind = OpKind::LowRank(other);
-        if let OpKind::Bottleneck(op) = &mut vit.ops[0].kind {
-            op.dropout = 0.0;
-        }
+    calm.ops[1].kind = OpKind::LowRank(other);
+    if let OpKind::Bottleneck(op) = &mut calm.ops[0].kind {
+        op.dropout = 0.0;
     }
     assert_eq!(run(&with, &tensors), run(&calm, &tensors));
 }
@@ -214,7 +211,7 @@ fn dropout_depends_on_the_sample_and_not_on_the_batch() {
 fn prompts_lengthen_the_stream_and_are_replaced() {
     let prompts = |layer, tokens| at(Site::BlockIn, layer, OpKind::Prompts(Prompts { tokens }));
     let deep = spec(vec![prompts(0, 3), prompts(1, 3)]);
-    assert_eq!(deep.vit().unwrap().tokens_count(), 1 + 3 + 16);
+    assert_eq!(deep.tokens_at(0), 1 + 3 + 16);
     let tensors = weights(&deep);
     let mut first_changed = tensors.clone();
     first_changed
@@ -249,7 +246,7 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
         })
     };
     for (op, expected) in [
-        (at(Site::AttnIn, 0, low_rank(None)), "stands on a projection"),
+        (at(Site::AttnIn, 0, low_rank(None)), "must stand on a projection"),
         (
             at(Site::Fc1, 0, low_rank(Some(vec![QkvPart::Q]))),
             "only `qkv` has parts",
@@ -263,7 +260,7 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
         (at(Site::Mid, 0, with(|_| {})), "cannot stand at `mid`"),
         (
             at(Site::AttnIn, 0, with(|op| op.groups = 3)),
-            "3 groups divide not both",
+            "groups is 3, but must divide both",
         ),
         (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "0 groups"),
         (at(Site::AttnIn, 0, with(|op| op.scale = f64::NAN)), "finite"),

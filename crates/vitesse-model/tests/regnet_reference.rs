@@ -35,6 +35,7 @@ fn spec() -> ModelSpec {
         architecture: "regnety_tiny".into(),
         num_classes: 7,
         network: NetworkSpec::RegNet(regnet),
+        ops: Vec::new(),
     }
 }
 

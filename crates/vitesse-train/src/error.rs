@@ -123,6 +123,9 @@ pub enum Error {
     /// Distillation without a teacher.
     #[error("distillation needs a teacher; set `distill.teacher`, or `distill.kind = \"none\"`")]
     TeacherMissing,
+    /// A value that an objective reads and that no model has.
+    #[error("{0}; the objective is for models that have one there")]
+    NotRecorded(String),
     /// A teacher that cannot teach this student.
     #[error("`{teacher}` cannot be the teacher: {reason}")]
     Teacher {
@@ -172,8 +175,8 @@ pub enum Error {
     },
     /// A folder that is to be replaced and holds no run.
     #[error(
-        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is no run; choose \
-         another folder",
+        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is not a run; \
+         choose another folder",
         path = .path.display()
     )]
     NotARun {
@@ -216,7 +219,7 @@ pub enum Error {
         files: String,
     },
     /// Another process of the team cannot go on.
-    #[error("process {rank} cannot go on, for the reason that it has given")]
+    #[error("process {rank} cannot go on, for the reason it has given")]
     Peer {
         /// Which one.
         rank: usize,
@@ -238,6 +241,14 @@ pub enum Error {
     /// MPI cannot be used.
     #[error("{0}")]
     Mpi(String),
+    /// What a method's crate says: of its settings, of the model it does not fit, of what it cannot end.
+    #[error("{sentence}")]
+    Method {
+        /// A stable code for programs, such as `E_METHOD`.
+        code: &'static str,
+        /// What is wrong and what to try.
+        sentence: String,
+    },
     /// Stopped from outside, everything saved that could be.
     #[error("interrupted")]
     Interrupted,

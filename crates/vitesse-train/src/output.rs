@@ -83,7 +83,10 @@ impl Output {
         let distils = recipe.distill.distils();
         config.history.push(HistoryStep {
             step: if distils { "distill" } else { "train" }.to_owned(),
-            method: distils.then(|| "deit".to_owned()),
+            method: recipe
+                .method_name()
+                .or(distils.then_some("deit"))
+                .map(str::to_owned),
             config: recipe.decisive()?,
             parent_sha256: state.parent_sha256.clone(),
             metrics: state.progress.metrics.clone(),

@@ -14,6 +14,7 @@
 //! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
 //! whenever a run is killed, its logs continue without a gap and without a repetition.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use serde_json::{Map, Value, json};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
+use crate::resume::may_resume;
 use crate::{Error, Result};
 
 /// What may be done about a folder that exists.
@@ -53,11 +55,10 @@ pub struct StepRecord {
     pub lr: f64,
     /// What was minimised, mean over the batch.
     pub loss: f64,
-    /// Its part against the targets.
-    pub base: f64,
-    /// Its part against the teacher, before it is weighted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub distill: Option<f64>,
+    /// Its terms, before they are weighted: `base`, against the targets; `distill`, against the teacher; whatever else an
+    /// objective names.
+    #[serde(flatten)]
+    pub terms: BTreeMap<String, f64>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
     /// Samples in the batch.
@@ -115,7 +116,7 @@ impl RunFolder {
     pub fn check(path: &Path, recipe: &Recipe, existing: Existing) -> Result<()> {
         let occupied = path.is_file() || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
         match existing {
-            Existing::Resume => same_recipe(path, recipe),
+            Existing::Resume => may_resume(path, &RunFolder::recipe(path)?, recipe),
             Existing::Refuse if occupied => Err(Error::RunExists {
                 path: path.to_owned(),
             }),
@@ -284,26 +285,6 @@ impl RunFolder {
     pub fn earlier_seconds(path: &Path) -> Result<f64> {
         Ok(RunFolder::summary(path)?.iter().map(|row| row.seconds).sum())
     }
-}
-
-/// Whether the run in `path` has this recipe, but for what does not change the result.
-fn same_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
-    let saved = RunFolder::recipe(path)?;
-    if saved.decisive()? == recipe.decisive()? {
-        return Ok(());
-    }
-    let (saved, asked) = (saved.to_toml()?, recipe.to_toml()?);
-    let differing = asked
-        .lines()
-        .find(|line| !saved.lines().any(|other| other == *line));
-    let reason = format!(
-        "its recipe is another one (`{}` is new); resume with the recipe it was started with, or start a new run",
-        differing.unwrap_or("a value")
-    );
-    Err(Error::Resume {
-        path: path.to_owned(),
-        reason,
-    })
 }
 
 /// A log in append mode, holding only those whole lines of the old one that `keep` keeps.

@@ -47,6 +47,7 @@ pub fn run_together(
     events: &mut dyn Events,
 ) -> Result<Outcome> {
     recipe.validate()?;
+    recipe.refuse_method()?;
     if team.leads() {
         RunFolder::check(path, recipe, existing)?;
     }
@@ -69,6 +70,8 @@ pub fn run_together(
         state,
         train: learn,
         validation,
+        objective: Box::new(recipe.distill.distillation()),
+        hooks: Vec::new(),
         teacher,
         device: device.clone(),
     };

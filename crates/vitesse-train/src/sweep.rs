@@ -133,7 +133,8 @@ impl Sweep {
             ));
         }
         for (arm, seed, keys) in sweep.runs() {
-            sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
+            let recipe = sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
+            recipe.refuse_method()?;
         }
         Ok(sweep)
     }
@@ -206,6 +207,13 @@ impl Sweep {
             missing: Vec::new(),
         };
         let runs = self.runs();
+        // Whatever is there was made by this study, or nothing is touched.
+        for &(name, seed, keys) in &runs {
+            let path = run_path(out, name, seed);
+            if path.exists() {
+                RunFolder::check(&path, &self.recipe(keys, seed, out, name)?, Existing::Resume)?;
+            }
+        }
         for (index, &(name, seed, keys)) in runs.iter().enumerate() {
             let path = run_path(out, name, seed);
             let spent: f64 = study.runs.iter().map(|run| run.seconds).sum();

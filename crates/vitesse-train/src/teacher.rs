@@ -8,9 +8,10 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_data::Preprocess;
-use vitesse_model::network::{Ctx, Fusion, Network};
+use vitesse_model::network::{Ctx, Fusion, Network, Trace};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 
+use crate::objective::{Pass, Place};
 use crate::prepare::preprocess;
 use crate::{Error, Result};
 
@@ -94,12 +95,12 @@ impl Teacher {
         &self.name
     }
 
-    /// Its logits for `images` `[batch, channels, height, width]`, normalised for the student; of a distilled model the mean
-    /// of both heads.
+    /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
+    /// places.
     ///
     /// # Errors
-    /// Images of another size, and logits that are not numbers.
-    pub fn logits(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+    /// Images of another size, a place that it has not, and logits that are not numbers.
+    pub fn look(&self, images: Tensor<4>, wanted: &[Place]) -> Result<Pass> {
         let images = match &self.renormalise {
             None => images,
             Some(channels) => {
@@ -111,12 +112,11 @@ impl Teacher {
                 images * row(|(scale, _)| *scale) + row(|(_, shift)| *shift)
             }
         };
-        let logits = self
-            .network
-            .forward(images, &mut Ctx::eval())?
-            .joint(Fusion::LogitMean);
-        if crate::loss::rows(&logits)?.iter().all(|x| x.is_finite()) {
-            return Ok(logits);
+        let mut ctx = Ctx::tracing(Trace::pairs(wanted));
+        let logits = self.network.forward(images, &mut ctx)?;
+        let joint = logits.clone().joint(Fusion::LogitMean);
+        if crate::loss::rows(&joint)?.iter().all(|x| x.is_finite()) {
+            return Pass::new("the teacher", logits, &ctx.trace, wanted);
         }
         let reason = "its logits are not numbers; check that its weights are whole".to_owned();
         Err(Error::Teacher {
@@ -132,8 +132,10 @@ mod tests {
     use crate::loss::rows;
     use crate::testing::{prepared, regnet, vit};
 
-    fn images(values: &[f32], shape: [usize; 4]) -> Tensor<4> {
-        Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+    /// What a teacher says about images of these values.
+    fn logits(teacher: &Teacher, values: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
+        let images = Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex());
+        rows(&teacher.look(images, &[])?.logits.class)
     }
 
     #[test]
@@ -156,13 +158,13 @@ mod tests {
         let (mean, std): (Vec<f32>, Vec<f32>) = (prepared().mean.into(), prepared().std.into());
         let students = normalise(mean.try_into().unwrap(), std.try_into().unwrap());
         let own = normalise([0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
-        let expected = rows(&same.logits(images(&own, shape)).unwrap()).unwrap();
-        let found = rows(&other.logits(images(&students, shape)).unwrap()).unwrap();
+        let expected = logits(&same, &own, shape).unwrap();
+        let found = logits(&other, &students, shape).unwrap();
         assert!(
             found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5),
             "{found:?} {expected:?}"
         );
-        assert!(rows(&same.logits(images(&students, shape)).unwrap()).unwrap() != expected);
+        assert!(logits(&same, &students, shape).unwrap() != expected);
     }
 
     #[test]
@@ -191,10 +193,7 @@ mod tests {
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
         let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
-        assert_eq!(
-            teacher.logits(images(&[0.0; 192], [1, 3, 8, 8])).unwrap().dims(),
-            [1, 3]
-        );
-        assert!(teacher.logits(images(&[f32::NAN; 192], [1, 3, 8, 8])).is_err());
+        assert_eq!(logits(&teacher, &[0.0; 192], [1, 3, 8, 8]).unwrap().len(), 3);
+        assert!(logits(&teacher, &[f32::NAN; 192], [1, 3, 8, 8]).is_err());
     }
 }

@@ -44,6 +44,7 @@ fn checkpoint(architecture: &str, network: NetworkSpec, seed: u64) -> Checkpoint
         architecture: architecture.into(),
         num_classes: CLASSES,
         network,
+        ops: Vec::new(),
     };
     let tensors = spec.init(seed).unwrap();
     let mut checkpoint = Checkpoint {

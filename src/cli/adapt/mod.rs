@@ -2,20 +2,12 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `job` | one run: base, method, training, adapter |
-//! | `entry` | a method with its settings, as typed |
-//! | `trial` | one run of a comparison: trained, tested, merged, kept |
-//! | `compare` | all runs of a comparison, the search before them, the latencies after them |
-//! | `report` | what it found: JSON, CSV, text |
+//! | `report` | what a comparison found: the tables and the text |
 //! | `page` | the same as an HTML page with charts |
-//! | `vtab` | a comparison on each task of VTAB-1k, and its score |
+//! | `vtab` | what one on the tasks of VTAB-1k found |
 
-mod compare;
-mod entry;
-mod job;
 mod page;
 mod report;
-pub(super) mod trial;
 mod vtab;
 
 use std::fmt;
@@ -24,16 +16,21 @@ use std::path::Path;
 
 use serde::Serialize;
 use toml::Value;
-use vitesse::adapt::{Method, Trainable};
+use vitesse::adapt::Method;
+use vitesse::measure::trial::comparison::{Comparison, PAGE};
+use vitesse::measure::trial::found::Report as Found;
+use vitesse::measure::trial::vtab::{self as benchmark, Whole};
+use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
+use vitesse::model::storage::atomic_write;
+use vitesse_train::method::Trainable;
+use vitesse_train::run::Existing;
 
 use super::Console;
 use super::args::positive;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
+use super::show::{Show, ShowRuns};
 use super::training::{DryRun, RecipeArgs, RunArgs, RunReport, Training, Watch};
-use compare::Comparison;
-use entry::{Entry, Search, setting};
-use job::Job;
 
 /// Adapt a pretrained model to a new task with few parameters
 ///
@@ -56,10 +53,10 @@ Examples:
   vitesse adapt --model ./vit_base --data ./vtab-1k --compare repadapter,lora --search optim.lr=1e-3,5e-3 -o runs/vtab
   vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers")]
 pub(super) struct Args {
-    /// What learns besides the head
-    #[arg(long, value_name = "METHOD", default_value = "repadapter", value_parser = Method::NAMES, help_heading = "Method")]
-    method: String,
-    /// A setting of the method that is not as its default, such as rank=4; repeat for more
+    /// What learns besides the head, with its default settings [default: the recipe's, or repadapter]
+    #[arg(long, value_name = "METHOD", value_parser = Method::NAMES, help_heading = "Method")]
+    method: Option<String>,
+    /// A setting of the method that is not as its default or the recipe's, such as rank=4; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, help_heading = "Method")]
     settings: Vec<(String, String)>,
     /// Try these values of a setting with the first seed, and go on with the one that does best on validation images
@@ -95,8 +92,8 @@ pub(super) struct Args {
     run: RunArgs,
 }
 
-/// Where a merged model is put beside its adapter.
-pub(super) const MERGED: &str = "merged";
+/// The method where nobody says one.
+const DEFAULT: &str = "repadapter";
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
@@ -120,10 +117,10 @@ struct Dry {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
-        let single = Entry::new(&self.method, &self.settings);
         if self.compare.is_empty() && self.search.is_none() {
-            return self.single(&single, console);
+            return self.single(console);
         }
+        let single = self.entry(None)?;
         let entries = if self.compare.is_empty() {
             vec![single.clone()]
         } else {
@@ -135,7 +132,7 @@ impl Args {
             let sentence = format!("none of the methods has a setting `{}`", search.key);
             return Err(Failure::usage(sentence));
         }
-        if self.run.dry_run || self.run.existing() == vitesse_train::run::Existing::Replace {
+        if self.run.dry_run || self.run.existing() == Existing::Replace {
             return Err(
                 Failure::usage("a comparison takes neither `--dry-run` nor `--force`")
                     .hint("look at one method with `--method` and `--dry-run`; choose a new folder for a new comparison"),
@@ -159,27 +156,68 @@ impl Args {
             return Err(Failure::usage(format!("the seed {twice} is there twice")));
         }
         let comparison = Comparison {
-            args: &self,
+            recipe: self.recipe.table(None)?,
             entries,
+            search: self.search.clone(),
             seeds,
             data: None,
             output: self.run.output.clone(),
             retrain: false,
-            measured: true,
-            console,
+            rounds: Some(self.rounds.get()),
         };
         let data = comparison.data_path()?;
-        match &vtab::tasks(Path::new(&data))[..] {
-            [] => comparison.run(),
-            tasks => vtab::run(&comparison, tasks),
+        comparison.check(self.run.resumed().is_some())?;
+        match &benchmark::tasks(Path::new(&data))[..] {
+            [] => {
+                let found = compare(&comparison, console)?;
+                Outcome::of(&found, &report::Text(&found))
+            }
+            tasks => {
+                let mut all = Vec::new();
+                for (task, comparison) in benchmark::comparisons(&comparison, tasks) {
+                    let text = format!("{} of {}: {task}", all.len() + 1, tasks.len());
+                    console.say("task", &text);
+                    let report = compare(&comparison, console)?;
+                    all.push(benchmark::Found { task, report });
+                }
+                let whole = Whole::of(all)?;
+                let text = vtab::Text(&whole);
+                let outcome = Outcome::of(&whole, &text)?;
+                for (name, text) in [
+                    ("vtab.csv", text.accuracies().to_csv()),
+                    ("vtab.json", outcome.json().to_owned()),
+                ] {
+                    atomic_write(&comparison.output.join(name), |file| {
+                        file.write_all(text.as_bytes())
+                    })?;
+                }
+                Ok(outcome)
+            }
         }
     }
 
-    fn single(self, entry: &Entry, console: &Console) -> Result<Outcome> {
+    /// The one method that is meant: as typed, or as the recipe or the run `resumed` says.
+    fn entry(&self, resumed: Option<&Path>) -> Result<Entry> {
+        let (name, recipe) = self.recipe.file(resumed)?;
+        let entry = match (&self.method, recipe.get("method")) {
+            (Some(method), _) => Entry::new(method, &[]),
+            (None, None) => Entry::new(DEFAULT, &[]),
+            (None, Some(Value::Table(table))) => Entry::of(table),
+            (None, Some(_)) => {
+                let detail = "`method` should be a table, [method]".into();
+                return Err(vitesse_train::Error::RecipeSyntax { name, detail }.into());
+            }
+        };
+        let typed = self.settings.iter();
+        Ok(typed.fold(entry, |entry, (key, value)| entry.with(key, value)))
+    }
+
+    fn single(self, console: &Console) -> Result<Outcome> {
+        let entry = self.entry(self.run.resumed())?;
         let method = entry.method()?;
         let recipe = self
             .recipe
-            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides())?;
+            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides()?)?;
         let (dry, existing, output) = (self.run.dry_run, self.run.existing(), self.run.output.clone());
         let training = Training::new("adapt", recipe.clone(), self.run, console)?;
         let job = Job {
@@ -189,7 +227,7 @@ impl Args {
             existing,
             base: None,
         };
-        let ready = job.ready(console)?;
+        let ready = job.ready(&mut Show::new(console))?;
         if dry {
             return Outcome::new(&Dry {
                 trainable: ready.trainable().clone(),
@@ -200,7 +238,7 @@ impl Args {
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&ready, console, &mut watch)
+            .run(&ready, console.stop(), &mut watch)
             .map_err(|error| training.failure(error))?;
         let run = training.finish(&learned, watch)?;
         let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
@@ -213,13 +251,21 @@ impl Args {
     }
 }
 
-/// Keys of the recipe that follow from the method where nothing else is said.
-pub(super) fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
-    let mut defaults = vec![("preset", Value::String("adapt".into()))];
-    let own = method.recipe().iter();
-    defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
-    defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
-    defaults
+/// Compares, and writes what was found into the folder.
+fn compare(comparison: &Comparison, console: &Console) -> Result<Found> {
+    let found = comparison.run(console.stop(), &mut ShowRuns::new(console))?;
+    let text = report::Text(&found);
+    let files = [
+        ("compare.json", Outcome::of(&found, &text)?.json().to_owned()),
+        ("compare.csv", text.csv().to_csv()),
+        (PAGE, page::page(&found)),
+    ];
+    for (name, text) in files {
+        atomic_write(&comparison.output.join(name), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+    }
+    Ok(found)
 }
 
 impl fmt::Display for Report {

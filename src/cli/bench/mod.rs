@@ -2,38 +2,31 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `measure` | times of runs, quantiles; `compare` measures with it too |
-//! | `profile` | times by layer and by stage |
-//! | `report` | what was found: the JSON document, the text, timm's table |
+//! | `text` | what was found: the text, timm's table |
 //! | `train` | steps of training instead of runs of the engine |
 
-pub(super) mod measure;
-mod profile;
-mod report;
+mod text;
 #[cfg(feature = "train")]
 mod train;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vitesse::engine::{Engine, Isa, Options, Precision};
-use vitesse::model::Checkpoint;
+use serde::Serialize;
+use vitesse::engine::{Isa, Options};
+use vitesse::measure::bench::{Bench, Row};
+use vitesse::measure::machine::cores;
+use vitesse::measure::timing::Budget;
 use vitesse::model::storage::atomic_write;
-use vitesse_kernels::{Arithmetic, peak};
 
 use super::Console;
-use super::args::{Number, positive};
-use super::classify::origin;
-use super::doctor::machine::peak_memory;
+use super::args::model::ModelsArgs;
+use super::args::output::may_write;
+use super::args::{FormsArgs, positive, seconds};
 use super::failure::{Failure, Result};
-use super::model::{ModelsArgs, Weights};
 use super::outcome::Outcome;
-use super::run::may_write;
-use measure::{Budget, Latency, measure, noise};
-use profile::Profiled;
-pub(super) use report::threads;
-use report::{Report, Row};
+use super::show::Show;
 
 /// Measure latency and throughput of models on this machine
 ///
@@ -59,20 +52,8 @@ pub(super) struct Args {
     model: Vec<String>,
     #[command(flatten)]
     models: ModelsArgs,
-    /// Images in one forward pass; several, separated by commas, are measured one after the other
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,16", value_parser = batch_size,
-          help_heading = "Computing")]
-    batch_size: Vec<NonZeroUsize>,
-    /// Number formats of the arithmetic
-    #[arg(
-        long,
-        value_enum,
-        value_name = "FORMAT,…",
-        value_delimiter = ',',
-        default_value = "f32",
-        help_heading = "Computing"
-    )]
-    precision: Vec<Number>,
+    #[command(flatten)]
+    forms: FormsArgs,
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positive, help_heading = "Computing")]
     threads: Vec<NonZeroUsize>,
@@ -118,49 +99,27 @@ pub(super) struct Args {
     force: bool,
 }
 
-/// A batch size.
-pub(super) fn batch_size(text: &str) -> std::result::Result<NonZeroUsize, String> {
-    text.parse()
-        .ok()
-        .filter(|size: &NonZeroUsize| size.get() <= 4096)
-        .ok_or_else(|| "expected a whole number from 1 to 4096".to_owned())
-}
-
-/// A time in seconds.
-pub(super) fn seconds(text: &str) -> std::result::Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("expected seconds from 0 to 3600, such as 0.5".to_owned()),
-    }
-}
-
-/// One a core, unless told.
-pub(super) fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// What is meant: models opened, everything else checked.
-struct Plan<'a> {
-    args: &'a Args,
-    models: Vec<(String, Checkpoint)>,
-    batches: Vec<usize>,
-    engines: Vec<Options>,
-    console: &'a Console,
+#[derive(Debug, Serialize)]
+struct Report {
+    results: Vec<Row>,
 }
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         #[cfg(feature = "train")]
         if let Some(trained) = self.train {
-            return Outcome::new(&train::run(&self, trained, console)?);
+            return train::run(&self, trained, console);
         }
         if let Some(csv) = &self.csv {
             may_write(csv, self.force)?;
         }
-        let plan = self.plan(console)?;
-        let report = Report { results: plan.run()? };
+        let bench = self.bench(console)?;
+        let report = Report {
+            results: bench.run(console.stop(), &mut Show::new(console))?,
+        };
         if let Some(path) = &self.csv {
-            atomic_write(path, |file| file.write_all(report.csv().as_bytes()))?;
+            let csv = text::csv(&report.results);
+            atomic_write(path, |file| file.write_all(csv.as_bytes()))?;
         }
         Outcome::new(&report)
     }
@@ -168,14 +127,20 @@ impl Args {
     /// Numbers of threads, as meant.
     fn threads(&self) -> Vec<usize> {
         if self.threads.is_empty() {
-            vec![default_threads()]
+            vec![cores()]
         } else {
             self.threads.iter().map(|threads| threads.get()).collect()
         }
     }
 
-    fn plan<'a>(&'a self, console: &'a Console) -> Result<Plan<'a>> {
-        let mut engines = Vec::new();
+    fn budget(&self) -> Budget {
+        Budget {
+            time: self.seconds,
+            runs: self.min_runs.get(),
+        }
+    }
+
+    fn bench(&self, console: &Console) -> Result<Bench> {
         let isas: Vec<Option<Isa>> = if self.isa.is_empty() {
             vec![None]
         } else {
@@ -185,163 +150,23 @@ impl Args {
             let failure = Failure::usage(format!("this processor does not have `{isa}`"));
             return Err(failure.hint(format!("its highest is `{}`", Isa::detect())));
         }
-        let threads = self.threads();
-        for &isa in &isas {
-            for precision in &self.precision {
-                for &threads in &threads {
-                    engines.push(Options {
-                        threads,
-                        precision: precision.precision(),
-                        isa,
-                    });
-                }
+        let mut engines = Vec::new();
+        for isa in isas {
+            for precision in self.forms.precisions() {
+                engines.extend(self.threads().into_iter().map(|threads| Options {
+                    threads,
+                    precision,
+                    isa,
+                }));
             }
         }
         let load = |model: &String| Ok((model.clone(), self.models.load(model, None, console)?));
-        Ok(Plan {
-            args: self,
+        Ok(Bench {
             models: self.model.iter().map(load).collect::<Result<_>>()?,
-            batches: self.batch_size.iter().map(|size| size.get()).collect(),
             engines,
-            console,
+            batches: self.forms.batches(),
+            budget: self.budget(),
+            profile: self.profile,
         })
-    }
-}
-
-impl Plan<'_> {
-    fn run(&self) -> Result<Vec<Row>> {
-        let mut rows = Vec::new();
-        let mut peaks = Peaks::default();
-        let most = self.batches.iter().copied().max().unwrap_or(1);
-        for (model, checkpoint) in &self.models {
-            let images = noise(checkpoint.spec.input_size(), most);
-            for &options in &self.engines {
-                self.console.check()?;
-                let begun = Instant::now();
-                let engine = Engine::new(
-                    &checkpoint.spec,
-                    &checkpoint.tensors,
-                    &origin(checkpoint),
-                    options,
-                )?;
-                let compiled = Compiled {
-                    model,
-                    checkpoint,
-                    milliseconds: 1e3 * begun.elapsed().as_secs_f64(),
-                    peak: peaks.of(&engine)?,
-                    engine,
-                };
-                for &batch in &self.batches {
-                    let total = self.models.len() * self.engines.len() * self.batches.len();
-                    let at = rows.len() + 1;
-                    self.console.say(
-                        "step",
-                        &format!("{at} of {total}: {}, batches of {batch}", compiled.name()),
-                    );
-                    rows.push(self.row(&compiled, &images, batch)?);
-                }
-            }
-        }
-        Ok(rows)
-    }
-
-    fn row(&self, compiled: &Compiled<'_>, images: &[f32], batch: usize) -> Result<Row> {
-        let Compiled {
-            engine, checkpoint, ..
-        } = compiled;
-        let budget = Budget {
-            time: self.args.seconds,
-            runs: self.args.min_runs.get(),
-        };
-        let times = measure(engine, images, batch, budget, self.console)?;
-        let mean = times.iter().sum::<f64>() / times.len() as f64;
-        let images_per_s = batch as f64 / mean;
-        let profile = if self.args.profile {
-            Some(Profiled::measure(
-                engine,
-                images,
-                batch,
-                self.args.seconds,
-                self.console,
-            )?)
-        } else {
-            None
-        };
-        let costs = checkpoint.spec.costs()?;
-        let [_, height, width] = checkpoint.spec.input_size();
-        Ok(Row {
-            model: compiled.model.to_owned(),
-            batch,
-            precision: engine.precision(),
-            threads: engine.threads(),
-            isa: engine.isa().name(),
-            latency_ms: Latency::of(&times),
-            images_per_s,
-            gmacs: costs.macs() as f64 / 1e9,
-            peak_fraction: 2.0 * engine.macs() as f64 * images_per_s / compiled.peak,
-            gmacs_executed: engine.macs() as f64 / 1e9,
-            peak_gops: compiled.peak / 1e9,
-            architecture: checkpoint.spec.architecture.clone(),
-            weights: Weights::of(checkpoint),
-            img_size: [height, width],
-            params: costs.parameters(),
-            weight_bytes: checkpoint.tensors.total_bytes(),
-            packed_bytes: engine.packed_bytes(),
-            peak_memory_bytes: peak_memory(),
-            compile_ms: compiled.milliseconds,
-            runs: times.len(),
-            mean_ms: 1e3 * mean,
-            profile,
-        })
-    }
-}
-
-/// A model ready to be measured.
-struct Compiled<'a> {
-    /// As typed.
-    model: &'a str,
-    checkpoint: &'a Checkpoint,
-    engine: Engine,
-    milliseconds: f64,
-    /// Operations a second.
-    peak: f64,
-}
-
-impl Compiled<'_> {
-    fn name(&self) -> String {
-        let threads = threads(self.engine.threads());
-        format!(
-            "{}, {}, {threads}, {}",
-            self.model,
-            self.engine.precision(),
-            self.engine.isa()
-        )
-    }
-}
-
-/// Peaks that have been measured.
-#[derive(Debug, Default)]
-struct Peaks(Vec<((Isa, Precision, usize), f64)>);
-
-impl Peaks {
-    /// The peak of an engine's instructions, arithmetic and threads. One that has been measured is not measured again.
-    fn of(&mut self, engine: &Engine) -> Result<f64> {
-        let key = (engine.isa(), engine.precision(), engine.threads());
-        if let Some((_, peak)) = self.0.iter().find(|(known, _)| *known == key) {
-            return Ok(*peak);
-        }
-        let arithmetic = match engine.precision() {
-            Precision::F32 => Arithmetic::F32,
-            Precision::Bf16 => Arithmetic::Bf16,
-            Precision::Int8 => Arithmetic::Int8,
-        };
-        let found = peak(engine.isa(), arithmetic, engine.threads()).map_err(|error| {
-            Failure::new(
-                "E_THREADS",
-                format!("cannot start {} threads: {error}", engine.threads()),
-            )
-        })?;
-        self.0.push((key, found));
-        Ok(found)
     }
 }

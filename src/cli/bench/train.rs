@@ -1,44 +1,21 @@
-//! Steps of training: forward, cross-entropy with soft targets, backward, AdamW, as [`Learner`] does them for `train`.
-//!
-//! Images and targets are functions of their place alone, simple enough to be made again in another program: a rival that
-//! starts with the same weights must find the same losses (`benches/peers/train.py` checks it).
+//! `bench --train`: steps of training instead of runs of the engine.
 
 use std::fmt;
-use std::time::Duration;
 
-use burn::tensor::Device;
 use clap::ValueEnum;
 use serde::Serialize;
-use vitesse::adapt::Method;
-use vitesse::engine::Isa;
-use vitesse::model::Checkpoint;
-use vitesse::model::network::{Compute, Precision};
+use vitesse::measure::bench::steps::{self, Quartiles, Row, Steps};
 use vitesse::report::{Table, format, left, right};
-use vitesse_kernels::train::keep_memory;
-use vitesse_train::adamw::OptimConfig;
-use vitesse_train::learner::{Learner, Lesson, Settings};
-use vitesse_train::loss::{Distillation, target_rows};
 use vitesse_train::recipe::{self, TrainConfig};
-use vitesse_train::state::State;
 
-use super::measure::{Budget, quantile, repeat};
-use super::report::threads;
-use super::{Args, peak_memory};
+use super::Args;
 use crate::cli::Console;
-use crate::cli::failure::{Failure, Result};
-use crate::cli::model::Weights;
-
-/// Steps before the first that counts: the first allocates moments and meets cold caches.
-const WARM: Budget = Budget {
-    time: Duration::ZERO,
-    runs: 2,
-};
-/// Label smoothing, so that no target is zero.
-const SMOOTHING: f64 = 0.1;
+use crate::cli::failure::Result;
+use crate::cli::outcome::Outcome;
+use crate::cli::show::Show;
 
 /// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Trained {
     /// Every weight
     All,
@@ -55,232 +32,34 @@ pub(super) enum Amp {
     Bf16,
 }
 
-impl Args {
-    /// How steps compute.
-    fn compute(&self) -> Compute {
-        let train = TrainConfig {
-            amp: self.amp.map(|Amp::Bf16| recipe::Amp::Bf16),
-            grad_checkpointing: self.grad_checkpointing,
-            ..TrainConfig::default()
-        };
-        train.compute()
-    }
-}
-
-impl Trained {
-    /// What an optimiser begins with that trains this part of `checkpoint`.
-    fn state(self, checkpoint: &Checkpoint, optim: &OptimConfig) -> Result<State> {
-        let of =
-            |checkpoint, trains: &dyn Fn(&str) -> bool| Ok(State::new(checkpoint, optim, false, trains)?);
-        match self {
-            Trained::All => of(checkpoint, &|_| true),
-            Trained::Head => of(checkpoint, &|name| name.starts_with("head")),
-            Trained::Lora => {
-                let method = Method::parse("lora", &[])?;
-                let adapted = method.apply(&checkpoint.spec, &checkpoint.tensors, 0)?;
-                let checkpoint = Checkpoint {
-                    spec: adapted.spec,
-                    tensors: adapted.tensors,
-                    ..checkpoint.clone()
-                };
-                of(&checkpoint, &|name| adapted.trainable.contains(name))
-            }
-        }
-    }
-}
-
-/// Measures every model with every number of threads and every batch size.
-pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Report> {
-    let isa = Isa::choose().map_err(Failure::usage)?;
-    keep_memory();
-    let load = |model: &String| Ok((model.clone(), args.models.load_any(model, None, console)?));
-    let models = args.model.iter().map(load).collect::<Result<Vec<_>>>()?;
-    let mut results = Vec::new();
-    for (model, checkpoint) in &models {
-        for threads in args.threads() {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .map_err(|error| {
-                    Failure::new("E_THREADS", format!("cannot start {threads} threads: {error}"))
-                })?;
-            for batch in &args.batch_size {
-                let case = Case {
-                    model,
-                    checkpoint,
-                    trained,
-                    batch: batch.get(),
-                    threads,
-                    isa,
-                    compute: args.compute(),
-                    budget: Budget {
-                        time: args.seconds,
-                        runs: args.min_runs.get(),
-                    },
-                };
-                console.say("step", &case.name());
-                results.push(case.measure(&pool, console)?);
-            }
-        }
-    }
-    Ok(Report { results })
-}
-
-/// One configuration.
-struct Case<'a> {
-    /// As typed.
-    model: &'a str,
-    checkpoint: &'a Checkpoint,
-    trained: Trained,
-    batch: usize,
-    threads: usize,
-    isa: Isa,
-    compute: Compute,
-    budget: Budget,
-}
-
-impl Case<'_> {
-    fn name(&self) -> String {
-        format!(
-            "{}, {}, batches of {}",
-            self.model,
-            threads(self.threads),
-            self.batch
-        )
-    }
-
-    fn measure(&self, pool: &rayon::ThreadPool, console: &Console) -> Result<Row> {
-        let mut learner = self.learner()?;
-        let lesson = self.lesson()?;
-        let lr = OptimConfig::default().lr;
-        let mut losses = Vec::new();
-        let mut step = || {
-            losses.push(pool.install(|| learner.step(&lesson, lr))?.loss);
-            Ok(())
-        };
-        repeat(WARM, console, &mut step)?;
-        let times = repeat(self.budget, console, &mut step)?;
-        let spec = &self.checkpoint.spec;
-        let [_, height, width] = spec.input_size();
-        Ok(Row {
-            model: self.model.to_owned(),
-            batch: self.batch,
-            trained: self.trained,
-            threads: self.threads,
-            isa: self.isa.name(),
-            amp: (self.compute.precision == Precision::Bf16).then_some("bf16"),
-            grad_checkpointing: self.compute.grad_checkpointing,
-            step_ms: Quartiles::of(&times),
-            images_per_s: (self.batch * times.len()) as f64 / times.iter().sum::<f64>(),
-            architecture: spec.architecture.clone(),
-            weights: Weights::of(self.checkpoint),
-            img_size: [height, width],
-            params: spec.costs()?.parameters(),
-            params_trained: learner.state().slots.iter().map(|slot| slot.weight.len()).sum(),
-            peak_memory_bytes: peak_memory(),
-            runs: times.len(),
-            losses,
-        })
-    }
-
-    fn learner(&self) -> Result<Learner> {
-        let optim = OptimConfig::default();
-        let state = self.trained.state(self.checkpoint, &optim)?;
-        let settings = Settings {
-            optim,
-            ema_decay: 0.0,
-            distillation: Distillation::default(),
-            drop_path: 0.0,
-            eval_mode: false,
-            accumulate: 1,
-            seed: 0,
-            compute: self.compute,
-        };
-        Ok(Learner::new(state, settings, None, &Device::flex())?)
-    }
-
-    fn lesson(&self) -> Result<Lesson> {
-        let spec = &self.checkpoint.spec;
-        let classes = spec.num_classes;
-        if classes == 0 {
-            let architecture = spec.architecture.clone();
-            return Err(vitesse_train::Error::NoClasses { architecture }.into());
-        }
-        let [channels, height, width] = spec.input_size();
-        let labels: Vec<usize> = (0..self.batch).map(|sample| sample % classes).collect();
-        let shape = [self.batch, channels, height, width];
-        let images = pixels(shape.iter().product());
-        let targets = target_rows(&labels, classes, SMOOTHING)?;
-        Ok(Lesson::new(images, shape, targets, classes, &Device::flex())?)
-    }
-}
-
-/// Numbers of mean 0 and variance 1, evenly distributed: each is the hash of its place, by the finaliser of MurmurHash3.
-fn pixels(count: usize) -> Vec<f32> {
-    let pixel = |place: usize| {
-        let mut hash = place as u32;
-        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
-        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
-        hash ^= hash >> 16;
-        ((f64::from(hash) / 2f64.powi(32) - 0.5) * 12f64.sqrt()) as f32
-    };
-    (0..count).map(pixel).collect()
-}
-
-/// Times of one step, in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Quartiles {
-    median: f64,
-    p25: f64,
-    p75: f64,
-}
-
-impl Quartiles {
-    /// Of steps that took so many seconds.
-    fn of(seconds: &[f64]) -> Quartiles {
-        let mut sorted = seconds.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let at = |share| 1e3 * quantile(&sorted, share);
-        Quartiles {
-            median: at(0.5),
-            p25: at(0.25),
-            p75: at(0.75),
-        }
-    }
-}
-
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+struct Report {
     results: Vec<Row>,
 }
 
-/// What was found of one configuration.
-#[derive(Debug, Serialize)]
-struct Row {
-    /// As typed.
-    model: String,
-    batch: usize,
-    trained: Trained,
-    threads: usize,
-    isa: &'static str,
-    /// The format of mixed precision.
-    amp: Option<&'static str>,
-    grad_checkpointing: bool,
-    /// Of one step with the whole batch.
-    step_ms: Quartiles,
-    /// All images over all of the measured time.
-    images_per_s: f64,
-    architecture: String,
-    weights: Weights,
-    /// Height and width.
-    img_size: [usize; 2],
-    params: usize,
-    params_trained: usize,
-    /// Of the process so far, all models and images included.
-    peak_memory_bytes: Option<u64>,
-    runs: usize,
-    /// Of every step from the first, those that warm up included.
-    losses: Vec<f64>,
+/// Measures every model with every number of threads and every batch size.
+pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Outcome> {
+    let load = |model: &String| Ok((model.clone(), args.models.load_any(model, None, console)?));
+    let compute = TrainConfig {
+        amp: args.amp.map(|Amp::Bf16| recipe::Amp::Bf16),
+        grad_checkpointing: args.grad_checkpointing,
+        ..TrainConfig::default()
+    };
+    let steps = Steps {
+        models: args.model.iter().map(load).collect::<Result<_>>()?,
+        trained: match trained {
+            Trained::All => steps::Trained::All,
+            Trained::Head => steps::Trained::Head,
+            Trained::Lora => steps::Trained::Lora,
+        },
+        batches: args.forms.batches(),
+        threads: args.threads(),
+        compute: compute.compute(),
+        budget: args.budget(),
+    };
+    Outcome::new(&Report {
+        results: steps.run(console.stop(), &mut Show::new(console))?,
+    })
 }
 
 impl fmt::Display for Report {
@@ -317,38 +96,5 @@ impl fmt::Display for Report {
             writeln!(f, "\nthe process used {} of memory at most", format::bytes(bytes))?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pixels_are_what_another_program_makes_of_the_formula() {
-        let pixels = pixels(30_000);
-        // The hash of 0 is 0, that of 1 is 0x514e28b7.
-        assert_eq!(pixels[0], -(3f32.sqrt()));
-        assert_eq!(
-            pixels[1],
-            ((f64::from(0x514e_28b7_u32) / 2f64.powi(32) - 0.5) * 12f64.sqrt()) as f32
-        );
-        let mean = |f: fn(f32) -> f32| pixels.iter().map(|x| f(*x)).sum::<f32>() / pixels.len() as f32;
-        assert!(mean(|x| x).abs() < 0.02 && (mean(|x| x * x) - 1.0).abs() < 0.02);
-    }
-
-    #[test]
-    fn each_choice_trains_what_it_says() {
-        let checkpoint = Checkpoint::fresh("deit_micro_patch4_32", None, None, 0).unwrap();
-        let names = |trained: Trained| -> Vec<String> {
-            let state = trained.state(&checkpoint, &OptimConfig::default()).unwrap();
-            state.slots.into_iter().map(|slot| slot.name).collect()
-        };
-        let (all, head, lora) = (names(Trained::All), names(Trained::Head), names(Trained::Lora));
-        assert_eq!(all.len(), checkpoint.tensors.len());
-        assert!(head.iter().all(|name| name.starts_with("head")) && head.len() >= 2);
-        let updates = lora.iter().filter(|name| name.starts_with("ops.")).count();
-        assert_eq!(updates, 2 * checkpoint.spec.vit().unwrap().layers.len());
-        assert!(head.iter().all(|name| lora.contains(name)) && lora.len() == updates + head.len());
     }
 }

@@ -2,13 +2,11 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `contest` | the engines, their turns, their predictions |
 //! | `report` | what was found: the JSON document and the text |
 //! | `page` | the same as an HTML page with charts |
 
-pub(super) mod contest;
 mod page;
-pub(super) mod report;
+mod report;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -16,18 +14,18 @@ use std::time::Duration;
 
 use vitesse::data::{DataSet, OpenOptions, Split, open};
 use vitesse::engine::Precision;
+use vitesse::measure::contest::{Contest, Contestant};
+use vitesse::measure::machine::{peak_memory, processor};
+use vitesse::measure::timing::Budget;
 use vitesse::model::storage::atomic_write;
 
 use super::Console;
-use super::args::{Number, positive, split, start_threads};
-use super::bench::measure::Budget;
-use super::bench::{batch_size, default_threads, seconds};
-use super::doctor::machine::{peak_memory, processor};
+use super::args::model::ModelsArgs;
+use super::args::output::may_write;
+use super::args::{FormsArgs, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
-use super::model::ModelsArgs;
 use super::outcome::Outcome;
-use super::run::may_write;
-use contest::{Contest, Contestant};
+use super::show::Show;
 use report::{Evaluated, Report};
 
 /// Compare several models on this machine: latency in turns, sizes, and with --data accuracy and agreement
@@ -52,23 +50,10 @@ pub(super) struct Args {
     model: Vec<String>,
     #[command(flatten)]
     models: ModelsArgs,
-    /// Images in one forward pass; several, separated by commas, are measured one after the other
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,16", value_parser = batch_size,
-          help_heading = "Computing")]
-    batch_size: Vec<NonZeroUsize>,
-    /// Number formats of the arithmetic; with several, each model takes part in each of them
-    #[arg(
-        long,
-        value_enum,
-        value_name = "FORMAT,…",
-        value_delimiter = ',',
-        default_value = "f32",
-        help_heading = "Computing"
-    )]
-    precision: Vec<Number>,
-    /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    forms: FormsArgs,
+    #[command(flatten)]
+    threads: ThreadsArgs,
     /// How often each model has its turn
     #[arg(long, value_name = "N", default_value = "10", value_parser = positive, help_heading = "Measuring")]
     rounds: NonZeroUsize,
@@ -99,20 +84,21 @@ const EVAL_BATCH: usize = 16;
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        start_threads(self.threads)?;
+        self.threads.start()?;
         if let Some(output) = &self.output {
             may_write(output, self.force)?;
         }
         let entries = self.entries()?;
         let data = self.data.as_deref().map(|path| self.open(path)).transpose()?;
         let contest = self.contest(&entries, data.as_ref(), console)?;
-        let batches = contest.turns(self.rounds.get(), console)?;
+        let (stop, mut show) = (console.stop(), Show::new(console));
+        let batches = contest.turns(self.rounds.get(), stop, &mut show)?;
         let models = contest.models();
         let evaluated = match (&self.data, &data) {
             (Some(path), Some(data)) => Some(Evaluated {
                 data: path.display().to_string(),
                 split: data.split().to_string(),
-                results: contest.evaluate(data, EVAL_BATCH, console)?,
+                results: contest.evaluate(data, EVAL_BATCH, stop, &mut show)?,
             }),
             _ => None,
         };
@@ -141,11 +127,8 @@ impl Args {
             match named_precision(text)? {
                 (model, Some(precision)) => entries.push((model.to_owned(), precision)),
                 (model, None) => {
-                    let each = self
-                        .precision
-                        .iter()
-                        .map(|number| (model.to_owned(), number.precision()));
-                    entries.extend(each);
+                    let each = self.forms.precisions();
+                    entries.extend(each.map(|precision| (model.to_owned(), precision)));
                 }
             }
         }
@@ -176,7 +159,7 @@ impl Args {
         data: Option<&DataSet>,
         console: &Console,
     ) -> Result<Contest> {
-        let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
+        let threads = self.threads.count();
         let classes = data
             .map(|data| data.class_names().len())
             .filter(|&classes| classes > 0);
@@ -203,13 +186,8 @@ impl Args {
             time: self.seconds,
             runs: RUNS,
         };
-        let batches = self.batch_size.iter().map(|size| size.get()).collect();
-        Ok(Contest::new(
-            contestants.into_iter().flatten().collect(),
-            batches,
-            budget,
-            threads,
-        ))
+        let contestants = contestants.into_iter().flatten().collect();
+        Ok(Contest::new(contestants, self.forms.batches(), budget, threads))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The comparison as one HTML file.
 
+use vitesse::measure::contest::Batch;
 use vitesse::report::chart::{HALF, LineChart, ScatterChart, Series};
 use vitesse::report::{Content, Page, format};
 
-use super::report::{Batch, Report, spread};
+use super::report::Report;
 
 /// The page.
 pub(super) fn page(report: &Report) -> String {
@@ -58,10 +59,7 @@ fn summary(report: &Report) -> String {
     match faster.min_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median)) {
         Some(fastest) => format!(
             "With batches of {}, `{}` is the fastest: it takes {} of the time of `{}`.",
-            batch.batch,
-            fastest.label,
-            spread(fastest.ratio),
-            first.label
+            batch.batch, fastest.label, fastest.ratio, first.label
         ),
         None => format!(
             "With batches of {}, no model is faster than `{}` in every round.",

@@ -3,12 +3,9 @@
 use std::fmt;
 
 use serde::Serialize;
-use vitesse::engine::Precision;
+use vitesse::measure::contest::{Accuracy, Batch, Model};
+use vitesse::measure::machine::threads;
 use vitesse::report::{Table, format, left, right};
-
-use crate::cli::bench::measure::median;
-use crate::cli::bench::threads;
-use crate::cli::model::Weights;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -27,102 +24,12 @@ pub(super) struct Report {
     pub(super) page: Option<String>,
 }
 
-/// What a model is.
-#[derive(Debug, Serialize)]
-pub(super) struct Model {
-    /// Tells it from the others.
-    pub(super) label: String,
-    /// As typed.
-    pub(super) model: String,
-    pub(super) architecture: String,
-    pub(super) weights: Weights,
-    pub(super) precision: Precision,
-    pub(super) isa: &'static str,
-    /// Height and width.
-    pub(super) img_size: [usize; 2],
-    pub(super) params: usize,
-    /// As they came: in the file, or as drawn.
-    pub(super) weight_bytes: usize,
-    /// As the engine holds them.
-    pub(super) packed_bytes: usize,
-    /// Nominal multiply-accumulates of one image, 10⁹.
-    pub(super) gmacs: f64,
-    /// Those that the engine does.
-    pub(super) gmacs_executed: f64,
-    pub(super) compile_ms: f64,
-}
-
-/// All models with one batch size.
-#[derive(Debug, Serialize)]
-pub(in crate::cli) struct Batch {
-    pub(in crate::cli) batch: usize,
-    pub(in crate::cli) results: Vec<Time>,
-}
-
-/// One model with one batch size.
-#[derive(Debug, Serialize)]
-pub(in crate::cli) struct Time {
-    pub(in crate::cli) label: String,
-    /// The median of the rounds' medians.
-    pub(in crate::cli) latency_ms: f64,
-    pub(in crate::cli) images_per_s: f64,
-    pub(in crate::cli) ratio: Ratio,
-    /// The median of each round.
-    pub(in crate::cli) rounds_ms: Vec<f64>,
-}
-
-/// Latency over that of the first model in the same round.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(in crate::cli) struct Ratio {
-    pub(in crate::cli) median: f64,
-    pub(in crate::cli) min: f64,
-    pub(in crate::cli) max: f64,
-}
-
 /// Accuracies of all models.
 #[derive(Debug, Serialize)]
 pub(super) struct Evaluated {
     pub(super) data: String,
     pub(super) split: String,
     pub(super) results: Vec<Accuracy>,
-}
-
-/// One model's answers, in percent.
-#[derive(Debug, Serialize)]
-pub(super) struct Accuracy {
-    pub(super) label: String,
-    pub(super) top1: f64,
-    pub(super) top5: f64,
-    /// Images for which it predicts what the first model predicts.
-    pub(super) agreement: f64,
-    pub(super) images: usize,
-    pub(super) unreadable: usize,
-}
-
-impl Ratio {
-    pub(super) fn of(ratios: &[f64]) -> Ratio {
-        Ratio {
-            median: median(ratios.iter().copied()),
-            min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
-            max: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        }
-    }
-
-    /// What all rounds agree on.
-    pub(super) fn verdict(self) -> &'static str {
-        if self.max < 1.0 {
-            "faster"
-        } else if self.min > 1.0 {
-            "slower"
-        } else {
-            "not told apart"
-        }
-    }
-}
-
-/// `0.512 (0.498–0.530)`
-pub(super) fn spread(ratio: Ratio) -> String {
-    format!("{:.3} ({:.3}–{:.3})", ratio.median, ratio.min, ratio.max)
 }
 
 impl Report {
@@ -172,7 +79,7 @@ impl Report {
         for (i, time) in batch.results.iter().enumerate() {
             let (ratio, verdict) = match i {
                 0 => ("1".to_owned(), ""),
-                _ => (spread(time.ratio), time.ratio.verdict()),
+                _ => (time.ratio.to_string(), time.ratio.verdict()),
             };
             table.push([
                 time.label.clone(),
@@ -232,20 +139,5 @@ impl fmt::Display for Report {
             writeln!(f, "\n`{page}` shows it with charts")?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_rounds_must_agree() {
-        let ratio = Ratio::of(&[0.5, 0.9, 0.6]);
-        assert_eq!((ratio.median, ratio.min, ratio.max), (0.6, 0.5, 0.9));
-        assert_eq!(ratio.verdict(), "faster");
-        assert_eq!(Ratio::of(&[0.9, 1.1]).verdict(), "not told apart");
-        assert_eq!(Ratio::of(&[1.2, 1.1]).verdict(), "slower");
-        assert_eq!(spread(ratio), "0.600 (0.500–0.900)");
     }
 }

@@ -2,15 +2,16 @@
 
 use std::fmt;
 
-use rayon::prelude::*;
 use serde::Serialize;
-use vitesse::data::DataSet;
+use vitesse::measure::accuracy::Unreadable;
+use vitesse::measure::images::unreadable;
 use vitesse::report::{Table, format, left};
 
 use crate::cli::Console;
 use crate::cli::args::DataArgs;
 use crate::cli::failure::{Exit, Result};
 use crate::cli::outcome::Outcome;
+use crate::cli::show::Show;
 
 /// Read every picture of a data set and list the files that cannot be read
 ///
@@ -26,7 +27,12 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        let report = check(&self.data.open()?, console)?;
+        let data = self.data.open()?;
+        let report = Report {
+            images: data.len(),
+            skipped: data.skipped(),
+            unreadable: unreadable(&data, console.stop(), &mut Show::new(console))?,
+        };
         let exit = if report.unreadable.is_empty() {
             Exit::Done
         } else {
@@ -42,36 +48,6 @@ struct Report {
     /// Files of formats that are not supported.
     skipped: usize,
     unreadable: Vec<Unreadable>,
-}
-
-#[derive(Debug, Serialize)]
-struct Unreadable {
-    name: String,
-    reason: String,
-}
-
-fn check(data: &DataSet, console: &Console) -> Result<Report> {
-    /// Pictures between two looks at the clock and at Ctrl-C.
-    const STEP: usize = 256;
-    let mut progress = console.progress("images", data.len());
-    let mut unreadable = Vec::new();
-    for start in (0..data.len()).step_by(STEP) {
-        let end = (start + STEP).min(data.len());
-        let failed = (start..end).into_par_iter().filter_map(|sample| {
-            let reason = data.load(sample).err()?.to_string();
-            Some(Unreadable {
-                name: data.name(sample),
-                reason,
-            })
-        });
-        unreadable.par_extend(failed);
-        progress.at(end)?;
-    }
-    Ok(Report {
-        images: data.len(),
-        skipped: data.skipped(),
-        unreadable,
-    })
 }
 
 impl fmt::Display for Report {

@@ -1,7 +1,7 @@
 //! `data`: look at data sets.
 
 mod check;
-pub(super) mod draw;
+mod draw;
 mod info;
 mod list;
 

@@ -16,26 +16,30 @@ mod report;
 
 use std::fs;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::data::{DataSet, OpenOptions, Split, export, open};
 use vitesse::engine::Precision;
+use vitesse::measure::Labels;
+use vitesse::measure::classify::Runner;
+use vitesse::measure::machine::{peak_memory, processor};
+use vitesse::measure::predict::Predictor;
+use vitesse::measure::taught::tokens;
 use vitesse::model::Fusion;
 use vitesse::model::storage::AtomicDir;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::Thumbnail;
 use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::prepare::preprocess;
+use vitesse_train::tokens::TokenSimilarity;
 
+use super::Console;
 use super::args::{positive, start_threads};
-use super::classify::Runner;
-use super::data::draw::draw;
-use super::doctor::machine::{peak_memory, processor};
 use super::failure::{Failure, Result};
-use super::labels::Labels;
 use super::outcome::Outcome;
-use super::{Console, predict};
+use super::show::Show;
 use experiment::{Method, Size};
 use report::{Prediction, Report, Run};
 
@@ -123,12 +127,11 @@ impl Quickstart<'_> {
             "draw pictures: the built-in set has no files, every picture is a function of its number",
         );
         let test = self.test_pictures()?;
-        draw(
-            &test.limit(self.size.shown, 0),
-            &self.folder.join(IMAGES),
-            false,
-            self.console,
-        )?;
+        let images = self.folder.join(IMAGES);
+        fs::create_dir(&images).map_err(|error| Failure::io("create", &images, error))?;
+        export(&test.limit(self.size.shown, 0), &images, &mut |_| {
+            ControlFlow::Continue(())
+        })?;
         let runs = self.runs(&test)?;
         let students = runs.iter().filter(|run| run.method != Method::Teacher);
         let best = report::best_of(students).map_or(Method::None, |run| run.method);
@@ -149,7 +152,7 @@ impl Quickstart<'_> {
         );
         let (predictions, pictures) = self.predictions(best)?;
         let token = self.folder.join(Method::Token.key()).join("best");
-        let tokens = learn::tokens(&token, &test.limit(TOKEN_IMAGES, 0), self.workers, self.console)?;
+        let tokens = self.tokens(&token, &test.limit(TOKEN_IMAGES, 0))?;
         let output = self.args.output.display().to_string();
         let report = Report {
             report: self.args.output.join(PAGE).display().to_string(),
@@ -202,15 +205,23 @@ impl Quickstart<'_> {
         Ok(runs)
     }
 
+    /// How alike the two tokens of the checkpoint in `path` are on `data`.
+    fn tokens(&self, path: &Path, data: &DataSet) -> Result<TokenSimilarity> {
+        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+        let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+        let (options, stop) = (test_options(self.workers), self.console.stop());
+        let mut show = Show::new(self.console);
+        Ok(tokens(&checkpoint, data, &prepared, options, stop, &mut show)?)
+    }
+
     /// What the best student says about the pictures that were drawn.
     fn predictions(&self, best: Method) -> Result<(Vec<Prediction>, Vec<Thumbnail>)> {
         let drawn = open(self.folder.join(IMAGES), &OpenOptions::default())?;
         let checkpoint =
             Checkpoint::load(self.folder.join(best.key()).join("best"), &LoadOptions::default())?;
-        let plan = predict::Plan {
+        let predictor = Predictor {
             preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
             labels: Labels::of(&checkpoint),
-            checkpoint,
             topk: 1,
             fusion: Fusion::default(),
             batch_size: 16,
@@ -219,12 +230,13 @@ impl Quickstart<'_> {
             .map(|i| Path::new(IMAGES).join(drawn.name(i)))
             .collect();
         let paths: Vec<PathBuf> = files.iter().map(|file| self.folder.join(file)).collect();
-        let mut runner = Runner::new(&plan.checkpoint, None, Precision::F32, self.console)?;
-        let found = plan.run(&mut runner, &paths, self.console)?;
+        let mut show = Show::new(self.console);
+        let mut runner = Runner::new(&checkpoint, None, Precision::F32, &mut show)?;
+        let found = predictor.run(&mut runner, &paths, self.console.stop(), &mut show)?;
         let (mut predictions, mut pictures) = (Vec::new(), Vec::new());
-        for (i, (file, found)) in files.iter().zip(found.predictions).enumerate() {
+        for (i, (file, found)) in files.iter().zip(found).enumerate() {
             let truth = drawn.label(i).and_then(|label| drawn.class_names().get(label));
-            let class = found.classes.and_then(|classes| classes.into_iter().next());
+            let class = found?.into_iter().next();
             let (Some(truth), Some(class)) = (truth, class) else {
                 continue;
             };

@@ -8,8 +8,10 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use vitesse::data::{DataSet, Loader, LoaderOptions, OpenOptions, Split, open};
+use vitesse::data::{DataSet, Loader, LoaderOptions};
 use vitesse::engine::Precision;
+use vitesse::measure::accuracy::{self, Exam, open_test};
+use vitesse::measure::classify::Runner;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::events::{Outcome as Learned, Plan};
@@ -19,10 +21,9 @@ use vitesse_train::teacher::Teacher;
 use vitesse_train::{Error, Recipe, run_together};
 
 use super::Console;
-use super::classify::Runner;
-use super::eval;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
+use super::show::Show;
 pub(super) use flags::{RecipeArgs, RunArgs};
 use report::Report;
 pub(super) use report::{DryRun, Report as RunReport};
@@ -60,6 +61,7 @@ impl<'a> Training<'a> {
     }
 
     pub(super) fn run(&self) -> Result<Outcome> {
+        self.recipe.refuse_method()?;
         if self.args.dry_run {
             return Outcome::new(&self.dry_run()?);
         }
@@ -152,10 +154,10 @@ impl<'a> Training<'a> {
     }
 
     /// One evaluation on the test split, after which nothing is chosen any more.
-    fn test(&self, path: &Path) -> Result<Option<eval::Report>> {
+    fn test(&self, path: &Path) -> Result<Option<accuracy::Report>> {
         let Some(data) = &self.test else { return Ok(None) };
         let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
-        let plan = eval::Plan {
+        let exam = Exam {
             preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
             checkpoint,
             data: data.clone(),
@@ -165,10 +167,10 @@ impl<'a> Training<'a> {
                 fusion: self.recipe.distill.joint,
                 ..EvalOptions::default()
             },
-            strict: false,
         };
-        let mut runner = Runner::new(&plan.checkpoint, None, Precision::F32, self.console)?;
-        match plan.run(&mut runner, self.console) {
+        let mut show = Show::new(self.console);
+        let mut runner = Runner::new(&exam.checkpoint, None, Precision::F32, &mut show)?;
+        match exam.run(&mut runner, self.console.team(), self.console.stop(), &mut show) {
             Err(_) if self.console.check().is_err() => {
                 let sentence = "interrupted while testing; the run itself is finished";
                 Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))
@@ -219,15 +221,4 @@ impl<'a> Training<'a> {
         let output = self.args.output.display();
         format!("{launcher}vitesse {} --resume -o {output}", self.verb)
     }
-}
-
-/// The test split of a data set, which must be stored as one.
-pub(super) fn open_test(path: &str) -> Result<DataSet> {
-    Ok(open(
-        path,
-        &OpenOptions {
-            split: Some(Split::Test),
-            ..OpenOptions::default()
-        },
-    )?)
 }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
+use vitesse::measure::accuracy;
 use vitesse::report::format;
 use vitesse_train::Recipe;
 use vitesse_train::events::{Outcome as Learned, Plan};
 use vitesse_train::run::RunFolder;
 
-use crate::cli::eval;
 use crate::cli::failure::Result;
 use crate::cli::outcome::pairs;
 
@@ -133,7 +133,7 @@ pub(in crate::cli) struct Report {
     last_checkpoint: String,
     /// The one evaluation on the test split, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    test: Option<eval::Report>,
+    test: Option<accuracy::Report>,
     /// The next command.
     next: String,
     #[serde(skip)]
@@ -154,7 +154,7 @@ impl Report {
         plan: Option<Plan>,
         learned: &Learned,
         checkpoint: &Path,
-        test: Option<eval::Report>,
+        test: Option<accuracy::Report>,
     ) -> Result<Report> {
         let recipe = RunFolder::recipe(output)?;
         let checkpoint = checkpoint.display().to_string();

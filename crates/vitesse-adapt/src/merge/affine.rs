@@ -4,9 +4,8 @@
 //! `W' = W M`, `b' = b + W m`; behind it, `W' = M W`, `b' = M b + m`. `M` is either diagonal (scale and shift) or the
 //! identity plus a product of thin matrices (a linear bottleneck); neither is ever multiplied out.
 
-use vitesse_model::Tensors;
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
+use vitesse_model::{Sites, Tensors};
 
 use super::matrix::Matrix;
 use crate::Result;
@@ -39,7 +38,7 @@ impl Affine {
     ///
     /// # Errors
     /// Tensors that are not the spec's.
-    pub fn of(op: &OpSpec, index: usize, vit: &VitSpec, tensors: &Tensors) -> Result<Option<Affine>> {
+    pub fn of(op: &OpSpec, index: usize, sites: &dyn Sites, tensors: &Tensors) -> Result<Option<Affine>> {
         if op.nonlinear().is_some() {
             return Ok(None);
         }
@@ -62,7 +61,7 @@ impl Affine {
                 })
             }
             OpKind::Bottleneck(kind) => {
-                let width = vit.width_at(op.site, op.layer).unwrap_or(0);
+                let width = sites.width_at(op.site, op.layer).unwrap_or(0);
                 let scale = if kind.learned_scale {
                     read("scale")?.first().copied().unwrap_or(kind.scale)
                 } else {
@@ -73,7 +72,11 @@ impl Affine {
                     columns: width,
                     values: read("down.weight")?,
                 };
-                let up = dense_up(&read("up.weight")?, width, kind.hidden, kind.groups);
+                let up = Matrix {
+                    rows: width,
+                    columns: kind.hidden,
+                    values: kind.dense_up(&read("up.weight")?, width),
+                };
                 Some(Affine::bottleneck(
                     down,
                     &read("down.bias")?,
@@ -214,24 +217,13 @@ impl Affine {
     }
 }
 
-/// The up projection `[width, hidden / groups]` as a dense `[width, hidden]`: outputs of group `g` read only the hidden
-/// units of group `g`, both split in order.
-pub fn dense_up(grouped: &[f64], width: usize, hidden: usize, groups: usize) -> Matrix {
-    let mut out = Matrix::zeros(width, hidden);
-    let each = hidden / groups.max(1);
-    for c in 0..width {
-        let first = c * groups / width * each;
-        out.values[c * hidden + first..][..each].copy_from_slice(&grouped[c * each..][..each]);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
     use proptest::prelude::*;
+    use vitesse_model::ops::{Activation, Bottleneck};
     use vitesse_rng::{Key, Rng};
 
     fn normals(rng: &mut Rng, count: usize) -> Vec<f64> {
@@ -255,7 +247,21 @@ mod tests {
             };
         }
         let down = random(rng, hidden, width);
-        let up = dense_up(&normals(rng, width * hidden / groups), width, hidden, groups);
+        let kind = Bottleneck {
+            hidden,
+            groups,
+            activation: Activation::None,
+            scale,
+            learned_scale: false,
+            norm: None,
+            from: None,
+            dropout: 0.0,
+        };
+        let up = Matrix {
+            rows: width,
+            columns: hidden,
+            values: kind.dense_up(&normals(rng, width * hidden / groups), width),
+        };
         Affine::bottleneck(down, &normals(rng, hidden), up, &normals(rng, width), scale)
     }
 

@@ -3,10 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-
-/// The largest difference of logits that counts as equal, absolute, or relative to the largest logit where that is
-/// above 1.
-pub const TOLERANCE: f64 = 1e-4;
+use vitesse_train::method::Check;
 
 /// How far two models' answers to the same images are from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -55,7 +52,7 @@ impl Difference {
             } else {
                 f64::INFINITY
             },
-            tolerance: TOLERANCE * scale,
+            tolerance: Check::default().tolerance * scale,
             agreeing,
         }
     }

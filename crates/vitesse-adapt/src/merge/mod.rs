@@ -13,20 +13,20 @@ pub mod affine;
 mod check;
 pub mod convolution;
 pub mod matrix;
-mod plan;
+mod routes;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use vitesse_model::ops::{OpKind, OpSpec};
-use vitesse_model::spec::{NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::{Difference, TOLERANCE};
+pub use check::Difference;
 use matrix::Matrix;
-use plan::{Fold, Target};
+use routes::{Fold, Target};
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,26 +53,8 @@ pub struct Report {
     pub folded: Vec<Folded>,
     /// The ops that are kept, and why.
     pub kept: Vec<Kept>,
-    /// Whether projections without a bias have one now.
+    /// Whether projections of blocks without a bias have one now.
     pub created_bias: bool,
-}
-
-/// One op that is folded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Folded {
-    /// The op, such as `bottleneck at attn.in of block 3`.
-    pub op: String,
-    /// The module that took it in, such as `blocks.3.attn.qkv`.
-    pub into: String,
-}
-
-/// One op that is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    /// The op.
-    pub op: String,
-    /// Why it cannot be folded.
-    pub reason: String,
 }
 
 /// A model that an adapter was taken out of again.
@@ -94,45 +76,44 @@ pub struct Unmerged {
 /// [`Error::NothingToDo`] for a model without ops.
 pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Merged> {
     spec.check(tensors, "the adapted model")?;
-    let vit = spec.vit()?;
-    if vit.ops.is_empty() {
+    if spec.ops.is_empty() {
         return Err(Error::NothingToDo(
             "the model has no ops: there is nothing to fold, or it was merged already".into(),
         ));
     }
-    let plan = plan::plan(vit, tensors)?;
-    if !plan.refused.is_empty() && !options.keep_unfoldable {
-        let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(vit, *index));
+    let routes = routes::routes(spec, tensors)?;
+    if !routes.refused.is_empty() && !options.keep_unfoldable {
+        let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(spec, *index));
         return Err(Error::Unfoldable {
-            reasons: plan.refused.iter().map(reason).collect(),
-            total: vit.ops.len(),
+            reasons: routes.refused.iter().map(reason).collect(),
+            total: spec.ops.len(),
         });
     }
-    let mut work = Work::new(vit, tensors);
-    for fold in &plan.folds {
+    let mut work = Work::new(spec, tensors);
+    for fold in &routes.folds {
         work.apply(fold, Direction::In)?;
     }
     let report = Report {
-        folded: plan
+        folded: routes
             .folds
             .iter()
             .map(|fold| Folded {
-                op: describe(vit, fold.op),
+                op: describe(spec, fold.op),
                 into: fold.target.module(),
             })
             .collect(),
-        kept: plan
+        kept: routes
             .refused
             .iter()
             .map(|(index, reason)| Kept {
-                op: describe(vit, *index),
+                op: describe(spec, *index),
                 reason: reason.clone(),
             })
             .collect(),
         created_bias: work.created_bias,
     };
-    let keep: Vec<bool> = (0..vit.ops.len())
-        .map(|index| plan.refused.iter().any(|(refused, _)| *refused == index))
+    let keep: Vec<bool> = (0..spec.ops.len())
+        .map(|index| routes.refused.iter().any(|(refused, _)| *refused == index))
         .collect();
     let (changed, created_bias) = (work.changed, work.created_bias);
     let (mut spec, mut tensors) = without_ops(spec, tensors, &keep)?;
@@ -142,6 +123,9 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
     }
     if created_bias {
         set_qkv_bias(&mut spec, &mut tensors)?;
+    }
+    if let Some(embedding) = spec.embedding() {
+        spec.set_patch_bias(tensors.contains(&format!("{}.bias", embedding.name)));
     }
     spec.check(&tensors, "the merged model")?;
     Ok(Merged {
@@ -158,32 +142,31 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
 /// An op that cannot be folded, and so never was; [`Error::Singular`] where a map has no inverse.
 pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Result<Unmerged> {
     spec.check(tensors, "the merged model with its adapter")?;
-    let vit = spec.vit()?;
-    let plan = plan::plan(vit, tensors)?;
-    if let Some((index, reason)) = plan.refused.first() {
+    let routes = routes::routes(spec, tensors)?;
+    if let Some((index, reason)) = routes.refused.first() {
         return Err(Error::NothingToDo(format!(
             "{} cannot be taken out, because it cannot have been folded: {reason}",
-            describe(vit, *index)
+            describe(spec, *index)
         )));
     }
-    let mut work = Work::new(vit, tensors);
-    for fold in plan.folds.iter().rev() {
+    let mut work = Work::new(spec, tensors);
+    for fold in routes.folds.iter().rev() {
         work.apply(fold, Direction::Out)?;
     }
     let (changed, condition) = (work.changed, work.condition);
-    let (mut spec, mut tensors) = without_ops(spec, tensors, &vec![false; vit.ops.len()])?;
+    let (mut spec, mut tensors) = without_ops(spec, tensors, &vec![false; spec.ops.len()])?;
     for (name, (shape, values)) in changed {
         let values = values.iter().map(|&x| x as f32).collect();
         tensors.insert_f32(name, &shape, values)?;
     }
-    if created_bias && let NetworkSpec::Vit(vit) = &mut spec.network {
-        for index in 0..vit.cores.len() {
-            let name = format!("{}.attn.qkv.bias", vit.core_name(index));
-            if let Some(attn) = vit.cores.get_mut(index).and_then(|core| core.attn.as_mut()) {
-                attn.qkv_bias = false;
+    if created_bias {
+        for (site, _, projection) in spec.sites().projections() {
+            let name = format!("{}.bias", projection.name);
+            if site == Site::Qkv && tensors.contains(&name) {
                 tensors.remove(&name)?;
             }
         }
+        spec.set_qkv_bias(false);
     }
     spec.check(&tensors, "the model")?;
     Ok(Unmerged {
@@ -194,8 +177,8 @@ pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Resul
 }
 
 /// The op in words.
-fn describe(vit: &VitSpec, index: usize) -> String {
-    let Some(OpSpec { site, layer, kind }) = vit.ops.get(index) else {
+fn describe(sites: &dyn Sites, index: usize) -> String {
+    let Some(OpSpec { site, layer, kind }) = sites.ops().get(index) else {
         return format!("ops.{index}");
     };
     match layer {
@@ -206,15 +189,14 @@ fn describe(vit: &VitSpec, index: usize) -> String {
 
 /// The model with the ops that are kept, whose tensors are named by their new places.
 fn without_ops(spec: &ModelSpec, tensors: &Tensors, keep: &[bool]) -> Result<(ModelSpec, Tensors)> {
-    let vit = spec.vit()?;
     let mut tensors = tensors.clone();
     let mut kept: Vec<OpSpec> = Vec::new();
     // Places only move down, so a new name is free by the time it is needed.
-    for (index, op) in vit.ops.iter().enumerate() {
+    for (index, op) in spec.ops.iter().enumerate() {
         let prefix = op.prefix(index);
         let stays = keep.get(index).copied().unwrap_or(false);
         let new = op.prefix(kept.len());
-        for tensor in op.tensors(index, vit) {
+        for tensor in op.tensors(index, spec) {
             let value = tensors.remove(&tensor.name)?;
             if let Some(end) = tensor.name.strip_prefix(&prefix)
                 && stays
@@ -226,27 +208,22 @@ fn without_ops(spec: &ModelSpec, tensors: &Tensors, keep: &[bool]) -> Result<(Mo
             kept.push(op.clone());
         }
     }
-    let mut spec = spec.clone();
-    if let NetworkSpec::Vit(vit) = &mut spec.network {
-        vit.ops = kept;
-    }
+    let spec = ModelSpec {
+        ops: kept,
+        ..spec.clone()
+    };
     Ok((spec, tensors))
 }
 
 /// Gives every projection to queries, keys and values a bias, zero where none was made: models say so for all blocks
 /// together.
 fn set_qkv_bias(spec: &mut ModelSpec, tensors: &mut Tensors) -> Result<()> {
-    let NetworkSpec::Vit(vit) = &mut spec.network else {
-        return Ok(());
-    };
-    for index in 0..vit.cores.len() {
-        let name = format!("{}.attn.qkv.bias", vit.core_name(index));
-        if let Some(attn) = vit.cores.get_mut(index).and_then(|core| core.attn.as_mut()) {
-            attn.qkv_bias = true;
-            let rows = 2 * attn.qk_width() + attn.v_width();
-            if !tensors.contains(&name) {
-                tensors.insert_f32(name, &[rows], vec![0.0; rows])?;
-            }
+    spec.set_qkv_bias(true);
+    for (site, _, projection) in spec.sites().projections() {
+        let name = format!("{}.bias", projection.name);
+        if site == Site::Qkv && !tensors.contains(&name) {
+            let rows = projection.outputs;
+            tensors.insert_f32(name, &[rows], vec![0.0; rows])?;
         }
     }
     Ok(())
@@ -261,7 +238,7 @@ enum Direction {
 
 /// Weights on which folds work, in `f64` until all are done.
 struct Work<'a> {
-    vit: &'a VitSpec,
+    sites: &'a dyn Sites,
     tensors: &'a Tensors,
     changed: BTreeMap<String, (Vec<usize>, Vec<f64>)>,
     created_bias: bool,
@@ -269,9 +246,9 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(vit: &'a VitSpec, tensors: &'a Tensors) -> Self {
+    fn new(sites: &'a dyn Sites, tensors: &'a Tensors) -> Self {
         Work {
-            vit,
+            sites,
             tensors,
             changed: BTreeMap::new(),
             created_bias: false,
@@ -290,13 +267,13 @@ impl<'a> Work<'a> {
     }
 
     fn apply(&mut self, fold: &Fold, direction: Direction) -> Result<()> {
-        let Some(op) = self.vit.ops.get(fold.op) else {
+        let Some(op) = self.sites.ops().get(fold.op) else {
             return Ok(());
         };
         if let OpKind::LowRank(_) = &op.kind {
             return self.update(op, fold, direction);
         }
-        let Some(map) = Affine::of(op, fold.op, self.vit, self.tensors)? else {
+        let Some(map) = Affine::of(op, fold.op, self.sites, self.tensors)? else {
             return Ok(());
         };
         let map = match direction {
@@ -323,7 +300,7 @@ impl<'a> Work<'a> {
                 Ok(inverse)
             }
             (_, condition) => Err(Error::Singular {
-                op: describe(self.vit, op),
+                op: describe(self.sites, op),
                 condition,
             }),
         }
@@ -363,7 +340,8 @@ impl<'a> Work<'a> {
         self.changed.insert(weight_name, (shape, weight.values));
         // A bias that stays zero need not be there.
         if !missing || bias.iter().any(|&b| b != 0.0) {
-            self.created_bias |= missing;
+            let embedding = self.sites.embedding();
+            self.created_bias |= missing && embedding.is_none_or(|embedding| embedding.name != module);
             self.changed.insert(bias_name, (vec![rows], bias));
         }
         Ok(())
@@ -392,7 +370,7 @@ impl<'a> Work<'a> {
             Direction::Out => -kind.factor(),
         };
         let mut row = 0;
-        for (i, (first, count)) in kind.ranges(op.site, layer, self.vit).into_iter().enumerate() {
+        for (i, (first, count)) in kind.ranges(op.site, layer, self.sites).into_iter().enumerate() {
             let part = |matrix: &Matrix, from: usize, rows: usize| Matrix {
                 rows,
                 columns: matrix.columns,
@@ -411,7 +389,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A diagonal map of the channels that a projection writes; [`plan`] has seen to it that nothing else gets here.
+/// A diagonal map of the channels that a projection writes; [`routes`] has seen to it that nothing else gets here.
 fn restrict(map: Affine, written: Option<&[usize]>) -> Affine {
     match (written, map.map) {
         (Some(written), Map::Diagonal(scale)) => {

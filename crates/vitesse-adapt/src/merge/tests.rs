@@ -7,10 +7,10 @@ use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec, Prompts, ScaleS
 use vitesse_model::spec::{LayerSpec, NetworkSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_rng::Key;
+use vitesse_train::method::Begun;
 
 use super::*;
 use crate::Method;
-use crate::methods::Adapted;
 
 fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
     use vitesse_model::spec::PrefixToken;
@@ -20,7 +20,12 @@ fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
         architecture: "vit_micro_patch4_32".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
+}
+
+fn with_ops(spec: ModelSpec, ops: Vec<OpSpec>) -> ModelSpec {
+    ModelSpec { ops, ..spec }
 }
 
 fn random(spec: &ModelSpec, seed: u64) -> Tensors {
@@ -36,10 +41,10 @@ fn random(spec: &ModelSpec, seed: u64) -> Tensors {
     out
 }
 
-fn adapted(name: &str, settings: &[(&str, &str)], base: &ModelSpec) -> (Adapted, Tensors) {
+fn adapted(name: &str, settings: &[(&str, &str)], base: &ModelSpec) -> (Begun, Tensors) {
     let settings: Vec<(&str, String)> = settings.iter().map(|&(k, v)| (k, v.to_owned())).collect();
     let method = Method::parse(name, &settings).unwrap();
-    let adapted = method.apply(base, &random(base, 1), 2).unwrap();
+    let adapted = method.begin(base, &random(base, 1), 2).unwrap();
     let tensors = random(&adapted.spec, 1);
     (adapted, tensors)
 }
@@ -100,7 +105,7 @@ proptest! {
         let (name, settings) = &settings[which];
         let (adapted, tensors) = adapted(name, settings, &base);
         let merged = merge(&adapted.spec, &tensors, Options::default()).unwrap();
-        prop_assert_eq!(merged.report.folded.len(), adapted.spec.vit().unwrap().ops.len());
+        prop_assert_eq!(merged.report.folded.len(), adapted.spec.ops.len());
         // Only a map with a constant part makes a bias.
         let creates = !qkv_bias && which != 2 && which != 3 && which != 4;
         prop_assert_eq!(merged.report.created_bias, creates);
@@ -134,7 +139,7 @@ fn a_fresh_adapter_merges_into_the_same_weights() {
     for name in ["repadapter", "lora"] {
         let adapted = Method::parse(name, &[])
             .unwrap()
-            .apply(&base, &weights, 2)
+            .begin(&base, &weights, 2)
             .unwrap();
         let merged = merge(&adapted.spec, &adapted.tensors, Options::default()).unwrap();
         assert_eq!(merged.spec, base);
@@ -176,8 +181,9 @@ fn what_cannot_be_folded_is_refused_with_the_reason_or_kept() {
 
 #[test]
 fn kept_ops_move_up_and_keep_their_tensors() {
-    let model = spec(|vit| {
-        vit.ops = vec![
+    let model = with_ops(
+        spec(|_| {}),
+        vec![
             op(Site::PatchOut, None, scale_shift()),
             op(Site::MlpOut, Some(0), bottleneck(Activation::Gelu)),
             op(Site::MlpOut, Some(0), scale_shift()),
@@ -186,8 +192,8 @@ fn kept_ops_move_up_and_keep_their_tensors() {
             op(Site::AttnIn, Some(1), scale_shift()),
             op(Site::Mid, Some(1), scale_shift()),
             op(Site::BlockIn, Some(0), OpKind::Prompts(Prompts { tokens: 2 })),
-        ];
-    });
+        ],
+    );
     let tensors = random(&model, 4);
     let merged = merge(
         &model,
@@ -224,15 +230,17 @@ fn kept_ops_move_up_and_keep_their_tensors() {
 
 #[test]
 fn matrices_of_several_blocks_and_unwritten_channels_are_refused() {
-    let shared = spec(|vit| {
-        vit.layers = [0, 1, 0].map(|core| LayerSpec { core }).to_vec();
-        vit.ops = vec![
+    let shared = with_ops(
+        spec(|vit| {
+            vit.layers = [0, 1, 0].map(LayerSpec::of).to_vec();
+        }),
+        vec![
             op(Site::AttnIn, Some(0), scale_shift()),
             op(Site::AttnIn, Some(2), bottleneck(Activation::None)),
             op(Site::MlpFc1, Some(1), scale_shift()),
             op(Site::MlpFc1, Some(2), scale_shift()),
-        ];
-    });
+        ],
+    );
     let options = Options {
         keep_unfoldable: true,
     };
@@ -248,13 +256,15 @@ fn matrices_of_several_blocks_and_unwritten_channels_are_refused() {
             .report
             .kept
             .iter()
-            .all(|kept| kept.reason.contains("shared by the blocks 0, 2"))
+            .all(|kept| kept.reason.contains("shared by blocks 0, 2"))
     );
 
-    let narrow = spec(|vit| {
-        vit.cores[0].attn.as_mut().unwrap().out_idx = Some(vec![1, 4]);
-        vit.ops = vec![op(Site::AttnOut, Some(0), scale_shift())];
-    });
+    let narrow = with_ops(
+        spec(|vit| {
+            vit.cores[0].attn.as_mut().unwrap().out_idx = Some(vec![1, 4]);
+        }),
+        vec![op(Site::AttnOut, Some(0), scale_shift())],
+    );
     let mut tensors = random(&narrow, 1);
     let error = merge(&narrow, &tensors, Options::default())
         .unwrap_err()

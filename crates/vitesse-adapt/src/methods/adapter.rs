@@ -16,54 +16,46 @@
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, OpKind};
 use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_train::method::{Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, layers_with, op};
-use crate::Result;
+use super::{fold, insert, layers_with, op};
 
-const NAME: &str = "adapter";
+/// The name on the command line and in files.
+pub const NAME: &str = "adapter";
 
-/// How adapters are set up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// After which sub-layers. Default `pfeiffer`.
-    pub placement: Placement,
-    /// Width between the two projections. Default 8.
-    pub hidden: usize,
-    /// What stands between them. Default `gelu`.
-    pub activation: Activation,
-    /// What the adapter's contribution is multiplied by. Default 1.
-    pub scale: f64,
-    /// Probability with which a hidden unit is zeroed in training. Default 0.
-    pub dropout: f64,
+settings! {
+    /// How adapters are set up.
+    pub struct Config {
+        /// `pfeiffer`: after the perceptron; `houlsby`: after attention too.
+        pub placement: Placement = Placement::Pfeiffer,
+        /// Width between the two projections.
+        pub hidden: usize = 8,
+        /// What stands between them: `gelu`, `quick-gelu`, `relu` or `none`.
+        pub activation: Activation = Activation::Gelu,
+        /// Factor of the adapter's contribution.
+        pub scale: f64 = 1.0,
+        /// Probability with which a hidden unit is zeroed in training.
+        pub dropout: f64 = 0.0,
+    }
 }
 
 /// After which sub-layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// After the perceptron.
-    #[default]
     Pfeiffer,
     /// After attention and after the perceptron.
     Houlsby,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            placement: Placement::default(),
-            hidden: 8,
-            activation: Activation::Gelu,
-            scale: 1.0,
-            dropout: 0.0,
-        }
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
     }
-}
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let sites: &[Site] = match self.placement {
             Placement::Pfeiffer => &[Site::MlpOut],
             Placement::Houlsby => &[Site::AttnOut, Site::MlpOut],
@@ -80,22 +72,26 @@ impl Config {
         });
         let ops = sites
             .iter()
-            .flat_map(|&site| layers_with(vit, site).map(move |layer| (site, layer)))
+            .flat_map(|&site| layers_with(spec, site).map(move |layer| (site, layer)))
             .map(|(site, layer)| op(site, layer, kind.clone()))
             .collect();
-        insert(NAME, spec, tensors, ops, seed)
+        insert(NAME, spec, sites, ops)
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{counted, refusal};
+    use super::super::testing::{planned, refusal};
     use super::*;
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(counted(NAME, &[]).trainable.method_parameters, 156_768);
-        let houlsby = counted(NAME, &[("placement", "houlsby")]);
+        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 156_768);
+        let houlsby = planned(NAME, &[("placement", "houlsby")]);
         assert_eq!(houlsby.trainable.method_parameters, 313_536);
         assert!(refusal(NAME, &[("hidden", "0")]).contains("hidden must be from 1"));
     }

@@ -12,48 +12,40 @@
 //! **Deviations.** It stands inside the perceptron's residual branch, so drop path drops both together; the released program
 //! drops the perceptron alone (its recipes set drop path to 0).
 
-use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, NormPlace, OpKind};
 use vitesse_model::spec::Init;
 use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_train::method::{Begun, Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, layers_with, op};
-use crate::Result;
+use super::{fold, insert, layers_with, op};
 
-const NAME: &str = "adaptformer";
+/// The name on the command line and in files.
+pub const NAME: &str = "adaptformer";
 
-/// How AdaptFormer is set up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Width between the two projections. Default 8, as in the comparisons on VTAB; the paper's 64.
-    pub hidden: usize,
-    /// What the branch is multiplied by. Default 0.1.
-    pub scale: f64,
-    /// Whether that is a trained scalar, which starts at 1 then. Default false.
-    pub learned_scale: bool,
-    /// A layer norm of its own, `before` or `after`. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm: Option<NormPlace>,
-    /// Probability with which a hidden unit is zeroed in training. Default 0.1.
-    pub dropout: f64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            hidden: 8,
-            scale: 0.1,
-            learned_scale: false,
-            norm: None,
-            dropout: 0.1,
-        }
+settings! {
+    /// How AdaptFormer is set up.
+    pub struct Config {
+        /// Width between the two projections, as in the comparisons on VTAB; the paper's is 64.
+        pub hidden: usize = 8,
+        /// Factor of the branch.
+        pub scale: f64 = 0.1,
+        /// Whether that is a trained scalar, which starts at 1 then.
+        pub learned_scale: bool = false,
+        /// A layer norm of its own, `before` or `after` the two projections.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub norm: Option<NormPlace> = None,
+        /// Probability with which a hidden unit is zeroed in training.
+        pub dropout: f64 = 0.1,
     }
 }
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let kind = OpKind::Bottleneck(Bottleneck {
             hidden: self.hidden,
             groups: 1,
@@ -64,42 +56,48 @@ impl Config {
             from: Some(Site::Mid),
             dropout: self.dropout,
         });
-        let ops = layers_with(vit, Site::MlpOut)
+        let ops = layers_with(spec, Site::MlpOut)
             .map(|layer| op(Site::MlpOut, layer, kind.clone()))
             .collect();
-        let mut adapted = insert(NAME, spec, tensors, ops, seed)?;
-        // Kaiming-uniform with a slope of √5, where the op's own start is Xavier-uniform.
-        let bound = (vit.embed_dim as f64).powf(-0.5);
-        for mut tensor in adapted.spec.tensors()? {
-            if adapted.trainable.contains(&tensor.name) && tensor.name.ends_with(".down.weight") {
+        insert(NAME, spec, &[Site::MlpOut], ops)
+    }
+
+    /// `D` starts Kaiming-uniform with a slope of √5, where the op's own start is Xavier-uniform.
+    fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {
+        let mut begun = self.plan(spec)?.begin(tensors, seed)?;
+        for mut tensor in begun.spec.tensors()? {
+            if begun.trained.contains(&tensor.name) && tensor.name.ends_with(".down.weight") {
+                let inputs = tensor.shape.last().copied().unwrap_or(1);
+                let bound = (inputs as f64).powf(-0.5);
                 tensor.init = Init::Uniform { bound };
-                adapted.tensors.insert(tensor.name.clone(), tensor.init(seed)?);
+                begun.tensors.insert(tensor.name.clone(), tensor.init(seed)?);
             }
         }
-        Ok(adapted)
+        Ok(begun)
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{applied, counted};
+    use super::super::testing::{begun, planned};
     use super::*;
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(counted(NAME, &[]).trainable.method_parameters, 156_768);
-        let wide = counted(NAME, &[("hidden", "64")]);
+        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 156_768);
+        let wide = planned(NAME, &[("hidden", "64")]);
         assert_eq!(wide.trainable.method_parameters, 12 * (2 * 64 * 768 + 64 + 768));
     }
 
     #[test]
     fn the_scale_and_the_norm_can_learn() {
-        let adapted = applied(NAME, &[("learned_scale", "true"), ("norm", "before")]);
+        let begun = begun(NAME, &[("learned_scale", "true"), ("norm", "before")]);
         for end in ["scale", "norm.weight", "norm.bias"] {
-            assert!(
-                adapted.trainable.contains(&format!("ops.0.0.mlp.out.{end}")),
-                "{end}"
-            );
+            assert!(begun.trained.contains(&format!("ops.0.0.mlp.out.{end}")), "{end}");
         }
     }
 }

@@ -10,40 +10,53 @@
 //!
 //! **Deviations.** None.
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Site};
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, norms, select};
-use crate::Result;
-use crate::pattern::{PATCH_EMBED, projections};
+use super::{no_place, select};
 
-/// BitFit has nothing to set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {}
+/// The name on the command line and in files.
+pub const NAME: &str = "bitfit";
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let vit = spec.vit()?;
-        let modules = projections(vit).into_iter().map(|(_, _, path)| path);
-        let biases: Vec<String> = modules
-            .chain(norms(vit))
-            .chain([PATCH_EMBED.to_owned()])
+settings! {
+    /// BitFit has nothing to set.
+    pub struct Config {}
+}
+
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 5e-3)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        let sites = spec.sites();
+        let projections = sites.projections().map(|(_, _, projection)| projection);
+        let biases: Vec<String> = projections
+            .chain(sites.embedding())
+            .map(|projection| projection.name)
+            .chain(sites.norms())
             .map(|module| format!("{module}.bias"))
             .collect();
-        select("bitfit", spec, tensors, |name| {
-            biases.iter().any(|bias| bias == name)
-        })
+        if biases.is_empty() {
+            return no_place(NAME, spec, &Site::PROJECTIONS);
+        }
+        select(NAME, spec, |tensor| biases.contains(&tensor.name))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::counted;
+    use super::super::testing::planned;
+    use super::*;
 
     #[test]
     fn the_count_is_the_published_one() {
-        let trainable = counted("bitfit", &[]).trainable;
+        let trainable = planned(NAME, &[]).trainable;
         assert_eq!(trainable.method_parameters, 102_912);
         assert!(trainable.method.iter().all(|name| name.ends_with(".bias")));
     }

@@ -10,30 +10,42 @@
 //!
 //! **Deviations.** None.
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::ModelSpec;
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, select};
-use crate::Result;
+use super::select;
 
-/// Full tuning has nothing to set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {}
+/// The name on the command line and in files.
+pub const NAME: &str = "full";
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        select("full", spec, tensors, |_| true)
+settings! {
+    /// Full tuning has nothing to set.
+    pub struct Config {}
+}
+
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 1e-4), ("optim.weight_decay", 1e-2)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        select(NAME, spec, |_| true)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::counted;
+    use super::super::testing::planned;
+    use super::*;
 
     #[test]
     fn everything_learns() {
-        let trainable = counted("full", &[]).trainable;
+        let trainable = planned(NAME, &[]).trainable;
         assert_eq!(trainable.share(), 1.0);
         assert_eq!(trainable.method_parameters, 85_875_556 - 76_900);
     }

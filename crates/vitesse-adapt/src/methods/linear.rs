@@ -10,30 +10,46 @@
 //!
 //! **Deviations.** None.
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::ModelSpec;
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, select};
-use crate::Result;
+use super::select;
 
-/// A linear probe has nothing to set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {}
+/// The name on the command line and in files.
+pub const NAME: &str = "linear";
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        select("linear", spec, tensors, |_| false)
+settings! {
+    /// A linear probe has nothing to set.
+    pub struct Config {}
+}
+
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 1e-2), ("model.drop_path", 0.0)]
+    }
+
+    fn eval_mode(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        select(NAME, spec, |_| false)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::counted;
+    use super::super::testing::planned;
+    use super::*;
 
     #[test]
     fn only_the_head_learns() {
-        let trainable = counted("linear", &[]).trainable;
+        let trainable = planned(NAME, &[]).trainable;
         assert_eq!(trainable.method_parameters, 0);
         assert_eq!(trainable.head, ["head.weight", "head.bias"]);
     }

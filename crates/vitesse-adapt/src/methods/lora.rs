@@ -15,63 +15,53 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{LowRank, OpKind, QkvPart};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, op};
-use crate::Result;
+use super::{fold, insert, op, projections};
 use crate::pattern::{Targets, key_matches};
 
-const NAME: &str = "lora";
+/// The name on the command line and in files.
+pub const NAME: &str = "lora";
 
-/// How LoRA is set up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// The projections, by PEFT's rules for `target_modules`. Default `qkv`.
-    pub targets: Targets,
-    /// Rank of each update. Default 8.
-    pub rank: usize,
-    /// Numerator of the factor. Default 8.
-    pub alpha: f64,
-    /// Whether the factor is `alpha / √rank` and not `alpha / rank`. Default false.
-    pub rank_stabilized: bool,
-    /// Probability with which an input of `A` is zeroed in training. Default 0.
-    pub dropout: f64,
-    /// The parts of fused `qkv` projections that are updated, each with factors of its own: some of `q`, `k`, `v`.
-    /// Default: the whole matrix with one pair of factors.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parts: Option<Vec<QkvPart>>,
-    /// Other ranks for modules whose path's end matches a regular expression; the first that matches counts.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Other alphas, in the same way.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub alpha_pattern: BTreeMap<String, f64>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            targets: Targets::List(vec!["qkv".into()]),
-            rank: 8,
-            alpha: 8.0,
-            rank_stabilized: false,
-            dropout: 0.0,
-            parts: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-        }
+settings! {
+    /// How LoRA is set up.
+    pub struct Config {
+        /// The projections, by PEFT's rules for `target_modules`: ends of module paths, a regular expression, or
+        /// `all-linear`.
+        pub targets: Targets = Targets::parse("qkv"),
+        /// Rank of each update.
+        pub rank: usize = 8,
+        /// Numerator of the factor.
+        pub alpha: f64 = 8.0,
+        /// Whether the factor is `alpha / √rank` and not `alpha / rank`.
+        pub rank_stabilized: bool = false,
+        /// Probability with which an input of `A` is zeroed in training.
+        pub dropout: f64 = 0.0,
+        /// The parts of fused `qkv` projections that are updated, each with factors of its own, such as `["q","v"]`;
+        /// without it, the whole matrix has one pair of factors.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub parts: Option<Vec<QkvPart>> = None,
+        /// Other ranks for modules whose path's end matches a regular expression; the first that matches counts.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        pub rank_pattern: BTreeMap<String, usize> = BTreeMap::new(),
+        /// Other alphas, in the same way.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        pub alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(),
     }
 }
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let mut ops = Vec::new();
-        for (site, layer) in self.targets.projections(vit)? {
-            let path = vit
+        for (site, layer) in projections(NAME, spec, &self.targets)? {
+            let path = spec
                 .projection(site, layer)
                 .map_or_else(String::new, |projection| projection.name);
             let kind = OpKind::LowRank(LowRank {
@@ -83,12 +73,16 @@ impl Config {
             });
             ops.push(op(site, layer, kind));
         }
-        insert(NAME, spec, tensors, ops, seed)
+        insert(NAME, spec, &Site::PROJECTIONS, ops)
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
 /// The value of the first key that means the module `path`.
-pub(crate) fn by_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Result<Option<T>> {
+fn by_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> crate::Result<Option<T>> {
     for (key, value) in patterns {
         if key_matches(key, path)? {
             return Ok(Some(*value));
@@ -101,14 +95,14 @@ pub(crate) fn by_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) ->
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::testing::{applied, counted, refusal};
+    use super::super::testing::{begun, planned, refusal};
     use super::*;
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(counted(NAME, &[]).trainable.method_parameters, 294_912);
+        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 294_912);
         let parts = [("parts", r#"["q","v"]"#)];
-        assert_eq!(counted(NAME, &parts).trainable.method_parameters, 294_912);
+        assert_eq!(planned(NAME, &parts).trainable.method_parameters, 294_912);
     }
 
     #[test]
@@ -119,11 +113,9 @@ mod tests {
             ("rank_pattern", r#"{"blocks\\.1\\..*": 3}"#),
             ("alpha_pattern", r#"{"fc1": 5.0}"#),
         ];
-        let adapted = applied(NAME, &settings);
-        let found: Vec<(usize, f64)> = adapted
+        let begun = begun(NAME, &settings);
+        let found: Vec<(usize, f64)> = begun
             .spec
-            .vit()
-            .unwrap()
             .ops
             .iter()
             .map(|op| match &op.kind {

@@ -11,36 +11,51 @@
 //!
 //! **Deviations.** None.
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Site};
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, norms, select};
-use crate::Result;
+use super::{no_place, select};
 
-/// Norm tuning has nothing to set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {}
+/// The name on the command line and in files.
+pub const NAME: &str = "norm";
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let norms = norms(spec.vit()?);
-        select("norm", spec, tensors, |name| {
-            norms.iter().any(|norm| {
-                name.strip_prefix(norm.as_str())
-                    .is_some_and(|end| matches!(end, ".weight" | ".bias"))
-            })
-        })
+settings! {
+    /// Norm tuning has nothing to set.
+    pub struct Config {}
+}
+
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 5e-3)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        let tensors: Vec<String> = spec
+            .sites()
+            .norms()
+            .iter()
+            .flat_map(|norm| [format!("{norm}.weight"), format!("{norm}.bias")])
+            .collect();
+        if tensors.is_empty() {
+            return no_place(NAME, spec, &[Site::AttnIn, Site::MlpIn]);
+        }
+        select(NAME, spec, |tensor| tensors.contains(&tensor.name))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::counted;
+    use super::super::testing::planned;
+    use super::*;
 
     #[test]
     fn all_norms_and_nothing_else_learn() {
-        let trainable = counted("norm", &[]).trainable;
+        let trainable = planned(NAME, &[]).trainable;
         assert_eq!(trainable.method_parameters, 25 * 2 * 768);
         assert!(trainable.method.iter().all(|name| name.contains("norm")));
     }

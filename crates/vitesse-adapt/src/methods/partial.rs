@@ -8,68 +8,72 @@
 //!
 //! **Cost.** None.
 //!
-//! **Deviations.** None. A model whose blocks share matrices is refused, because earlier blocks would change with the last.
+//! **Deviations.** None. Where earlier blocks share weights with the last it is refused, because they would change too.
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites};
+use vitesse_train::method::{Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, refuse, select};
-use crate::Result;
+use super::{refuse, select};
 
-const NAME: &str = "partial";
+/// The name on the command line and in files.
+pub const NAME: &str = "partial";
 
-/// How many blocks learn.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Blocks, counted from the last. Default 1.
-    pub blocks: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { blocks: 1 }
+settings! {
+    /// How many blocks learn.
+    pub struct Config {
+        /// Blocks, counted from the last.
+        pub blocks: usize = 1,
     }
 }
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Adapted> {
-        let vit = spec.vit()?;
-        if vit.is_shared() {
-            return refuse(
-                NAME,
-                "blocks of this model share matrices, so the last cannot learn alone",
-            );
-        }
-        let depth = vit.layers.len();
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 1e-4), ("optim.weight_decay", 1e-2)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        let depth = spec.depth();
         if !(1..=depth).contains(&self.blocks) {
             return refuse(
                 NAME,
                 format!("`blocks` must be from 1 to {depth}, but is {}", self.blocks),
             );
         }
-        let prefixes: Vec<String> = vit
-            .layers
-            .iter()
-            .skip(depth - self.blocks)
-            .map(|layer| vit.core_name(layer.core))
-            .chain([vit.final_norm_name().to_owned()])
-            .map(|prefix| format!("{prefix}."))
-            .collect();
-        select(NAME, spec, tensors, |name| {
-            prefixes.iter().any(|prefix| name.starts_with(prefix))
-        })
+        let frozen = depth - self.blocks;
+        let shared = |layer| {
+            let modules = Site::PROJECTIONS.into_iter().chain([Site::AttnIn, Site::MlpIn]);
+            let earlier = |site| {
+                spec.sites()
+                    .sharing(site, layer)
+                    .first()
+                    .is_some_and(|&first| first < frozen)
+            };
+            modules.into_iter().any(earlier)
+        };
+        if (frozen..depth).any(shared) {
+            return refuse(
+                NAME,
+                "earlier blocks of this model share weights with the last, so the last cannot learn alone",
+            );
+        }
+        // Layer `l` has the depth `l + 1`, and what follows the layers has the next.
+        select(NAME, spec, |tensor| tensor.depth > frozen)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{counted, refusal};
+    use super::super::testing::{planned, refusal};
     use super::*;
 
     #[test]
     fn the_last_blocks_learn() {
-        let trainable = counted(NAME, &[("blocks", "2")]).trainable;
+        let trainable = planned(NAME, &[("blocks", "2")]).trainable;
         let block = 4 * 768 + 3 * 768 * 769 + 768 * 769 + 2 * 4 * 768 * 768 + 5 * 768;
         assert_eq!(trainable.method_parameters, 2 * block + 2 * 768);
         let of_these = |name: &String| name.starts_with("blocks.1") || name.starts_with("norm.");

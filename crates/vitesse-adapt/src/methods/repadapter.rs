@@ -16,45 +16,46 @@
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
 use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_train::method::{Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, layers_with, op, refuse};
-use crate::Result;
+use super::{fold, insert, layers_with, op, projections, refuse};
 use crate::pattern::Targets;
 
-const NAME: &str = "repadapter";
+/// The name on the command line and in files.
+pub const NAME: &str = "repadapter";
 
-/// How RepAdapter is set up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Which sub-layers get one. Default `repblock`.
-    pub placement: Placement,
-    /// Projections that get one in front, by PEFT's rules for `target_modules`, in the place of `placement`. Default: none
-    /// are named.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub targets: Option<Targets>,
-    /// Width between the two projections. Default 8.
-    pub hidden: usize,
-    /// Groups of the up projection; divides `hidden` and the model's width. Default 2.
-    pub groups: usize,
-    /// What the adapter's contribution is multiplied by, a constant. Default 1; the paper searches 0.1, 0.5, 1, 5, 10.
-    pub scale: f64,
-    /// Probability with which a hidden unit is zeroed in training. Default 0.1.
-    pub dropout: f64,
-    /// Where beside the sub-layer. Default `before`.
-    pub position: Position,
-    /// What stands between the two projections; anything but `none` keeps it from being folded. Default `none`.
-    pub activation: Activation,
+settings! {
+    /// How RepAdapter is set up.
+    pub struct Config {
+        /// `repblock`: before attention and before the perceptron; `repattn` and `repmlp`: before one of them.
+        pub placement: Placement = Placement::Repblock,
+        /// Projections that get one in front instead, by PEFT's rules for `target_modules`, such as `all-linear` or
+        /// `qkv,attn.proj`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub targets: Option<Targets> = None,
+        /// Width between the two projections.
+        pub hidden: usize = 8,
+        /// Groups of the up projection; divides `hidden` and the model's width.
+        pub groups: usize = 2,
+        /// Constant factor of the adapter's contribution; the paper searches 0.1, 0.5, 1, 5, 10 by validation accuracy.
+        pub scale: f64 = 1.0,
+        /// Probability with which a hidden unit is zeroed in training.
+        pub dropout: f64 = 0.1,
+        /// `before` the sub-layer, `after` it (folds too), or `parallel` to it (does not).
+        pub position: Position = Position::Before,
+        /// What stands between the two projections: `none`, or for comparison `gelu`, `quick-gelu`, `relu`, none of which
+        /// folds.
+        pub activation: Activation = Activation::None,
+    }
 }
 
 /// Which sub-layers get an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// Attention and perceptron: two adapters a block.
-    #[default]
     Repblock,
     /// Attention: one adapter a block.
     Repattn,
@@ -63,11 +64,10 @@ pub enum Placement {
 }
 
 /// Where an adapter stands beside its sub-layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Position {
     /// Between the norm and the first projection.
-    #[default]
     Before,
     /// Between the last projection and the residual sum.
     After,
@@ -75,33 +75,34 @@ pub enum Position {
     Parallel,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            placement: Placement::default(),
-            targets: None,
-            hidden: 8,
-            groups: 2,
-            scale: 1.0,
-            dropout: 0.1,
-            position: Position::default(),
-            activation: Activation::None,
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        match &self.targets {
+            Some(targets) => {
+                let ops = self.before_projections(targets, spec)?;
+                insert(NAME, spec, &Site::PROJECTIONS, ops)
+            }
+            None => {
+                let places = self.places();
+                let sites: Vec<Site> = places.iter().map(|(site, _)| *site).collect();
+                let ops = places.into_iter().flat_map(|(site, from)| {
+                    layers_with(spec, site).map(move |layer| op(site, layer, self.bottleneck(from)))
+                });
+                insert(NAME, spec, &sites, ops.collect())
+            }
         }
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
 impl Config {
-    /// The scales that the paper searches, by validation accuracy.
-    pub const SCALES: [f64; 5] = [0.1, 0.5, 1.0, 5.0, 10.0];
-
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let ops = match &self.targets {
-            Some(targets) => self.before_projections(targets, spec.vit()?)?,
-            None => self.beside_sub_layers(spec.vit()?),
-        };
-        insert(NAME, spec, tensors, ops, seed)
-    }
-
     fn bottleneck(&self, from: Option<Site>) -> OpKind {
         OpKind::Bottleneck(Bottleneck {
             hidden: self.hidden,
@@ -115,7 +116,8 @@ impl Config {
         })
     }
 
-    fn beside_sub_layers(&self, vit: &VitSpec) -> Vec<OpSpec> {
+    /// Where adapters stand beside sub-layers, and where they read if not there.
+    fn places(&self) -> Vec<(Site, Option<Site>)> {
         let (attn, mlp) = match self.position {
             Position::Before => ((Site::AttnIn, None), (Site::MlpIn, None)),
             Position::After => ((Site::AttnOut, None), (Site::MlpOut, None)),
@@ -124,36 +126,23 @@ impl Config {
                 (Site::MlpOut, Some(Site::Mid)),
             ),
         };
-        let sites = match self.placement {
+        match self.placement {
             Placement::Repblock => vec![attn, mlp],
             Placement::Repattn => vec![attn],
             Placement::Repmlp => vec![mlp],
-        };
-        sites
-            .into_iter()
-            .flat_map(|(site, from)| {
-                layers_with(vit, site).map(move |layer| op(site, layer, self.bottleneck(from)))
-            })
-            .collect()
+        }
     }
 
-    fn before_projections(&self, targets: &Targets, vit: &VitSpec) -> Result<Vec<OpSpec>> {
+    fn before_projections(&self, targets: &Targets, spec: &ModelSpec) -> Result<Vec<OpSpec>> {
         if self.position != Position::Before {
             return refuse(
                 NAME,
                 "where `targets` names projections, `position` must be `before`",
             );
         }
-        let input = |site| match site {
-            Site::Qkv => Site::AttnIn,
-            Site::Proj => Site::AttnHeads,
-            Site::Fc1 => Site::MlpIn,
-            _ => Site::MlpHidden,
-        };
-        let projections = targets.projections(vit)?;
-        Ok(projections
+        Ok(projections(NAME, spec, targets)?
             .into_iter()
-            .map(|(site, layer)| op(input(site), layer, self.bottleneck(None)))
+            .filter_map(|(site, layer)| Some(op(site.input()?, layer, self.bottleneck(None))))
             .collect())
     }
 }
@@ -162,17 +151,17 @@ impl Config {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::testing::{applied, counted, refusal};
+    use super::super::testing::{begun, planned, refusal};
     use super::*;
 
     #[test]
     fn counts_are_the_published_ones() {
-        let block = counted(NAME, &[]).trainable;
+        let block = planned(NAME, &[]).trainable;
         assert_eq!(
             (block.method_parameters, block.method_weights),
             (239_808, 221_184)
         );
-        let attn = counted(NAME, &[("placement", "repattn")]).trainable;
+        let attn = planned(NAME, &[("placement", "repattn")]).trainable;
         assert_eq!((attn.method_parameters, attn.method_weights), (119_904, 110_592));
         assert_eq!(block.head_parameters, 100 * 769);
         assert!(
@@ -186,10 +175,8 @@ mod tests {
     #[test]
     fn every_linear_and_the_ablations_have_their_sites() {
         let sites = |settings: &[(&str, &str)]| -> Vec<Site> {
-            let mut sites: Vec<Site> = applied(NAME, settings)
+            let mut sites: Vec<Site> = begun(NAME, settings)
                 .spec
-                .vit()
-                .unwrap()
                 .ops
                 .iter()
                 .filter(|op| op.layer == Some(2))
@@ -215,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert!(refusal(NAME, &[("groups", "5")]).contains("5 groups divide not both"));
+        assert!(refusal(NAME, &[("groups", "5")]).contains("groups is 5, but must divide both"));
         assert!(refusal(NAME, &[("placement", "repboth")]).contains("repblock"));
         assert!(refusal(NAME, &[("scale", "big")]).contains("big"));
         let settings = [("targets", "qkv"), ("position", "after")];

@@ -11,16 +11,16 @@
 //!
 //! **Deviations.** None in what is computed. A model whose norm follows pooling has no site after it, and none stands there.
 
-use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
-use vitesse_model::spec::Pool;
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
+use vitesse_train::method::{Begun, Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, layers_with, op};
-use crate::Result;
+use super::{fold, insert, layers_with, op};
 
-const NAME: &str = "ssf";
+/// The name on the command line and in files.
+pub const NAME: &str = "ssf";
 
 /// The standard deviation with which scales start around 1 and shifts around 0.
 const STD: f64 = 0.02;
@@ -35,38 +35,53 @@ const SITES: [Site; 6] = [
     Site::MlpOut,
 ];
 
-/// SSF has nothing to set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {}
+settings! {
+    /// SSF has nothing to set.
+    pub struct Config {}
+}
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let vit = spec.vit()?;
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// The published rates lie between 1e-3 and 1e-2; a scale near 1 needs larger steps than a matrix near 0.
+    fn recipe(&self) -> &'static [(&'static str, f64)] {
+        &[("optim.lr", 5e-3), ("optim.weight_decay", 5e-5)]
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let kind = || OpKind::ScaleShift(ScaleShift { shift: true });
         let outside = |site| OpSpec {
             site,
             layer: None,
             kind: kind(),
         };
-        let mut ops = vec![outside(Site::PatchOut)];
+        let has = |site: &Site| spec.has(*site, None);
+        let mut ops: Vec<OpSpec> = [Site::PatchOut].into_iter().filter(has).map(outside).collect();
         for site in SITES {
-            ops.extend(layers_with(vit, site).map(|layer| op(site, layer, kind())));
+            ops.extend(layers_with(spec, site).map(|layer| op(site, layer, kind())));
         }
-        if vit.pool != Pool::AvgThenNorm {
-            ops.push(outside(Site::FinalNorm));
-        }
-        let mut adapted = insert(NAME, spec, tensors, ops, seed)?;
-        for name in &adapted.trainable.method {
+        ops.extend([Site::FinalNorm].into_iter().filter(has).map(outside));
+        insert(NAME, spec, &SITES, ops)
+    }
+
+    fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {
+        let mut begun = self.plan(spec)?.begin(tensors, seed)?;
+        for name in &begun.trained.method {
             let mean = if name.ends_with(".scale") { 1.0 } else { 0.0 };
             let mut rng = Key::new(seed).with("ssf").with(name).rng();
-            let shape = adapted.tensors.get(name)?.shape().to_vec();
+            let shape = begun.tensors.get(name)?.shape().to_vec();
             let values = (0..shape.iter().product())
                 .map(|_| (mean + STD * rng.normal()) as f32)
                 .collect();
-            adapted.tensors.insert_f32(name, &shape, values)?;
+            begun.tensors.insert_f32(name, &shape, values)?;
         }
-        Ok(adapted)
+        Ok(begun)
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
@@ -74,19 +89,19 @@ impl Config {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::testing::{applied, counted};
+    use super::super::testing::{begun, planned};
     use super::*;
 
     #[test]
     fn the_count_is_the_published_one() {
-        assert_eq!(counted(NAME, &[]).trainable.method_parameters, 205_824);
+        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 205_824);
     }
 
     #[test]
     fn scales_start_near_one_and_shifts_near_zero() {
-        let adapted = applied(NAME, &[]);
-        for name in &adapted.trainable.method {
-            let values = adapted.tensors.get(name).unwrap().to_f32().into_owned();
+        let begun = begun(NAME, &[]);
+        for name in &begun.trained.method {
+            let values = begun.tensors.get(name).unwrap().to_f32().into_owned();
             let mean = if name.ends_with("scale") { 1.0 } else { 0.0 };
             assert!(values.iter().all(|x| (x - mean).abs() < 0.15), "{name}");
             assert!(values.iter().any(|x| *x != mean), "{name}");

@@ -3,8 +3,9 @@
 
 use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
+use vitesse_train::method::{Begun, MethodPlan};
 
-use super::{Adapted, Method};
+use super::Method;
 
 pub(crate) fn vit_base() -> ModelSpec {
     let mut spec = vitesse_model::zoo::get("vit_base_patch16_224").unwrap().spec;
@@ -17,33 +18,32 @@ pub(crate) fn small() -> (ModelSpec, Tensors) {
         architecture: "vit_micro_patch4_32".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(VitSpec::plain(16, 4, 12, 3, 3, vec![PrefixToken::Class])),
+        ops: Vec::new(),
     };
     let tensors = spec.init(1).unwrap();
     (spec, tensors)
 }
 
-/// A method with settings, on ViT-B/16 whose tensors are not needed to count.
-pub(crate) fn counted(name: &str, settings: &[(&str, &str)]) -> Adapted {
+/// What a method would change of ViT-B/16.
+pub(crate) fn planned(name: &str, settings: &[(&str, &str)]) -> MethodPlan {
     Method::parse(name, &texts(settings))
         .unwrap()
-        .apply(&vit_base(), &Tensors::new(), 0)
+        .plan(&vit_base())
         .unwrap()
 }
 
 /// On a small model.
-pub(crate) fn applied(name: &str, settings: &[(&str, &str)]) -> Adapted {
+pub(crate) fn begun(name: &str, settings: &[(&str, &str)]) -> Begun {
     let (spec, tensors) = small();
     let method = Method::parse(name, &texts(settings)).unwrap();
-    let adapted = method.apply(&spec, &tensors, 3).unwrap();
-    adapted.spec.check(&adapted.tensors, "test").unwrap();
-    adapted
+    method.begin(&spec, &tensors, 3).unwrap()
 }
 
 /// Why a method refuses its settings or a small model.
 pub(crate) fn refusal(name: &str, settings: &[(&str, &str)]) -> String {
-    let (spec, tensors) = small();
-    match Method::parse(name, &texts(settings)).and_then(|method| method.apply(&spec, &tensors, 3)) {
-        Ok(adapted) => unreachable!("{:?}", adapted.spec),
+    let (spec, _) = small();
+    match Method::parse(name, &texts(settings)).and_then(|method| method.plan(&spec)) {
+        Ok(plan) => unreachable!("{plan}"),
         Err(error) => error.to_string(),
     }
 }
@@ -73,10 +73,21 @@ fn every_method_has_a_name_that_is_read_back() {
     assert!(refusal("vpt", &[("tokens", "many")]).contains("many"));
 }
 
+/// Whoever has nothing at the sites of a method says so by name; methods that need no site take every model.
 #[test]
-fn convolutional_networks_are_refused() {
+fn models_without_the_places_are_refused() {
     let spec = vitesse_model::zoo::get("regnety_nano_32").unwrap().spec;
-    let method = Method::parse("lora", &[]).unwrap();
-    let error = method.apply(&spec, &Tensors::new(), 0).unwrap_err().to_string();
-    assert!(error.contains("vision transformer"), "{error}");
+    for (method, _) in Method::all() {
+        match method.plan(&spec) {
+            Ok(plan) => {
+                assert!(["linear", "partial", "full"].contains(&method.name()), "{plan}");
+                assert_eq!(plan.spec, spec);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("`regnety_nano_32` has no place for it"), "{text}");
+                assert!(text.contains(" has `"), "{text}");
+            }
+        }
+    }
 }

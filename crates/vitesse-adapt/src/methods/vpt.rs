@@ -13,69 +13,71 @@
 //! **Deviations.** The prompts stand after all prefix tokens (class, distillation, registers), and the mean of a model that
 //! pools leaves them out. No projection of narrower prompts.
 
-use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{OpKind, Prompts};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_train::method::{Finished, Method, MethodPlan};
+use vitesse_train::{Result, settings};
 
-use super::{Adapted, insert, op};
-use crate::Result;
+use super::{fold, insert, layers_with, op};
 
-const NAME: &str = "vpt";
+/// The name on the command line and in files.
+pub const NAME: &str = "vpt";
 
-/// How prompts are set up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Prompts of a block. Default 10; the paper searches 1 to 200.
-    pub tokens: usize,
-    /// Whether every block has its own. Default true.
-    pub deep: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            tokens: 10,
-            deep: true,
-        }
+settings! {
+    /// How prompts are set up.
+    pub struct Config {
+        /// Prompts of a block; the paper searches 1 to 200.
+        pub tokens: usize = 10,
+        /// Whether every block has its own; else those of the first block travel on.
+        pub deep: bool = true,
     }
 }
 
-impl Config {
-    pub(super) fn apply(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Adapted> {
-        let depth = spec.vit()?.layers.len();
-        let layers = if self.deep { depth } else { depth.min(1) };
+impl Method for Config {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// The paper's setting.
+    fn eval_mode(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
+        let layers = if self.deep { spec.depth() } else { 1 };
         let prompts = OpKind::Prompts(Prompts { tokens: self.tokens });
-        let ops = (0..layers)
+        let ops = layers_with(spec, Site::BlockIn)
+            .take(layers)
             .map(|layer| op(Site::BlockIn, layer, prompts.clone()))
             .collect();
-        insert(NAME, spec, tensors, ops, seed)
+        insert(NAME, spec, &[Site::BlockIn], ops)
+    }
+
+    fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
+        fold(spec, tensors)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{applied, counted, refusal};
+    use super::super::testing::{begun, planned, refusal};
     use super::*;
 
     #[test]
     fn counts_are_the_published_ones() {
-        let deep = counted(NAME, &[("tokens", "50")]);
+        let deep = planned(NAME, &[("tokens", "50")]);
         assert_eq!(deep.trainable.method_parameters, 9_216 * 50);
-        let shallow = counted(NAME, &[("tokens", "50"), ("deep", "false")]);
+        let shallow = planned(NAME, &[("tokens", "50"), ("deep", "false")]);
         assert_eq!(shallow.trainable.method_parameters, 768 * 50);
     }
 
     #[test]
     fn prompts_start_within_their_bound() {
-        let adapted = applied(NAME, &[("tokens", "3")]);
+        let begun = begun(NAME, &[("tokens", "3")]);
         // Patches of 4×4×3 and width 12.
         let bound = (6.0f32 / (48.0 + 12.0)).sqrt();
-        for name in &adapted.trainable.method {
-            let tensor = adapted
-                .tensors
-                .get(name)
-                .map(|tensor| tensor.to_f32().into_owned());
+        for name in &begun.trained.method {
+            let tensor = begun.tensors.get(name).map(|tensor| tensor.to_f32().into_owned());
             assert!(tensor.is_ok_and(|values| values.iter().all(|x| x.abs() <= bound && *x != 0.0)));
         }
         assert!(refusal(NAME, &[("tokens", "0")]).contains("from 1 to"));

@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use vitesse_model::Tensors;
 use vitesse_model::ops::{LowRank, OpKind, OpSpec};
-use vitesse_model::spec::VitSpec;
+use vitesse_model::{Sites, Tensors};
 
 use super::names;
-use crate::pattern::{PATCH_EMBED, key_matches};
+use crate::pattern::key_matches;
 
 /// What went wrong, to be told with the adapter's path.
 type Result<T> = std::result::Result<T, String>;
@@ -195,19 +194,23 @@ pub(super) fn split(tensors: Tensors) -> Result<(Tensors, Tensors)> {
 ///
 /// # Errors
 /// Modules that the model does not have, factors without their partner, ranks that are not the configuration's.
-pub(super) fn ops(config: &LoraConfig, factors: &Tensors, vit: &VitSpec) -> Result<(Vec<OpSpec>, Tensors)> {
+pub(super) fn ops(
+    config: &LoraConfig,
+    factors: &Tensors,
+    sites: &dyn Sites,
+) -> Result<(Vec<OpSpec>, Tensors)> {
     let mut found = Vec::new();
     for name in factors.names() {
         let Some(path) = name.strip_suffix(".lora_A.weight") else {
             continue;
         };
-        if path == PATCH_EMBED {
+        if sites.embedding().is_some_and(|embedding| embedding.name == path) {
             return Err(format!(
-                "it adapts `{PATCH_EMBED}`, a convolution (the name `proj` in `target_modules` does that); train it with \
+                "it adapts `{path}`, a convolution (the name `proj` in `target_modules` does that); train it with \
                  `attn.proj`, or merge it with PEFT and load the result"
             ));
         }
-        let Some(module) = names::module(path, vit) else {
+        let Some(module) = names::module(path, sites) else {
             return Err(format!(
                 "it adapts `{path}`, which this model does not have; its projections are those of `blocks.N.attn.qkv`, \
                  `attn.proj`, `mlp.fc1` and `mlp.fc2`"

@@ -24,11 +24,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vitesse_model::checkpoint::file_sha256;
 use vitesse_model::ops::OpSpec;
-use vitesse_model::spec::NetworkSpec;
 use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
+use vitesse_train::method::Trainable;
 
-use crate::{Error, Method, Result, Trainable};
+use crate::{Error, Method, Result};
 use lora::LoraConfig;
 
 /// The description of an adapter folder.
@@ -101,12 +101,11 @@ impl Adapter {
         ops: usize,
         record: Record,
     ) -> Result<Adapter> {
-        let vit = spec.vit()?;
-        let first = vit.ops.len().saturating_sub(ops);
+        let first = spec.ops.len().saturating_sub(ops);
         let (mut own, mut own_tensors) = (Vec::new(), Tensors::new());
-        for (index, op) in vit.ops.iter().enumerate().skip(first) {
+        for (index, op) in spec.ops.iter().enumerate().skip(first) {
             let (from, to) = (op.prefix(index), op.prefix(index - first));
-            for tensor in op.tensors(index, vit) {
+            for tensor in op.tensors(index, spec) {
                 let end = tensor.name.strip_prefix(&from).unwrap_or_default();
                 own_tensors.insert(format!("{to}{end}"), tensors.get(&tensor.name)?.clone());
             }
@@ -141,7 +140,7 @@ impl Adapter {
             ))
         })?;
         let config: Map<String, Value> = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is no JSON object: {error}")))?;
+            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is not a JSON object: {error}")))?;
         let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
         let (tensors, metadata) = if !weights.is_file() && old.is_file() {
             (pth::read(&old)?.0, BTreeMap::new().into_iter().collect())
@@ -318,9 +317,9 @@ impl Adapter {
         }
         let (ops, tensors) = match &self.content {
             Content::Ops(ops, tensors) => (ops.clone(), tensors.clone()),
-            Content::Lora(config, tensors) => lora::ops(config, tensors, out.spec.vit()?).map_err(fail)?,
+            Content::Lora(config, tensors) => lora::ops(config, tensors, &out.spec).map_err(fail)?,
         };
-        let first = out.spec.vit()?.ops.len();
+        let first = out.spec.ops.len();
         for (index, op) in ops.iter().enumerate() {
             let (from, to) = (op.prefix(index), op.prefix(first + index));
             for (name, tensor) in tensors.iter() {
@@ -329,9 +328,7 @@ impl Adapter {
                 }
             }
         }
-        if let NetworkSpec::Vit(vit) = &mut out.spec.network {
-            vit.ops.extend(ops);
-        }
+        out.spec.ops.extend(ops);
         out.spec
             .check(&out.tensors, "the base with the adapter")
             .map_err(|error| fail(format!("it does not fit the base: {error}")))?;

@@ -1,10 +1,7 @@
 //! Which projection a module path of an adapter means: timm's names, and transformers' ViT's.
 
-use vitesse_model::Site;
 use vitesse_model::ops::QkvPart;
-use vitesse_model::spec::VitSpec;
-
-use crate::pattern::projections;
+use vitesse_model::{Site, Sites};
 
 /// The projection, or the part of a fused one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +22,12 @@ const TRANSFORMERS: [(&str, Site, Option<QkvPart>); 6] = [
 ];
 
 /// The projection that `path` names in this model.
-pub(super) fn module(path: &str, vit: &VitSpec) -> Option<Module> {
-    let own = projections(vit).into_iter().find(|(_, _, name)| name == path);
-    if let Some((site, layer, _)) = own {
+pub(super) fn module(path: &str, sites: &dyn Sites) -> Option<Module> {
+    let own = sites
+        .projections()
+        .find(|(_, _, projection)| projection.name == path);
+    // A matrix that several layers share has one path, which does not say whose update this is.
+    if let Some((site, layer, _)) = own.filter(|(site, layer, _)| sites.sharing(*site, *layer).len() == 1) {
         return Some(Module {
             site,
             layer,
@@ -38,7 +38,7 @@ pub(super) fn module(path: &str, vit: &VitSpec) -> Option<Module> {
     let (layer, end) = rest.split_once('.')?;
     let layer = layer.parse().ok()?;
     let (_, site, part) = TRANSFORMERS.into_iter().find(|(name, _, _)| *name == end)?;
-    vit.projection(site, layer)?;
+    sites.projection(site, layer)?;
     Some(Module { site, layer, part })
 }
 

@@ -26,17 +26,17 @@ fn learned(base: &Checkpoint, name: &str, settings: &[(&str, &str)]) -> (Checkpo
     model.set_num_classes(3, 5).unwrap();
     let adapted = Method::parse(name, &settings)
         .unwrap()
-        .apply(&model.spec, &model.tensors, 1)
+        .begin(&model.spec, &model.tensors, 1)
         .unwrap();
     (model.spec, model.tensors) = (adapted.spec, adapted.tensors);
-    for name in adapted.trainable.names() {
+    for name in adapted.trained.names() {
         let tensor = model.tensors.get(name).unwrap();
         let shape = tensor.shape().to_vec();
         let mut rng = Key::new(9).with(name).rng();
         let values = tensor.to_f32().iter().map(|x| x + rng.normal() as f32).collect();
         model.tensors.insert_f32(name, &shape, values).unwrap();
     }
-    (model, adapted.trainable)
+    (model, adapted.trained)
 }
 
 fn written(place: &Path, name: &str, settings: &[(&str, &str)]) -> (Checkpoint, Checkpoint, Adapter) {
@@ -48,7 +48,7 @@ fn written(place: &Path, name: &str, settings: &[(&str, &str)]) -> (Checkpoint, 
         label_names: (0..3).map(|i| (i, format!("class {i}"))).collect(),
         ..Record::default()
     };
-    let ops = model.spec.vit().unwrap().ops.len();
+    let ops = model.spec.ops.len();
     let adapter = Adapter::of(&model.spec, &model.tensors, &trainable, ops, record).unwrap();
     let folder = place.join("adapter");
     adapter.write(&folder, true).unwrap();

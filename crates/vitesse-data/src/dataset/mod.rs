@@ -21,6 +21,7 @@ mod draw;
 mod files;
 mod folders;
 mod idx;
+pub(crate) mod inventory;
 mod list;
 mod natural;
 mod shapes;

@@ -10,7 +10,7 @@ use vitesse_model::ops::{
 use vitesse_model::spec::{
     AttentionSpec, BlockSpec, LayerSpec, MlpSpec, NetworkSpec, Pool, PrefixToken, VitSpec,
 };
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::{Key, Rng};
 
 /// Every level that this processor has.
@@ -33,6 +33,7 @@ pub fn model(vit: VitSpec) -> ModelSpec {
         architecture: "test".into(),
         num_classes: 5,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     }
 }
 
@@ -82,6 +83,10 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
         vit.prefix.extend(vec![PrefixToken::Register; between(rng, 1, 4)]);
     }
     vit.norm_eps = [1e-6, 1e-5][rng.below(2)];
+    vit.patch_bias = rng.bernoulli(0.8);
+    vit.pre_norm = rng.bernoulli(0.3);
+    let activations = [Activation::Gelu, Activation::Gelu, Activation::QuickGelu];
+    vit.activation = activations[rng.below(3)];
     let cores = rng.below(4);
     vit.cores = (0..cores).map(|_| random_block(rng, vit.embed_dim)).collect();
     let shared = if cores > 0 && rng.bernoulli(0.4) {
@@ -93,49 +98,48 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
     vit.layers = rng
         .permutation(order.len())
         .into_iter()
-        .map(|i| LayerSpec { core: order[i] })
+        .map(|i| LayerSpec::of(order[i]))
         .collect();
+    let mut spec = model(vit);
+    let depth = spec.depth();
     for _ in 0..rng.below(12) {
         let site = Site::ALL[rng.below(Site::ALL.len())];
-        let layer = site.in_block().then(|| rng.below(vit.layers.len().max(1)));
-        if !site.is_map() && vit.width_at(site, layer).is_some() {
+        let layer = site.in_block().then(|| rng.below(depth.max(1)));
+        if !site.is_map() && spec.has(site, layer) {
             let kind = OpKind::ScaleShift(ScaleShift {
                 shift: rng.bernoulli(0.6),
             });
-            vit.ops.push(OpSpec { site, layer, kind });
+            spec.ops.push(OpSpec { site, layer, kind });
         }
     }
-    if rng.bernoulli(0.5) && !vit.layers.is_empty() {
+    if rng.bernoulli(0.5) && depth > 0 {
         for _ in 0..rng.below(6) {
-            vit.ops.extend(random_op(rng, &vit));
+            spec.ops.extend(random_op(rng, &spec));
         }
         let tokens = between(rng, 1, 9);
-        for layer in 0..vit.layers.len() {
-            if rng.bernoulli(0.3) && (layer == 0 || vit.prompts() > 0) {
+        for layer in 0..depth {
+            if rng.bernoulli(0.3) && (layer == 0 || spec.sites().prompts() > 0) {
                 let kind = OpKind::Prompts(Prompts { tokens });
                 let (site, layer) = (Site::BlockIn, Some(layer));
-                vit.ops.insert(0, OpSpec { site, layer, kind });
+                spec.ops.insert(0, OpSpec { site, layer, kind });
             }
         }
     }
-    ModelSpec {
-        architecture: "random".into(),
-        num_classes: if rng.bernoulli(0.2) {
-            0
-        } else {
-            between(rng, 1, 70)
-        },
-        network: NetworkSpec::Vit(vit),
-    }
+    spec.num_classes = if rng.bernoulli(0.2) {
+        0
+    } else {
+        between(rng, 1, 70)
+    };
+    spec
 }
 
 /// A bottleneck or a low-rank update somewhere; nothing where the block has no such place.
-pub fn random_op(rng: &mut Rng, vit: &VitSpec) -> Option<OpSpec> {
-    let layer = rng.below(vit.layers.len());
+pub fn random_op(rng: &mut Rng, sites: &dyn Sites) -> Option<OpSpec> {
+    let layer = rng.below(sites.depth());
     let choose = |rng: &mut Rng, sites: &[Site]| sites[rng.below(sites.len())];
     if rng.bernoulli(0.4) {
         let site = choose(rng, &Site::PROJECTIONS);
-        vit.projection(site, layer)?;
+        sites.projection(site, layer)?;
         let parts = [QkvPart::Q, QkvPart::K, QkvPart::V];
         let parts: Vec<QkvPart> = parts.into_iter().filter(|_| rng.bernoulli(0.5)).collect();
         return Some(OpSpec {
@@ -151,7 +155,7 @@ pub fn random_op(rng: &mut Rng, vit: &VitSpec) -> Option<OpSpec> {
         });
     }
     let site = choose(rng, &Bottleneck::SITES);
-    let width = vit.width_at(site, Some(layer))?;
+    let width = sites.width_at(site, Some(layer))?;
     let groups = if width.is_multiple_of(2) {
         between(rng, 1, 2)
     } else {
@@ -217,7 +221,7 @@ fn random_block(rng: &mut Rng, dim: usize) -> BlockSpec {
 }
 
 /// One row for each token.
-type Rows = Vec<Vec<f64>>;
+pub type Rows = Vec<Vec<f64>>;
 
 /// What the heads say about one image.
 pub struct Expected {
@@ -227,18 +231,29 @@ pub struct Expected {
 
 /// The forward pass of one image, in the words of the spec.
 pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
+    forward_with(spec, tensors, image, &|_, x| x)
+}
+
+/// The same with something done to the stream after each layer.
+pub fn forward_with(
+    spec: &ModelSpec,
+    tensors: &Tensors,
+    image: &[f32],
+    after: &dyn Fn(usize, Rows) -> Rows,
+) -> Expected {
     let vit = spec.vit().unwrap();
     let model = Model {
+        spec,
         vit,
         tensors,
         held: RefCell::default(),
     };
     let mut x = model.embed(image);
     for layer in 0..vit.layers.len() {
-        x = model.layer(layer, x);
+        x = after(layer, model.layer(layer, x));
     }
     let mean = |rows: &Rows| -> Vec<f64> {
-        let patches = &rows[vit.prefix.len() + vit.prompts()..];
+        let patches = &rows[vit.prefix.len() + spec.sites().prompts()..];
         (0..vit.embed_dim)
             .map(|c| patches.iter().map(|row| row[c]).sum::<f64>() / patches.len() as f64)
             .collect()
@@ -276,13 +291,14 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
 }
 
 struct Model<'a> {
+    spec: &'a ModelSpec,
     vit: &'a VitSpec,
     tensors: &'a Tensors,
     /// The stream at `block.in` and at `mid`.
     held: RefCell<[Rows; 2]>,
 }
 
-/// Between the projections of a bottleneck.
+/// Between the projections of a bottleneck or a perceptron.
 fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::None => x,
@@ -340,7 +356,7 @@ impl Model<'_> {
 
     fn ops(&self, site: Site, layer: Option<usize>, mut x: Rows) -> Rows {
         let vit = self.vit;
-        for (i, op) in vit.ops.iter().enumerate() {
+        for (i, op) in self.spec.ops.iter().enumerate() {
             if op.site != site || op.layer != layer {
                 continue;
             }
@@ -415,9 +431,9 @@ impl Model<'_> {
 
     /// A projection of `layer` with the updates on it.
     fn project(&self, site: Site, layer: usize, has_bias: bool, x: &[Vec<f64>]) -> Rows {
-        let projection = self.vit.projection(site, layer).unwrap();
+        let projection = self.spec.projection(site, layer).unwrap();
         let mut y = self.linear(&projection.name, has_bias, x);
-        for (i, op) in self.vit.ops_at(site, Some(layer)) {
+        for (i, op) in self.spec.ops_at(site, Some(layer)) {
             let OpKind::LowRank(kind) = &op.kind else {
                 unreachable!("only low-rank updates stand on projections")
             };
@@ -426,7 +442,7 @@ impl Model<'_> {
                 self.get(&format!("{}.b", op.prefix(i))),
             );
             let mut row = 0;
-            for (part, (first, count)) in kind.ranges(site, layer, self.vit).into_iter().enumerate() {
+            for (part, (first, count)) in kind.ranges(site, layer, self.spec).into_iter().enumerate() {
                 for (x, y) in x.iter().zip(&mut y) {
                     let z: Vec<f64> = (0..kind.rank)
                         .map(|r| dot(x, &a[(part * kind.rank + r) * x.len()..][..x.len()]))
@@ -460,7 +476,7 @@ impl Model<'_> {
         let patches = self.ops(
             Site::PatchOut,
             None,
-            self.linear("patch_embed.proj", true, &patches),
+            self.linear("patch_embed.proj", vit.patch_bias, &patches),
         );
         let mut rows = Rows::new();
         let mut registers = 0;
@@ -480,6 +496,9 @@ impl Model<'_> {
         let first = if vit.embed_prefix { 0 } else { vit.prefix.len() };
         for (row, pos) in rows[first..].iter_mut().zip(pos.chunks_exact(vit.embed_dim)) {
             row.iter_mut().zip(pos).for_each(|(x, pos)| *x += pos);
+        }
+        if vit.pre_norm {
+            rows = self.norm("norm_pre", &rows);
         }
         rows
     }
@@ -504,8 +523,11 @@ impl Model<'_> {
         if let Some(mlp) = &block.mlp {
             let branch = self.ops(Site::MlpIn, at, self.norm(&vit.norm_name(layer, 2), &x));
             let mut hidden = self.ops(Site::MlpFc1, at, self.project(Site::Fc1, layer, true, &branch));
-            let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-            hidden.iter_mut().flatten().for_each(|x| *x = gelu(*x));
+            let activation = vit.activation;
+            hidden
+                .iter_mut()
+                .flatten()
+                .for_each(|x| *x = activate(activation, *x));
             let hidden = self.ops(Site::MlpHidden, at, hidden);
             let branch = self.project(Site::Fc2, layer, true, &hidden);
             let branch = scatter(branch, mlp.out_idx.as_deref(), vit.embed_dim);

@@ -81,6 +81,7 @@ pub(crate) fn import(
         architecture: architecture(&vit, family).to_owned(),
         num_classes,
         network: NetworkSpec::Vit(vit),
+        ops: Vec::new(),
     };
     spec.validate()?;
     let tensors = rename(tensors, &spec)?;

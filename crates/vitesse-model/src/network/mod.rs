@@ -80,7 +80,7 @@ impl Network {
         spec.check(tensors, source)?;
         let parameters = Parameters::new(tensors, device);
         let body = match &spec.network {
-            NetworkSpec::Vit(vit) => Body::Vit(Vit::new(vit, spec.num_classes, &parameters)?),
+            NetworkSpec::Vit(vit) => Body::Vit(Vit::new(vit, spec, &parameters)?),
             NetworkSpec::RegNet(regnet) => Body::RegNet(RegNet::new(regnet, spec.num_classes, &parameters)?),
         };
         Ok(Network {

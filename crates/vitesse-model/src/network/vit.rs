@@ -18,7 +18,7 @@ use super::stations::{at, cut, project};
 use crate::Result;
 use crate::ops::Op;
 use crate::site::Site;
-use crate::spec::{MlpSpec, Pool, PrefixToken, VitSpec};
+use crate::spec::{MlpSpec, ModelSpec, Pool, PrefixToken, VitSpec};
 
 /// ViT and DeiT.
 #[derive(Module, Debug)]
@@ -64,7 +64,8 @@ struct Mlp {
 }
 
 impl Vit {
-    pub(super) fn new(spec: &VitSpec, num_classes: usize, parameters: &Parameters<'_>) -> Result<Self> {
+    pub(super) fn new(spec: &VitSpec, model: &ModelSpec, parameters: &Parameters<'_>) -> Result<Self> {
+        let num_classes = model.num_classes;
         let token = |kind, name| -> Result<Option<Param<Tensor<3>>>> {
             if spec.prefix.contains(&kind) {
                 parameters.parameter(name).map(Some)
@@ -80,8 +81,8 @@ impl Vit {
             }
         };
         let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
-            let here = spec.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
-            here.map(|(i, op)| Op::new(op, i, spec, parameters)).collect()
+            let here = model.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
+            here.map(|(i, op)| Op::new(op, i, model, parameters)).collect()
         };
         let cores = spec.cores.iter().enumerate().map(|(i, core)| {
             let name = spec.core_name(i);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
 use crate::spec::limits::HIDDEN;
-use crate::spec::{Init, TensorSpec};
+use crate::spec::{Activation, Init, TensorSpec};
 use crate::{Error, Result};
 
 /// Epsilon of the bottleneck's own norm (AdaptFormer's).
@@ -20,6 +20,7 @@ pub const NORM_EPS: f64 = 1e-5;
 
 /// A narrow pair of projections. Starts as the identity: `B` and both biases are zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bottleneck {
     /// Width between the two projections.
     pub hidden: usize,
@@ -45,21 +46,6 @@ pub struct Bottleneck {
     pub dropout: f64,
 }
 
-/// Between the two projections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Activation {
-    /// Nothing: the bottleneck is affine.
-    #[default]
-    None,
-    /// The exact GELU.
-    Gelu,
-    /// `z · σ(1.702 z)`.
-    QuickGelu,
-    /// `max(z, 0)`.
-    Relu,
-}
-
 /// Where a bottleneck's own layer norm stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,18 +58,6 @@ pub enum NormPlace {
 
 fn one() -> usize {
     1
-}
-
-impl Activation {
-    /// The name in files and sentences.
-    pub fn name(self) -> &'static str {
-        match self {
-            Activation::None => "none",
-            Activation::Gelu => "gelu",
-            Activation::QuickGelu => "quick-gelu",
-            Activation::Relu => "relu",
-        }
-    }
 }
 
 impl Bottleneck {
@@ -113,6 +87,21 @@ impl Bottleneck {
         }
     }
 
+    /// `B` `[width, hidden]`, zero outside its groups, of the rows `[width, hidden / groups]` that are stored: both widths are
+    /// split in order, and outputs of a group read the hidden units of that group.
+    pub fn dense_up<T: Copy + Default>(&self, stored: &[T], width: usize) -> Vec<T> {
+        let each = self.hidden / self.groups.max(1);
+        let mut dense = vec![T::default(); width * self.hidden];
+        let rows = dense.chunks_exact_mut(self.hidden.max(1));
+        for ((c, row), stored) in rows.enumerate().zip(stored.chunks_exact(each.max(1))) {
+            let first = c * self.groups / width * each;
+            if let Some(own) = row.get_mut(first..first + each) {
+                own.copy_from_slice(stored);
+            }
+        }
+        dense
+    }
+
     pub(super) fn validate(&self, index: usize, site: Site, width: usize) -> Result<()> {
         let fail = |text: String| Err(Error::invalid_spec(format!("ops[{index}]: {text}")));
         if !Bottleneck::SITES.contains(&site) {
@@ -130,12 +119,14 @@ impl Bottleneck {
         let divides = |n: usize| self.groups > 0 && n.is_multiple_of(self.groups);
         if !divides(self.hidden) || !divides(width) {
             return fail(format!(
-                "{} groups divide not both the hidden width {} and the width {width} at `{site}`; choose a number that does",
+                "groups is {}, but must divide both the hidden width {} and the width {width} at `{site}`; choose a common divisor",
                 self.groups, self.hidden
             ));
         }
         if self.norm.is_some() && site == Site::AttnHeads {
-            return fail("a bottleneck at `attn.heads` has no norm, because heads are not one vector".into());
+            return fail(
+                "a bottleneck at `attn.heads` cannot have a norm, because heads are not one vector".into(),
+            );
         }
         if !self.scale.is_finite() {
             return fail("the scale must be a finite number".into());
@@ -193,12 +184,13 @@ mod network {
     use burn::tensor::Tensor;
     use burn::tensor::activation::{gelu, relu, sigmoid};
 
-    use super::{Activation, Bottleneck, NORM_EPS, NormPlace};
+    use super::{Bottleneck, NORM_EPS, NormPlace};
     use crate::Result;
     use crate::network::fused::{Before, linear};
     use crate::network::layers::{LayerNorm, Linear, times};
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
+    use crate::spec::Activation;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct BottleneckOp {
@@ -270,21 +262,20 @@ mod network {
             x + normed(NormPlace::After, u)
         }
 
-        /// `B` as a dense `[width, hidden]` matrix: each row repeated for every group, and zeroed in all but its own.
-        /// Both are tiny, and one dense product is faster than several narrow ones.
+        /// [`Bottleneck::dense_up`]: each row repeated for every group, and zeroed in all but its own. Both are tiny, and one
+        /// dense product is faster than several narrow ones.
         fn dense_up(&self) -> Tensor<2> {
             let weight = self.up_weight.val();
-            let groups = self.spec.groups;
-            if groups == 1 {
+            if self.spec.groups == 1 {
                 return weight;
             }
             let [width, grouped] = weight.dims();
-            let hidden = grouped * groups;
-            let own = |c: usize, j: usize| c * groups / width == j / grouped;
-            let mask: Vec<f32> = (0..width * hidden)
-                .map(|i| if own(i / hidden, i % hidden) { 1.0 } else { 0.0 })
-                .collect();
-            times(weight.repeat_dim(1, groups), mask, [width, hidden])
+            let mask = self.spec.dense_up(&vec![1.0; width * grouped], width);
+            times(
+                weight.repeat_dim(1, self.spec.groups),
+                mask,
+                [width, self.spec.hidden],
+            )
         }
     }
 }

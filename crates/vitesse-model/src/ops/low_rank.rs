@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
 use crate::spec::limits::WIDTH;
-use crate::spec::{Init, TensorSpec, VitSpec};
+use crate::spec::{Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
 /// A low-rank update of a projection. Starts as the identity: `b` is zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LowRank {
     /// Rows of `A`, of each part.
     pub rank: usize,
@@ -51,22 +52,20 @@ impl LowRank {
     }
 
     /// The rows of the projection that are updated, as `(first, count)`, one range for each update.
-    pub fn ranges(&self, site: Site, layer: usize, vit: &VitSpec) -> Vec<(usize, usize)> {
-        let rows = vit
-            .projection(site, layer)
-            .map_or(0, |projection| projection.outputs);
-        let attn = vit.block(layer).and_then(|block| block.attn.as_ref());
-        match (&self.parts, attn) {
-            (Some(parts), Some(attn)) => {
-                let (qk, v) = (attn.qk_width(), attn.v_width());
+    pub fn ranges(&self, site: Site, layer: usize, sites: &dyn Sites) -> Vec<(usize, usize)> {
+        let Some(projection) = sites.projection(site, layer) else {
+            return vec![(0, 0)];
+        };
+        match (&self.parts, projection.parts) {
+            (Some(parts), Some([q, k, v])) => {
                 let range = |part: &QkvPart| match part {
-                    QkvPart::Q => (0, qk),
-                    QkvPart::K => (qk, qk),
-                    QkvPart::V => (2 * qk, v),
+                    QkvPart::Q => (0, q),
+                    QkvPart::K => (q, k),
+                    QkvPart::V => (q + k, v),
                 };
                 parts.iter().map(range).collect()
             }
-            _ => vec![(0, rows)],
+            _ => vec![(0, projection.outputs)],
         }
     }
 
@@ -75,7 +74,7 @@ impl LowRank {
         if !site.is_projection() {
             let known = Site::PROJECTIONS.map(Site::name).join("`, `");
             return fail(format!(
-                "low-rank stands on a projection, one of `{known}`, and not at `{site}`"
+                "low-rank must stand on a projection (one of `{known}`), not at `{site}`"
             ));
         }
         if !(1..=WIDTH).contains(&self.rank) {
@@ -86,7 +85,7 @@ impl LowRank {
         }
         super::check_dropout(index, self.dropout)?;
         match &self.parts {
-            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, and `{site}` has none")),
+            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, not `{site}`")),
             Some(parts) if parts.is_empty() || !parts.is_sorted_by(|a, b| a < b) => {
                 fail("parts must be some of `q`, `k`, `v`, each at most once and in this order".into())
             }
@@ -94,11 +93,17 @@ impl LowRank {
         }
     }
 
-    pub(super) fn tensors(&self, prefix: &str, site: Site, layer: usize, vit: &VitSpec) -> Vec<TensorSpec> {
-        let inputs = vit
+    pub(super) fn tensors(
+        &self,
+        prefix: &str,
+        site: Site,
+        layer: usize,
+        sites: &dyn Sites,
+    ) -> Vec<TensorSpec> {
+        let inputs = sites
             .projection(site, layer)
             .map_or(0, |projection| projection.inputs);
-        let ranges = self.ranges(site, layer, vit);
+        let ranges = self.ranges(site, layer, sites);
         let written: usize = ranges.iter().map(|(_, count)| count).sum();
         let bound = (inputs.max(1) as f64).powf(-0.5);
         vec![
@@ -112,8 +117,8 @@ impl LowRank {
     }
 
     /// Multiply-accumulates for one token.
-    pub(super) fn macs(&self, site: Site, layer: usize, vit: &VitSpec) -> usize {
-        self.tensors("", site, layer, vit)
+    pub(super) fn macs(&self, site: Site, layer: usize, sites: &dyn Sites) -> usize {
+        self.tensors("", site, layer, sites)
             .iter()
             .map(TensorSpec::numel)
             .sum()
@@ -133,7 +138,7 @@ mod network {
     use crate::network::fused::{Before, Residual, linear};
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
-    use crate::spec::VitSpec;
+    use crate::spec::Sites;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct LowRankOp {
@@ -153,14 +158,14 @@ mod network {
             prefix: &str,
             site: Site,
             layer: usize,
-            vit: &VitSpec,
+            sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
             Ok(LowRankOp {
                 a: parameters.parameter(&format!("{prefix}.a"))?,
                 b: parameters.parameter(&format!("{prefix}.b"))?,
                 spec: spec.clone(),
-                ranges: spec.ranges(site, layer, vit),
+                ranges: spec.ranges(site, layer, sites),
                 name: prefix.to_owned(),
             })
         }

@@ -11,7 +11,8 @@ mod low_rank;
 mod prompts;
 mod scale_shift;
 
-pub use bottleneck::{Activation, Bottleneck, NORM_EPS, NormPlace};
+pub use crate::spec::Activation;
+pub use bottleneck::{Bottleneck, NORM_EPS, NormPlace};
 pub use low_rank::{LowRank, QkvPart};
 pub use prompts::Prompts;
 pub use scale_shift::ScaleShift;
@@ -22,7 +23,7 @@ pub use network::Op;
 use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
-use crate::spec::{TensorSpec, VitSpec};
+use crate::spec::{Cost, Sites, TensorSpec};
 use crate::{Error, Result};
 
 /// One op at one site.
@@ -91,8 +92,9 @@ impl OpSpec {
         }
     }
 
-    pub(crate) fn validate(&self, index: usize, vit: &VitSpec) -> Result<()> {
-        let Some(width) = vit.width_at(self.site, self.layer) else {
+    /// Refuses an op that cannot stand where it does, as number `index` of a model with these sites.
+    pub fn validate(&self, index: usize, sites: &dyn Sites) -> Result<()> {
+        let Some(width) = sites.width_at(self.site, self.layer) else {
             let layer = self
                 .layer
                 .map_or("no layer".to_owned(), |layer| format!("layer {layer}"));
@@ -105,32 +107,65 @@ impl OpSpec {
             OpKind::ScaleShift(op) => op.validate(index, self.site),
             OpKind::LowRank(op) => op.validate(index, self.site),
             OpKind::Bottleneck(op) => op.validate(index, self.site, width),
-            OpKind::Prompts(op) => op.validate(index, self.site, self.layer, vit),
+            OpKind::Prompts(op) => op.validate(index, self.site, self.layer, sites),
         }
     }
 
-    /// The op's tensors, where it is number `index` of the model.
-    pub fn tensors(&self, index: usize, vit: &VitSpec) -> Vec<TensorSpec> {
+    /// The op's tensors, where it is number `index` of a model with these sites.
+    pub fn tensors(&self, index: usize, sites: &dyn Sites) -> Vec<TensorSpec> {
         let (prefix, layer) = (self.prefix(index), self.layer.unwrap_or(0));
-        let width = vit.width_at(self.site, self.layer).unwrap_or(0);
-        match &self.kind {
+        let width = sites.width_at(self.site, self.layer).unwrap_or(0);
+        let mut tensors = match &self.kind {
             OpKind::ScaleShift(op) => op.tensors(&prefix, width),
-            OpKind::LowRank(op) => op.tensors(&prefix, self.site, layer, vit),
+            OpKind::LowRank(op) => op.tensors(&prefix, self.site, layer, sites),
             OpKind::Bottleneck(op) => op.tensors(&prefix, width),
-            OpKind::Prompts(op) => op.tensors(&prefix, vit),
-        }
+            OpKind::Prompts(op) => op.tensors(&prefix, width, sites),
+        };
+        let depth = match self.layer {
+            Some(layer) => layer + 1,
+            None if self.site == Site::PatchOut => 0,
+            None => sites.depth() + 1,
+        };
+        tensors.iter_mut().for_each(|tensor| tensor.depth = depth);
+        tensors
     }
 
-    pub(crate) fn macs(&self, vit: &VitSpec) -> usize {
-        let width = vit.width_at(self.site, self.layer).unwrap_or(0);
+    /// Multiply-accumulates for one image.
+    pub fn macs(&self, sites: &dyn Sites) -> usize {
+        let width = sites.width_at(self.site, self.layer).unwrap_or(0);
         let token = match &self.kind {
             OpKind::ScaleShift(_) => width,
-            OpKind::LowRank(op) => op.macs(self.site, self.layer.unwrap_or(0), vit),
+            OpKind::LowRank(op) => op.macs(self.site, self.layer.unwrap_or(0), sites),
             OpKind::Bottleneck(op) => op.macs(width),
             // What the tokens cost stands where they pass.
             OpKind::Prompts(_) => 0,
         };
-        vit.tokens_count() * token
+        let last = if self.site == Site::PatchOut {
+            0
+        } else {
+            sites.depth()
+        };
+        sites.tokens_at(self.layer.unwrap_or(last)) * token
+    }
+}
+
+/// Refuses ops that cannot stand where they do.
+pub fn validate(sites: &dyn Sites) -> Result<()> {
+    let mut ops = sites.ops().iter().enumerate();
+    ops.try_for_each(|(i, op)| op.validate(i, sites))
+}
+
+/// The tensors of all ops, in order.
+pub fn tensors(sites: &dyn Sites) -> Vec<TensorSpec> {
+    let ops = sites.ops().iter().enumerate();
+    ops.flat_map(|(i, op)| op.tensors(i, sites)).collect()
+}
+
+/// Adds what each op costs.
+pub fn costs(sites: &dyn Sites, cost: &mut Cost) {
+    for (i, op) in sites.ops().iter().enumerate() {
+        let parameters = op.tensors(i, sites).iter().map(TensorSpec::numel).sum();
+        cost.push(format!("ops.{i}"), parameters, op.macs(sites));
     }
 }
 
@@ -156,7 +191,7 @@ mod network {
     use super::{OpKind, OpSpec};
     use crate::network::{Ctx, Parameters};
     use crate::site::Site;
-    use crate::spec::VitSpec;
+    use crate::spec::Sites;
     use crate::{Result, Tensors};
 
     /// An op in the network, or by itself.
@@ -180,28 +215,28 @@ mod network {
     }
 
     impl Op {
-        /// Op number `index` of a model `vit` by itself, with its tensors among `tensors`.
+        /// Op number `index` of a model with these sites by itself, with its tensors among `tensors`.
         ///
         /// # Errors
         /// An op that cannot stand there, tensors that are missing or of another rank.
         pub fn alone(
             spec: &OpSpec,
             index: usize,
-            vit: &VitSpec,
+            sites: &dyn Sites,
             tensors: &Tensors,
             device: &Device,
         ) -> Result<Self> {
-            spec.validate(index, vit)?;
-            for tensor in spec.tensors(index, vit) {
+            spec.validate(index, sites)?;
+            for tensor in spec.tensors(index, sites) {
                 tensors.get_shaped(&tensor.name, &tensor.shape)?;
             }
-            Op::new(spec, index, vit, &Parameters::new(tensors, device))
+            Op::new(spec, index, sites, &Parameters::new(tensors, device))
         }
 
         pub(crate) fn new(
             spec: &OpSpec,
             index: usize,
-            vit: &VitSpec,
+            sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
             let prefix = spec.prefix(index);
@@ -209,7 +244,7 @@ mod network {
                 OpKind::ScaleShift(op) => Kind::ScaleShift(ScaleShiftOp::new(op, &prefix, parameters)?),
                 OpKind::LowRank(op) => {
                     let layer = spec.layer.unwrap_or(0);
-                    Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, vit, parameters)?)
+                    Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, sites, parameters)?)
                 }
                 OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
                 OpKind::Prompts(_) => Kind::Prompts(PromptsOp::new(&prefix, parameters)?),

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
 use crate::spec::limits::SIDE;
-use crate::spec::{Init, TensorSpec, VitSpec};
+use crate::spec::{Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
 /// Learned tokens, `[1, tokens, dim]`, the same for every image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Prompts {
     /// How many.
     pub tokens: usize,
@@ -24,39 +25,39 @@ impl Prompts {
         index: usize,
         site: Site,
         layer: Option<usize>,
-        vit: &VitSpec,
+        sites: &dyn Sites,
     ) -> Result<()> {
         let fail = |text: String| Err(Error::invalid_spec(format!("ops[{index}]: {text}")));
         if site != Site::BlockIn {
-            return fail(format!("prompts stand at `block.in`, and not at `{site}`"));
+            return fail(format!("prompts must stand at `block.in`, not at `{site}`"));
         }
         if !(1..=SIDE).contains(&self.tokens) {
             return fail(format!(
-                "prompts are from 1 to {SIDE} tokens, but here {}",
+                "there must be from 1 to {SIDE} prompts, but there are {}",
                 self.tokens
             ));
         }
-        if vit.prompts() != self.tokens {
+        if sites.prompts() != self.tokens {
             return fail(format!(
-                "{} prompts stand here and {} in the first block; every block with prompts has as many as the first",
+                "there are {} prompts here, but {} in the first block; every block with prompts needs as many as the first",
                 self.tokens,
-                vit.prompts()
+                sites.prompts()
             ));
         }
-        if let Some((first, _)) = vit.ops_at(site, layer).next()
+        if let Some((first, _)) = sites.ops_at(site, layer).next()
             && first != index
         {
-            return fail("prompts are the first op of their block".into());
+            return fail("prompts must be the first op of their block".into());
         }
         Ok(())
     }
 
-    pub(super) fn tensors(&self, prefix: &str, vit: &VitSpec) -> Vec<TensorSpec> {
+    pub(super) fn tensors(&self, prefix: &str, width: usize, sites: &dyn Sites) -> Vec<TensorSpec> {
         // The bound that the patch embedding would have (Xavier over its fan-in and the width).
-        let fan = vit.in_chans * vit.patch_size * vit.patch_size + vit.embed_dim;
+        let fan = sites.embedding().map_or(0, |embedding| embedding.inputs) + width;
         vec![TensorSpec::parameter(
             format!("{prefix}.tokens"),
-            &[1, self.tokens, vit.embed_dim],
+            &[1, self.tokens, width],
             Init::Uniform {
                 bound: (6.0 / fan as f64).sqrt(),
             },

@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 /// A scale, and perhaps a shift, for each channel at a site. Starts as the identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ScaleShift {
     /// Whether there is a shift besides the scale.
     pub shift: bool,

@@ -34,7 +34,7 @@ impl Cost {
         self.layers.iter().map(|layer| layer.macs).sum()
     }
 
-    pub(super) fn push(&mut self, layer: impl Into<String>, parameters: usize, macs: usize) {
+    pub(crate) fn push(&mut self, layer: impl Into<String>, parameters: usize, macs: usize) {
         self.layers.push(LayerCost {
             layer: layer.into(),
             parameters,

@@ -5,17 +5,26 @@
 //! ([`ModelSpec::tensors`]), fresh weights ([`ModelSpec::init`]), parameters and multiply-accumulates
 //! ([`ModelSpec::costs`]). Nothing is inferred from tensor shapes when the spec says it.
 
+mod activation;
 mod cost;
+mod family;
 pub(crate) mod limits;
 pub(crate) mod regnet;
+mod sites;
 mod vit;
 
+pub use activation::Activation;
 pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
-pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, Projection, VitSpec};
+pub use sites::{Projection, Sites};
+pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use family::Family;
+
+use crate::ops::{self, OpSpec};
+use crate::site::Site;
 use crate::tensors::{DType, Tensors};
 use crate::{Error, Result};
 
@@ -28,6 +37,9 @@ pub struct ModelSpec {
     pub num_classes: usize,
     /// The body.
     pub network: NetworkSpec,
+    /// What stands at which site, in the order in which ops at one site are applied.
+    #[serde(default)]
+    pub ops: Vec<OpSpec>,
 }
 
 /// The families of networks.
@@ -51,6 +63,11 @@ pub struct TensorSpec {
     pub init: Init,
     /// Whether gradients train it.
     pub role: Role,
+    /// Where it stands on the way from the images to the heads: 0 for the embedding, `l + 1` for layer `l`, and one more
+    /// than the last layer for what follows. What several layers share stands where it is used first.
+    pub depth: usize,
+    /// Whether weight decay applies to it, as the reference program has it: to all matrices but a few.
+    pub decays: bool,
 }
 
 /// What a tensor is to training.
@@ -89,13 +106,15 @@ pub enum Init {
 }
 
 impl TensorSpec {
-    /// A trained tensor.
+    /// A trained tensor of depth 0, which decays if it has more than one dimension.
     pub(crate) fn parameter(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
         TensorSpec {
             name: name.into(),
             shape: shape.to_vec(),
             init,
             role: Role::Parameter,
+            depth: 0,
+            decays: shape.len() > 1,
         }
     }
 
@@ -106,55 +125,83 @@ impl TensorSpec {
 }
 
 impl ModelSpec {
-    /// Every tensor of the model, in timm's order. Refuses a spec that describes no possible model.
+    /// Every tensor of the model, in timm's order, ops last. Refuses a spec that describes no possible model.
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {
         self.validate()?;
-        Ok(match &self.network {
-            NetworkSpec::Vit(vit) => vit.tensors(self.num_classes),
-            NetworkSpec::RegNet(regnet) => regnet.tensors(self.num_classes),
-        })
+        let mut tensors = self.family().tensors(self.num_classes);
+        tensors.extend(ops::tensors(self));
+        Ok(tensors)
     }
 
     /// Checks that sizes are believable and that the parts fit each other.
     pub fn validate(&self) -> Result<()> {
-        limits::check(self)?;
-        match &self.network {
-            NetworkSpec::Vit(vit) => vit.validate(),
-            NetworkSpec::RegNet(regnet) => regnet.validate(),
-        }
+        limits::within("the number of classes", self.num_classes, limits::CLASSES)?;
+        self.family().validate()?;
+        ops::validate(self)
     }
 
     /// Parameters and multiply-accumulates by layer, for one image.
     pub fn costs(&self) -> Result<Cost> {
         self.validate()?;
-        Ok(match &self.network {
-            NetworkSpec::Vit(vit) => vit.costs(self.num_classes),
-            NetworkSpec::RegNet(regnet) => regnet.costs(self.num_classes),
-        })
+        let (family, width) = (self.family(), self.num_features());
+        let mut cost = family.costs(self.sites().prompts());
+        ops::costs(self, &mut cost);
+        if self.num_classes > 0 {
+            for head in family.classifiers() {
+                cost.push(head, self.num_classes * (width + 1), self.num_classes * width);
+            }
+        }
+        Ok(cost)
     }
 
     /// Channels, height and width of the images the model takes.
     pub fn input_size(&self) -> [usize; 3] {
-        match &self.network {
-            NetworkSpec::Vit(vit) => [vit.in_chans, vit.img_size[0], vit.img_size[1]],
-            NetworkSpec::RegNet(regnet) => [regnet.in_chans, regnet.img_size[0], regnet.img_size[1]],
-        }
+        self.family().input_size()
     }
 
     /// Width of the features that the heads see.
     pub fn num_features(&self) -> usize {
-        match &self.network {
-            NetworkSpec::Vit(vit) => vit.embed_dim,
-            NetworkSpec::RegNet(regnet) => regnet.num_features(),
-        }
+        self.family().num_features()
     }
 
     /// The names of the modules that classify, such as `head` and `head_dist`.
     pub fn classifiers(&self) -> Vec<&'static str> {
+        self.family().classifiers()
+    }
+
+    fn family(&self) -> &dyn Family {
         match &self.network {
-            NetworkSpec::Vit(vit) if vit.is_distilled() => vec!["head", "head_dist"],
-            NetworkSpec::Vit(_) => vec!["head"],
-            NetworkSpec::RegNet(_) => vec!["head.fc"],
+            NetworkSpec::Vit(vit) => vit,
+            NetworkSpec::RegNet(regnet) => regnet,
+        }
+    }
+
+    /// The model's sites, with what stands there.
+    pub fn sites(&self) -> &dyn Sites {
+        self
+    }
+
+    /// The ops at `site` of `layer` (`None` for the sites outside blocks), with their index in [`ModelSpec::ops`].
+    pub fn ops_at(&self, site: Site, layer: Option<usize>) -> impl Iterator<Item = (usize, &OpSpec)> {
+        self.sites().ops_at(site, layer)
+    }
+
+    /// Says whether the projections to queries, keys and values of all blocks have a bias.
+    pub fn set_qkv_bias(&mut self, bias: bool) {
+        match &mut self.network {
+            NetworkSpec::Vit(vit) => vit
+                .cores
+                .iter_mut()
+                .filter_map(|core| core.attn.as_mut())
+                .for_each(|attn| attn.qkv_bias = bias),
+            NetworkSpec::RegNet(_) => {}
+        }
+    }
+
+    /// Says whether the patch embedding has a bias.
+    pub fn set_patch_bias(&mut self, bias: bool) {
+        if let NetworkSpec::Vit(vit) = &mut self.network {
+            vit.patch_bias = bias;
         }
     }
 
@@ -211,5 +258,39 @@ impl ModelSpec {
             unexpected,
             misshaped,
         ))
+    }
+}
+
+impl Sites for ModelSpec {
+    fn depth(&self) -> usize {
+        self.family().depth()
+    }
+
+    fn tokens_at(&self, layer: usize) -> usize {
+        self.family().tokens_at(layer) + self.sites().prompts()
+    }
+
+    fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
+        self.family().width_at(site, layer)
+    }
+
+    fn projection(&self, site: Site, layer: usize) -> Option<Projection> {
+        self.family().projection(site, layer)
+    }
+
+    fn norm(&self, site: Site, layer: Option<usize>) -> Option<String> {
+        self.family().norm(site, layer)
+    }
+
+    fn embedding(&self) -> Option<Projection> {
+        self.family().embedding()
+    }
+
+    fn activation(&self, layer: usize) -> Activation {
+        self.family().activation(layer)
+    }
+
+    fn ops(&self) -> &[OpSpec] {
+        &self.ops
     }
 }

@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Init, Role, TensorSpec};
+use super::{Activation, Cost, Family, Init, Projection, Role, Sites, TensorSpec};
+use crate::site::Site;
 use crate::{Error, Result};
 
 /// The largest image side, width or stride that is believed, so that costs cannot overflow.
@@ -105,6 +106,8 @@ impl ConvNormSpec {
             shape: shape.to_vec(),
             init,
             role,
+            depth: 0,
+            decays: false,
         };
         vec![
             TensorSpec::parameter(format!("{name}.conv.weight"), &self.weight_shape(), he),
@@ -163,11 +166,6 @@ impl RegNetBlock {
 }
 
 impl RegNetSpec {
-    /// Width of the pooled features that the head sees.
-    pub fn num_features(&self) -> usize {
-        self.stages.last().map_or(self.stem_width, |stage| stage.width)
-    }
-
     pub(crate) fn stem(&self) -> ConvNormSpec {
         ConvNormSpec {
             name: "stem".into(),
@@ -222,7 +220,58 @@ impl RegNetSpec {
         (in_chans as f64 * self.se_ratio).round_ties_even() as usize
     }
 
-    pub(super) fn validate(&self) -> Result<()> {
+    fn head(&self, num_classes: usize) -> Vec<TensorSpec> {
+        if num_classes == 0 {
+            return Vec::new();
+        }
+        let weight = Init::Normal { std: 0.01 };
+        vec![
+            TensorSpec::parameter("head.fc.weight", &[num_classes, self.num_features()], weight),
+            TensorSpec::parameter("head.fc.bias", &[num_classes], Init::Zeros),
+        ]
+    }
+}
+
+impl Sites for RegNetSpec {
+    fn depth(&self) -> usize {
+        self.stages.iter().map(|stage| stage.depth).sum()
+    }
+
+    fn tokens_at(&self, layer: usize) -> usize {
+        let blocks = self.blocks();
+        let (entering, last) = (blocks.get(layer), blocks.last());
+        entering
+            .map(|block| block.conv1.in_size)
+            .or(last.map(|block| block.conv3.in_size))
+            .unwrap_or(self.stem().out_size())
+            .iter()
+            .product()
+    }
+
+    /// No token stream passes, so no op can stand anywhere.
+    fn width_at(&self, _site: Site, _layer: Option<usize>) -> Option<usize> {
+        None
+    }
+
+    fn projection(&self, _site: Site, _layer: usize) -> Option<Projection> {
+        None
+    }
+
+    fn norm(&self, _site: Site, _layer: Option<usize>) -> Option<String> {
+        None
+    }
+
+    fn embedding(&self) -> Option<Projection> {
+        None
+    }
+
+    fn activation(&self, _layer: usize) -> Activation {
+        Activation::Relu
+    }
+}
+
+impl Family for RegNetSpec {
+    fn validate(&self) -> Result<()> {
         let fail = |text: String| Err(Error::invalid_spec(text));
         let sized = |what: &str, value: usize| {
             if (1..=LARGEST).contains(&value) {
@@ -250,7 +299,7 @@ impl RegNetSpec {
             sized(&format!("the stride of stage {name}"), stage.stride)?;
             if stage.width % stage.group_width != 0 {
                 return fail(format!(
-                    "stage {name} has {} channels, which groups of {} do not divide",
+                    "stage {name} has {} channels, which cannot be split into groups of {}",
                     stage.width, stage.group_width
                 ));
             }
@@ -281,25 +330,25 @@ impl RegNetSpec {
         Ok(())
     }
 
-    fn head(&self, num_classes: usize) -> Vec<TensorSpec> {
-        if num_classes == 0 {
-            return Vec::new();
-        }
-        let weight = Init::Normal { std: 0.01 };
-        vec![
-            TensorSpec::parameter("head.fc.weight", &[num_classes, self.num_features()], weight),
-            TensorSpec::parameter("head.fc.bias", &[num_classes], Init::Zeros),
-        ]
-    }
-
-    pub(super) fn tensors(&self, num_classes: usize) -> Vec<TensorSpec> {
+    fn tensors(&self, num_classes: usize) -> Vec<TensorSpec> {
+        let at = |depth: usize, tensors: Vec<TensorSpec>| {
+            tensors
+                .into_iter()
+                .map(move |tensor| TensorSpec { depth, ..tensor })
+        };
+        let blocks = self.blocks();
         let mut out = self.stem().tensors(Init::Ones);
-        out.extend(self.blocks().iter().flat_map(RegNetBlock::tensors));
-        out.extend(self.head(num_classes));
+        out.extend(
+            blocks
+                .iter()
+                .enumerate()
+                .flat_map(|(i, block)| at(i + 1, block.tensors())),
+        );
+        out.extend(at(blocks.len() + 1, self.head(num_classes)));
         out
     }
 
-    pub(super) fn costs(&self, num_classes: usize) -> Cost {
+    fn costs(&self, _more: usize) -> Cost {
         let mut cost = Cost { layers: Vec::new() };
         let mut push = |name: &str, tensors: &[TensorSpec], macs| {
             let trained = tensors.iter().filter(|tensor| tensor.role == Role::Parameter);
@@ -310,14 +359,19 @@ impl RegNetSpec {
         for block in self.blocks() {
             push(&block.name, &block.tensors(), block.macs());
         }
-        if num_classes > 0 {
-            push(
-                "head.fc",
-                &self.head(num_classes),
-                num_classes * self.num_features(),
-            );
-        }
         cost
+    }
+
+    fn input_size(&self) -> [usize; 3] {
+        [self.in_chans, self.img_size[0], self.img_size[1]]
+    }
+
+    fn num_features(&self) -> usize {
+        self.stages.last().map_or(self.stem_width, |stage| stage.width)
+    }
+
+    fn classifiers(&self) -> Vec<&'static str> {
+        vec!["head.fc"]
     }
 }
 
@@ -349,6 +403,7 @@ mod tests {
             architecture: "tiny".into(),
             num_classes,
             network: NetworkSpec::RegNet(regnet),
+            ops: Vec::new(),
         }
     }
 
@@ -465,7 +520,7 @@ mod tests {
         );
         check(
             &|spec| spec.stages[1].group_width = 24,
-            "stage s2 has 64 channels, which groups of 24 do not divide",
+            "stage s2 has 64 channels, which cannot be split into groups of 24",
         );
         check(&|spec| spec.se_ratio = 0.01, "0 of 16 channels");
         check(&|spec| spec.se_ratio = f64::NAN, "se_ratio NaN");

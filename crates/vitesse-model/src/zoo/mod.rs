@@ -63,6 +63,7 @@ fn regnet(name: &str) -> Option<Entry> {
             architecture: name.to_owned(),
             num_classes: if ours { 10 } else { 1000 },
             network: NetworkSpec::RegNet(spec),
+            ops: Vec::new(),
         },
         timm_name: name,
     })

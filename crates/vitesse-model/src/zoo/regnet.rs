@@ -115,6 +115,7 @@ mod tests {
             architecture: name.into(),
             num_classes,
             network: NetworkSpec::RegNet(regnet),
+            ops: Vec::new(),
         }
     }
 

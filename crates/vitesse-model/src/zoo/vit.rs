@@ -83,6 +83,7 @@ pub(super) fn get(name: &str) -> Option<Entry> {
             architecture: name.to_owned(),
             num_classes: if timm.is_some() { 1000 } else { 10 },
             network: NetworkSpec::Vit(VitSpec::plain(image, patch, dim, depth, heads, prefix)),
+            ops: Vec::new(),
         },
         pretrained_cfg: PretrainedCfg {
             crop_pct,

@@ -23,7 +23,8 @@ mod keys;
 mod tables;
 
 pub use augment::AugmentConfig;
-pub(crate) use keys::{merge, set};
+pub(crate) use keys::merge;
+pub use keys::set;
 pub use tables::{Amp, DataConfig, DistillConfig, ModelConfig, TrainConfig};
 
 use std::path::Path;
@@ -61,6 +62,9 @@ pub struct Recipe {
     pub augment: AugmentConfig,
     /// What is learned from a teacher.
     pub distill: DistillConfig,
+    /// The method that begins and ends the run, with its settings: a `name`, and what only the method reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Table>,
 }
 
 impl Recipe {
@@ -114,6 +118,7 @@ impl Recipe {
                 ("schedule", keys::fields::<Schedule>()),
                 ("augment", keys::fields::<AugmentConfig>()),
                 ("distill", keys::fields::<DistillConfig>()),
+                ("method", Vec::new()),
             ],
         );
         let recipe = Recipe {
@@ -124,10 +129,36 @@ impl Recipe {
             schedule: reader.table("schedule")?,
             augment: reader.table("augment")?,
             distill: reader.table("distill")?,
+            method: reader.opaque("method")?,
         };
         reader.finish()?;
         recipe.validate()?;
         Ok(recipe)
+    }
+
+    /// As [`Recipe::from_table`], over `defaults`, keys for what the table does not say, and under `more`.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn layered(
+        defaults: &[(&str, Value)],
+        mut file: Table,
+        more: &[(&str, Value)],
+        name: &str,
+    ) -> Result<Recipe> {
+        for (key, value) in defaults {
+            let said = match key.split_once('.') {
+                Some((table, key)) => file.get(table).is_some_and(|table| table.get(key).is_some()),
+                None => file.contains_key(*key),
+            };
+            if !said {
+                keys::set(&mut file, key, value.clone());
+            }
+        }
+        for (key, value) in more {
+            keys::set(&mut file, key, value.clone());
+        }
+        Recipe::from_table(file, name)
     }
 
     /// The recipe as a file that [`Recipe::parse`] reads back.
@@ -154,6 +185,27 @@ impl Recipe {
         Ok(document)
     }
 
+    /// The name of the method, where the recipe has one.
+    pub fn method_name(&self) -> Option<&str> {
+        self.method.as_ref()?.get("name")?.as_str()
+    }
+
+    /// Refuses a recipe with a method, for those who train without.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming the method.
+    pub fn refuse_method(&self) -> Result<()> {
+        match self.method_name() {
+            None => Ok(()),
+            Some(name) => Err(Error::recipe(
+                "method.name",
+                &format!("`{name}`"),
+                "no [method] here: `vitesse adapt` follows such a recipe with `--recipe`, and goes on with such a run \
+                 with `--resume`",
+            )),
+        }
+    }
+
     /// Checks every value that can be checked without looking at data or files.
     ///
     /// # Errors
@@ -165,6 +217,16 @@ impl Recipe {
         self.distill.validate()?;
         self.validate_optim()?;
         self.augment.validate()?;
+        if let (Some(method), None) = (&self.method, self.method_name()) {
+            let found = method
+                .get("name")
+                .map_or_else(|| "not set".to_owned(), Value::to_string);
+            return Err(Error::recipe(
+                "method.name",
+                &found,
+                "the name of a method, such as \"lora\"",
+            ));
+        }
         if self.augment.mixes() && self.train.batch_size % 2 == 1 {
             let expected = "an even number, since mixup and cutmix pair the samples of a batch";
             return Err(Error::recipe(

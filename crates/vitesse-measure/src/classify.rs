@@ -1,0 +1,262 @@
+//! A model ready to classify: compiled by the engine, or as the network that training uses.
+
+use std::sync::atomic::AtomicBool;
+
+#[cfg(feature = "train")]
+use burn::tensor::Device;
+use serde::Serialize;
+use vitesse_engine::{Engine, Options, Precision};
+#[cfg(feature = "train")]
+use vitesse_model::network::Network;
+use vitesse_model::{Checkpoint, Fusion, ModelSpec};
+use vitesse_train::evaluate::{Classifier, Heads};
+
+#[cfg(feature = "train")]
+use crate::Error;
+use crate::error::check;
+use crate::{Events, Progress, Result, origin};
+
+/// What can run a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The engine of this program: vision transformers, compiled for this processor.
+    Engine,
+    /// The network that training uses: every model, f32 only, slower.
+    #[cfg(feature = "train")]
+    Network,
+}
+
+/// The network of a checkpoint, for evaluation, and where it computes.
+///
+/// # Errors
+/// Tensors that are not the spec's.
+#[cfg(feature = "train")]
+pub fn network(checkpoint: &Checkpoint) -> Result<(Network, Device)> {
+    let device = Device::flex();
+    let network = Network::new(
+        &checkpoint.spec,
+        &checkpoint.tensors,
+        &origin(checkpoint),
+        &device,
+    )?;
+    Ok((network, device))
+}
+
+/// A model ready to classify.
+#[derive(Debug)]
+pub enum Runner {
+    /// Compiled for this processor.
+    Engine(Box<Engine>),
+    /// The network that training uses.
+    #[cfg(feature = "train")]
+    Network(Box<(Network, Device)>),
+}
+
+/// What computed a result.
+#[derive(Debug, Clone, Serialize)]
+pub struct Arithmetic {
+    /// The engine, or what computes the network.
+    pub engine: &'static str,
+    /// The number format.
+    pub precision: Precision,
+    /// The instruction set, where the engine chose one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isa: Option<&'static str>,
+}
+
+impl Runner {
+    /// The engine, unless the network is asked for or the model is none that the engine runs.
+    ///
+    /// # Errors
+    /// A model that is not run so.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        backend: Option<Backend>,
+        precision: Precision,
+        events: &mut dyn Events,
+    ) -> Result<Runner> {
+        #[cfg(feature = "train")]
+        {
+            let known = checkpoint.spec.vit().is_ok();
+            if backend == Some(Backend::Network) || (backend.is_none() && !known) {
+                if precision != Precision::F32 {
+                    return Err(Error::NetworkPrecision(precision));
+                }
+                if backend.is_none() {
+                    let text = format!(
+                        "`{}` is not a vision transformer, so the network computes it and not the engine",
+                        checkpoint.spec.architecture
+                    );
+                    events.say("note", &text);
+                }
+                return Ok(Runner::Network(Box::new(network(checkpoint)?)));
+            }
+        }
+        #[cfg(not(feature = "train"))]
+        let _ = (backend, events);
+        let options = Options {
+            threads: rayon::current_num_threads(),
+            precision,
+            isa: None,
+        };
+        let engine = Engine::new(
+            &checkpoint.spec,
+            &checkpoint.tensors,
+            &origin(checkpoint),
+            options,
+        )?;
+        Ok(Runner::Engine(Box::new(engine)))
+    }
+
+    /// How it computes.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self {
+            Runner::Engine(engine) => Arithmetic {
+                engine: "vitesse",
+                precision: engine.precision(),
+                isa: Some(engine.isa().name()),
+            },
+            #[cfg(feature = "train")]
+            Runner::Network(_) => Arithmetic {
+                engine: "burn",
+                precision: Precision::F32,
+                isa: None,
+            },
+        }
+    }
+}
+
+impl Classifier for Runner {
+    fn spec(&self) -> &ModelSpec {
+        match self {
+            Runner::Engine(engine) => engine.spec(),
+            #[cfg(feature = "train")]
+            Runner::Network(network) => network.0.spec(),
+        }
+    }
+
+    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+        match self {
+            Runner::Engine(engine) => heads(engine, images, shape),
+            #[cfg(feature = "train")]
+            Runner::Network(network) => {
+                let (network, device) = &**network;
+                vitesse_train::evaluate::Evaluated { network, device }.classify(images, shape)
+            }
+        }
+    }
+}
+
+/// Logits of some images, in their order.
+#[derive(Debug, Clone, Default)]
+pub struct Logits {
+    /// Of both heads together, `[images, classes]`.
+    pub joint: Vec<f32>,
+    /// Of the class head.
+    pub class: Vec<f32>,
+    /// Of the distillation head; empty for a model with one head.
+    pub distillation: Vec<f32>,
+}
+
+impl Runner {
+    /// What the model says about `images`, normalised, of `shape` `[images, channels, height, width]`.
+    ///
+    /// # Errors
+    /// Images of another size than the model's; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn logits(
+        &mut self,
+        images: &[f32],
+        shape: [usize; 4],
+        (batch_size, fusion): (usize, Fusion),
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Logits> {
+        let [total, channels, height, width] = shape;
+        let size = channels * height * width;
+        let mut logits = Logits::default();
+        let mut at = Progress {
+            about: "",
+            unit: "images",
+            done: 0,
+            total,
+        };
+        events.progress(at);
+        for batch in images.chunks((batch_size * size).max(1)) {
+            let count = batch.len() / size.max(1);
+            let heads = self.classify(batch, [count, channels, height, width])?;
+            let classes = heads.class.len() / count.max(1);
+            logits.joint.extend(heads.joint(fusion, classes));
+            logits.class.extend(heads.class);
+            logits
+                .distillation
+                .extend(heads.distillation.into_iter().flatten());
+            at.done += count;
+            events.progress(at);
+            check(stop)?;
+        }
+        Ok(logits)
+    }
+}
+
+/// What an engine says about images `[batch, channels, height, width]`.
+fn heads(engine: &Engine, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+    let output = engine
+        .run(images, shape[0])
+        .map_err(|error| vitesse_train::Error::Classifier(Box::new(error)))?;
+    Ok(Heads {
+        class: output.class,
+        distillation: Some(output.distillation).filter(|logits| !logits.is_empty()),
+    })
+}
+
+/// An engine whose answers are written down.
+#[derive(Debug)]
+pub struct Recorder<'a> {
+    engine: &'a Engine,
+    fusion: Fusion,
+    /// The class of each image so far.
+    pub predictions: Vec<usize>,
+}
+
+impl<'a> Recorder<'a> {
+    /// Nothing is written down yet.
+    pub fn new(engine: &'a Engine, fusion: Fusion) -> Recorder<'a> {
+        Recorder {
+            engine,
+            fusion,
+            predictions: Vec::new(),
+        }
+    }
+}
+
+impl Classifier for Recorder<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.engine.spec()
+    }
+
+    fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+        let heads = heads(self.engine, images, shape)?;
+        let classes = self.engine.spec().num_classes.max(1);
+        let scores = heads.joint(self.fusion, classes);
+        self.predictions
+            .extend(scores.chunks_exact(classes).map(likeliest));
+        Ok(heads)
+    }
+}
+
+/// The class with the highest score; of equal ones, the first.
+fn likeliest(scores: &[f32]) -> usize {
+    let better =
+        |best: (usize, f32), (i, &score): (usize, &f32)| if score > best.1 { (i, score) } else { best };
+    scores.iter().enumerate().fold((0, f32::NEG_INFINITY), better).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_scores_the_first_wins() {
+        assert_eq!(likeliest(&[0.5, 2.0, 2.0, -1.0]), 1);
+    }
+}

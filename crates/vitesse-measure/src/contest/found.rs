@@ -1,0 +1,136 @@
+//! What turns and answers tell.
+
+use std::fmt;
+
+use serde::Serialize;
+use vitesse_engine::Precision;
+
+use crate::Weights;
+use crate::timing::median;
+
+/// What a model is.
+#[derive(Debug, Serialize)]
+pub struct Model {
+    /// Tells it from the others.
+    pub label: String,
+    /// What it is called.
+    pub model: String,
+    /// The architecture.
+    pub architecture: String,
+    /// Where the weights come from.
+    pub weights: Weights,
+    /// The number format.
+    pub precision: Precision,
+    /// The instruction set.
+    pub isa: &'static str,
+    /// Height and width.
+    pub img_size: [usize; 2],
+    /// Parameters.
+    pub params: usize,
+    /// As they came: in the file, or as drawn.
+    pub weight_bytes: usize,
+    /// As the engine holds them.
+    pub packed_bytes: usize,
+    /// Nominal multiply-accumulates of one image, 10⁹.
+    pub gmacs: f64,
+    /// Those that the engine does.
+    pub gmacs_executed: f64,
+    /// How long compiling took.
+    pub compile_ms: f64,
+}
+
+/// All models with one batch size.
+#[derive(Debug, Serialize)]
+pub struct Batch {
+    /// Images in one forward pass.
+    pub batch: usize,
+    /// In the order of the models.
+    pub results: Vec<Time>,
+}
+
+/// One model with one batch size.
+#[derive(Debug, Serialize)]
+pub struct Time {
+    /// The model.
+    pub label: String,
+    /// The median of the rounds' medians.
+    pub latency_ms: f64,
+    /// The batch over that.
+    pub images_per_s: f64,
+    /// To the first model.
+    pub ratio: Ratio,
+    /// The median of each round.
+    pub rounds_ms: Vec<f64>,
+}
+
+/// Latency over that of the first model in the same round.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ratio {
+    /// Of all rounds.
+    pub median: f64,
+    /// The least of them.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+/// One model's answers, in percent.
+#[derive(Debug, Serialize)]
+pub struct Accuracy {
+    /// The model.
+    pub label: String,
+    /// Images that are recognised.
+    pub top1: f64,
+    /// Images whose class is among the five likeliest.
+    pub top5: f64,
+    /// Images for which it predicts what the first model predicts.
+    pub agreement: f64,
+    /// Images that were read.
+    pub images: usize,
+    /// Files that could not be.
+    pub unreadable: usize,
+}
+
+impl Ratio {
+    /// Of the rounds' ratios.
+    pub fn of(ratios: &[f64]) -> Ratio {
+        Ratio {
+            median: median(ratios.iter().copied()),
+            min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+            max: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+
+    /// What all rounds agree on.
+    pub fn verdict(self) -> &'static str {
+        if self.max < 1.0 {
+            "faster"
+        } else if self.min > 1.0 {
+            "slower"
+        } else {
+            "not told apart"
+        }
+    }
+}
+
+/// `0.512 (0.498–0.530)`
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ({:.3}–{:.3})", self.median, self.min, self.max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_rounds_must_agree() {
+        let ratio = Ratio::of(&[0.5, 0.9, 0.6]);
+        assert_eq!((ratio.median, ratio.min, ratio.max), (0.6, 0.5, 0.9));
+        assert_eq!(ratio.verdict(), "faster");
+        assert_eq!(Ratio::of(&[0.9, 1.1]).verdict(), "not told apart");
+        assert_eq!(Ratio::of(&[1.2, 1.1]).verdict(), "slower");
+        assert_eq!(ratio.to_string(), "0.600 (0.500–0.900)");
+    }
+}

@@ -1,0 +1,304 @@
+//! Several models side by side: engines that take turns, so that whatever happens to the machine happens to all of them.
+
+mod found;
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use vitesse_data::DataSet;
+use vitesse_engine::{Engine, Options, Precision};
+use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
+use vitesse_train::evaluate::{EvalOptions, evaluate};
+use vitesse_train::prepare::preprocess;
+
+use crate::classify::Recorder;
+use crate::error::{check, go_on};
+use crate::timing::{Budget, measure, median, noise, times};
+use crate::{Events, Progress, Result, Weights, origin};
+pub use found::{Accuracy, Batch, Model, Ratio, Time};
+
+/// One model in one precision.
+#[derive(Debug)]
+pub struct Contestant {
+    /// What it is called.
+    model: String,
+    engine: Engine,
+    preparation: PretrainedCfg,
+    weights: Weights,
+    weight_bytes: usize,
+    params: usize,
+    gmacs: f64,
+    compile_ms: f64,
+}
+
+impl Contestant {
+    /// Compiles `from`, which is called `model`.
+    ///
+    /// # Errors
+    /// A model that the engine does not run.
+    pub fn new(model: &str, precision: Precision, threads: usize, from: &Checkpoint) -> Result<Contestant> {
+        let options = Options {
+            threads,
+            precision,
+            isa: None,
+        };
+        let begun = Instant::now();
+        let engine = Engine::new(&from.spec, &from.tensors, &origin(from), options)?;
+        let compile_ms = 1e3 * begun.elapsed().as_secs_f64();
+        let costs = from.spec.costs()?;
+        Ok(Contestant {
+            model: model.to_owned(),
+            engine,
+            preparation: from.config.pretrained_cfg.clone(),
+            weights: Weights::of(from),
+            weight_bytes: from.tensors.total_bytes(),
+            params: costs.parameters(),
+            gmacs: costs.macs() as f64 / 1e9,
+            compile_ms,
+        })
+    }
+
+    fn name(&self) -> String {
+        format!("{}@{}", self.model, self.engine.precision())
+    }
+
+    /// The steps of its plan.
+    pub fn outline(&self) -> &[String] {
+        self.engine.outline()
+    }
+}
+
+/// All that take part, and how.
+#[derive(Debug)]
+pub struct Contest {
+    contestants: Vec<Contestant>,
+    labels: Vec<String>,
+    batches: Vec<usize>,
+    budget: Budget,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+impl Contest {
+    /// Lets all of them compute `batches` of images, for `budget` in each turn; the first is what the others are compared with.
+    pub fn new(contestants: Vec<Contestant>, batches: Vec<usize>, budget: Budget, threads: usize) -> Contest {
+        let labels = labels(&contestants.iter().map(Contestant::name).collect::<Vec<_>>());
+        // An engine may have taken fewer than it was offered.
+        let threads = contestants.first().map_or(threads, |one| one.engine.threads());
+        Contest {
+            contestants,
+            labels,
+            batches,
+            budget,
+            threads,
+        }
+    }
+
+    /// Everyone's latency with each batch size. The first to run is another one in every round.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn turns(&self, rounds: usize, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Batch>> {
+        let most = self.batches.iter().copied().max().unwrap_or(1);
+        let mut images: Vec<([usize; 3], Vec<f32>)> = Vec::new();
+        for one in &self.contestants {
+            let size = one.engine.spec().input_size();
+            if images.iter().all(|(known, _)| *known != size) {
+                images.push((size, noise(size, most)));
+            }
+        }
+        let images = |engine: &Engine| {
+            let size = engine.spec().input_size();
+            let found = images.iter().find(|(known, _)| *known == size);
+            found.map_or(&[][..], |(_, images)| images)
+        };
+        let count = self.contestants.len();
+        let sizes: Vec<String> = self.batches.iter().map(usize::to_string).collect();
+        events.say(
+            "step",
+            &format!(
+                "{count} models take turns, batches of {}: {rounds} rounds",
+                sizes.join(" and ")
+            ),
+        );
+        for one in &self.contestants {
+            measure(&one.engine, images(&one.engine), 1, self.budget, stop)?;
+        }
+        // By batch size and contestant, a median for each round.
+        let mut medians = vec![vec![Vec::new(); count]; self.batches.len()];
+        let once = Budget {
+            time: std::time::Duration::ZERO,
+            runs: 1,
+        };
+        let at = |done| Progress {
+            about: "",
+            unit: "rounds",
+            done,
+            total: rounds,
+        };
+        events.progress(at(0));
+        for round in 0..rounds {
+            for (&batch, medians) in self.batches.iter().zip(&mut medians) {
+                for turn in 0..count {
+                    let i = (round + turn) % count;
+                    let (Some(one), Some(medians)) = (self.contestants.get(i), medians.get_mut(i)) else {
+                        continue;
+                    };
+                    let images = images(&one.engine);
+                    // The caches hold what the one before has left.
+                    times(&one.engine, images, batch, once, stop)?;
+                    let seconds = times(&one.engine, images, batch, self.budget, stop)?;
+                    medians.push(1e3 * median(seconds));
+                }
+            }
+            events.progress(at(round + 1));
+            check(stop)?;
+        }
+        let batches = self.batches.iter().zip(medians);
+        Ok(batches
+            .map(|(&batch, medians)| self.batch(batch, &medians))
+            .collect())
+    }
+
+    /// What the rounds say about a batch size.
+    fn batch(&self, batch: usize, medians: &[Vec<f64>]) -> Batch {
+        let first = medians.first().map_or(&[][..], |first| first);
+        let results = self.labels.iter().zip(medians).map(|(label, own)| {
+            let latency_ms = median(own.iter().copied());
+            let ratios: Vec<f64> = own.iter().zip(first).map(|(own, first)| own / first).collect();
+            Time {
+                label: label.clone(),
+                latency_ms,
+                images_per_s: 1e3 * batch as f64 / latency_ms,
+                ratio: Ratio::of(&ratios),
+                rounds_ms: own.clone(),
+            }
+        });
+        Batch {
+            batch,
+            results: results.collect(),
+        }
+    }
+
+    /// What the models are.
+    pub fn models(&self) -> Vec<Model> {
+        let model = |(label, one): (&String, &Contestant)| {
+            let spec = one.engine.spec();
+            let [_, height, width] = spec.input_size();
+            Model {
+                label: label.clone(),
+                model: one.model.clone(),
+                architecture: spec.architecture.clone(),
+                weights: one.weights,
+                precision: one.engine.precision(),
+                isa: one.engine.isa().name(),
+                img_size: [height, width],
+                params: one.params,
+                weight_bytes: one.weight_bytes,
+                packed_bytes: one.engine.packed_bytes(),
+                gmacs: one.gmacs,
+                gmacs_executed: one.engine.macs() as f64 / 1e9,
+                compile_ms: one.compile_ms,
+            }
+        };
+        self.labels.iter().zip(&self.contestants).map(model).collect()
+    }
+
+    /// Everyone's accuracy on `data`, and how often it answers as the first does.
+    ///
+    /// # Errors
+    /// A model without classes or with fewer than the labels;
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn evaluate(
+        &self,
+        data: &DataSet,
+        batch_size: usize,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Vec<Accuracy>> {
+        let options = EvalOptions {
+            batch_size,
+            workers: self.threads,
+            fusion: Fusion::default(),
+        };
+        let total = data.len() * self.contestants.len();
+        events.say("step", &format!("each model predicts {} images", data.len()));
+        let progress = |done| Progress {
+            about: "",
+            unit: "images",
+            done,
+            total,
+        };
+        events.progress(progress(0));
+        let (mut found, mut first): (Vec<Accuracy>, Option<Vec<usize>>) = (Vec::new(), None);
+        for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
+            let mut recorder = Recorder::new(&one.engine, options.fusion);
+            let preparation = preprocess(one.engine.spec(), &one.preparation)?;
+            let evaluation = evaluate(&mut recorder, data, &preparation, options, &mut |at| {
+                events.progress(progress(i * data.len() + at.done));
+                go_on(stop)
+            })?;
+            let predictions = recorder.predictions;
+            let same = agreement(first.as_ref().unwrap_or(&predictions), &predictions);
+            first.get_or_insert(predictions);
+            found.push(Accuracy {
+                label: label.clone(),
+                top1: evaluation.joint.top1,
+                top5: evaluation.joint.top5,
+                agreement: same,
+                images: evaluation.joint.samples,
+                unreadable: evaluation.failures.len(),
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// How many of a hundred predictions are the same. The same images are unreadable to all.
+fn agreement(first: &[usize], other: &[usize]) -> f64 {
+    let same = first
+        .iter()
+        .zip(other)
+        .filter(|(first, other)| first == other)
+        .count();
+    100.0 * same as f64 / first.len() as f64
+}
+
+/// Names that tell all apart: without the precision where it is everyone's, with a number where one takes part twice.
+fn labels(names: &[String]) -> Vec<String> {
+    let precision = |name: &String| name.rsplit_once('@').map(|(_, precision)| precision.to_owned());
+    let first = names.first().and_then(precision);
+    let one = names.iter().all(|name| precision(name) == first);
+    let mut labels: Vec<String> = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let earlier = names.iter().take(i).filter(|other| *other == name).count();
+        let short = if one {
+            name.rsplit_once('@').map_or(&**name, |(model, _)| model)
+        } else {
+            name
+        };
+        labels.push(match earlier {
+            0 => short.to_owned(),
+            _ => format!("{short} ({})", earlier + 1),
+        });
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_short_and_tell_apart() {
+        let of = |names: &[&str]| labels(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&["a@f32", "b@f32"]), ["a", "b"]);
+        assert_eq!(of(&["a@f32", "a@int8"]), ["a@f32", "a@int8"]);
+        assert_eq!(of(&["a@f32", "a@f32", "b@f32"]), ["a", "a (2)", "b"]);
+    }
+
+    #[test]
+    fn agreement_is_a_percentage() {
+        assert_eq!(agreement(&[1, 2, 3, 4], &[1, 2, 0, 4]), 75.0);
+    }
+}

@@ -1,0 +1,227 @@
+//! What can go wrong while a model is measured. Every message is a sentence: what was expected, what was found, what to
+//! try.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vitesse_adapt::merge::Difference;
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model, its description or its files.
+    #[error(transparent)]
+    Model(#[from] vitesse_model::Error),
+    /// The images or the data set.
+    #[error(transparent)]
+    Data(#[from] vitesse_data::Error),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] vitesse_engine::Error),
+    /// Evaluation or training.
+    #[error(transparent)]
+    Train(#[from] vitesse_train::Error),
+    /// A method of adaptation, an adapter, or a merge.
+    #[error(transparent)]
+    Adapt(#[from] vitesse_adapt::Error),
+    /// The operating system refused something.
+    #[error("cannot {action} `{path}`: {source}", path = .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The system gives no more threads.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// What the system says.
+        reason: String,
+    },
+    /// A number format that what computes the model does not have.
+    #[error("the network computes in f32 only, not in {0}")]
+    NetworkPrecision(vitesse_engine::Precision),
+    /// A data set that asks for more classes than a model knows.
+    #[error("`{data}` has {asked} classes, the model {known}")]
+    Classes {
+        /// The data set.
+        data: String,
+        /// Its classes.
+        asked: usize,
+        /// The model's.
+        known: usize,
+    },
+    /// An image of a shifted version that has no label.
+    #[error("`{sample}` of `{data}` has no label")]
+    Unlabelled {
+        /// The image.
+        sample: String,
+        /// The version.
+        data: String,
+    },
+    /// A class of a shifted version that its data set does not have.
+    #[error("`{data}` has the class `{class}`, and `{clean}` has none of that name")]
+    UnknownClass {
+        /// The version.
+        data: String,
+        /// The class.
+        class: String,
+        /// The data set.
+        clean: String,
+    },
+    /// A data set without an image that can be read.
+    #[error("`{data}` has no images that can be read")]
+    NoImages {
+        /// The data set.
+        data: String,
+    },
+    /// An adapter that is to be taken out of a model that it is not in.
+    #[error("`{adapter}` was not merged into `{model}`, as far as its history says", adapter = .adapter.display(), model = .model.display())]
+    NotMerged {
+        /// The adapter.
+        adapter: PathBuf,
+        /// The model.
+        model: PathBuf,
+    },
+    /// A file that should hold names of classes.
+    #[error("`{path}` holds no class names: {reason}", path = .path.display())]
+    Labels {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A data set with nothing to tell apart.
+    #[error("`{data}` has {classes} class, and there is nothing to tell apart")]
+    TooFewClasses {
+        /// The data set.
+        data: String,
+        /// Its classes.
+        classes: usize,
+    },
+    /// A comparison of nothing.
+    #[error("there is nothing to compare")]
+    NothingToCompare,
+    /// A search without images to judge by.
+    #[error("there are no validation images to choose a value by")]
+    NoValidation,
+    /// A folder that is no place for a new comparison.
+    #[error("`{path}` exists and is not empty", path = .0.display())]
+    Occupied(PathBuf),
+    /// A folder that is no place for a comparison.
+    #[error("`{path}` holds a run of a single method", path = .0.display())]
+    SingleRun(PathBuf),
+    /// Settings of a method that no recipe can hold.
+    #[error("the settings of `{method}` fit no recipe: {reason}")]
+    Settings {
+        /// The method.
+        method: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The result of a run that cannot be read.
+    #[error("`{path}` cannot be read: {reason}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A merged model that answers otherwise than the trained one.
+    #[error("merging the run in `{folder}` does not give the same logits: {proof}", folder = .folder.display())]
+    Unequal {
+        /// The run.
+        folder: PathBuf,
+        /// How far the answers are from each other.
+        proof: Difference,
+    },
+    /// Stopped from outside.
+    #[error("interrupted")]
+    Interrupted,
+    /// Stopped from outside while a run was trained, whose state is saved.
+    #[error("interrupted; every run's state is saved")]
+    Stopped,
+}
+
+impl Error {
+    /// A stable code for programs, such as `E_LABELS`. That of an error of another crate is its own.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Model(error) => error.code(),
+            Error::Adapt(error) => error.code(),
+            Error::Data(_) => "E_DATA",
+            Error::Engine(_) => "E_ENGINE",
+            Error::Train(_) => "E_TRAIN",
+            Error::Io { .. } => "E_IO",
+            Error::Threads { .. } => "E_THREADS",
+            Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
+            Error::Classes { .. } | Error::Unlabelled { .. } | Error::UnknownClass { .. } => "E_DATA_LABEL",
+            Error::NoImages { .. } => "E_DATA_EMPTY",
+            Error::NotMerged { .. } => "E_ADAPTER_BASE",
+            Error::Labels { .. } => "E_LABELS",
+            Error::TooFewClasses { .. } => "E_DATA_SET",
+            Error::NothingToCompare | Error::NoValidation => "E_USAGE",
+            Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
+            Error::Settings { .. } => "E_RECIPE",
+            Error::Unreadable { .. } => "E_RESUME",
+            Error::Unequal { .. } => "E_MERGE",
+            Error::Interrupted | Error::Stopped => "E_INTERRUPTED",
+        }
+    }
+
+    /// What to try.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::NetworkPrecision(_) => {
+                Some("leave --precision out, or take a vision transformer, which the engine runs")
+            }
+            Error::Classes { .. } => Some("take a model of this task, or one adapted to it"),
+            Error::UnknownClass { .. } => Some(
+                "classes are matched by name: a shifted version has the class names of the data set, or some of them",
+            ),
+            Error::TooFewClasses { .. } => Some("a data set needs images of two classes at least"),
+            Error::NoValidation => Some("leave `data.val_fraction` above 0, or name `data.validation`"),
+            Error::Occupied(_) => {
+                Some("go on with the comparison in it with `--resume`, or choose another folder")
+            }
+            Error::SingleRun(_) => Some("choose another folder"),
+            Error::Unreadable { .. } => Some("delete it, and the run is tested again"),
+            Error::Stopped => Some("go on with the same command and `--resume`"),
+            _ => None,
+        }
+    }
+
+    /// Turns an [`io::Error`] into ours: `.map_err(Error::io("read", path))`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+/// An error once `stop` was set. Long work asks between two pieces.
+pub(crate) fn check(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        Err(Error::Interrupted)
+    } else {
+        Ok(())
+    }
+}
+
+/// The same for who is asked whether to go on.
+pub(crate) fn go_on(stop: &AtomicBool) -> ControlFlow<()> {
+    if stop.load(Ordering::Relaxed) {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
+}

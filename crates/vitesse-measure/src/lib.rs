@@ -1,0 +1,44 @@
+//! What a model does: how good it is, how fast, and whether it still is what it was.
+//!
+//! | idea | module |
+//! | --- | --- |
+//! | the machine: what it is, what it can | [`machine`] |
+//! | how good it is | [`accuracy`]; what it sees in files, [`predict`] |
+//! | whether it still is what it was | [`proof`], on [`images`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
+//! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
+//! | trials of methods, compared and chosen; VTAB-1k | `trial` |
+//! | times of runs | [`timing`]; one model after the other in [`bench`], several in turns in [`contest`] |
+//! | a model ready to classify | [`classify`] |
+//!
+//! Whatever takes long is given a flag that stops it and somebody to tell ([`Events`]).
+//!
+//! The feature `train`, on by default, adds what needs the network: steps of training, trials of methods. Without it
+//! there is no tensor library.
+
+pub mod accuracy;
+pub mod bench;
+pub mod classify;
+pub mod contest;
+mod error;
+mod events;
+pub mod images;
+mod labels;
+pub mod machine;
+pub mod merge;
+mod origin;
+pub mod predict;
+pub mod proof;
+#[cfg(feature = "train")]
+pub mod taught;
+pub mod timing;
+pub mod transform;
+#[cfg(feature = "train")]
+pub mod trial;
+
+pub use error::{Error, Result};
+#[cfg(feature = "train")]
+pub use events::TrainEvents;
+pub use events::{Events, Progress};
+pub use labels::Labels;
+pub use origin::{Weights, origin};

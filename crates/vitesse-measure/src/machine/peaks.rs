@@ -1,0 +1,138 @@
+//! How fast memory and arithmetic are: the bounds of everything that a model can do here.
+
+use serde::Serialize;
+use vitesse_engine::{Engine, Precision};
+use vitesse_kernels::{Arithmetic, Isa, peak};
+
+use super::Machine;
+use super::bandwidth::bandwidth;
+use crate::{Error, Result};
+
+/// What a number of threads reaches.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peak {
+    /// How many.
+    pub threads: usize,
+    /// Of a triad over arrays larger than the caches.
+    pub memory_bytes_per_second: f64,
+    /// Operations a second, a multiply-add being two.
+    pub f32_flops: f64,
+    /// The same in bf16.
+    pub bf16_flops: f64,
+    /// The same in 8-bit integers.
+    pub int8_ops: f64,
+}
+
+impl Peak {
+    /// Measures what `threads` threads reach on `machine` with the instructions of `isa`, in about a second.
+    ///
+    /// # Errors
+    /// Where the system gives no more threads.
+    pub fn measure(threads: usize, isa: Isa, machine: &Machine) -> Result<Peak> {
+        Ok(Peak {
+            threads,
+            memory_bytes_per_second: bandwidth(threads, machine),
+            f32_flops: operations(isa, Arithmetic::F32, threads)?,
+            bf16_flops: operations(isa, Arithmetic::Bf16, threads)?,
+            int8_ops: operations(isa, Arithmetic::Int8, threads)?,
+        })
+    }
+}
+
+/// Operations a second.
+fn operations(isa: Isa, arithmetic: Arithmetic, threads: usize) -> Result<f64> {
+    peak(isa, arithmetic, threads).map_err(|error| Error::Threads {
+        threads,
+        reason: error.to_string(),
+    })
+}
+
+/// Peaks of engines that have been measured.
+#[derive(Debug, Default)]
+pub(crate) struct Peaks(Vec<((Isa, Precision, usize), f64)>);
+
+impl Peaks {
+    /// The peak of an engine's instructions, arithmetic and threads, in operations a second. One that has been measured is
+    /// not measured again.
+    pub(crate) fn of(&mut self, engine: &Engine) -> Result<f64> {
+        let key = (engine.isa(), engine.precision(), engine.threads());
+        if let Some((_, peak)) = self.0.iter().find(|(known, _)| *known == key) {
+            return Ok(*peak);
+        }
+        let arithmetic = match engine.precision() {
+            Precision::F32 => Arithmetic::F32,
+            Precision::Bf16 => Arithmetic::Bf16,
+            Precision::Int8 => Arithmetic::Int8,
+        };
+        let found = operations(engine.isa(), arithmetic, engine.threads())?;
+        self.0.push((key, found));
+        Ok(found)
+    }
+}
+
+/// The one thing to know about a machine whose `peaks` were measured with one thread, then with more.
+pub fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
+    if machine.lacks_simd() {
+        return "the processor has none of the vector instructions that make models fast (AVX2 with FMA, or NEON): \
+                expect a tenth of the usual speed"
+            .to_owned();
+    }
+    let highest = Isa::detect();
+    if isa < highest {
+        return format!("VITESSE_ISA holds the engine at `{isa}`; this processor has `{highest}`");
+    }
+    let (Some(one), Some(all)) = (peaks.first(), peaks.last()) else {
+        return String::new();
+    };
+    let fastest = |peak: &&Peak| peak.f32_flops;
+    let best = peaks
+        .iter()
+        .max_by(|a, b| fastest(a).total_cmp(&fastest(b)))
+        .map_or(1, |peak| peak.threads);
+    if best < all.threads {
+        return format!(
+            "{best} of {} threads are fastest here: try `--threads {best}`",
+            all.threads
+        );
+    }
+    let gain = fastest(&all) / fastest(&one);
+    if all.threads > 1 && gain < 0.6 * all.threads as f64 {
+        return format!(
+            "{} threads compute only {gain:.1} times as much as one: the cores share units or other programs are running",
+            all.threads
+        );
+    }
+    let slow = match isa {
+        Isa::Scalar | Isa::Avx2 => "; bf16 and int8 have no instructions here and save memory, not time",
+        Isa::Avx512 => "; bf16 and int8 have no instructions of their own here and gain little",
+        Isa::Avx512Vnni => "; bf16 has no instructions here, int8 has",
+        Isa::Avx512Bf16 | Isa::Amx => "",
+    };
+    let plural = if all.threads == 1 { "" } else { "s" };
+    format!(
+        "the default of {} thread{plural} suits this machine{slow}",
+        all.threads
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_threads_that_are_slower_are_advised_against() {
+        let machine = Machine::look();
+        let peak = |threads, f32_flops| Peak {
+            threads,
+            memory_bytes_per_second: 1e9,
+            f32_flops,
+            bf16_flops: 1e9,
+            int8_ops: 1e9,
+        };
+        if !machine.lacks_simd() {
+            let advice = |last| advice(&machine, Isa::detect(), &[peak(1, 1e9), peak(2, 3e9), last]);
+            assert!(advice(peak(4, 2e9)).contains("2 of 4 threads"));
+            assert!(advice(peak(8, 4e9)).contains("only 4.0 times"));
+        }
+    }
+}

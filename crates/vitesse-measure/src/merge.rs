@@ -1,0 +1,254 @@
+//! Merging an adapter into the model it was trained on, or taking it out again: planned, proved, measured.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Map, Value, json};
+use vitesse_adapt::merge::{self, Options, Report as Folds};
+use vitesse_adapt::peft::{Adapter, official};
+use vitesse_model::checkpoint::file_sha256;
+use vitesse_model::config::HistoryStep;
+use vitesse_model::{Checkpoint, LoadOptions};
+
+use crate::images::Images;
+use crate::transform::Transform;
+use crate::{Error, Events, Result};
+
+/// A model and the adapter that is folded into it, or taken out.
+#[derive(Debug)]
+pub struct Merge {
+    /// Where the model was read from.
+    path: PathBuf,
+    model: Checkpoint,
+    /// Where the adapter was read from.
+    adapter_path: PathBuf,
+    adapter: Adapter,
+    adapter_sha256: String,
+}
+
+/// How it is merged, and what it is proved on.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The adapter is taken out of a model into which it was merged; the head stays the adapter's.
+    pub unmerge: bool,
+    /// What cannot be folded is kept as ops.
+    pub keep_unfoldable: bool,
+    /// The data set whose images are compared, if not the one the adapter learned from.
+    pub data: Option<PathBuf>,
+    /// How many images.
+    pub images: usize,
+}
+
+/// What a merge came to.
+#[derive(Debug)]
+pub struct Merged {
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// What was folded and what was kept.
+    pub folds: Folds,
+    /// Of an adapter that was taken out: the largest condition number of its maps.
+    pub condition: Option<f64>,
+    /// Sizes, proof and speed.
+    pub transform: Transform,
+}
+
+impl Merge {
+    /// Reads a model and an adapter: a folder of ours or PEFT's, or a file of the RepAdapter program, which does not hold its
+    /// `scale`.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn open(model: &Path, adapter: &Path, scale: Option<f64>, events: &mut dyn Events) -> Result<Merge> {
+        let checkpoint = Checkpoint::load(model, &LoadOptions::default())?;
+        for note in &checkpoint.source.notes {
+            events.say("note", note);
+        }
+        let (found, adapter_sha256) = if adapter.is_dir() {
+            let found = Adapter::read(adapter)?;
+            let sha256 = found.sha256()?;
+            (found, sha256)
+        } else {
+            (official::read(adapter, scale)?, file_sha256(adapter)?)
+        };
+        Ok(Merge {
+            path: model.to_owned(),
+            model: checkpoint,
+            adapter_path: adapter.to_owned(),
+            adapter: found,
+            adapter_sha256,
+        })
+    }
+
+    /// What would be done: nothing is proved, measured or entered in the history. What cannot be folded is listed as kept,
+    /// whether it may be or not.
+    ///
+    /// # Errors
+    /// As [`Merge::run`].
+    pub fn plan(&self, settings: &Settings, events: &mut dyn Events) -> Result<Merged> {
+        if settings.unmerge {
+            return self.taken_out();
+        }
+        let attached = attach(&self.model, &self.adapter, events)?;
+        self.folded(&attached, true)
+    }
+
+    /// Folds the adapter into its base or takes it out again, proves the result and, where the proof is met, measures it.
+    ///
+    /// # Errors
+    /// An adapter of another base; ops that cannot be folded and may not be kept; an adapter that is not in the model, or whose
+    /// maps have no inverse; [`Error::Interrupted`] once `stop` was set.
+    pub fn run(&self, settings: &Settings, stop: &AtomicBool, events: &mut dyn Events) -> Result<Merged> {
+        if settings.unmerge {
+            return self.take_out(settings, stop, events);
+        }
+        let attached = attach(&self.model, &self.adapter, events)?;
+        let mut merged = self.folded(&attached, settings.keep_unfoldable)?;
+        let images = self.find_images(settings, &attached, events)?;
+        if merged.transform.prove(&merged.checkpoint, &attached, images)? {
+            merged
+                .transform
+                .time(&attached, &merged.checkpoint, stop, events)?;
+        }
+        let mut config = Map::new();
+        config.insert("adapter_sha256".into(), json!(self.adapter_sha256));
+        config.insert("created_bias".into(), json!(merged.folds.created_bias));
+        config.insert("method".into(), json!(self.adapter.record.method));
+        let method = self.adapter.record.method.as_ref();
+        let step = HistoryStep {
+            step: "merge".into(),
+            method: method.map(|method| method.name().to_owned()),
+            config,
+            parent_sha256: self.model.source_sha256()?,
+            metrics: metrics(&merged.transform),
+        };
+        merged.checkpoint.config.history.push(step);
+        merged.checkpoint.config.pretrained_cfg.tag = None;
+        Ok(merged)
+    }
+
+    /// The base with its adapter, `attached`, folded.
+    fn folded(&self, attached: &Checkpoint, keep_unfoldable: bool) -> Result<Merged> {
+        let mut checkpoint = attached.clone();
+        // Methods without ops only have other values for the base's tensors.
+        let folds = if attached.spec.ops.is_empty() {
+            Folds::default()
+        } else {
+            let options = Options { keep_unfoldable };
+            let merged = merge::merge(&attached.spec, &attached.tensors, options)?;
+            (checkpoint.spec, checkpoint.tensors) = (merged.spec, merged.tensors);
+            merged.report
+        };
+        Ok(Merged {
+            transform: Transform::planned(attached, &checkpoint)?,
+            checkpoint,
+            folds,
+            condition: None,
+        })
+    }
+
+    fn take_out(&self, settings: &Settings, stop: &AtomicBool, events: &mut dyn Events) -> Result<Merged> {
+        let mut out = self.taken_out()?;
+        events.say(
+            "note",
+            "the head stays the adapter's; the base's own is in the base, which is exact where this is rounded",
+        );
+        // With the adapter again, it is what was merged.
+        let images = self.find_images(settings, &self.model, events)?;
+        let again = self.adapter.attach(&out.checkpoint)?;
+        if out.transform.prove(&again, &self.model, images)? {
+            out.transform.time(&self.model, &out.checkpoint, stop, events)?;
+        }
+        Ok(out)
+    }
+
+    /// The merged model without its adapter.
+    fn taken_out(&self) -> Result<Merged> {
+        let mut checkpoint = self.model.clone();
+        let history = &mut checkpoint.config.history;
+        let last = history.iter().rposition(|step| {
+            step.step == "merge" && step.config.get("adapter_sha256") == Some(&json!(self.adapter_sha256))
+        });
+        let Some(last) = last else {
+            return Err(Error::NotMerged {
+                adapter: self.adapter_path.clone(),
+                model: self.path.clone(),
+            });
+        };
+        let step = history.remove(last);
+        let created = step.config.get("created_bias").and_then(Value::as_bool);
+        let attached = self.adapter.attach(&self.model)?;
+        let out = merge::unmerge(&attached.spec, &attached.tensors, created.unwrap_or(false))?;
+        (checkpoint.spec, checkpoint.tensors) = (out.spec, out.tensors);
+        Ok(Merged {
+            transform: Transform::planned(&self.model, &checkpoint)?,
+            checkpoint,
+            folds: Folds::default(),
+            condition: Some(out.condition),
+        })
+    }
+
+    fn find_images(
+        &self,
+        settings: &Settings,
+        model: &Checkpoint,
+        events: &mut dyn Events,
+    ) -> Result<Images> {
+        let learned = self.adapter.record.data.as_deref();
+        Images::find(settings.data.as_deref(), learned, settings.images, model, events)
+    }
+}
+
+/// The metrics of a history step.
+fn metrics(transform: &Transform) -> Map<String, Value> {
+    let mut metrics = Map::new();
+    if let Some(proof) = &transform.proof {
+        metrics.insert("check_images".into(), json!(proof.check.images));
+        metrics.insert("largest_difference".into(), json!(proof.check.largest));
+    }
+    metrics
+}
+
+/// The base with the ops and the head of an adapter that was trained on it.
+///
+/// # Errors
+/// An adapter of another base.
+pub fn attach(base: &Checkpoint, adapter: &Adapter, events: &mut dyn Events) -> Result<Checkpoint> {
+    if !adapter.check_base(base)? {
+        events.say(
+            "note",
+            "the adapter does not say on which weights it was trained; only shapes are checked",
+        );
+    }
+    Ok(adapter.attach(base)?)
+}
+
+/// What folding all ops of a model comes to.
+#[derive(Debug)]
+pub enum Folded {
+    /// There are no ops.
+    Plain,
+    /// The model without them.
+    Whole(Box<Checkpoint>),
+    /// Why the first of those that stay cannot be folded.
+    Refused(String),
+}
+
+/// Folds all ops of `trained`, if that can be.
+///
+/// # Errors
+/// A model that has no such ops.
+pub fn fold(trained: &Checkpoint) -> Result<Folded> {
+    if trained.spec.ops.is_empty() {
+        return Ok(Folded::Plain);
+    }
+    let options = Options {
+        keep_unfoldable: true,
+    };
+    let merged = merge::merge(&trained.spec, &trained.tensors, options)?;
+    if let Some(kept) = merged.report.kept.first() {
+        return Ok(Folded::Refused(kept.reason.clone()));
+    }
+    let mut model = trained.clone();
+    (model.spec, model.tensors) = (merged.spec, merged.tensors);
+    Ok(Folded::Whole(Box::new(model)))
+}

@@ -1,0 +1,117 @@
+//! What a model sees in image files.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use vitesse_data::{DecodeOptions, Preprocess, decode_file};
+use vitesse_model::Fusion;
+use vitesse_train::evaluate::Classifier;
+
+use crate::classify::Runner;
+use crate::error::check;
+use crate::{Events, Labels, Progress, Result};
+
+/// How files become predictions.
+#[derive(Debug, Clone)]
+pub struct Predictor {
+    /// How images are prepared.
+    pub preprocess: Preprocess,
+    /// What classes are called.
+    pub labels: Labels,
+    /// Classes of each image.
+    pub topk: usize,
+    /// How the two heads of a distilled model answer together.
+    pub fusion: Fusion,
+    /// Images in one forward pass.
+    pub batch_size: usize,
+}
+
+/// A class that an image may show.
+#[derive(Debug, Clone, Serialize)]
+pub struct Class {
+    /// Its index.
+    pub class_index: usize,
+    /// Its name, or its index.
+    pub name: String,
+    /// Probability, 0 to 1.
+    pub score: f64,
+}
+
+impl Predictor {
+    /// The likeliest classes of each file, best first, or why it cannot be read; in the order of the files.
+    ///
+    /// # Errors
+    /// A model that cannot compute; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn run(
+        &self,
+        runner: &mut Runner,
+        files: &[PathBuf],
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Vec<Result<Vec<Class>>>> {
+        let at = |done| Progress {
+            about: "",
+            unit: "images",
+            done,
+            total: files.len(),
+        };
+        events.progress(at(0));
+        let mut predictions = Vec::new();
+        for batch in files.chunks(self.batch_size.max(1)) {
+            predictions.extend(self.batch(runner, batch)?);
+            events.progress(at(predictions.len()));
+            check(stop)?;
+        }
+        Ok(predictions)
+    }
+
+    fn batch(&self, runner: &mut Runner, files: &[PathBuf]) -> Result<Vec<Result<Vec<Class>>>> {
+        let prepared: Vec<Result<Vec<f32>>> = files.par_iter().map(|file| self.prepare(file)).collect();
+        let [channels, height, width] = self.preprocess.input_size;
+        let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();
+        let readable = prepared.iter().flatten().count();
+        let mut rows = Vec::new();
+        if readable > 0 {
+            let heads = runner.classify(&images, [readable, channels, height, width])?;
+            let classes = runner.spec().num_classes;
+            let scores = heads.joint(self.fusion, classes);
+            rows.extend(scores.chunks_exact(classes.max(1)).map(|row| self.best(row)));
+        }
+        let mut rows = rows.into_iter();
+        let found = prepared
+            .into_iter()
+            .map(|image| image.map(|_| rows.next().unwrap_or_default()));
+        Ok(found.collect())
+    }
+
+    fn prepare(&self, file: &Path) -> Result<Vec<f32>> {
+        Ok(self
+            .preprocess
+            .run(&decode_file(file, &DecodeOptions::default())?)?)
+    }
+
+    /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
+    fn best(&self, scores: &[f32]) -> Vec<Class> {
+        let mut order: Vec<(usize, f64)> = self.probabilities(scores).into_iter().enumerate().collect();
+        order.sort_by(|a, b| b.1.total_cmp(&a.1));
+        order.truncate(self.topk);
+        let class = |(class_index, score)| Class {
+            class_index,
+            name: self.labels.name(class_index),
+            score,
+        };
+        order.into_iter().map(class).collect()
+    }
+
+    fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
+        if self.fusion == Fusion::SoftmaxMean {
+            return scores.iter().map(|&score| f64::from(score)).collect();
+        }
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let powers: Vec<f64> = scores.iter().map(|&score| f64::from(score - max).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.into_iter().map(|power| power / sum).collect()
+    }
+}

@@ -1,0 +1,311 @@
+//! What is told of every transform, whatever it does to a model: what becomes smaller, whether it still is right, and
+//! whether it really is faster.
+//!
+//! First the plan: sizes and shapes before and after, of which no weight is needed. Then the proof: the same images through
+//! both. Then the speed, both in turns on this machine, because fewer multiply-accumulates are a claim and latency is a fact.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde::Serialize;
+use vitesse_adapt::merge::Difference;
+use vitesse_engine::Precision;
+use vitesse_model::{Checkpoint, ModelSpec};
+
+use crate::contest::{Contest, Contestant, Ratio};
+use crate::images::{Images, Source};
+use crate::proof::compare;
+use crate::timing::Budget;
+use crate::{Events, Result};
+
+/// How often each of the two models has its turn.
+const ROUNDS: usize = 10;
+/// How long a turn is.
+const TURN: Budget = Budget {
+    time: Duration::from_millis(50),
+    runs: 3,
+};
+
+/// What a transform comes to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Transform {
+    /// What becomes of the model.
+    pub plan: Plan,
+    /// Absent where nothing was computed.
+    #[serde(flatten)]
+    pub proof: Option<Proof>,
+    /// Absent where nothing was computed, or the proof was not met.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
+}
+
+/// A model before and after.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// What it was.
+    pub before: Size,
+    /// What it becomes.
+    pub after: Size,
+    /// The tensors that are not in both, or not with one shape.
+    pub tensors: Vec<Reshaped>,
+}
+
+/// How large a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// Parameters.
+    pub parameters: usize,
+    /// Multiply-accumulates of one image.
+    pub macs: u64,
+    /// All tensors as they are stored.
+    pub bytes: usize,
+}
+
+/// A tensor of another shape, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reshaped {
+    /// The tensor.
+    pub name: String,
+    /// Its shape; absent for a new one.
+    pub before: Option<Vec<usize>>,
+    /// Its shape; absent for one that is gone.
+    pub after: Option<Vec<usize>>,
+}
+
+/// Both models on the same images.
+#[derive(Debug, Clone, Serialize)]
+pub struct Proof {
+    /// How far their answers are from each other.
+    pub check: Difference,
+    /// Whose images they are.
+    pub images: Source,
+    /// The data set they are from.
+    pub data: String,
+}
+
+/// Latency of one image, both models taking turns.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Speed {
+    /// Threads that computed.
+    pub threads: usize,
+    /// The number format.
+    pub precision: Precision,
+    /// How often each had its turn.
+    pub rounds: usize,
+    /// The median of the rounds' medians, before.
+    pub before_ms: f64,
+    /// The same, after.
+    pub after_ms: f64,
+    /// After to before.
+    pub ratio: Ratio,
+    /// What all rounds agree on: faster, slower, or not told apart.
+    pub verdict: &'static str,
+    /// Said where multiply-accumulates fall and time does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+}
+
+impl Size {
+    fn of(model: &Checkpoint) -> Result<Size> {
+        let costs = model.spec.costs()?;
+        Ok(Size {
+            parameters: costs.parameters(),
+            macs: costs.macs(),
+            bytes: model.tensors.total_bytes(),
+        })
+    }
+}
+
+impl Plan {
+    /// What becomes of `before`.
+    ///
+    /// # Errors
+    /// A spec that describes no model.
+    pub fn of(before: &Checkpoint, after: &Checkpoint) -> Result<Plan> {
+        Ok(Plan {
+            before: Size::of(before)?,
+            after: Size::of(after)?,
+            tensors: reshaped(&before.spec, &after.spec)?,
+        })
+    }
+
+    /// How many tensors are gone, new, and of another shape.
+    pub fn counts(&self) -> [usize; 3] {
+        let count =
+            |wanted: fn(&Reshaped) -> bool| self.tensors.iter().filter(|tensor| wanted(tensor)).count();
+        [
+            count(|tensor| tensor.after.is_none()),
+            count(|tensor| tensor.before.is_none()),
+            count(|tensor| tensor.before.is_some() && tensor.after.is_some()),
+        ]
+    }
+}
+
+/// The tensors in which two specs differ, those of `before` first.
+fn reshaped(before: &ModelSpec, after: &ModelSpec) -> Result<Vec<Reshaped>> {
+    let (before, after) = (before.tensors()?, after.tensors()?);
+    let shape = |tensors: &[vitesse_model::spec::TensorSpec], name: &str| {
+        let found = tensors.iter().find(|tensor| tensor.name == name);
+        found.map(|tensor| tensor.shape.clone())
+    };
+    let mut all: Vec<Reshaped> = before
+        .iter()
+        .map(|tensor| Reshaped {
+            name: tensor.name.clone(),
+            before: Some(tensor.shape.clone()),
+            after: shape(&after, &tensor.name),
+        })
+        .collect();
+    all.retain(|tensor| tensor.before != tensor.after);
+    let new = after
+        .iter()
+        .filter(|tensor| shape(&before, &tensor.name).is_none());
+    all.extend(new.map(|tensor| Reshaped {
+        name: tensor.name.clone(),
+        before: None,
+        after: Some(tensor.shape.clone()),
+    }));
+    Ok(all)
+}
+
+impl Transform {
+    /// What becomes of `before`; nothing is computed.
+    ///
+    /// # Errors
+    /// A spec that describes no model.
+    pub fn planned(before: &Checkpoint, after: &Checkpoint) -> Result<Transform> {
+        Ok(Transform {
+            plan: Plan::of(before, after)?,
+            proof: None,
+            speed: None,
+        })
+    }
+
+    /// Shows `images` to the model that was `found` and to the `expected` one, and tells whether they answer alike.
+    ///
+    /// # Errors
+    /// A model that the engine does not run.
+    pub fn prove(&mut self, found: &Checkpoint, expected: &Checkpoint, images: Images) -> Result<bool> {
+        let check = compare(found, expected, &images.pixels)?;
+        self.proof = Some(Proof {
+            check,
+            images: images.source,
+            data: images.data,
+        });
+        Ok(check.is_met())
+    }
+
+    /// Measures both models in turns, with one image.
+    ///
+    /// # Errors
+    /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn time(
+        &mut self,
+        before: &Checkpoint,
+        after: &Checkpoint,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<()> {
+        let threads = rayon::current_num_threads();
+        let one = |label, model| Contestant::new(label, Precision::F32, threads, model);
+        let contestants = vec![one("before", before)?, one("after", after)?];
+        let contest = Contest::new(contestants, vec![1], TURN, threads);
+        let batches = contest.turns(ROUNDS, stop, events)?;
+        let times: Vec<_> = batches.into_iter().flat_map(|batch| batch.results).collect();
+        if let [before, after] = &times[..] {
+            self.speed = Some(Speed {
+                threads: contest.threads,
+                precision: Precision::F32,
+                rounds: ROUNDS,
+                before_ms: before.latency_ms,
+                after_ms: after.latency_ms,
+                ratio: after.ratio,
+                verdict: after.ratio.verdict(),
+                warning: warning(&self.plan, after.ratio),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the proof was made and is met.
+    pub fn is_proved(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.check.is_met())
+    }
+}
+
+/// What is to be known where multiply-accumulates fall and time does not.
+fn warning(plan: &Plan, ratio: Ratio) -> Option<String> {
+    let (before, after) = (plan.before.macs, plan.after.macs);
+    let share = 100.0 * after as f64 / before.max(1) as f64;
+    let time = match ratio.verdict() {
+        "faster" => return None,
+        "slower" => "grows",
+        _ => "does not fall measurably",
+    };
+    (after < before).then(|| format!("the MACs fall to {share:.1} %, but the time {time} on this machine"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(before: u64, after: u64) -> Plan {
+        let size = |macs| Size {
+            parameters: 1,
+            macs,
+            bytes: 4,
+        };
+        Plan {
+            before: size(before),
+            after: size(after),
+            tensors: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn fewer_macs_that_save_no_time_are_told() {
+        let said = |after, ratios: &[f64]| warning(&plan(200, after), Ratio::of(ratios));
+        assert_eq!(said(100, &[0.5, 0.6]), None);
+        assert_eq!(said(200, &[1.1, 1.2]), None);
+        assert!(said(100, &[0.9, 1.1]).unwrap().contains("50.0 %"));
+        assert!(said(100, &[1.1, 1.2]).unwrap().contains("grows"));
+    }
+
+    #[test]
+    fn a_plan_names_the_tensors_that_differ() {
+        let before = Checkpoint::fresh("deit_micro_patch4_32", Some(10), None, 0).unwrap();
+        let after = Checkpoint::fresh("deit_micro_patch4_32", Some(4), None, 0).unwrap();
+        let plan = Plan::of(&before, &after).unwrap();
+        let names: Vec<&str> = plan.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(
+            (names, plan.counts()),
+            (vec!["head.weight", "head.bias"], [0, 0, 2])
+        );
+        assert!(plan.after.bytes < plan.before.bytes && plan.after.macs < plan.before.macs);
+        assert_eq!(Plan::of(&before, &before).unwrap().tensors, []);
+        let (none, bare) = (
+            Checkpoint::fresh("deit_micro_patch4_32", Some(0), None, 0).unwrap(),
+            &before,
+        );
+        assert_eq!(Plan::of(bare, &none).unwrap().counts(), [2, 0, 0]);
+        assert_eq!(Plan::of(&none, bare).unwrap().counts(), [0, 2, 0]);
+    }
+
+    #[test]
+    fn a_model_is_proved_and_timed_against_itself() {
+        let model = Checkpoint::fresh("deit_nano_patch8_32", None, None, 0).unwrap();
+        let other = Checkpoint::fresh("deit_nano_patch8_32", None, None, 1).unwrap();
+        let images = || Images::find(None, None, 2, &model, &mut ()).unwrap();
+        let mut transform = Transform::planned(&model, &model).unwrap();
+        assert!(!transform.is_proved());
+        assert!(!transform.prove(&other, &model, images()).unwrap() && !transform.is_proved());
+        assert!(transform.prove(&model, &model, images()).unwrap() && transform.is_proved());
+        let stop = AtomicBool::new(false);
+        transform.time(&model, &model, &stop, &mut ()).unwrap();
+        let speed = transform.speed.as_ref().unwrap();
+        assert!(speed.before_ms > 0.0 && speed.after_ms > 0.0 && speed.rounds == ROUNDS);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let stopped = transform.time(&model, &model, &stop, &mut ());
+        assert!(matches!(stopped, Err(crate::Error::Interrupted)));
+    }
+}

@@ -1,0 +1,25 @@
+//! What every family's description says of itself besides its sites.
+
+use super::{Cost, Sites, TensorSpec};
+use crate::Result;
+
+/// A family of networks: one file in `spec/` implements it, and [`NetworkSpec`](super::NetworkSpec) lists it.
+pub(crate) trait Family: Sites {
+    /// Checks that sizes are believable and that the parts fit each other; ops are not its business.
+    fn validate(&self) -> Result<()>;
+
+    /// Every tensor in timm's order, those of the heads included, but no op's.
+    fn tensors(&self, num_classes: usize) -> Vec<TensorSpec>;
+
+    /// The cost of all but ops and heads, where `more` tokens travel beside the family's own.
+    fn costs(&self, more: usize) -> Cost;
+
+    /// Channels, height and width of the images it takes.
+    fn input_size(&self) -> [usize; 3];
+
+    /// Width of the features that the heads see.
+    fn num_features(&self) -> usize;
+
+    /// The names of the modules that classify.
+    fn classifiers(&self) -> Vec<&'static str>;
+}

@@ -1,0 +1,116 @@
+//! The one view of all families: the places of a network at which ops stand, traces listen and matrices are.
+//!
+//! Each family's description implements [`Sites`] for what it has. [`ModelSpec`](super::ModelSpec) implements it too, and
+//! adds the ops that stand there. Methods, patterns, merge, adapters and compilers take `&dyn Sites`, so that they work on
+//! every family there will be.
+
+use super::Activation;
+use crate::ops::{OpKind, OpSpec};
+use crate::site::Site;
+
+/// What a network has at its [`Site`]s, layer by layer.
+pub trait Sites {
+    /// Number of layers (blocks), in the order of the forward pass.
+    fn depth(&self) -> usize;
+
+    /// Number of tokens that enter `layer`; those that leave the last one where `layer` is [`Sites::depth`]. In a
+    /// convolutional network, positions.
+    fn tokens_at(&self, layer: usize) -> usize;
+
+    /// Width of the value that passes `site` of `layer` (`None` for the sites outside blocks); heads for the attention
+    /// maps, outputs for the projections. `None` where nothing passes.
+    fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize>;
+
+    /// The projection at `site` of `layer`; `None` where the layer has none, or `site` is none.
+    fn projection(&self, site: Site, layer: usize) -> Option<Projection>;
+
+    /// The prefix of the tensors of the norm before `attn.in` or `mlp.in` of `layer`, or of the last one at `final.norm`,
+    /// which some networks apply to the mean of the tokens. Layers that share a norm give the same name.
+    fn norm(&self, site: Site, layer: Option<usize>) -> Option<String>;
+
+    /// The convolution that makes tokens of patches, as a projection of flattened patches.
+    fn embedding(&self) -> Option<Projection>;
+
+    /// What stands between the projections of the perceptron of `layer`.
+    fn activation(&self, layer: usize) -> Activation;
+
+    /// The ops, in the order in which those at one site are applied. A family's own description has none.
+    fn ops(&self) -> &[OpSpec] {
+        &[]
+    }
+
+    /// Whether something passes `site` of `layer`.
+    fn has(&self, site: Site, layer: Option<usize>) -> bool {
+        self.width_at(site, layer).is_some()
+    }
+}
+
+/// A linear map inside a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The prefix of its tensors, such as `blocks.3.attn.qkv`. Layers that share a matrix give the same name.
+    pub name: String,
+    /// Rows of its weight.
+    pub outputs: usize,
+    /// Columns of its weight.
+    pub inputs: usize,
+    /// Rows of queries, keys and values, in this order, where the three are one matrix.
+    pub parts: Option<[usize; 3]>,
+    /// The residual channels that it writes, ascending; all, or none of the stream's, when `None`.
+    pub written: Option<Vec<usize>>,
+}
+
+impl dyn Sites + '_ {
+    /// The ops at `site` of `layer` (`None` for the sites outside blocks), with their index among [`Sites::ops`].
+    pub fn ops_at(&self, site: Site, layer: Option<usize>) -> impl Iterator<Item = (usize, &OpSpec)> {
+        self.ops()
+            .iter()
+            .enumerate()
+            .filter(move |(_, op)| op.site == site && op.layer == layer)
+    }
+
+    /// Number of prompts that enter the first layer.
+    pub fn prompts(&self) -> usize {
+        self.ops_at(Site::BlockIn, Some(0))
+            .find_map(|(_, op)| match &op.kind {
+                OpKind::Prompts(prompts) => Some(prompts.tokens),
+                _ => None,
+            })
+            .unwrap_or(0)
+    }
+
+    /// The projections of all layers in order: site, layer and projection. A matrix that several layers share is there
+    /// once a layer.
+    pub fn projections(&self) -> impl Iterator<Item = (Site, usize, Projection)> {
+        (0..self.depth())
+            .flat_map(|layer| Site::PROJECTIONS.map(|site| (site, layer)))
+            .filter_map(|(site, layer)| Some((site, layer, self.projection(site, layer)?)))
+    }
+
+    /// The prefixes of all norms, each once, in the order of the forward pass.
+    pub fn norms(&self) -> Vec<String> {
+        let places = (0..self.depth())
+            .flat_map(|layer| [(Site::AttnIn, Some(layer)), (Site::MlpIn, Some(layer))])
+            .chain([(Site::FinalNorm, None)]);
+        let mut norms: Vec<String> = Vec::new();
+        for name in places.filter_map(|(site, layer)| self.norm(site, layer)) {
+            if !norms.contains(&name) {
+                norms.push(name);
+            }
+        }
+        norms
+    }
+
+    /// The layers whose projection or norm at `site` is the one of `layer`, that one included: more than one where they
+    /// share it.
+    pub fn sharing(&self, site: Site, layer: usize) -> Vec<usize> {
+        let module = |layer| match site.is_projection() {
+            true => self.projection(site, layer).map(|projection| projection.name),
+            false => self.norm(site, Some(layer)),
+        };
+        let own = module(layer);
+        (0..self.depth())
+            .filter(|&other| own.is_some() && module(other) == own)
+            .collect()
+    }
+}
