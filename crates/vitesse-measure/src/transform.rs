@@ -98,7 +98,7 @@ pub struct Speed {
     pub after_ms: f64,
     /// After to before.
     pub ratio: Ratio,
-    /// What all rounds agree on: faster, slower, or not told apart. Models with one plan are not: then it is that.
+    /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
     pub verdict: &'static str,
     /// Said where multiply-accumulates fall and time does not.
     #[serde(skip_serializing_if = "Option::is_none")]
