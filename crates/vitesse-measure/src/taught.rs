@@ -59,6 +59,8 @@ pub fn teach(
         state: State::new(&student, &recipe.optim, false, &|_| true)?,
         train: learn,
         validation,
+        objective: Box::new(recipe.distill.distillation()),
+        hooks: Vec::new(),
         teacher: teacher.transpose()?,
         device,
     };

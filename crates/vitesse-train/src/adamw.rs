@@ -98,6 +98,11 @@ impl Slot {
             weight,
         }
     }
+
+    /// Its share of the learning rate `lr`.
+    pub(crate) fn rate(&self, lr: f64) -> f64 {
+        lr * self.group.lr_scale
+    }
 }
 
 /// The numbers of one step.
@@ -150,11 +155,23 @@ pub fn step(
     factor: f64,
     step: Step,
 ) {
+    let rates: Vec<f64> = slots.iter().map(|slot| slot.rate(step.lr)).collect();
+    step_at(config, slots, gradients, factor, step, &rates);
+}
+
+/// As [`step`], each tensor at a rate of its own.
+pub(crate) fn step_at(
+    config: &OptimConfig,
+    slots: &mut [Slot],
+    gradients: &[Option<Vec<f32>>],
+    factor: f64,
+    step: Step,
+    rates: &[f64],
+) {
     let [beta1, beta2] = config.betas;
     let power = step.t.min(i32::MAX as u64) as i32;
     let correction = [1.0 - beta1.powi(power), 1.0 - beta2.powi(power)];
-    for (slot, gradient) in slots.iter_mut().zip(gradients) {
-        let lr = step.lr * slot.group.lr_scale;
+    for ((slot, gradient), &lr) in slots.iter_mut().zip(gradients).zip(rates) {
         let pass = Pass {
             shrink: (1.0
                 - if slot.group.decays {

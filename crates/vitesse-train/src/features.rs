@@ -12,6 +12,7 @@ use vitesse_model::network::{Compute, Ctx, Logits, Network};
 
 use crate::evaluate::{EvalProgress, Heads};
 use crate::loss::rows;
+use crate::objective::Wants;
 use crate::recipe::Recipe;
 use crate::state::State;
 use crate::{Error, Result};
@@ -33,9 +34,9 @@ pub(crate) struct Features {
     pub(crate) failures: Vec<Failure>,
 }
 
-/// Whether a run may work on features: all that is trained are heads, and they see the same of each of `images` images in every
-/// epoch.
-pub(crate) fn suffice(recipe: &Recipe, state: &State, images: usize) -> bool {
+/// Whether a run may work on features: all that is trained are heads, they see the same of each of `images` images in every
+/// epoch, and what is minimised is read from what they say. (Hooks change nothing but what is trained.)
+pub(crate) fn suffice(recipe: &Recipe, state: &State, wants: &Wants, images: usize) -> bool {
     let heads = state.spec.classifiers();
     let of_head = |name: &str| {
         heads.iter().any(|head| {
@@ -44,7 +45,7 @@ pub(crate) fn suffice(recipe: &Recipe, state: &State, images: usize) -> bool {
         })
     };
     recipe.model.eval_mode
-        && !recipe.distill.distils()
+        && *wants == Wants::default()
         && recipe.augment.is_fixed()
         && state.slots.iter().all(|slot| of_head(&slot.name))
         && images * state.spec.num_features() * heads.len() <= MOST

@@ -14,16 +14,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_model::network::{Compute, Ctx, DropPath, Logits, Network};
 use vitesse_rng::Key;
 
-use crate::adamw::{self, OptimConfig, Step};
-use crate::loss::Distillation;
-use crate::parallel::Team;
+use crate::adamw::{self, OptimConfig, Slot, Step};
+use crate::hooks::Hooks;
+use crate::objective::{Asked, Asking, At, Input, Objective, Wants};
+use crate::parallel::{Team, WORDS};
 use crate::state::State;
 use crate::teacher::Teacher;
-use crate::weights::{Ids, add_gradients, copies, refresh, train_only};
+use crate::weights::{Gradients, Ids, add_gradients, copies, refresh, train_only};
 use crate::{Error, Result};
-
-/// What each trained tensor's gradient is, in their order; `None` where the loss does not depend on it.
-type Gradients = Vec<Option<Vec<f32>>>;
 
 /// What stays the same over all steps.
 #[derive(Debug, Clone)]
@@ -32,8 +30,6 @@ pub struct Settings {
     pub optim: OptimConfig,
     /// The decay of the moving average of the weights, if the state keeps one.
     pub ema_decay: f64,
-    /// The loss.
-    pub distillation: Distillation,
     /// Probability of drop path at the last block.
     pub drop_path: f64,
     /// Whether the model computes as in evaluation: no drop path, running statistics in batch norms.
@@ -49,17 +45,8 @@ pub struct Settings {
 /// Images with their target probabilities, where the network computes.
 #[derive(Debug, Clone)]
 pub struct Lesson {
-    input: Input,
-    targets: Tensor<2>,
-}
-
-// There is one at a time: its size does not matter.
-#[allow(clippy::large_enum_variant)]
-#[derive(Debug, Clone)]
-enum Input {
-    Images(Tensor<4>),
-    /// What the heads read of them.
-    Features(Logits),
+    pub(crate) input: Input,
+    pub(crate) targets: Tensor<2>,
 }
 
 impl Lesson {
@@ -117,7 +104,7 @@ impl Lesson {
     }
 
     /// `count` of them from `first` on; a view.
-    fn part(&self, first: usize, count: usize) -> Lesson {
+    pub(crate) fn part(&self, first: usize, count: usize) -> Lesson {
         let input = match self.input.clone() {
             Input::Images(images) => Input::Images(images.narrow(0, first, count)),
             Input::Features(features) => Input::Features(Logits {
@@ -133,16 +120,56 @@ impl Lesson {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Taken {
     /// What was minimised, mean over the samples.
     pub loss: f64,
-    /// Its part against the targets.
-    pub base: f64,
-    /// Its part against the teacher, before it is weighted.
-    pub distill: Option<f64>,
+    /// Its terms, before they are weighted.
+    pub terms: Vec<(&'static str, f64)>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
+}
+
+impl Taken {
+    /// The value of a term; 0 if there is none of this name.
+    pub fn term(&self, name: &str) -> f64 {
+        let mut terms = self.terms.iter();
+        terms
+            .find(|(other, _)| *other == name)
+            .map_or(0.0, |(_, value)| *value)
+    }
+
+    /// Adds a part that has this share of the whole.
+    fn add(&mut self, asked: &Asked, share: f64) {
+        self.loss += share * asked.loss;
+        if self.terms.is_empty() {
+            self.terms = asked.terms.iter().map(|&(name, _)| (name, 0.0)).collect();
+        }
+        for ((_, sum), (_, value)) in self.terms.iter_mut().zip(&asked.terms) {
+            *sum += share * value;
+        }
+    }
+
+    /// Adds up the parts of all processes; whether any of them wants to stop.
+    fn share(&mut self, team: &Team, stop: bool) -> Result<bool> {
+        let mut losses: Vec<&mut f64> = std::iter::once(&mut self.loss)
+            .chain(self.terms.iter_mut().map(|(_, value)| value))
+            .collect();
+        let mut any = false;
+        for some in losses.chunks_mut(WORDS) {
+            let mut words = [0; WORDS];
+            words
+                .iter_mut()
+                .zip(&*some)
+                .for_each(|(word, loss)| *word = loss.to_bits());
+            let meeting = team.meet(stop, words)?;
+            any |= meeting.stop;
+            some.iter_mut()
+                .enumerate()
+                .for_each(|(i, loss)| **loss = meeting.total(i));
+        }
+        Ok(any)
+    }
 }
 
 /// A model that learns: its state, and the network that is a view of it.
@@ -150,6 +177,9 @@ pub struct Taken {
 pub struct Learner {
     state: State,
     settings: Settings,
+    objective: Box<dyn Objective>,
+    wants: Wants,
+    hooks: Vec<Box<dyn Hooks>>,
     teacher: Option<Teacher>,
     network: Network,
     device: Device,
@@ -165,6 +195,7 @@ impl Learner {
     pub fn new(
         state: State,
         settings: Settings,
+        objective: Box<dyn Objective>,
         teacher: Option<Teacher>,
         device: &Device,
     ) -> Result<Learner> {
@@ -176,12 +207,21 @@ impl Learner {
         Ok(Learner {
             state,
             settings,
+            wants: objective.wants(),
+            objective,
+            hooks: Vec::new(),
             teacher,
             network,
             device,
             trained,
             buffers,
         })
+    }
+
+    /// The same with hooks.
+    #[must_use]
+    pub fn with_hooks(self, hooks: Vec<Box<dyn Hooks>>) -> Learner {
+        Learner { hooks, ..self }
     }
 
     /// The state.
@@ -211,13 +251,17 @@ impl Learner {
         self.device.clone().without_autodiff()
     }
 
-    /// Learns from one batch at the rate `lr`.
+    /// Learns from one batch at the rate `lr`, in a step that is no part of a run.
     ///
     /// # Errors
     /// A batch that does not fit the model, a missing teacher; [`Error::NotFinite`] when the loss or a gradient is not
     /// a number. The state is then as it was.
     pub fn step(&mut self, lesson: &Lesson, lr: f64) -> Result<Taken> {
-        let (taken, _) = self.step_together(&Team::alone(), lesson, lr, || false)?;
+        let at = At {
+            step: self.state.progress.step,
+            ..At::default()
+        };
+        let (taken, _) = self.step_together(&Team::alone(), lesson, at, lr, || false)?;
         Ok(taken)
     }
 
@@ -230,20 +274,28 @@ impl Learner {
         &mut self,
         team: &Team,
         lesson: &Lesson,
+        at: At,
         lr: f64,
         stop: impl FnOnce() -> bool,
     ) -> Result<(Taken, bool)> {
-        let buffers = self.state.buffers.clone();
+        let (buffers, method) = (self.state.buffers.clone(), self.state.method.clone());
         // Among the threads that compute: woken from outside for each piece of work, half of them would oversleep it.
         let place = [team.rank(), team.size()];
-        let shared = rayon::scope(|_| self.gradients(place, lesson))
-            .and_then(|(gradients, taken)| self.share(team, gradients, taken, stop()));
+        let shared = self
+            .begin(at)
+            .and_then(|()| rayon::scope(|_| self.gradients(place, at, lesson)))
+            .and_then(|(gradients, taken)| self.share(team, gradients, taken, stop()))
+            .and_then(|(mut gradients, mut taken, stop)| {
+                self.finish_gradients(at, &mut gradients, &mut taken)?;
+                Ok((gradients, taken, stop))
+            });
         match shared {
             Ok((gradients, taken, stop)) => {
-                rayon::scope(|_| self.update(&gradients, &taken, lr));
+                rayon::scope(|_| self.update(at, &gradients, &taken, lr))?;
                 Ok((taken, stop))
             }
             Err(error) => {
+                self.state.method = method;
                 self.state.buffers = buffers;
                 self.refresh_buffers();
                 Err(error)
@@ -251,26 +303,27 @@ impl Learner {
         }
     }
 
+    /// Tells hooks that a step begins.
+    fn begin(&mut self, at: At) -> Result<()> {
+        let State { slots, method, .. } = &mut self.state;
+        for hooks in &self.hooks {
+            if at.begins_epoch() {
+                hooks.begin_epoch(at, slots, method)?;
+            }
+            hooks.begin_step(at, slots, method)?;
+        }
+        Ok(())
+    }
+
     /// The gradients of this process's part of the batch, and what it adds to the loss; `place` is its rank and of how many.
-    fn gradients(&mut self, place: [usize; 2], lesson: &Lesson) -> Result<(Gradients, Taken)> {
+    fn gradients(&mut self, place: [usize; 2], at: At, lesson: &Lesson) -> Result<(Gradients, Taken)> {
         let samples = lesson.samples();
         let part = samples.div_ceil(self.settings.accumulate.max(1));
         let mut gradients = vec![None; self.state.slots.len()];
-        let mut taken = Taken {
-            loss: 0.0,
-            base: 0.0,
-            distill: None,
-            grad_norm: 0.0,
-        };
+        let mut taken = Taken::default();
         for first in (0..samples).step_by(part) {
-            self.part(
-                place,
-                lesson,
-                first,
-                part.min(samples - first),
-                &mut gradients,
-                &mut taken,
-            )?;
+            let range = [first, part.min(samples - first)];
+            self.part(place, at, lesson, range, &mut gradients, &mut taken)?;
         }
         Ok((gradients, taken))
     }
@@ -283,11 +336,7 @@ impl Learner {
         mut taken: Taken,
         stop: bool,
     ) -> Result<(Gradients, Taken, bool)> {
-        let distill = taken.distill.unwrap_or_default();
-        let losses = [taken.loss, taken.base, distill].map(f64::to_bits);
-        let meeting = team.meet(stop, [losses[0], losses[1], losses[2], 0])?;
-        [taken.loss, taken.base] = [meeting.total(0), meeting.total(1)];
-        taken.distill = taken.distill.map(|_| meeting.total(2));
+        let stop = taken.share(team, stop)?;
         team.sum(gradients.iter_mut().flatten().map(Vec::as_mut_slice))?;
         if team.size() > 1 && !self.settings.eval_mode {
             let share = 1.0 / team.size() as f32;
@@ -297,18 +346,27 @@ impl Learner {
             team.sum(buffers.map(|buffer| buffer.values.as_mut_slice()))?;
             self.refresh_buffers();
         }
-        taken.grad_norm = adamw::global_norm(&gradients);
-        if !taken.grad_norm.is_finite() {
-            return Err(Error::NotFinite {
-                what: "the norm of the gradients",
-                value: taken.grad_norm,
-            });
+        Ok((gradients, taken, stop))
+    }
+
+    /// What hooks do to the gradients of the whole batch, and their norm.
+    fn finish_gradients(&mut self, at: At, gradients: &mut Gradients, taken: &mut Taken) -> Result<()> {
+        let State { slots, method, .. } = &mut self.state;
+        for hooks in &self.hooks {
+            hooks.gradients(at, slots, gradients, method)?;
         }
-        Ok((gradients, taken, meeting.stop))
+        taken.grad_norm = adamw::global_norm(gradients);
+        if taken.grad_norm.is_finite() {
+            return Ok(());
+        }
+        Err(Error::NotFinite {
+            what: "the norm of the gradients",
+            value: taken.grad_norm,
+        })
     }
 
     /// Takes the optimiser step.
-    fn update(&mut self, gradients: &[Option<Vec<f32>>], taken: &Taken, lr: f64) {
+    fn update(&mut self, at: At, gradients: &Gradients, taken: &Taken, lr: f64) -> Result<()> {
         let factor = adamw::clip_factor(taken.grad_norm, self.settings.optim.clip_grad);
         let t = self.state.progress.step as u64 + 1;
         let step = Step {
@@ -316,66 +374,48 @@ impl Learner {
             lr,
             ema_decay: self.settings.ema_decay,
         };
-        adamw::step(
-            &self.settings.optim,
-            &mut self.state.slots,
-            gradients,
-            factor,
-            step,
-        );
+        let State { slots, method, .. } = &mut self.state;
+        let rate = |slot: &Slot| {
+            let hooks = self.hooks.iter();
+            hooks.fold(slot.rate(lr), |rate, hooks| hooks.rate(at, slot, rate, method))
+        };
+        let rates: Vec<f64> = slots.iter().map(rate).collect();
+        adamw::step_at(&self.settings.optim, slots, gradients, factor, step, &rates);
+        for hooks in &self.hooks {
+            hooks.updated(at, slots, taken, method)?;
+        }
         self.state.average_buffers(self.settings.ema_decay);
         self.state.progress.step += 1;
         let weights = copies(&self.state.slots, |slot| Some(&slot.weight));
         self.network = refresh(self.network.clone(), &self.trained, weights);
+        Ok(())
     }
 
     /// Adds the gradients and the loss of `count` samples from `first` on, weighted as their share of the whole batch.
     fn part(
         &mut self,
         [rank, processes]: [usize; 2],
+        at: At,
         lesson: &Lesson,
-        first: usize,
-        count: usize,
-        gradients: &mut [Option<Vec<f32>>],
+        [first, count]: [usize; 2],
+        gradients: &mut Gradients,
         taken: &mut Taken,
     ) -> Result<()> {
         let samples = lesson.samples();
         let share = count as f64 / (samples * processes) as f64;
         let Lesson { input, targets } = lesson.part(first, count);
         let mut ctx = self.context(rank * samples + first);
-        let (logits, teacher) = match input {
-            Input::Images(images) => {
-                let teacher = self.teacher.as_ref();
-                let teacher = teacher
-                    .map(|teacher| teacher.logits(images.clone()))
-                    .transpose()?;
-                (self.network.forward(images.autodiff(), &mut ctx)?, teacher)
-            }
-            Input::Features(features) => {
-                let features = Logits {
-                    class: features.class.autodiff(),
-                    distillation: features.distillation.map(Tensor::autodiff),
-                };
-                (self.network.heads(features, &ctx), None)
-            }
+        let asking = Asking {
+            network: &self.network,
+            objective: self.objective.as_ref(),
+            wants: &self.wants,
+            teacher: self.teacher.as_ref(),
+            method: &self.state.method,
+            at,
         };
-        let loss =
-            self.settings
-                .distillation
-                .loss(logits, targets.autodiff(), teacher.map(Tensor::autodiff))?;
-        let total = scalar(&loss.total)?;
-        if !total.is_finite() {
-            return Err(Error::NotFinite {
-                what: "the loss",
-                value: total,
-            });
-        }
-        taken.loss += share * total;
-        taken.base += share * scalar(&loss.base)?;
-        if let Some(distill) = &loss.distill {
-            *taken.distill.get_or_insert(0.0) += share * scalar(distill)?;
-        }
-        let mut backward = (loss.total * share).backward();
+        let asked = asking.loss(input, targets, &mut ctx)?;
+        taken.add(&asked, share);
+        let mut backward = (asked.total * share).backward();
         add_gradients(&self.network, &mut backward, &self.trained, gradients)?;
         self.store_buffers(ctx)
     }
@@ -420,18 +460,10 @@ impl Learner {
     }
 }
 
-fn scalar(loss: &Tensor<1>) -> Result<f64> {
-    let values = loss.to_data().try_to_vec::<f32>();
-    let value = values.ok().and_then(|values| values.first().copied());
-    value
-        .map(f64::from)
-        .ok_or_else(|| Error::Backend("a loss that is not one number".into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::{Kind, target_rows};
+    use crate::loss::{Distillation, Kind, target_rows};
     use crate::testing::{CLASSES, prepared, regnet, vit};
     use vitesse_model::Checkpoint;
     use vitesse_model::network::Precision;
@@ -445,18 +477,21 @@ mod tests {
                 ..OptimConfig::default()
             },
             ema_decay: 0.9,
-            distillation: Distillation {
-                kind: Kind::Soft,
-                alpha: 0.3,
-                tau: 2.0,
-                ..Distillation::default()
-            },
             drop_path: 0.3,
             eval_mode: false,
             accumulate,
             seed: 1,
             compute: Compute::default(),
         }
+    }
+
+    fn objective() -> Box<dyn Objective> {
+        Box::new(Distillation {
+            kind: Kind::Soft,
+            alpha: 0.3,
+            tau: 2.0,
+            ..Distillation::default()
+        })
     }
 
     fn targets() -> Vec<f32> {
@@ -478,7 +513,7 @@ mod tests {
         let device = Device::flex();
         let state = State::new(student, &settings.optim, true, trained).unwrap();
         let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &device).unwrap();
-        Learner::new(state, settings, Some(teacher), &device).unwrap()
+        Learner::new(state, settings, objective(), Some(teacher), &device).unwrap()
     }
 
     fn learner(accumulate: usize, trained: &dyn Fn(&str) -> bool) -> Learner {
@@ -607,7 +642,8 @@ mod tests {
             assert!(loaded == *whole.state());
             assert_eq!(loaded.buffers.len(), count);
             let teacher = Teacher::new(&vit(2), &student.spec, &prepared(), &Device::flex()).unwrap();
-            let mut resumed = Learner::new(loaded, settings(1), Some(teacher), &Device::flex()).unwrap();
+            let mut resumed =
+                Learner::new(loaded, settings(1), objective(), Some(teacher), &Device::flex()).unwrap();
             assert_eq!(
                 whole.step(&lesson(1), 1e-3).unwrap(),
                 resumed.step(&lesson(1), 1e-3).unwrap()
@@ -664,7 +700,7 @@ mod tests {
     #[test]
     fn a_teacher_that_is_asked_for_must_be_there() {
         let state = State::new(&vit(1), &OptimConfig::default(), true, &|_| true).unwrap();
-        let mut learner = Learner::new(state, settings(1), None, &Device::flex()).unwrap();
+        let mut learner = Learner::new(state, settings(1), objective(), None, &Device::flex()).unwrap();
         assert!(matches!(
             learner.step(&lesson(0), 1e-3),
             Err(Error::TeacherMissing)

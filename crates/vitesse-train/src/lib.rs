@@ -2,8 +2,10 @@
 //!
 //! | idea | module |
 //! | --- | --- |
-//! | what is minimised | [`loss`], with a [`teacher`] or without |
+//! | what is minimised | an [`objective`], such as those in [`loss`], with a [`teacher`] or without |
 //! | how weights follow gradients | [`adamw`], tensors in [`groups`], rates by [`schedule`] |
+//! | what a method does besides | [`hooks`] |
+//! | gradients without an optimiser | [`mod@gradients`] |
 //! | one step, and what it changes | [`learner`], [`state`] |
 //! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
 //! | how good a model is | [`evaluate`], [`metrics`], [`tokens`] |
@@ -11,8 +13,8 @@
 //! | several processes that do one work | [`parallel`] |
 //!
 //! Everything random is a function of the seed, the epoch, the step and the sample, and every sum has a fixed order. So
-//! a run has no state but its weights, moments and counters; it can be killed at any moment and resumed, and ends with
-//! the same bits, for any number of threads.
+//! a run has no state but its weights, moments, counters and what its hooks remember; it can be killed at any moment and
+//! resumed, and ends with the same bits, for any number of threads.
 //!
 //! The feature `train`, on by default, is everything that learns; without it there is what evaluates a model by other
 //! means, and no tensor library.
@@ -48,13 +50,19 @@ pub mod events;
 #[cfg(feature = "train")]
 mod features;
 #[cfg(feature = "train")]
+pub mod gradients;
+#[cfg(feature = "train")]
 pub mod groups;
+#[cfg(feature = "train")]
+pub mod hooks;
 #[cfg(feature = "train")]
 pub mod learner;
 #[cfg(feature = "train")]
 pub mod loss;
 pub mod method;
 pub mod metrics;
+#[cfg(feature = "train")]
+pub mod objective;
 #[cfg(feature = "train")]
 mod output;
 pub mod parallel;

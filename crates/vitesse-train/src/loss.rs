@@ -18,9 +18,10 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use vitesse_model::network::fused::soft_cross_entropy;
-use vitesse_model::network::{Compute, Logits};
+use vitesse_model::network::{Compute, Fusion, Logits};
 
 use crate::metrics::argmax;
+use crate::objective::{Objective, Seen, Term, Wants};
 use crate::{Error, Result};
 
 /// How a student learns from a teacher.
@@ -150,6 +151,32 @@ impl Distillation {
         let (probabilities, reference) = (softmax(teacher.clone(), 1), log_softmax(teacher, 1));
         let divergence = (probabilities * (reference - log_softmax(student / self.tau, 1))).sum();
         Ok(divergence * (self.tau * self.tau / divisor as f64))
+    }
+}
+
+/// The terms `base` and, with a teacher, `distill`. The teacher is asked for its logits, of both heads their mean.
+impl Objective for Distillation {
+    fn wants(&self) -> Wants {
+        Wants {
+            teacher: (self.kind != Kind::None).then(Vec::new),
+            ..Wants::default()
+        }
+    }
+
+    fn terms(&self, seen: &Seen<'_>) -> Result<Vec<Term>> {
+        let teacher = seen.teacher.as_ref().map(|teacher| teacher.logits.clone());
+        let teacher = teacher.map(|logits| logits.joint(Fusion::LogitMean));
+        let loss = self.loss(seen.student.logits.clone(), seen.targets.clone(), teacher)?;
+        let alpha = loss.distill.as_ref().map_or(0.0, |_| self.alpha);
+        let base = ("base", loss.base, 1.0 - alpha);
+        let terms = [
+            Some(base),
+            loss.distill.map(|distill| ("distill", distill, alpha)),
+        ];
+        let terms = terms.into_iter().flatten();
+        Ok(terms
+            .map(|(name, value, weight)| Term { name, value, weight })
+            .collect())
     }
 }
 

@@ -14,6 +14,7 @@
 //! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
 //! whenever a run is killed, its logs continue without a gap and without a repetition.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -54,11 +55,10 @@ pub struct StepRecord {
     pub lr: f64,
     /// What was minimised, mean over the batch.
     pub loss: f64,
-    /// Its part against the targets.
-    pub base: f64,
-    /// Its part against the teacher, before it is weighted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub distill: Option<f64>,
+    /// Its terms, before they are weighted: `base`, against the targets; `distill`, against the teacher; whatever else an
+    /// objective names.
+    #[serde(flatten)]
+    pub terms: BTreeMap<String, f64>,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
     /// Samples in the batch.

@@ -1,8 +1,8 @@
 //! Everything that training changes, in memory and on disk.
 //!
 //! A state is one safetensors file that needs no other file: all weights (trained or not) as `model.NAME`, the
-//! optimiser's moments as `adam.m.NAME` and `adam.v.NAME`, the moving average as `ema.NAME`, and, in the metadata, the
-//! model's description and how far the run is. There is no generator state: every draw is a function of the seed and
+//! optimiser's moments as `adam.m.NAME` and `adam.v.NAME`, the moving average as `ema.NAME`, what the run's method remembers
+//! as `method.NAME`, and, in the metadata, the model's description and how far the run is. There is no generator state: every draw is a function of the seed and
 //! the step. Files are written whole or not at all, so a run that is killed at any moment continues from the state
 //! before, with the same bits.
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vitesse_model::spec::Role;
 use vitesse_model::storage::safetensors::{self, Metadata};
-use vitesse_model::{Checkpoint, Config, ModelSpec, Tensors};
+use vitesse_model::{Checkpoint, Config, ModelSpec, Sites, Tensors};
 
 use crate::adamw::{OptimConfig, Slot, follow};
 use crate::groups::groups;
@@ -20,6 +20,8 @@ use crate::{Error, Result};
 
 /// The version of the layout.
 const SCHEMA: u32 = 1;
+/// What the names of tensors that hooks remember begin with.
+const METHOD: &str = "method.";
 
 /// How far a run is.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -94,6 +96,8 @@ pub struct State {
     pub buffers: Vec<Buffer>,
     /// The tensors that stay as they are.
     pub frozen: Tensors,
+    /// What the run's [hooks](crate::hooks) remember, by names that they choose.
+    pub method: Tensors,
     /// How far the run is.
     pub progress: Progress,
 }
@@ -150,8 +154,7 @@ impl State {
         spec.check(tensors, "the model")?;
         let mut specs = spec.tensors()?;
         specs.sort_by(|a, b| a.name.cmp(&b.name));
-        let shapes: Vec<(&str, &[usize])> = specs.iter().map(|spec| (&*spec.name, &*spec.shape)).collect();
-        let groups = groups(&shapes, &optim.no_weight_decay, optim.layer_decay);
+        let groups = groups(&specs, spec.depth(), &optim.no_weight_decay, optim.layer_decay);
         let mut state = State {
             spec: spec.clone(),
             config: config.clone(),
@@ -159,6 +162,7 @@ impl State {
             slots: Vec::new(),
             buffers: Vec::new(),
             frozen: Tensors::new(),
+            method: Tensors::new(),
             progress: Progress::default(),
         };
         for (spec, group) in specs.iter().zip(groups) {
@@ -212,11 +216,14 @@ impl State {
         }
     }
 
-    /// A number that is equal for equal weights and running statistics, and hardly ever for others (FNV-1a over their bits).
+    /// A number that is equal for equal weights, running statistics and memories of hooks, and hardly ever for others (FNV-1a
+    /// over their bits).
     pub(crate) fn checksum(&self) -> u64 {
         let weights = self.slots.iter().flat_map(|slot| &slot.weight);
         let buffers = self.buffers.iter().flat_map(|buffer| &buffer.values);
-        fnv1a(weights.chain(buffers).map(|value| u64::from(value.to_bits())))
+        let numbers = weights.chain(buffers).map(|value| u64::from(value.to_bits()));
+        let method = self.method.iter().flat_map(|(_, tensor)| tensor.bytes());
+        fnv1a(numbers.chain(method.map(|&byte| u64::from(byte))))
     }
 
     /// Moves the buffers' averages after a step.
@@ -249,6 +256,9 @@ impl State {
             if let Some(average) = &buffer.ema {
                 file.insert_f32(format!("ema.{}", buffer.name), &[average.len()], average.clone())?;
             }
+        }
+        for (name, tensor) in self.method.iter() {
+            file.insert(format!("{METHOD}{name}"), tensor.clone());
         }
         let header = Header {
             schema: SCHEMA,
@@ -309,6 +319,11 @@ impl State {
         for buffer in &mut state.buffers {
             if header.ema {
                 buffer.ema = Some(get("ema", &buffer.name, &[buffer.values.len()])?);
+            }
+        }
+        for (name, tensor) in file.iter() {
+            if let Some(name) = name.strip_prefix(METHOD) {
+                state.method.insert(name, tensor.clone());
             }
         }
         state.progress = header.progress;

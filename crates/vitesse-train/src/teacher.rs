@@ -8,9 +8,10 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_data::Preprocess;
-use vitesse_model::network::{Ctx, Fusion, Network};
+use vitesse_model::network::{Ctx, Fusion, Network, Trace};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 
+use crate::objective::{Pass, Place};
 use crate::prepare::preprocess;
 use crate::{Error, Result};
 
@@ -20,7 +21,7 @@ pub struct Teacher {
     network: Network,
     device: Device,
     /// Per channel, what turns the student's normalisation into the teacher's: `x · scale + shift`.
-    renormalise: Option<[(f32, f32); 3]>,
+    renormalise: Option<Vec<(f32, f32)>>,
     name: String,
 }
 
@@ -74,15 +75,16 @@ impl Teacher {
         }
         let own = preprocess(spec, &checkpoint.config.pretrained_cfg)?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
-        let exchange = |channel: usize| {
-            let [mean, std, own_mean, own_std] = [prepared.mean, prepared.std, own.mean, own.std]
-                .map(|values| f64::from(values.get(channel).copied().unwrap_or(1.0)));
+        let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
+            .map(|values| values.as_slice().iter().copied().map(f64::from));
+        let exchange = mean.zip(std).zip(own_mean.zip(own_std));
+        let exchange = exchange.map(|((mean, std), (own_mean, own_std))| {
             ((std / own_std) as f32, ((mean - own_mean) / own_std) as f32)
-        };
+        });
         let device = device.clone().without_autodiff();
         Ok(Teacher {
             network: Network::new(spec, &checkpoint.tensors, &name, &device)?,
-            renormalise: (!same).then(|| [0, 1, 2].map(exchange)),
+            renormalise: (!same).then(|| exchange.collect()),
             device,
             name,
         })
@@ -93,28 +95,28 @@ impl Teacher {
         &self.name
     }
 
-    /// Its logits for `images` `[batch, 3, height, width]`, normalised for the student; of a distilled model the mean
-    /// of both heads.
+    /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
+    /// places.
     ///
     /// # Errors
-    /// Images of another size, and logits that are not numbers.
-    pub fn logits(&self, images: Tensor<4>) -> Result<Tensor<2>> {
-        let images = match self.renormalise {
+    /// Images of another size, a place that it has not, and logits that are not numbers.
+    pub fn look(&self, images: Tensor<4>, wanted: &[Place]) -> Result<Pass> {
+        let images = match &self.renormalise {
             None => images,
             Some(channels) => {
-                let row = |values: [f32; 3]| {
-                    let data = TensorData::new(values.to_vec(), [1, 3, 1, 1]);
+                let row = |value: fn(&(f32, f32)) -> f32| {
+                    let values: Vec<f32> = channels.iter().map(value).collect();
+                    let data = TensorData::new(values, [1, channels.len(), 1, 1]);
                     Tensor::<4>::from_data(data, &self.device)
                 };
-                images * row(channels.map(|(scale, _)| scale)) + row(channels.map(|(_, shift)| shift))
+                images * row(|(scale, _)| *scale) + row(|(_, shift)| *shift)
             }
         };
-        let logits = self
-            .network
-            .forward(images, &mut Ctx::eval())?
-            .joint(Fusion::LogitMean);
-        if crate::loss::rows(&logits)?.iter().all(|x| x.is_finite()) {
-            return Ok(logits);
+        let mut ctx = Ctx::tracing(Trace::pairs(wanted));
+        let logits = self.network.forward(images, &mut ctx)?;
+        let joint = logits.clone().joint(Fusion::LogitMean);
+        if crate::loss::rows(&joint)?.iter().all(|x| x.is_finite()) {
+            return Pass::new("the teacher", logits, &ctx.trace, wanted);
         }
         let reason = "its logits are not numbers; check that its weights are whole".to_owned();
         Err(Error::Teacher {
@@ -130,8 +132,10 @@ mod tests {
     use crate::loss::rows;
     use crate::testing::{prepared, regnet, vit};
 
-    fn images(values: &[f32], shape: [usize; 4]) -> Tensor<4> {
-        Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex())
+    /// What a teacher says about images of these values.
+    fn logits(teacher: &Teacher, values: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
+        let images = Tensor::from_data(TensorData::new(values.to_vec(), shape), &Device::flex());
+        rows(&teacher.look(images, &[])?.logits.class)
     }
 
     #[test]
@@ -151,15 +155,16 @@ mod tests {
                 .map(|i| (level(i) - mean[i / 64 % 3]) / std[i / 64 % 3])
                 .collect()
         };
-        let students = normalise(prepared().mean, prepared().std);
+        let (mean, std): (Vec<f32>, Vec<f32>) = (prepared().mean.into(), prepared().std.into());
+        let students = normalise(mean.try_into().unwrap(), std.try_into().unwrap());
         let own = normalise([0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
-        let expected = rows(&same.logits(images(&own, shape)).unwrap()).unwrap();
-        let found = rows(&other.logits(images(&students, shape)).unwrap()).unwrap();
+        let expected = logits(&same, &own, shape).unwrap();
+        let found = logits(&other, &students, shape).unwrap();
         assert!(
             found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5),
             "{found:?} {expected:?}"
         );
-        assert!(rows(&same.logits(images(&students, shape)).unwrap()).unwrap() != expected);
+        assert!(logits(&same, &students, shape).unwrap() != expected);
     }
 
     #[test]
@@ -188,10 +193,7 @@ mod tests {
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
         let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
-        assert_eq!(
-            teacher.logits(images(&[0.0; 192], [1, 3, 8, 8])).unwrap().dims(),
-            [1, 3]
-        );
-        assert!(teacher.logits(images(&[f32::NAN; 192], [1, 3, 8, 8])).is_err());
+        assert_eq!(logits(&teacher, &[0.0; 192], [1, 3, 8, 8]).unwrap().len(), 3);
+        assert!(logits(&teacher, &[f32::NAN; 192], [1, 3, 8, 8]).is_err());
     }
 }

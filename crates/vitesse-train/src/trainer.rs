@@ -24,8 +24,10 @@ use vitesse_rng::Key;
 use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, count, evaluate_together, labels};
 use crate::events::{Events, Outcome, Plan, warnings};
 use crate::features::{Features, suffice};
+use crate::hooks::Hooks;
 use crate::learner::{Learner, Lesson, Settings, Taken};
 use crate::loss::target_rows;
+use crate::objective::{At, Objective};
 use crate::output::Output;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
@@ -44,7 +46,11 @@ pub struct Start {
     pub train: DataSet,
     /// What is evaluated on after an epoch, and what the best checkpoint is chosen by.
     pub validation: Option<DataSet>,
-    /// The teacher, where the recipe distils.
+    /// What is minimised.
+    pub objective: Box<dyn Objective>,
+    /// What is done besides.
+    pub hooks: Vec<Box<dyn Hooks>>,
+    /// The teacher, where the objective wants one.
     pub teacher: Option<Teacher>,
     /// Where to compute.
     pub device: Device,
@@ -122,10 +128,16 @@ impl<'a> Run<'a> {
             mut state,
             train,
             validation,
+            objective,
+            hooks,
             teacher,
             device,
         } = start;
         check(&state, &train, recipe)?;
+        let wants = objective.wants();
+        if wants.teacher.is_some() && teacher.is_none() {
+            return Err(Error::TeacherMissing);
+        }
         let preprocess = preprocess(&state.spec, &state.config.pretrained_cfg)?;
         let options = LoaderOptions {
             batch_size: recipe.train.batch_size,
@@ -195,7 +207,6 @@ impl<'a> Run<'a> {
             processes: team.size(),
             done: state.progress.step,
         };
-        let distillation = recipe.distill.distillation();
         let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
         for warning in warnings(recipe, &state, loader.data()) {
@@ -204,7 +215,6 @@ impl<'a> Run<'a> {
         let settings = Settings {
             optim: recipe.optim.clone(),
             ema_decay: recipe.train.ema_decay.unwrap_or(0.0),
-            distillation,
             drop_path: recipe.model.drop_path,
             eval_mode: recipe.model.eval_mode,
             accumulate: recipe.train.accumulate,
@@ -212,8 +222,8 @@ impl<'a> Run<'a> {
             compute: recipe.train.compute(),
         };
         let images = loader.data().len() + validation.as_ref().map_or(0, DataSet::len);
-        let cached = team.size() == 1 && suffice(recipe, &state, images);
-        let learner = Learner::new(state, settings, teacher, &device)?;
+        let cached = team.size() == 1 && suffice(recipe, &state, &wants, images);
+        let learner = Learner::new(state, settings, objective, teacher, &device)?.with_hooks(hooks);
         let mut run = Run {
             team,
             recipe,
@@ -368,8 +378,14 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let step = self.learner.state().progress.step;
         let (lr, samples) = (self.lr(step), indices.len());
+        let at = At {
+            step,
+            epoch,
+            steps_per_epoch: self.steps_per_epoch,
+            epochs: self.recipe.train.epochs,
+        };
         let stop = || self.stop.load(Ordering::Relaxed);
-        let stepped = self.learner.step_together(self.team, lesson, lr, stop);
+        let stepped = self.learner.step_together(self.team, lesson, at, lr, stop);
         let (taken, stopping) = stepped.map_err(|error| match error {
             Error::NotFinite { what, value } => Error::Diverged {
                 what,
@@ -387,8 +403,7 @@ impl<'a> Run<'a> {
         running.loss += taken.loss;
         let Taken {
             loss,
-            base,
-            distill,
+            terms,
             grad_norm,
         } = taken;
         let seconds = wait + began.elapsed().as_secs_f64();
@@ -398,8 +413,10 @@ impl<'a> Run<'a> {
             epoch,
             lr,
             loss,
-            base,
-            distill,
+            terms: terms
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
             grad_norm,
             samples: samples * self.team.size(),
             seconds,

@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 use vitesse_model::network::{Network, param_id};
 
 use crate::{Error, Result};
+
+/// What each tensor's gradient is, in their order; `None` where the loss does not depend on it.
+pub type Gradients = Vec<Option<Vec<f32>>>;
 
 /// Where in a list the tensor of each parameter stands.
 #[derive(Debug, Clone)]
@@ -34,12 +37,12 @@ impl Ids {
 /// None that a network built from its own spec could cause.
 pub fn add_gradients(
     network: &Network,
-    gradients: &mut Gradients,
+    gradients: &mut burn::tensor::Gradients,
     ids: &Ids,
     sums: &mut [Option<Vec<f32>>],
 ) -> Result<()> {
     struct Collect<'a> {
-        gradients: &'a mut Gradients,
+        gradients: &'a mut burn::tensor::Gradients,
         ids: &'a Ids,
         sums: &'a mut [Option<Vec<f32>>],
         failed: Option<String>,

@@ -12,6 +12,7 @@ use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 use vitesse_rng::Key;
 use vitesse_train::evaluate::EvalProgress;
 use vitesse_train::events::{Events, Outcome};
+use vitesse_train::loss::Distillation;
 use vitesse_train::run::{Existing, RunFolder, StepRecord};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
@@ -110,6 +111,8 @@ fn go(
         state,
         train: data(36),
         validation: Some(data(12)),
+        objective: Box::new(Distillation::default()),
+        hooks: Vec::new(),
         teacher: None,
         device: Device::flex(),
     };
@@ -227,6 +230,8 @@ fn a_run_learns_and_leaves_a_checkpoint_that_loads() {
         state: loaded,
         train: data(30),
         validation: None,
+        objective: Box::new(Distillation::default()),
+        hooks: Vec::new(),
         teacher: None,
         device: Device::flex(),
     };
@@ -290,6 +295,8 @@ fn heads_alone_learn_from_features_as_from_images() {
             state: state_of(&recipe, |name| name.starts_with("head.")),
             train: data(36),
             validation: Some(data(12)),
+            objective: Box::new(Distillation::default()),
+            hooks: Vec::new(),
             teacher: None,
             device: Device::flex(),
         };

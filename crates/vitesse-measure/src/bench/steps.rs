@@ -181,14 +181,19 @@ impl Case<'_> {
         let settings = Settings {
             optim,
             ema_decay: 0.0,
-            distillation: Distillation::default(),
             drop_path: 0.0,
             eval_mode: false,
             accumulate: 1,
             seed: 0,
             compute: self.compute,
         };
-        Ok(Learner::new(state, settings, None, &Device::flex())?)
+        Ok(Learner::new(
+            state,
+            settings,
+            Box::new(Distillation::default()),
+            None,
+            &Device::flex(),
+        )?)
     }
 
     fn lesson(&self) -> Result<Lesson> {

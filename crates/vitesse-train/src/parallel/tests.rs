@@ -15,6 +15,7 @@ use crate::evaluate::{EvalOptions, Evaluated, Evaluation, evaluate_together};
 use crate::events::{Events, Outcome};
 use crate::learner::{Learner, Lesson, Settings};
 use crate::loss::{Distillation, target_rows};
+use crate::objective::At;
 use crate::run::{Existing, RunFolder, StepRecord};
 use crate::state::State;
 use crate::testing::{CLASSES, noise, prepared, regnet, together, vit};
@@ -172,7 +173,6 @@ fn running_statistics_are_the_mean_of_all() {
     let settings = || Settings {
         optim: Default::default(),
         ema_decay: 0.5,
-        distillation: Distillation::default(),
         drop_path: 0.0,
         eval_mode: false,
         accumulate: 1,
@@ -187,8 +187,17 @@ fn running_statistics_are_the_mean_of_all() {
     };
     let learned = |team: &Team, lesson: &Lesson| {
         let state = State::new(&regnet(1), &Default::default(), true, &|_| true).unwrap();
-        let mut learner = Learner::new(state, settings(), None, &Device::flex()).unwrap();
-        learner.step_together(team, lesson, 1e-3, || false).unwrap();
+        let mut learner = Learner::new(
+            state,
+            settings(),
+            Box::new(Distillation::default()),
+            None,
+            &Device::flex(),
+        )
+        .unwrap();
+        learner
+            .step_together(team, lesson, At::default(), 1e-3, || false)
+            .unwrap();
         learner.state().clone()
     };
     let alone = [0, 1].map(|rank| learned(&Team::alone(), &lesson(rank)));
@@ -251,6 +260,8 @@ fn trained(
         state,
         train: noise(40),
         validation: Some(noise(13)),
+        objective: Box::new(Distillation::default()),
+        hooks: Vec::new(),
         teacher: None,
         device: Device::flex(),
     };
