@@ -65,7 +65,7 @@ pub struct Speed {
     pub after_ms: f64,
     /// After to before.
     pub ratio: Ratio,
-    /// What all rounds agree on: faster, slower, or not told apart.
+    /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
     pub verdict: &'static str,
     /// Said where multiply-accumulates fall and time does not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,7 +130,10 @@ impl Transform {
     ) -> Result<()> {
         let threads = rayon::current_num_threads();
         let one = |label, model| Contestant::new(label, Precision::F32, threads, model);
-        let contestants = vec![one("before", before)?, one("after", after)?];
+        let (before, after) = (one("before", before)?, one("after", after)?);
+        // Whatever is measured then is the machine's doing.
+        let same = before.outline() == after.outline();
+        let contestants = vec![before, after];
         let contest = Contest::new(contestants, vec![1], TURN, threads);
         let batches = contest.turns(ROUNDS, stop, events)?;
         let times: Vec<_> = batches.into_iter().flat_map(|batch| batch.results).collect();
@@ -142,7 +145,11 @@ impl Transform {
                 before_ms: before.latency_ms,
                 after_ms: after.latency_ms,
                 ratio: after.ratio,
-                verdict: after.ratio.verdict(),
+                verdict: if same {
+                    "the same plan"
+                } else {
+                    after.ratio.verdict()
+                },
                 warning: warning(&self.plan, after.ratio),
             });
         }
@@ -238,6 +245,7 @@ mod tests {
         transform.time(&model, &model, &stop, &mut ()).unwrap();
         let speed = transform.speed.as_ref().unwrap();
         assert!(speed.before_ms > 0.0 && speed.after_ms > 0.0 && speed.rounds == ROUNDS);
+        assert_eq!((speed.verdict, &speed.warning), ("the same plan", &None));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let stopped = transform.time(&model, &model, &stop, &mut ());
         assert!(matches!(stopped, Err(crate::Error::Interrupted)));
