@@ -257,6 +257,41 @@ pub enum Error {
     Backend(String),
 }
 
+impl Error {
+    /// A stable name for this kind of error, for machines. Text may change, codes may not.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Model(error) => error.code(),
+            Error::Data(error) => error.code(),
+            Error::Io { .. } => "E_IO",
+            Error::Label { .. } => "E_DATA_LABEL",
+            Error::NoClasses { .. } => "E_MODEL_NO_CLASSES",
+            Error::Preprocess { .. } | Error::InputSize { .. } => "E_MODEL_INPUT",
+            Error::Empty { .. } | Error::NoShots { .. } => "E_DATA_EMPTY",
+            Error::NothingReadable { .. } => "E_DATA_UNREADABLE",
+            Error::TeacherMissing => "E_USAGE",
+            Error::Teacher { .. } => "E_TEACHER",
+            Error::Recipe { .. } | Error::RecipeKey { .. } | Error::RecipeSyntax { .. } => "E_RECIPE",
+            Error::RunExists { .. } | Error::NotARun { .. } => "E_EXISTS",
+            Error::Resume { .. } => "E_RESUME",
+            Error::Diverged { .. } => "E_DIVERGED",
+            Error::Peer { .. } => "E_PEER",
+            Error::Lost => "E_PEER_LOST",
+            Error::Apart { .. } => "E_PEER_DIFFERS",
+            Error::Mpi(_) => "E_MPI",
+            Error::Method { code, .. } => code,
+            Error::Interrupted => "E_INTERRUPTED",
+            Error::Classifier(_)
+            | Error::Shape { .. }
+            | Error::NotDistilled { .. }
+            | Error::Classes { .. }
+            | Error::NotFinite { .. }
+            | Error::NotRecorded(_)
+            | Error::Backend(_) => "E_TRAIN",
+        }
+    }
+}
+
 #[cfg(feature = "train")]
 impl Error {
     /// Turns an [`io::Error`] into ours: `.map_err(Error::io("read", path))`.
