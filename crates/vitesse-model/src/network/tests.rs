@@ -158,7 +158,7 @@ fn a_plain_network_runs_in_whole_segments_and_an_op_cuts_only_its_own() {
     let network = network(&plain, &weights(&plain), Vec::new(), &device);
     assert_eq!(segments(&network, |_| {}), expected([WHOLE; 3]));
     let maps = segments(&network, |ctx| {
-        ctx.trace = Trace::pairs([(Site::AttnProbs, Some(1))])
+        ctx.trace = Trace::pairs([(Site::AttnProbs, Some(1))]);
     });
     assert_eq!(maps, expected([WHOLE, &["Map", "Map", "Perceptron"], WHOLE]));
     for (site, block) in [
@@ -338,7 +338,7 @@ fn gradients_through_a_policy_are_the_same_where_blocks_are_computed_again() {
         let spec = spec(|vit| vit.pool = pool);
         let run = |op: fn(&Tensor<1>, Tensor<3>, &mut Ctx) -> Tensor<3>, ctx| {
             let probe = probe(Site::BlockIn, &[0.7; DIM], &device, |probe| {
-                probe.tokens = Some(op)
+                probe.tokens = Some(op);
             });
             let network = network(&spec, &weights(&spec), vec![(1, probe)], &device);
             run(&network, ctx)
@@ -384,7 +384,7 @@ fn a_block_that_is_computed_again_hands_on_what_it_did_to_the_stream() {
     let device = Device::flex().autodiff();
     let spec = spec(|vit| vit.pool = Pool::Avg);
     let halves = probe(Site::Mid, &[0.7; DIM], &device, |probe| {
-        probe.tokens = Some(halve)
+        probe.tokens = Some(halve);
     });
     let network = network(&spec, &weights(&spec), vec![(1, halves)], &device);
     let context = |compute: Ctx| {
@@ -421,7 +421,7 @@ fn tokens_that_left_by_policy_say_as_little_as_tokens_that_are_gone() {
         let spec = spec(|vit| vit.pool = pool);
         let logits = |tokens: fn(&Tensor<1>, Tensor<3>, &mut Ctx) -> Tensor<3>| {
             let drops = probe(Site::BlockIn, &[0.0], &device, |probe| {
-                probe.tokens = Some(tokens)
+                probe.tokens = Some(tokens);
             });
             let network = network(&spec, &weights(&spec), vec![(1, drops)], &device);
             let logits = network.forward(images(&device), &mut Ctx::eval()).unwrap();
