@@ -68,7 +68,7 @@ pub use channels::PerChannel;
 pub use dataset::inventory::Inventory;
 pub use dataset::{
     DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,
-    open, splits,
+    ignored, open, open_splits, splits,
 };
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};
