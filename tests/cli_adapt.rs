@@ -299,7 +299,7 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
     refused(
         "--method repadapter --set groups=5",
         1,
-        &["5 groups divide not both"],
+        &["groups is 5, but must divide both"],
     );
     place.write("one/train/only/a.png", b"");
     place.run("adapt --model base --data one -o run").ended(1);

@@ -45,6 +45,7 @@
 //! ```
 
 mod augment;
+mod channels;
 mod dataset;
 mod decode;
 mod error;
@@ -63,6 +64,7 @@ pub mod vtab;
 pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
 };
+pub use channels::PerChannel;
 pub use dataset::inventory::Inventory;
 pub use dataset::{
     DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,

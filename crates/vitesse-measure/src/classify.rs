@@ -84,7 +84,7 @@ impl Runner {
                 }
                 if backend.is_none() {
                     let text = format!(
-                        "`{}` is no vision transformer: the network computes it, not the engine",
+                        "`{}` is not a vision transformer, so the network computes it and not the engine",
                         checkpoint.spec.architecture
                     );
                     events.say("note", &text);

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vitesse_adapt::merge::Difference;
+use crate::proof::Difference;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -159,9 +159,9 @@ impl Error {
         match self {
             Error::Model(error) => error.code(),
             Error::Adapt(error) => error.code(),
-            Error::Data(_) => "E_DATA",
-            Error::Engine(_) => "E_ENGINE",
-            Error::Train(_) => "E_TRAIN",
+            Error::Data(error) => error.code(),
+            Error::Engine(error) => error.code(),
+            Error::Train(error) => error.code(),
             Error::Io { .. } => "E_IO",
             Error::Threads { .. } => "E_THREADS",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",

@@ -133,7 +133,7 @@ impl<'a> Reader<'a> {
                 .flat_map(|(table, keys)| keys.iter().map(move |key| (*table, *key)))
         };
         if let Some((table, _)) = all().find(|(_, other)| *other == key) {
-            return format!("; it stands in [{table}]");
+            return format!("; it belongs in [{table}]");
         }
         let tables = self.tables.iter().map(|(table, _)| *table);
         let best = all()
