@@ -350,7 +350,7 @@ fn a_family_of_the_tests_own_is_folded_by_its_sites_alone() {
         ]
     );
     let reasons: Vec<&str> = folded.report.kept.iter().map(|one| &*one.reason).collect();
-    assert!(reasons[0].contains("shared by the blocks 2, 3"), "{reasons:?}");
+    assert!(reasons[0].contains("shared by blocks 2, 3"), "{reasons:?}");
     assert!(reasons[1].contains("does not write"), "{reasons:?}");
     assert_eq!(folded.ops.len(), 2);
 
