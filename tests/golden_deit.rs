@@ -491,8 +491,8 @@ fn preprocessing(v: &Vectors, report: &mut Report) {
             interpolation: Interpolation::Bicubic,
             crop_pct: v.number("crop_ratio"),
             crop_mode: CropMode::Center,
-            mean: list("mean"),
-            std: list("std"),
+            mean: list("mean").into(),
+            std: list("std").into(),
         };
         let shape = v.shape(&at("out.resized_u8_hwc"));
         let resized = vitesse::data::resize(&image, shape[1], shape[0], Interpolation::Bicubic);

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vitesse_adapt::merge::Difference;
+use crate::proof::Difference;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

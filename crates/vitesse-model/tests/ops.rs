@@ -262,7 +262,7 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
             at(Site::AttnIn, 0, with(|op| op.groups = 3)),
             "groups is 3, but must divide both",
         ),
-        (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "0 groups"),
+        (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "groups is 0"),
         (at(Site::AttnIn, 0, with(|op| op.scale = f64::NAN)), "finite"),
         (at(Site::AttnIn, 0, with(|op| op.dropout = 1.0)), "below 1"),
         (

@@ -8,9 +8,10 @@ use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
 use crate::events::{Events, Outcome};
+use crate::objective::Objective;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
-use crate::recipe::{DataConfig, ModelConfig, Recipe};
+use crate::recipe::{DataConfig, DistillConfig, ModelConfig, Recipe};
 use crate::run::{Existing, RunFolder};
 use crate::state::State;
 use crate::teacher::Teacher;
@@ -59,18 +60,13 @@ pub fn run_together(
     } else {
         recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?
     };
-    let teacher = match &recipe.distill.teacher {
-        Some(teacher) if recipe.distill.distils() => {
-            let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
-            Some(Teacher::load(teacher, &state.spec, &prepared, device)?)
-        }
-        _ => None,
-    };
+    let objective = recipe.distill.distillation();
+    let teacher = recipe.distill.teacher(&objective, &state, device)?;
     let start = Start {
         state,
         train: learn,
         validation,
-        objective: Box::new(recipe.distill.distillation()),
+        objective: Box::new(objective),
         hooks: Vec::new(),
         teacher,
         device: device.clone(),
@@ -87,6 +83,29 @@ impl Recipe {
             .iter()
             .for_each(|note| events.warning(note));
         State::new(checkpoint, &self.optim, self.train.ema_decay.is_some(), &|_| true)
+    }
+}
+
+impl DistillConfig {
+    /// The teacher of the model that `state` trains, if one is named and the objective asks it.
+    ///
+    /// # Errors
+    /// As [`Teacher::load`].
+    pub fn teacher(
+        &self,
+        objective: &dyn Objective,
+        state: &State,
+        device: &Device,
+    ) -> Result<Option<Teacher>> {
+        let Some(teacher) = self
+            .teacher
+            .as_ref()
+            .filter(|_| objective.wants().teacher.is_some())
+        else {
+            return Ok(None);
+        };
+        let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+        Teacher::load(teacher, &state.spec, &prepared, device).map(Some)
     }
 }
 

@@ -22,7 +22,7 @@ use vitesse::measure::trial::found::Report as Found;
 use vitesse::measure::trial::vtab::{self as benchmark, Whole};
 use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
 use vitesse::model::storage::atomic_write;
-use vitesse_train::method::Trainable;
+use vitesse_train::method::{MethodPlan, Trainable};
 use vitesse_train::run::Existing;
 
 use super::Console;
@@ -109,7 +109,8 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Dry {
     method: Method,
-    trainable: Trainable,
+    #[serde(flatten)]
+    plan: MethodPlan,
     #[serde(flatten)]
     run: DryRun,
 }
@@ -150,10 +151,10 @@ impl Args {
         let mut known = seeds.clone();
         known.sort_unstable();
         if let Some([twice, _]) = labels.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("`{twice}` is there twice")));
+            return Err(Failure::usage(format!("`{twice}` is given twice")));
         }
         if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("the seed {twice} is there twice")));
+            return Err(Failure::usage(format!("the seed {twice} is given twice")));
         }
         let comparison = Comparison {
             recipe: self.recipe.table(None)?,
@@ -227,10 +228,10 @@ impl Args {
             existing,
             base: None,
         };
-        let ready = job.ready(&mut Show::new(console))?;
+        let mut ready = job.ready(&mut Show::new(console))?;
         if dry {
             return Outcome::new(&Dry {
-                trainable: ready.trainable().clone(),
+                plan: method.plan(&ready.base.spec)?,
                 run: training.dry_run()?,
                 method,
             });
@@ -238,7 +239,7 @@ impl Args {
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&ready, console.stop(), &mut watch)
+            .run(&mut ready, console.stop(), &mut watch)
             .map_err(|error| training.failure(error))?;
         let run = training.finish(&learned, watch)?;
         let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
@@ -279,7 +280,9 @@ impl fmt::Display for Report {
 impl fmt::Display for Dry {
     /// The recipe can be taken from here into a file: the rest is comments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# {}", self.trainable)?;
+        for line in self.plan.to_string().lines() {
+            writeln!(f, "# {line}")?;
+        }
         write!(f, "{}", self.run)
     }
 }

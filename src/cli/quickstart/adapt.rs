@@ -103,7 +103,7 @@ pub(super) fn adapt(
         let (_, linear) = run(Way::parse("linear", &[])?)?;
         let (setup, trial) = run(Way::parse("repadapter", &[])?)?;
         let place = Path::new(FOLDER).join(task);
-        if let Folded::Whole(merged) = fold(&setup.trained()?)? {
+        if let Folded::Whole(merged) = fold(&*setup.method, &setup.trained()?)? {
             merged.save(&folder.join(&place).join(MERGED), false)?;
         }
         let top1 = |trial: &Trial| trial.test.as_ref().map_or(f64::NAN, |test| test.top1);

@@ -107,6 +107,7 @@ impl<'a> Training<'a> {
             .warnings(processes)
             .iter()
             .chain(&recipe.data.shortfall(&learn))
+            .chain(&learn.notes())
             .for_each(|text| self.console.note(text));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
         let teacher = match &recipe.distill.teacher {

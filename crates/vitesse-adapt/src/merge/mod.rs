@@ -10,7 +10,6 @@
 //! beside a matrix that several blocks share. [`merge`] says so for each, and refuses, or keeps it as an op.
 
 pub mod affine;
-mod check;
 pub mod convolution;
 pub mod matrix;
 mod routes;
@@ -24,7 +23,6 @@ use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::Difference;
 use matrix::Matrix;
 use routes::{Fold, Target};
 

@@ -48,7 +48,7 @@ impl<T: Real> Plan<T> {
     pub(crate) fn new(spec: &ModelSpec, tensors: &Tensors, formats: Formats<'_>) -> Result<Plan<T>> {
         let vit = spec.vit().map_err(|_| {
             Error::Unsupported(format!(
-                "the engine runs vision transformers, and `{}` is none; use the network (`--engine burn`)",
+                "the engine runs only vision transformers, and `{}` is another kind of network; run it with `--engine burn`",
                 spec.architecture
             ))
         })?;

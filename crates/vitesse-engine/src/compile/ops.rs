@@ -187,18 +187,13 @@ impl<T: Real> Compiler<'_, T> {
             beside: None,
         };
         let hidden = panels_of([kind.hidden]);
-        let (a, beta, grouped) = (get("down.bias")?, get("up.bias")?, get("up.weight")?);
+        let (a, beta) = (get("down.bias")?, get("up.bias")?);
         let scale = if kind.learned_scale {
             get("scale")?[0]
         } else {
             kind.scale as f32
         };
-        let each = kind.hidden / kind.groups;
-        let mut up = vec![0.0; width * kind.hidden];
-        for (c, row) in up.chunks_exact_mut(kind.hidden).enumerate() {
-            let first = c * kind.groups / width * each;
-            row[first..first + each].copy_from_slice(&grouped[c * each..][..each]);
-        }
+        let up = kind.dense_up(&get("up.weight")?, width);
         Ok(Narrow {
             from: kind.from,
             before: norm(NormPlace::Before)?,

@@ -58,11 +58,7 @@ impl<T: Real> Step<T> for Hidden<T> {
         let (rows, panels) = (on.input.rows(), product.panels());
         on.hidden.reshape(rows, panels);
         let then = if self.activation == Activation::Gelu {
-            let after = self.after.as_ref();
-            Then::Gelu(
-                after.map(|(scale, shift)| (&scale[..], &shift[..])),
-                &mut on.hidden,
-            )
+            Then::Gelu(self.after.as_ref(), &mut on.hidden)
         } else {
             Then::Store(0..panels, &mut on.hidden)
         };

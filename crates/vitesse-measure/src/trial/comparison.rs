@@ -275,8 +275,9 @@ impl Comparison {
         let mut contestants = vec![contestant(Speeds::PLAIN, &plain)?];
         let mut same_plan = Vec::new();
         for (label, entry) in entries {
-            let trained = self.setup(entry, label, None)?.trained()?;
-            let free = match fold(&trained)? {
+            let setup = self.setup(entry, label, None)?;
+            let trained = setup.trained()?;
+            let free = match fold(&*setup.method, &trained)? {
                 Folded::Plain => Some(contestant(label, &trained)?),
                 Folded::Refused(_) => {
                     contestants.push(contestant(&Speeds::with_ops(label), &trained)?);

@@ -27,7 +27,7 @@ impl FromStr for Entry {
         let method = parts.next().unwrap_or_default();
         if !Method::NAMES.contains(&method) {
             return Err(format!(
-                "`{method}` is no method; there are {}",
+                "there is no method `{method}`; the methods are {}",
                 Method::NAMES.join(", ")
             ));
         }
@@ -81,7 +81,7 @@ impl Entry {
         let Ok(method) = Method::parse(&self.method, &[]) else {
             return false;
         };
-        key.contains('.') || serde_json::json!(method).get(key).is_some()
+        key.contains('.') || method.fields().iter().any(|field| field.key == key)
     }
 
     /// Whether it says what `key` is.
@@ -174,7 +174,7 @@ pub fn setting(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!(
-            "`{text}` is no setting; expected a key and a value, such as rank=4"
+            "`{text}` is not a setting; expected a key and a value, such as rank=4"
         )),
     }
 }
@@ -211,7 +211,12 @@ mod tests {
             entry.with("rank", "8").label,
             "lora:targets=qkv,fc1:optim.lr=5e-3:rank=8"
         );
-        assert!(entry.knows("rank") && entry.knows("train.epochs") && !entry.knows("scale"));
+        assert!(
+            entry.knows("rank")
+                && entry.knows("parts")
+                && entry.knows("train.epochs")
+                && !entry.knows("scale")
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One run: a base, a method on it, training, and the adapter that is left.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -11,6 +12,7 @@ use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::{Events as Training, Outcome};
 use vitesse_train::method::{Begun, Trainable};
+use vitesse_train::objective::Objective;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
@@ -87,13 +89,13 @@ impl Job<'_> {
         })
     }
 
-    /// Trains.
+    /// Trains, with the objective and the hooks that `ready` then no longer has.
     ///
     /// # Errors
     /// As [`train`]; a run that was begun with another model.
     pub fn run(
         &self,
-        ready: &Ready,
+        ready: &mut Ready,
         stop: &AtomicBool,
         events: &mut dyn Training,
     ) -> vitesse_train::Result<Outcome> {
@@ -118,14 +120,17 @@ impl Job<'_> {
                     .into(),
             });
         }
+        let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(self.recipe.distill.distillation())];
+        objective.extend(ready.adapted.objective.take());
+        let device = Device::flex();
         let start = Start {
+            teacher: self.recipe.distill.teacher(&objective, &state, &device)?,
             state,
             train: ready.learn.clone(),
             validation: ready.validation.clone(),
-            objective: Box::new(self.recipe.distill.distillation()),
-            hooks: Vec::new(),
-            teacher: None,
-            device: Device::flex(),
+            objective: Box::new(objective),
+            hooks: mem::take(&mut ready.adapted.hooks),
+            device,
         };
         train(self.recipe, start, self.output, self.existing, stop, events)
     }

@@ -189,10 +189,10 @@ impl Setup {
         release_memory();
         let known = self.memory && reset_peak_memory();
         let job = self.job();
-        let ready = job.ready(events.as_events())?;
+        let mut ready = job.ready(events.as_events())?;
         events.say("note", &ready.trainable().to_string());
         let learned = job
-            .run(&ready, stop, events.training())
+            .run(&mut ready, stop, events.training())
             .map_err(|error| match error {
                 TrainError::Interrupted => Error::Stopped,
                 other => other.into(),
@@ -272,12 +272,12 @@ impl Setup {
         }
         let trained = self.trained()?;
         let prepare = preprocess(&trained.spec, &trained.config.pretrained_cfg)?;
-        let (model, merged) = match fold(&trained)? {
+        let (model, merged) = match fold(&*self.method, &trained)? {
             Folded::Plain => (trained, None),
             Folded::Refused(reason) => (trained, Some(Merged::Refused { reason })),
             Folded::Whole(model) => {
                 let images = pixels(data, PROOF_IMAGES, &trained)?;
-                let proof = compare(&model, &trained, &images)?;
+                let proof = compare(&model, &trained, &images, self.method.check())?;
                 if !proof.is_met() {
                     return Err(Error::Unequal {
                         folder: self.folder.clone(),
@@ -340,7 +340,7 @@ impl Setup {
         let contestant =
             |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
         let trained = self.trained()?;
-        let Folded::Whole(model) = fold(&trained)? else {
+        let Folded::Whole(model) = fold(&*self.method, &trained)? else {
             return Ok(None);
         };
         let plain = contestant("plain", &self.plain(events)?)?;

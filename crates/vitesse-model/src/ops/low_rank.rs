@@ -137,6 +137,7 @@ mod network {
     use crate::Result;
     use crate::network::fused::{Before, Residual, linear};
     use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
     use crate::site::Site;
     use crate::spec::Sites;
 
@@ -169,10 +170,11 @@ mod network {
                 name: prefix.to_owned(),
             })
         }
+    }
 
-        /// `y` `[batch, tokens, out]`, the projection of `x` `[batch, tokens, in]`, with the update.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>, y: Tensor<3>, ctx: &Ctx) -> Tensor<3> {
-            let x = ctx.dropout(x, self.spec.dropout, &self.name);
+    impl Act for LowRankOp {
+        fn projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+            let x = ctx.dropout(x.clone(), self.spec.dropout, &self.name);
             let (nothing, compute) = (|| Before::Nothing, ctx.compute);
             let z = linear(x, nothing(), self.a.val(), None, None, compute) * self.spec.factor() as f32;
             let [batch, tokens, width] = y.dims();

@@ -75,6 +75,7 @@ mod network {
 
     use crate::Result;
     use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct PromptsOp {
@@ -87,10 +88,11 @@ mod network {
                 tokens: parameters.parameter(&format!("{prefix}.tokens"))?,
             })
         }
+    }
 
-        /// `[batch, tokens, dim]` with the prompts inserted, or in the place of those before; the context's token stream
-        /// is told.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+    impl Act for PromptsOp {
+        /// With the prompts inserted, or in the place of those before; the token stream is told.
+        fn tokens(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
             let [batch, tokens, _] = x.dims();
             let prompts = self.tokens.val();
             let count = prompts.dims()[1];

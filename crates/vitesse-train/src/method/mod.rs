@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | [`plan`](Method::plan) | says what would change: tensors, parameters, multiply-accumulates, bytes | the description |
 //! | [`begin`](Method::begin) | makes the model that learns, and says which of its tensors do | the weights too |
-//! | train | is the trainer's, which knows no method | what `begin` made |
+//! | train | is the trainer's, which knows no method: it follows what `begin` says of objective and hooks | what `begin` made |
 //! | [`finish`](Method::finish) | folds, slices or keeps what was added, and reports it | what was trained |
 //! | [`check`](Method::check) | names what the finished and the trained model must agree on, and how closely | both |
 //!
@@ -14,7 +14,8 @@
 //! A crate lists its methods once, with [`methods!`](crate::methods); from the list follow the enum, the names, parsing and
 //! dispatch, and from the declared settings the tables of the documentation.
 //!
-//! Nothing here needs gradients, so it is there without the feature `train`.
+//! A method that minimises something of its own, or acts between steps, adds an objective and hooks to what `begin` made;
+//! the trainer's loop calls them. Nothing else here needs gradients, so it is there without the feature `train`.
 
 mod list;
 mod plan;
@@ -32,6 +33,8 @@ use serde::Serialize;
 use vitesse_model::{ModelSpec, Tensors};
 
 use crate::Result;
+#[cfg(feature = "train")]
+use crate::{hooks::Hooks, objective::Objective};
 
 /// A method with its settings.
 ///
@@ -94,6 +97,12 @@ pub struct Begun {
     pub tensors: Tensors,
     /// Which of them learn.
     pub trained: Trainable,
+    /// What is minimised besides the recipe's loss.
+    #[cfg(feature = "train")]
+    pub objective: Option<Box<dyn Objective>>,
+    /// What is done in the course of the run besides following gradients.
+    #[cfg(feature = "train")]
+    pub hooks: Vec<Box<dyn Hooks>>,
 }
 
 /// A model as a method leaves it.

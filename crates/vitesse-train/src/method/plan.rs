@@ -153,6 +153,10 @@ impl MethodPlan {
             spec: self.spec,
             tensors,
             trained: self.trainable,
+            #[cfg(feature = "train")]
+            objective: None,
+            #[cfg(feature = "train")]
+            hooks: Vec::new(),
         })
     }
 }

@@ -577,11 +577,11 @@ mod tests {
             ("ctorch\nFloatStorage\n)R.".to_owned(), "calls a storage type"),
             (
                 "ctorch._utils\n_rebuild_tensor_v2\n)R.".to_owned(),
-                "made of something else",
+                "made of something other than",
             ),
             (
                 "ctorch._utils\n_rebuild_parameter\n)R.".to_owned(),
-                "made of something else",
+                "made of something other than",
             ),
             (")Q.".to_owned(), "that is not a storage"),
             ("cos".to_owned(), "a name does not end"),
