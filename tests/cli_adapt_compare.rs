@@ -212,7 +212,7 @@ fn mistakes_are_told_before_anything_is_trained() {
     let place = place();
     let adapt = format!("adapt --model base --data shapes {SHORT} -o out");
     for (more, code, say) in [
-        ("--compare lroa", 2, "`lroa` is no method"),
+        ("--compare lroa", 2, "no method `lroa`"),
         ("--compare lora:rank", 2, "expected a key and a value"),
         ("--compare linear,lora:scale=2", 1, "scale"),
         ("--compare linear,lora:optim.rate=2", 2, "`optim.rate`"),
@@ -226,8 +226,8 @@ fn mistakes_are_told_before_anything_is_trained() {
         ("--seeds 1,2", 2, "--compare"),
         ("--method lora", 2, "--search"),
         ("--compare linear --force", 2, "neither"),
-        ("--compare lora,lora", 2, "`lora` is there twice"),
-        ("--compare lora --seeds 4,3,4", 2, "the seed 4 is there twice"),
+        ("--compare lora,lora", 2, "`lora` is given twice"),
+        ("--compare lora --seeds 4,3,4", 2, "the seed 4 is given twice"),
         ("--search scale=1,2 --split trainval", 2, "no validation images"),
     ] {
         place.run(&format!("{adapt} {more}")).ended(code).says(&[say]);

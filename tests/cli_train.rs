@@ -147,7 +147,7 @@ fn recipes_that_cannot_be_meant_are_refused() {
         (
             "limit = 32",
             "lr = 1",
-            "unknown key `data.lr`; it stands in [optim]",
+            "unknown key `data.lr`; it belongs in [optim]",
         ),
         ("preset = \"small\"", "preset = \"tiny\"", "`preset`"),
         ("epochs = 2", "epochs = \"two\"", "[train]"),

@@ -17,7 +17,7 @@ use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
 use vitesse::model::pos_embed::{self, Flavour};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
-use vitesse::model::{ModelSpec, Site, Tensors};
+use vitesse::model::{ModelSpec, Site, Sites, Tensors, zoo};
 use vitesse::train::adamw::{self, OptimConfig, Slot, Step};
 use vitesse::train::groups::groups;
 use vitesse::train::loss::{self, Distillation, Kind, Normaliser};
@@ -491,8 +491,8 @@ fn preprocessing(v: &Vectors, report: &mut Report) {
             interpolation: Interpolation::Bicubic,
             crop_pct: v.number("crop_ratio"),
             crop_mode: CropMode::Center,
-            mean: list("mean"),
-            std: list("std"),
+            mean: list("mean").into(),
+            std: list("std").into(),
         };
         let shape = v.shape(&at("out.resized_u8_hwc"));
         let resized = vitesse::data::resize(&image, shape[1], shape[0], Interpolation::Bicubic);
@@ -575,11 +575,11 @@ fn adamw_and_ema(v: &Vectors, report: &mut Report) {
         .iter()
         .map(|name| v.shape(&format!("in.adamw.init.{name}")))
         .collect();
-    let tensors: Vec<(&str, &[usize])> = names
-        .iter()
-        .zip(&shapes)
-        .map(|(name, shape)| (*name, shape.as_slice()))
-        .collect();
+    // The model's tensors of these kinds say what decays.
+    let model = zoo::get("deit_tiny_distilled_patch16_224").unwrap().spec;
+    let specs = model.tensors().unwrap();
+    let kinds = ["head.bias", "dist_token", "pos_embed", "head.weight"]
+        .map(|name| specs.iter().find(|spec| spec.name == name).unwrap().clone());
     let optim = OptimConfig {
         weight_decay: number("weight_decay"),
         betas: [
@@ -589,9 +589,10 @@ fn adamw_and_ema(v: &Vectors, report: &mut Report) {
         eps: number("eps"),
         ..OptimConfig::default()
     };
-    let groups = groups(&tensors, &optim.no_weight_decay, optim.layer_decay);
-    let mut slots: Vec<Slot> = tensors
+    let groups = groups(&kinds, model.depth(), &optim.no_weight_decay, optim.layer_decay);
+    let mut slots: Vec<Slot> = names
         .iter()
+        .zip(&shapes)
         .zip(groups)
         .map(|((name, shape), group)| {
             Slot::new(*name, shape, group, v.f32(&format!("in.adamw.init.{name}")), true)

@@ -4,11 +4,13 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::adapt::Method;
-use vitesse::adapt::merge::{Difference, Options as MergeOptions, merge};
+use vitesse::adapt::merge::{Options as MergeOptions, merge};
 use vitesse::engine::{Engine, Options, Precision};
+use vitesse::measure::proof::Difference;
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::{Checkpoint, ModelSpec, Tensors};
 use vitesse::rng::Key;
+use vitesse::train::method::Check;
 
 const IMAGES: usize = 3;
 
@@ -87,9 +89,14 @@ fn a_merged_model_is_the_plain_model_with_other_weights() {
             assert_ne!(kept.outline(), plain.outline(), "{name}");
         }
         let (before, after) = (logits(&spec, &tensors), logits(&merged.spec, &merged.tensors));
-        let check = Difference::of(&after, &before, IMAGES);
+        let check = Difference::of(&after, &before, IMAGES, Check::default());
         assert!(check.is_met() && check.agreeing == IMAGES, "{name}: {check}");
-        let plain = Difference::of(&after, &logits(&base.spec, &base.tensors), IMAGES);
+        let plain = Difference::of(
+            &after,
+            &logits(&base.spec, &base.tensors),
+            IMAGES,
+            Check::default(),
+        );
         assert!(!plain.is_met(), "{name} changes nothing");
     }
 }
@@ -117,7 +124,7 @@ fn network_and_engine_agree_on_every_method() {
             .forward(Tensor::from_data(data, &device), &mut Ctx::eval())
             .unwrap();
         let expected: Vec<f32> = expected.class.try_to_vec_as().unwrap();
-        let check = Difference::of(&logits(&spec, &tensors), &expected, IMAGES);
+        let check = Difference::of(&logits(&spec, &tensors), &expected, IMAGES, Check::default());
         assert!(check.is_met(), "{name} {settings:?}: {check}");
     }
 }

@@ -275,7 +275,7 @@ fn what_one_cannot_do_none_does() {
     };
     let (_, stderr) = ended(child, 2);
     assert!(
-        stderr.contains("this verb is the work of one process, and 2 were launched"),
+        stderr.contains("this verb runs in one process, but 2 were launched"),
         "{stderr}"
     );
     // The first process refuses; the second learns of it and is not left waiting.

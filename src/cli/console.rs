@@ -33,7 +33,7 @@ impl Console {
                 std::process::exit(Exit::Interrupted as i32);
             }
             if leads {
-                line("note", "stopping; once more to stop at once");
+                line("note", "stopping; press Ctrl-C again to stop at once");
             }
         };
         ctrlc::set_handler(handler)

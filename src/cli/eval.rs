@@ -15,7 +15,7 @@ use vitesse_train::evaluate::EvalOptions;
 use super::Console;
 use super::args::model::ModelArgs;
 use super::args::preprocess::{Joint, PreprocessArgs};
-use super::args::{DataArgs, RunArgs, positive};
+use super::args::{DataArgs, RunArgs, positive, threads};
 use super::failure::{Exit, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -56,7 +56,7 @@ pub(super) struct Args {
     #[command(flatten)]
     run: RunArgs,
     /// Threads that read images while the model computes [default: as many as compute]
-    #[arg(long, short = 'j', value_name = "N", value_parser = positive, help_heading = "Computing")]
+    #[arg(long, short = 'j', value_name = "N", value_parser = threads, help_heading = "Computing")]
     workers: Option<NonZeroUsize>,
 }
 
@@ -96,6 +96,7 @@ impl Args {
 
     fn exam(&self, console: &Console, show: &mut Show<'_>) -> Result<Exam> {
         let mut data = self.data.open()?;
+        data.notes().iter().for_each(|note| console.note(note));
         if let Some(limit) = self.limit {
             data = data.limit(limit.get(), 0);
         }

@@ -80,12 +80,6 @@ impl Failure {
         }
     }
 
-    /// The stable code.
-    #[cfg(feature = "train")]
-    pub(crate) fn code(&self) -> &'static str {
-        self.code
-    }
-
     /// The same with a hint what to try.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Failure {
         Failure {
@@ -141,77 +135,40 @@ impl From<model::Error> for Failure {
 
 impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
-        use data::Error as E;
-        let code = match &error {
-            E::Io { .. } | E::Write { .. } => "E_IO",
-            E::Decode { .. } => "E_IMAGE_DECODE",
-            E::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
-            E::DataSet { .. } => "E_DATA_SET",
-            E::NoSplit { .. } => "E_DATA_SPLIT",
-            E::Setting { .. } => "E_SETTING",
-            E::NoLabel { .. } => "E_DATA_LABEL",
-            _ => "E_DATA",
-        };
-        Failure::new(code, error.to_string())
+        Failure::new(error.code(), error.to_string())
     }
 }
 
 impl From<adapt::Error> for Failure {
     fn from(error: adapt::Error) -> Failure {
-        match error {
-            adapt::Error::Model(error) => error.into(),
-            other => Failure::new(other.code(), other.to_string()),
-        }
+        Failure::new(error.code(), error.to_string())
     }
 }
 
 impl From<engine::Error> for Failure {
     fn from(error: engine::Error) -> Failure {
-        use engine::Error as E;
-        let code = match error {
-            E::Model(error) => return error.into(),
-            E::Isa(_) => return Failure::usage(error.to_string()),
-            E::Unsupported(_) => "E_MODEL_UNSUPPORTED",
-            E::Threads { .. } => "E_THREADS",
-            E::Input { .. } => "E_TENSOR_SHAPE",
-        };
-        Failure::new(code, error.to_string())
+        match error {
+            engine::Error::Isa(_) => Failure::usage(error.to_string()),
+            error => Failure::new(error.code(), error.to_string()),
+        }
     }
 }
 
 impl From<vitesse_train::Error> for Failure {
     fn from(error: vitesse_train::Error) -> Failure {
         use vitesse_train::Error as E;
-        let code = match error {
+        let exit = match error {
             // What was typed, in a file or as a flag, cannot be meant.
-            E::Recipe { .. } | E::RecipeKey { .. } | E::RecipeSyntax { .. } => {
-                return Failure {
-                    code: "E_RECIPE",
-                    ..Failure::usage(error.to_string())
-                };
+            E::Recipe { .. } | E::RecipeKey { .. } | E::RecipeSyntax { .. } | E::TeacherMissing => {
+                Exit::Usage
             }
-            E::TeacherMissing => return Failure::usage(error.to_string()),
-            E::Teacher { .. } => "E_TEACHER",
-            E::RunExists { .. } | E::NotARun { .. } => "E_EXISTS",
-            E::Resume { .. } => "E_RESUME",
-            E::Diverged { .. } => "E_DIVERGED",
-            E::Peer { .. } => PEER,
-            E::Lost => "E_PEER_LOST",
-            E::Apart { .. } => "E_PEER_DIFFERS",
-            E::Mpi(_) => "E_MPI",
-            E::Method { code, .. } => code,
-            E::Model(error) => return error.into(),
-            E::Data(error) => return error.into(),
             E::Interrupted => return Failure::interrupted(),
-            E::Io { .. } => "E_IO",
-            E::Label { .. } => "E_DATA_LABEL",
-            E::NoClasses { .. } => "E_MODEL_NO_CLASSES",
-            E::Preprocess { .. } | E::InputSize { .. } => "E_MODEL_INPUT",
-            E::Empty { .. } | E::NoShots { .. } => "E_DATA_EMPTY",
-            E::NothingReadable { .. } => "E_DATA_UNREADABLE",
-            _ => "E_TRAIN",
+            _ => Exit::Failed,
         };
-        Failure::new(code, error.to_string())
+        Failure {
+            exit,
+            ..Failure::new(error.code(), error.to_string())
+        }
     }
 }
 
@@ -226,6 +183,11 @@ impl From<measure::Error> for Failure {
             E::Adapt(error) => error.into(),
             E::Interrupted => Failure::interrupted(),
             other => Failure {
+                exit: match other {
+                    E::Stopped => Exit::Interrupted,
+                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    _ => Exit::Failed,
+                },
                 hint: other.hint().map(str::to_owned),
                 ..Failure::new(other.code(), other.to_string())
             },

@@ -102,7 +102,7 @@ impl Cli {
     pub(crate) fn run(self, console: &Console) -> Result<Outcome> {
         let processes = console.team().size();
         if processes > 1 && !self.verb.is_shared() {
-            let sentence = format!("this verb is the work of one process, and {processes} were launched");
+            let sentence = format!("this verb runs in one process, but {processes} were launched");
             return Err(Failure::usage(sentence).hint("`train`, `distill` and `eval` share theirs"));
         }
         match self.verb {

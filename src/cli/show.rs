@@ -3,6 +3,8 @@
 use vitesse::measure::{self, Events};
 
 use super::console::{Console, Progress};
+#[cfg(feature = "train")]
+use super::training::Watch;
 
 /// Shows what a measurement tells.
 pub(super) struct Show<'a> {
@@ -13,6 +15,46 @@ pub(super) struct Show<'a> {
 impl<'a> Show<'a> {
     pub(super) fn new(console: &'a Console) -> Show<'a> {
         Show { console, shown: None }
+    }
+}
+
+/// Shows runs of training too.
+#[cfg(feature = "train")]
+pub(super) struct ShowRuns<'a> {
+    show: Show<'a>,
+    watch: Watch<'a>,
+}
+
+#[cfg(feature = "train")]
+impl<'a> ShowRuns<'a> {
+    pub(super) fn new(console: &'a Console) -> ShowRuns<'a> {
+        ShowRuns {
+            show: Show::new(console),
+            watch: Watch::new(console),
+        }
+    }
+}
+
+#[cfg(feature = "train")]
+impl Events for ShowRuns<'_> {
+    fn say(&mut self, kind: &str, text: &str) {
+        self.show.say(kind, text);
+    }
+
+    fn progress(&mut self, at: measure::Progress) {
+        self.show.progress(at);
+    }
+}
+
+#[cfg(feature = "train")]
+impl measure::TrainEvents for ShowRuns<'_> {
+    fn training(&mut self) -> &mut dyn vitesse_train::events::Events {
+        self.watch = Watch::new(self.show.console);
+        &mut self.watch
+    }
+
+    fn as_events(&mut self) -> &mut dyn Events {
+        self
     }
 }
 

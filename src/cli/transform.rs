@@ -1,12 +1,13 @@
 //! What every verb that transforms a model says: sizes, proof and speed.
 
 use vitesse::measure::machine::threads;
-use vitesse::measure::transform::{Plan, Speed, Transform};
+use vitesse::measure::transform::{Speed, Transform};
 use vitesse::report::{Table, format, left};
+use vitesse::train::method::Change;
 
 /// Lines of a report.
 pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
-    let Plan { before, after, .. } = &transform.plan;
+    let Change { before, after, .. } = &transform.plan;
     let mut rows = vec![
         (
             "parameters",
@@ -54,7 +55,7 @@ fn latency(speed: &Speed) -> String {
 }
 
 /// The tensors that differ, each with its shapes; empty where none do.
-pub(super) fn tensors(plan: &Plan) -> String {
+pub(super) fn tensors(plan: &Change) -> String {
     let shape = |shape: &Option<Vec<usize>>| {
         let shape = shape.as_ref();
         shape.map_or_else(|| format::MISSING.to_owned(), |shape| format!("{shape:?}"))

@@ -30,6 +30,9 @@ pub mod merge;
 pub mod methods;
 pub mod pattern;
 pub mod peft;
+#[cfg(test)]
+#[path = "../../vitesse-model/tests/pyramid/mod.rs"]
+mod pyramid;
 
 pub use error::{Error, Result};
 pub use methods::Method;

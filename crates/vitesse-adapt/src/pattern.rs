@@ -163,6 +163,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::pyramid::Pyramid;
     use vitesse_model::spec::{PrefixToken, VitSpec};
 
     fn vit() -> VitSpec {
@@ -183,6 +184,19 @@ mod tests {
         assert_eq!(sites("all-linear").unwrap().len(), 8);
         assert_eq!(sites(r"blocks\.\d+\.mlp\.fc[12]").unwrap().len(), 4);
         assert_eq!(sites(r"blocks\.1\..*").unwrap().len(), 4);
+    }
+
+    #[test]
+    fn any_familys_projections_are_matched() {
+        let find = |text: &str| Targets::parse(text).projections(&Pyramid::default());
+        let all =
+            |site: Site, layers: &[usize]| layers.iter().map(|&layer| (site, layer)).collect::<Vec<_>>();
+        assert_eq!(find("fc1").unwrap(), all(Site::Fc1, &[0, 1, 2]));
+        assert_eq!(find("all-linear").unwrap().len(), 14);
+        // A matrix that two layers share is adapted in both.
+        let second = find(r"layers\.1\..*\.qkv").unwrap();
+        assert_eq!(second, all(Site::Qkv, &[2, 3]));
+        assert!(find("proj").unwrap_err().to_string().contains("patch_embed.proj"));
     }
 
     #[test]

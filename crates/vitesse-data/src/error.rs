@@ -100,6 +100,20 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// A stable name for this kind of error, for machines. Text may change, codes may not.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Io { .. } | Error::Write { .. } => "E_IO",
+            Error::Decode { .. } => "E_IMAGE_DECODE",
+            Error::TooLarge { .. } => "E_IMAGE_TOO_LARGE",
+            Error::DataSet { .. } => "E_DATA_SET",
+            Error::NoSplit { .. } => "E_DATA_SPLIT",
+            Error::Setting { .. } => "E_SETTING",
+            Error::NoLabel { .. } => "E_DATA_LABEL",
+            Error::ImageSize { .. } | Error::Worker { .. } => "E_DATA",
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
         move |source| Error::Io {
             path: path.to_path_buf(),

@@ -115,6 +115,18 @@ impl Image {
         out
     }
 
+    /// The luminance of every pixel (ITU-R 601-2), as a grey picture. Equal to Pillow's `convert("L")`.
+    #[must_use]
+    pub fn luminance(&self) -> Image {
+        let mut grey = self.clone();
+        let (pixels, _) = grey.data.as_chunks_mut::<RGB>();
+        for pixel in pixels {
+            let [red, green, blue] = pixel.map(u32::from);
+            *pixel = [((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8; RGB];
+        }
+        grey
+    }
+
     /// Left and right exchanged.
     pub fn flip_horizontal(&mut self) {
         let stride = self.width * RGB;
@@ -155,6 +167,23 @@ mod tests {
         assert_eq!(padded.crop(1, 1, 2, 2, [9; 3]), image);
         assert_eq!(image.crop(5, 0, 2, 2, [7; 3]), Image::filled(2, 2, [7; 3]));
         assert_eq!(image.crop(-9, 0, 2, 2, [7; 3]), Image::filled(2, 2, [7; 3]));
+    }
+
+    #[test]
+    fn luminance_is_pillows() {
+        let colours = [
+            [255, 0, 0],
+            [0, 255, 0],
+            [0, 0, 255],
+            [255; 3],
+            [1, 2, 3],
+            [200, 100, 50],
+            [17; 3],
+        ];
+        let image = Image::new(7, 1, colours.concat()).unwrap();
+        let grey = [76u8, 150, 29, 255, 2, 124, 17];
+        assert_eq!(image.luminance(), Image::from_grey(7, 1, &grey).unwrap());
+        assert_eq!(image.luminance().luminance(), image.luminance());
     }
 
     #[test]

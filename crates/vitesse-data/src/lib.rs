@@ -45,6 +45,7 @@
 //! ```
 
 mod augment;
+mod channels;
 mod dataset;
 mod decode;
 mod error;
@@ -63,10 +64,11 @@ pub mod vtab;
 pub use augment::{
     Crop, CutBox, Mix, MixConfig, Operation, RandAugment, TrainTransform, cutmix, mixup, targets,
 };
+pub use channels::PerChannel;
 pub use dataset::inventory::Inventory;
 pub use dataset::{
     DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,
-    open, splits,
+    ignored, open, open_splits, splits,
 };
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};

@@ -141,6 +141,9 @@ impl Batch {
     }
 }
 
+/// The most threads of a loader: more than machines have cores, fewer than systems refuse.
+const MOST_WORKERS: usize = 1024;
+
 /// Turns a data set into batches, epoch after epoch.
 #[derive(Clone)]
 pub struct Loader {
@@ -153,12 +156,16 @@ impl Loader {
     /// A loader over `data`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a batch size or a prefetch of zero, or an impossible replica or order.
+    /// [`Error::Setting`] for a batch size or a prefetch of zero, more than 1024 workers, or an impossible replica or order.
     pub fn new(data: DataSet, transform: impl Transform + 'static, options: LoaderOptions) -> Result<Loader> {
         for (key, value) in [("batch_size", options.batch_size), ("prefetch", options.prefetch)] {
             if value == 0 {
                 return Err(Error::setting(key, &0, "at least 1"));
             }
+        }
+        if options.workers > MOST_WORKERS {
+            let expected = format!("at most {MOST_WORKERS}, or 0 for one a core");
+            return Err(Error::setting("workers", &options.workers, expected));
         }
         options.order.visits(0, 0, 0)?;
         options.replica.check()?;
@@ -801,6 +808,13 @@ mod tests {
                 ..LoaderOptions::default()
             }),
             "prefetch"
+        );
+        assert_eq!(
+            key(LoaderOptions {
+                workers: 100_000,
+                ..LoaderOptions::default()
+            }),
+            "workers"
         );
         let replica = Replica { rank: 1, of: 1 };
         assert_eq!(

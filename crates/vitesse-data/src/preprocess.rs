@@ -1,9 +1,14 @@
 //! From a picture to what a model takes in evaluation: resize, crop, normalise. timm's fields, timm's meaning.
+//!
+//! A model of one channel sees luminance, as Pillow's `convert("L")` makes it, before anything else is done to a picture; that is
+//! where timm does it too.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 use crate::resize::{Interpolation, Window, resize_window};
-use crate::{Error, Image, Result};
+use crate::{Error, Image, PerChannel, Result};
 
 /// What to do with a picture whose shape is not the model's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,7 +29,7 @@ pub enum CropMode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Preprocess {
-    /// What the model takes, `[channels, height, width]`; channels must be 3.
+    /// What the model takes, `[channels, height, width]`; 3 channels for colour, 1 for luminance.
     pub input_size: [usize; 3],
     /// The resize filter.
     pub interpolation: Interpolation,
@@ -33,9 +38,9 @@ pub struct Preprocess {
     /// How the picture is fitted.
     pub crop_mode: CropMode,
     /// Subtracted from each channel, after scaling to [0, 1].
-    pub mean: [f32; 3],
+    pub mean: PerChannel,
     /// Divides each channel, after the mean is subtracted.
-    pub std: [f32; 3],
+    pub std: PerChannel,
 }
 
 /// Channel means of ImageNet's training images, in [0, 1].
@@ -53,8 +58,8 @@ impl Default for Preprocess {
             interpolation: Interpolation::Bicubic,
             crop_pct: 0.875,
             crop_mode: CropMode::Center,
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
+            mean: IMAGENET_MEAN.into(),
+            std: IMAGENET_STD.into(),
         }
     }
 }
@@ -73,19 +78,19 @@ impl Preprocess {
                 "a share such as 0.875",
             ));
         }
-        check_normalisation(self.mean, self.std)
+        check_normalisation(self.input_size, &self.mean, &self.std)
     }
 
-    /// The picture as the model takes it, `[3, height, width]`, normalised.
+    /// The picture as the model takes it, `[channels, height, width]`, normalised.
     ///
     /// # Errors
     /// [`Error::Setting`] when a field is out of its range.
     pub fn run(&self, image: &Image) -> Result<Vec<f32>> {
         self.validate()?;
-        Ok(normalise(&self.fit(image), self.mean, self.std))
+        Ok(normalise(&self.fit(image), &self.mean, &self.std))
     }
 
-    /// The picture resized and cropped, before normalisation: exactly `height` x `width` pixels.
+    /// The picture resized and cropped, before normalisation: exactly `height` x `width` pixels; for one channel, grey.
     ///
     /// # Errors
     /// [`Error::Setting`] when a field is out of its range.
@@ -95,7 +100,8 @@ impl Preprocess {
     }
 
     fn fit(&self, image: &Image) -> Image {
-        let [_, height, width] = self.input_size;
+        let [channels, height, width] = self.input_size;
+        let image = in_channels(image, channels);
         let scaled = |side: usize| (side as f64 / self.crop_pct).floor().max(1.0) as usize;
         let (scaled_height, scaled_width) = (scaled(height), scaled(width));
         let (size, fill) = match self.crop_mode {
@@ -105,15 +111,13 @@ impl Preprocess {
                 shorter_side_to(image.width(), image.height(), scaled_height),
                 [0; 3],
             ),
-            CropMode::Center => (keep_ratio(image, scaled_width, scaled_height, f64::min), [0; 3]),
+            CropMode::Center => (keep_ratio(&image, scaled_width, scaled_height, f64::min), [0; 3]),
             CropMode::Border => {
-                let fill = self
-                    .mean
-                    .map(|mean| (255.0 * f64::from(mean)).round_ties_even() as u8);
-                (keep_ratio(image, scaled_width, scaled_height, f64::max), fill)
+                let size = keep_ratio(&image, scaled_width, scaled_height, f64::max);
+                (size, self.mean.colour())
             }
         };
-        resize_and_centre(image, size, (width, height), self.interpolation, fill)
+        resize_and_centre(&image, size, (width, height), self.interpolation, fill)
     }
 }
 
@@ -167,13 +171,23 @@ fn resize_and_centre(
     )
 }
 
-/// `[height, width, 3]` bytes to `[3, height, width]` floats, `(byte / 255 - mean) / std`, each step rounded to f32 as torchvision does.
-pub(crate) fn normalise(image: &Image, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
+/// A picture as models of so many channels see it.
+pub(crate) fn in_channels(image: &Image, channels: usize) -> Cow<'_, Image> {
+    if channels == 1 {
+        Cow::Owned(image.luminance())
+    } else {
+        Cow::Borrowed(image)
+    }
+}
+
+/// `[height, width, 3]` bytes to `[channels, height, width]` floats, `(byte / 255 - mean) / std`, each step rounded to f32 as
+/// torchvision does. For one channel the picture is grey.
+pub(crate) fn normalise(image: &Image, mean: &PerChannel, std: &PerChannel) -> Vec<f32> {
     let (pixels, _) = image.data().as_chunks::<3>();
-    let mut out = Vec::with_capacity(image.data().len());
-    for channel in 0..3 {
-        let table: [f32; 256] =
-            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[channel]) / std[channel]);
+    let numbers = mean.as_slice().iter().zip(std.as_slice());
+    let mut out = Vec::with_capacity(pixels.len() * numbers.len());
+    for (channel, (mean, std)) in numbers.enumerate() {
+        let table: [f32; 256] = std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std);
         out.extend(pixels.iter().map(|pixel| table[usize::from(pixel[channel])]));
     }
     out
@@ -181,29 +195,22 @@ pub(crate) fn normalise(image: &Image, mean: [f32; 3], std: [f32; 3]) -> Vec<f32
 
 pub(crate) fn check_input_size(input_size: [usize; 3]) -> Result<()> {
     let [channels, height, width] = input_size;
-    if channels != 3 || !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
-        let expected = format!("[3, height, width] with sides from 1 to {MAX_SIDE}");
+    if !matches!(channels, 1 | 3) || !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
+        let expected = format!("[3 or 1, height, width] with sides from 1 to {MAX_SIDE}");
         return Err(Error::setting("input_size", &format!("{input_size:?}"), expected));
     }
     Ok(())
 }
 
-pub(crate) fn check_normalisation(mean: [f32; 3], std: [f32; 3]) -> Result<()> {
-    if !mean.iter().all(|mean| mean.is_finite()) {
-        return Err(Error::setting(
-            "mean",
-            &format!("{mean:?}"),
-            "three finite numbers",
-        ));
-    }
-    if !std.iter().all(|&std| std.is_finite() && std > 0.0) {
-        return Err(Error::setting(
-            "std",
-            &format!("{std:?}"),
-            "three positive numbers",
-        ));
-    }
-    Ok(())
+pub(crate) fn check_normalisation(
+    [channels, ..]: [usize; 3],
+    mean: &PerChannel,
+    std: &PerChannel,
+) -> Result<()> {
+    mean.check("mean", channels, "finite numbers", f32::is_finite)?;
+    std.check("std", channels, "positive numbers", |std| {
+        std.is_finite() && std > 0.0
+    })
 }
 
 #[cfg(test)]
@@ -307,24 +314,56 @@ mod tests {
             Err(Error::Setting { key, .. }) => key,
             other => panic!("{other:?}"),
         };
-        assert_eq!(key(with([1, 4, 4], 1.0, CropMode::Center)), "input_size");
+        assert_eq!(key(with([2, 4, 4], 1.0, CropMode::Center)), "input_size");
+        // Three means, one channel.
+        assert_eq!(key(with([1, 4, 4], 1.0, CropMode::Center)), "mean");
         assert_eq!(key(with([3, 0, 4], 1.0, CropMode::Center)), "input_size");
         assert_eq!(key(with([3, 4, 4], 0.0, CropMode::Center)), "crop_pct");
         assert_eq!(key(with([3, 4, 4], f64::NAN, CropMode::Center)), "crop_pct");
         assert_eq!(
             key(Preprocess {
-                std: [1.0, 0.0, 1.0],
+                std: [1.0, 0.0, 1.0].into(),
                 ..Preprocess::default()
             }),
             "std"
         );
         assert_eq!(
             key(Preprocess {
-                mean: [f32::NAN; 3],
+                mean: [f32::NAN; 3].into(),
                 ..Preprocess::default()
             }),
             "mean"
         );
+    }
+
+    #[test]
+    fn one_channel_is_luminance_before_anything_else() {
+        let grey = |crop_mode| Preprocess {
+            mean: [0.5].into(),
+            std: [0.25].into(),
+            ..with([1, 8, 6], 0.9, crop_mode)
+        };
+        let image = gradient(41, 33);
+        for mode in [CropMode::Center, CropMode::Squash, CropMode::Border] {
+            let values = grey(mode).run(&image).unwrap();
+            let colour = Preprocess {
+                mean: [0.5; 3].into(),
+                std: [0.25; 3].into(),
+                ..with([3, 8, 6], 0.9, mode)
+            };
+            // Each channel of the grey picture goes the way that a colour's goes.
+            let three = colour.run(&image.luminance()).unwrap();
+            assert!(values.len() == 48 && three.chunks(48).all(|channel| channel == values));
+        }
+        // What Pillow 13 gives: resize(BICUBIC) of convert("L"), not the other way round, which differs in the last bit.
+        let levels = Preprocess {
+            mean: [0.0].into(),
+            std: [1.0].into(),
+            ..with([1, 3, 4], 1.0, CropMode::Squash)
+        };
+        let values = levels.run(&gradient(7, 250)).unwrap();
+        let levels: Vec<u8> = values.iter().map(|value| (value * 255.0).round() as u8).collect();
+        assert_eq!(levels, [26, 27, 27, 28, 74, 74, 75, 76, 122, 122, 123, 123]);
     }
 
     #[test]
@@ -335,7 +374,7 @@ mod tests {
             (read.interpolation, read.crop_mode),
             (Interpolation::Bilinear, CropMode::Squash)
         );
-        assert_eq!(read.mean, IMAGENET_MEAN);
+        assert_eq!(read.mean, IMAGENET_MEAN.into());
         assert_eq!(
             serde_json::from_str::<Preprocess>(&serde_json::to_string(&read).unwrap()).unwrap(),
             read

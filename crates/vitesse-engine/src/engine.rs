@@ -4,18 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vitesse_kernels::{Barrier, Bf16, Isa, Pool, Real};
+use vitesse_kernels::{Bf16, Isa, Real};
 use vitesse_model::{ModelSpec, Tensors};
 
-use crate::forward::{Member, Shared, Team};
 use crate::plan::Plan;
 use crate::profile::Profile;
+use crate::session::{Runner, Session};
+use crate::team::MOST_THREADS;
+use crate::weights::Format;
 use crate::{Error, Result};
-
-/// The most threads of one engine.
-pub(crate) const MOST_THREADS: usize = 64;
-/// The fewest tokens that are worth a thread.
-const LEAST_TOKENS: usize = 8;
 
 /// In what numbers an engine computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
@@ -85,9 +82,34 @@ pub struct Engine {
     precision: Precision,
     isa: Isa,
     threads: usize,
+    compiled: Compiled,
+}
+
+/// A plan with its threads, whatever its activations' type, and what the plan says about itself.
+struct Compiled {
     packed_bytes: usize,
+    macs: u64,
     outline: Vec<String>,
     session: Mutex<Box<dyn Runner>>,
+}
+
+impl Compiled {
+    /// With all projections in one format.
+    fn new<T: Real>(
+        spec: &ModelSpec,
+        tensors: &Tensors,
+        format: Format,
+        isa: Isa,
+        threads: usize,
+    ) -> Result<Self> {
+        let plan = Plan::<T>::new(spec, tensors, &|_| format)?;
+        Ok(Compiled {
+            packed_bytes: plan.bytes(),
+            macs: plan.macs(),
+            outline: plan.outline(),
+            session: Mutex::new(Box::new(Session::new(plan, isa, threads)?)),
+        })
+    }
 }
 
 impl fmt::Debug for Engine {
@@ -125,29 +147,21 @@ impl Engine {
             threads => threads,
         }
         .min(MOST_THREADS);
-        let int8 = options.precision == Precision::Int8;
-        let f32_between = match options.precision {
-            Precision::F32 => true,
-            Precision::Bf16 => false,
-            Precision::Int8 => isa < Isa::Avx512Bf16,
-        };
-        let (session, packed_bytes, outline): (Box<dyn Runner>, usize, Vec<String>) = if f32_between {
-            let plan = Plan::<f32>::new(spec, tensors, int8)?;
-            let (bytes, outline) = (plan.bytes(), plan.outline());
-            (Box::new(Session::new(plan, isa, threads)?), bytes, outline)
-        } else {
-            let plan = Plan::<Bf16>::new(spec, tensors, int8)?;
-            let (bytes, outline) = (plan.bytes(), plan.outline());
-            (Box::new(Session::new(plan, isa, threads)?), bytes, outline)
-        };
+        // Where the processor has no products of bf16, what is not in 8 bits is in `f32`.
+        let compiled = match options.precision {
+            Precision::F32 => Compiled::new::<f32>(spec, tensors, Format::Real, isa, threads),
+            Precision::Bf16 => Compiled::new::<Bf16>(spec, tensors, Format::Real, isa, threads),
+            Precision::Int8 if isa < Isa::Avx512Bf16 => {
+                Compiled::new::<f32>(spec, tensors, Format::Int8, isa, threads)
+            }
+            Precision::Int8 => Compiled::new::<Bf16>(spec, tensors, Format::Int8, isa, threads),
+        }?;
         Ok(Engine {
             spec: spec.clone(),
             precision: options.precision,
             isa,
             threads,
-            packed_bytes,
-            outline,
-            session: Mutex::new(session),
+            compiled,
         })
     }
 
@@ -173,13 +187,20 @@ impl Engine {
 
     /// Bytes of packed weights.
     pub fn packed_bytes(&self) -> usize {
-        self.packed_bytes
+        self.compiled.packed_bytes
+    }
+
+    /// Multiply-accumulates that it really does for one image: those of [`ModelSpec::costs`], less what nobody reads (after
+    /// the last keys and values only the tokens go on that the heads read), and less the ops that are folded into their
+    /// neighbours. What rows and columns are filled up with is not counted.
+    pub fn macs(&self) -> u64 {
+        self.compiled.macs
     }
 
     /// What is done for an image, a line a step. Ops that are folded leave no trace in it, so that a merged model's is the
     /// plain model's, line for line.
     pub fn outline(&self) -> &[String] {
-        &self.outline
+        &self.compiled.outline
     }
 
     /// Computes `images` `[count, channels, height, width]`, normalised as the checkpoint says.
@@ -212,7 +233,10 @@ impl Engine {
     }
 
     fn session(&self) -> MutexGuard<'_, Box<dyn Runner>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        self.compiled
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, images: &[f32], count: usize) -> Result<()> {
@@ -229,125 +253,5 @@ impl Engine {
             expected,
             found: images.len(),
         })
-    }
-}
-
-/// A session, whatever its activations' type.
-trait Runner: Send {
-    fn run(&mut self, images: &[f32], count: usize, out: &mut Output);
-    fn profile(&mut self, images: &[f32], count: usize) -> Profile;
-}
-
-/// A plan with threads and their memory.
-struct Session<T: Real> {
-    plan: Plan<T>,
-    isa: Isa,
-    pool: Pool,
-    members: Vec<Mutex<Member<T>>>,
-    shared: Vec<Shared<T>>,
-    barrier: Barrier,
-    /// How many threads compute one image together.
-    team: usize,
-}
-
-impl<T: Real> Session<T> {
-    fn new(plan: Plan<T>, isa: Isa, threads: usize) -> Result<Self> {
-        let pool = Pool::new(threads).map_err(|source| Error::Threads { threads, source })?;
-        let team = threads.min(plan.tokens / LEAST_TOKENS).max(1);
-        Ok(Session {
-            members: (0..threads).map(|_| Mutex::new(Member::new())).collect(),
-            shared: (0..threads).map(|_| Shared::new(&plan)).collect(),
-            barrier: Barrier::new(team),
-            team,
-            plan,
-            isa,
-            pool,
-        })
-    }
-
-    fn member(&self, index: usize) -> MutexGuard<'_, Member<T>> {
-        self.members[index].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T: Real> Runner for Session<T> {
-    fn run(&mut self, images: &[f32], count: usize, out: &mut Output) {
-        let (threads, size) = (self.members.len(), self.plan.img_size.iter().product::<usize>());
-        let each = count / threads;
-        let together = each * threads..count;
-        let image = |i: usize| &images[i * size..(i + 1) * size];
-        let Session {
-            plan,
-            isa,
-            pool,
-            members,
-            shared,
-            barrier,
-            team,
-            ..
-        } = &mut *self;
-        let (plan, isa, team) = (&*plan, *isa, *team);
-        pool.run(&|index| {
-            let mut member = members[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let member = &mut *member;
-            member.results.clear();
-            member.begin();
-            let alone = Team {
-                index: 0,
-                members: &shared[index..=index],
-                barrier: None,
-            };
-            for i in index * each..(index + 1) * each {
-                member.forward(isa, plan, &alone, image(i));
-            }
-            if index < team && !together.is_empty() {
-                // Keys and values of the images above are done with.
-                barrier.wait();
-                member.begin();
-                let team = Team {
-                    index,
-                    members: &shared[..team],
-                    barrier: Some(barrier),
-                };
-                together
-                    .clone()
-                    .for_each(|i| member.forward(isa, plan, &team, image(i)));
-            }
-        });
-        self.collect(each, count - each * threads, out);
-    }
-
-    fn profile(&mut self, images: &[f32], count: usize) -> Profile {
-        self.member(0).clock.start(self.plan.layers.len());
-        self.run(images, count, &mut Output::default());
-        self.member(0).clock.stop()
-    }
-}
-
-impl<T: Real> Session<T> {
-    /// Brings the members' results in the order of the images: `each` of every member, then `rest` of the first.
-    fn collect(&self, each: usize, rest: usize, out: &mut Output) {
-        let width = if self.plan.heads.is_empty() {
-            self.plan.dim
-        } else {
-            self.plan.classes
-        };
-        let heads = if self.plan.heads.is_empty() {
-            self.plan.read_rows()
-        } else {
-            self.plan.heads.len()
-        };
-        out.class.clear();
-        out.distillation.clear();
-        let mut take = |results: &[f32]| {
-            for image in results.chunks_exact(heads * width) {
-                out.class.extend_from_slice(&image[..width]);
-                out.distillation.extend_from_slice(&image[width..]);
-            }
-        };
-        for index in 0..self.members.len() {
-            take(&self.member(index).results[..each * heads * width]);
-        }
-        take(&self.member(0).results[each * heads * width..][..rest * heads * width]);
     }
 }

@@ -40,5 +40,18 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// A stable name for this kind of error, for machines. Text may change, codes may not.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Model(error) => error.code(),
+            Error::Unsupported(_) => "E_MODEL_UNSUPPORTED",
+            Error::Isa(_) => "E_USAGE",
+            Error::Threads { .. } => "E_THREADS",
+            Error::Input { .. } => "E_TENSOR_SHAPE",
+        }
+    }
+}
+
 /// The result of compiling or running.
 pub type Result<T> = std::result::Result<T, Error>;

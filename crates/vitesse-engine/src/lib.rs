@@ -4,18 +4,29 @@
 //! read them, ops that are linear and per token are folded into their neighbours, and memory for all intermediates is set
 //! aside. Running it allocates nothing.
 //!
+//! A plan is a list of steps (`plan`, `steps`), made in one walk over the model (`compile`); running, describing and counting
+//! walk that list.
+//!
 //! How a batch is shared by the threads: every thread takes whole images as long as there is one for each; the images
 //! that are left are computed by all together, each thread a part of the rows, with one meeting a layer, where keys and
 //! values have to be known to all.
 
+// The reference that integration tests compare with names this crate.
+#[cfg(test)]
+extern crate self as vitesse_engine;
+
+mod compile;
 mod engine;
 mod error;
-mod forward;
-mod kept;
-mod macs;
-mod ops;
+mod member;
 mod plan;
 mod profile;
+mod session;
+mod steps;
+mod team;
+#[cfg(test)]
+mod tests;
+mod weights;
 
 pub use engine::{Engine, Options, Output, Precision};
 pub use error::{Error, Result};

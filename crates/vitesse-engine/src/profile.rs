@@ -71,12 +71,14 @@ impl Clock {
         std::mem::take(&mut self.profile)
     }
 
-    /// What was done since the last call was `stage` of `layer`.
+    /// What was done since the last call was `stage` of `layer`; what is in no layer counts to the first or the last.
     #[inline]
-    pub(crate) fn mark(&mut self, layer: usize, stage: Stage) {
+    pub(crate) fn mark(&mut self, layer: Option<usize>, stage: Stage) {
         if let Some(last) = &mut self.last {
             let now = Instant::now();
-            let layer = layer.min(self.profile.layers.len() - 1);
+            let layers = self.profile.layers.len();
+            let end = if stage == Stage::Head { layers - 1 } else { 0 };
+            let layer = layer.unwrap_or(end);
             self.profile.layers[layer][stage as usize] += now - *last;
             *last = now;
         }

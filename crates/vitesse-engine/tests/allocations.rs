@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
 use vitesse_engine::{Engine, Options, Output, Precision};
-use vitesse_model::spec::{Pool, PrefixToken, VitSpec};
+use vitesse_model::spec::{Activation, Pool, PrefixToken, VitSpec};
 
 struct Counting;
 
@@ -49,6 +49,8 @@ fn a_run_allocates_nothing_after_the_first() {
     plain.cores[1].attn.as_mut().unwrap().out_idx = Some((5..50).collect());
     mean.prefix.clear();
     mean.pool = Pool::Avg;
+    mean.pre_norm = true;
+    mean.activation = Activation::QuickGelu;
     for vit in [plain, mean] {
         let spec = model(vit);
         let tensors = weights(&spec, 1);

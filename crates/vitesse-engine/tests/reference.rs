@@ -6,8 +6,8 @@ mod common;
 
 use common::*;
 use vitesse_engine::{Engine, Isa, Options, Output, Precision};
-use vitesse_model::ops::{OpKind, OpSpec, Prompts, ScaleShift};
-use vitesse_model::spec::{LayerSpec, Pool, PrefixToken, VitSpec};
+use vitesse_model::ops::{Activation, OpKind, OpSpec, Prompts, ScaleShift};
+use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 
 /// What the reference says about `count` images.
@@ -73,7 +73,7 @@ type Edit = fn(&mut VitSpec);
 
 #[test]
 fn each_part_of_a_spec_agrees() {
-    let edits: [(&str, Edit); 20] = [
+    let edits: [(&str, Edit); 25] = [
         ("plain", |_| {}),
         ("distilled", |vit| vit.prefix.push(PrefixToken::Distillation)),
         ("registers", |vit| vit.prefix.extend([PrefixToken::Register; 3])),
@@ -114,6 +114,14 @@ fn each_part_of_a_spec_agrees() {
         ("shared cores", |vit| {
             vit.layers = [0, 1, 0, 0, 1].map(LayerSpec::of).to_vec();
         }),
+        ("shared norms", |vit| {
+            vit.layers = [0, 1, 0, 1].map(LayerSpec::of).to_vec();
+            vit.layers[2].norms = Some(0);
+        }),
+        ("a norm after the embedding", |vit| vit.pre_norm = true),
+        ("patches without bias", |vit| vit.patch_bias = false),
+        ("quick-gelu", |vit| vit.activation = Activation::QuickGelu),
+        ("relu", |vit| vit.activation = Activation::Relu),
         ("a narrow stream", |vit| {
             *vit = VitSpec::plain(16, 8, 4, 1, 2, vec![PrefixToken::Class]);
         }),
@@ -150,6 +158,10 @@ fn an_op_at_every_site_agrees() {
                 vit.cores[1].mlp.as_mut().unwrap().out_idx = Some(vec![0, 33, 47]);
             }
             let layer = site.in_block().then_some(layer);
+            if i % 3 == 0 {
+                // What scales after it cannot be folded into a product that has no such activation.
+                vit.activation = Activation::QuickGelu;
+            }
             let mut spec = model(vit);
             for shift in [true, false] {
                 let kind = OpKind::ScaleShift(ScaleShift { shift });
@@ -177,6 +189,9 @@ fn what_stays_agrees_at_every_site() {
         }
         let mut spec = model(vit);
         if case % 7 == 0 {
+            if let NetworkSpec::Vit(vit) = &mut spec.network {
+                vit.pre_norm = case % 2 == 1;
+            }
             let kind = OpKind::Prompts(Prompts { tokens: 5 });
             let at = |layer| OpSpec {
                 site: Site::BlockIn,

@@ -23,6 +23,81 @@ pub struct Segment<'a, T: Real> {
     pub values: &'a Packed<T>,
 }
 
+/// What stands between the products of queries with keys and the softmax: [`Plain`] or a [`Bias`].
+pub trait Between: sealed::Logits {}
+impl<B: sealed::Logits> Between for B {}
+
+mod sealed {
+    use std::ops::Range;
+
+    use super::Simd;
+
+    /// Changes logits while they are in the first cache.
+    pub trait Logits {
+        /// That there is something for these queries, rows of `q`, and so many keys.
+        fn check(&self, queries: Range<usize>, keys: usize);
+        /// Changes the logits of some queries, the first of which is row `query` of `q`, and of `width` keys, the first of
+        /// which is number `key` of all. What is past these keys has no meaning.
+        #[doc(hidden)]
+        fn tile<S: Simd>(&self, query: usize, key: usize, width: usize, logits: &mut [[f32; 32]]);
+    }
+}
+
+/// Nothing: the plain attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain;
+
+impl sealed::Logits for Plain {
+    fn check(&self, _queries: Range<usize>, _keys: usize) {}
+    #[inline(always)]
+    fn tile<S: Simd>(&self, _query: usize, _key: usize, _width: usize, _logits: &mut [[f32; 32]]) {}
+}
+
+/// A sum: one number for each key, or for each pair of query and key. A key whose number is −∞ is not seen; each query has
+/// to see one.
+#[derive(Debug, Clone, Copy)]
+pub struct Bias<'a> {
+    values: &'a [f32],
+    /// From a query's numbers to the next one's.
+    stride: usize,
+}
+
+impl<'a> Bias<'a> {
+    /// The same for every query, `[keys]`.
+    pub fn by_key(values: &'a [f32]) -> Self {
+        Bias { values, stride: 0 }
+    }
+
+    /// For each row of `q`, `[queries, keys]`.
+    pub fn full(values: &'a [f32], keys: usize) -> Self {
+        Bias { values, stride: keys }
+    }
+}
+
+impl sealed::Logits for Bias<'_> {
+    fn check(&self, queries: Range<usize>, keys: usize) {
+        let last = queries.end.saturating_sub(1) * self.stride;
+        assert!(self.stride == 0 || self.stride == keys);
+        assert!(queries.is_empty() || last + keys <= self.values.len());
+    }
+    #[inline(always)]
+    fn tile<S: Simd>(&self, query: usize, key: usize, width: usize, logits: &mut [[f32; 32]]) {
+        for (i, row) in logits.iter_mut().enumerate() {
+            let values = &self.values[(query + i) * self.stride + key..][..width];
+            if width == COLUMNS {
+                for at in (0..COLUMNS).step_by(S::LANES) {
+                    S::store(
+                        S::add(S::load(&row[at..]), S::load(&values[at..])),
+                        &mut row[at..],
+                    );
+                }
+            } else {
+                row.iter_mut().zip(values).for_each(|(x, value)| *x += value);
+            }
+        }
+    }
+}
+
 /// Room for the logits and probabilities of a block of queries.
 #[derive(Debug)]
 pub struct Attention<T: Real> {
@@ -39,7 +114,7 @@ impl<T: Real> Attention<T> {
         }
     }
 
-    /// `out[row] = softmax(q[row] · keysᵀ) · values` for one head and each of `rows`.
+    /// `out[row] = softmax(between(q[row] · keysᵀ)) · values` for one head and each of `rows`.
     ///
     /// Keys and values come in one or more segments, `segments(0)`, `segments(1)`, … up to the first `None`, as different
     /// threads have written them. The head's queries, already scaled, are the panels of `q` from `first` on; its result becomes the panels of `out`
@@ -48,17 +123,19 @@ impl<T: Real> Attention<T> {
     /// # Panics
     /// Where shapes do not fit.
     #[allow(clippy::too_many_arguments)]
-    pub fn head<'a>(
+    pub fn head<'a, B: Between>(
         &mut self,
         isa: Isa,
         q: &Panels<T>,
         first: usize,
         rows: Range<usize>,
         segments: &dyn Fn(usize) -> Option<Segment<'a, T>>,
+        between: &B,
         out: &mut Panels<T>,
         to: usize,
     ) {
         let all = || (0..).map_while(segments);
+        let keys = all().flat_map(|segment| &segment.keys.widths).sum();
         let panels: usize = all().map(|segment| segment.keys.panels()).sum();
         let columns = segments(0).map_or(0, |segment| segment.values.panels());
         assert!(panels > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
@@ -66,6 +143,7 @@ impl<T: Real> Attention<T> {
         assert!(first + depths <= q.panels() && to + columns <= out.panels());
         assert!(all().all(|s| s.keys.depths.len() == depths));
         assert!(all().all(|s| s.keys.panels() == s.values.depths.len() && s.values.panels() == columns));
+        between.check(rows.clone(), keys);
         self.logits.reshape(MAX_ROWS, panels);
         self.probs.reshape(MAX_ROWS, panels);
         isa.run(Job {
@@ -74,6 +152,7 @@ impl<T: Real> Attention<T> {
             first,
             rows,
             segments,
+            between,
             columns,
             out,
             to,
@@ -81,18 +160,19 @@ impl<T: Real> Attention<T> {
     }
 }
 
-struct Job<'a, 's, T: Real> {
+struct Job<'a, 's, T: Real, B> {
     room: &'a mut Attention<T>,
     q: &'a Panels<T>,
     first: usize,
     rows: Range<usize>,
     segments: &'a dyn Fn(usize) -> Option<Segment<'s, T>>,
+    between: &'a B,
     columns: usize,
     out: &'a mut Panels<T>,
     to: usize,
 }
 
-impl<T: Real> Kernel for Job<'_, '_, T> {
+impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
     type Output = ();
 
     #[inline(always)]
@@ -103,6 +183,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
             first,
             rows,
             segments,
+            between,
             columns,
             out,
             to,
@@ -112,7 +193,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         S::begin();
         for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
             let count = block.len();
-            let mut at = 0;
+            let (mut at, mut key) = (0, 0);
             for segment in (0..).map_while(segments) {
                 for panel in 0..segment.keys.panels() {
                     let of = Operands {
@@ -128,12 +209,14 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     let logits = scratch_of(logits.panel_mut(at));
                     T::tile::<S>(of, logits);
                     let width = segment.keys.widths[panel];
+                    between.tile::<S>(block.start, key, width, &mut logits[..count]);
                     if width < COLUMNS {
                         logits[..count]
                             .iter_mut()
                             .for_each(|row| row[width..].fill(f32::NEG_INFINITY));
                     }
                     at += 1;
+                    key += width;
                 }
             }
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {

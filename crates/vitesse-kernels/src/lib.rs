@@ -27,7 +27,7 @@ mod tile;
 #[cfg(feature = "train")]
 pub mod train;
 
-pub use attention::{Attention, Segment};
+pub use attention::{Attention, Between, Bias, Plain, Segment};
 pub use embed::patches;
 pub use isa::Isa;
 pub use norm::{Norm, layer_norm, quantize, scale_shift};

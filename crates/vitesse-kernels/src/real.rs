@@ -68,7 +68,8 @@ impl Real for f32 {
     fn pack_values(values: &Panels<f32>, first: usize, width: usize, to: &mut Packed<f32>) {
         let tokens = values.rows();
         to.reshape(tokens, width);
-        let (len, panels) = (to.depths.len() * 32 * COLUMNS, to.panels());
+        // There may be no token at all.
+        let (len, panels) = ((to.depths.len() * 32 * COLUMNS).max(1), to.panels());
         for (panel, blocks) in to
             .blocks
             .as_mut_slice()
@@ -122,7 +123,7 @@ impl Real for Bf16 {
     fn pack_values(values: &Panels<Bf16>, first: usize, width: usize, to: &mut Packed<Bf16>) {
         let tokens = values.rows();
         to.reshape(tokens, width);
-        let len = to.depths.len() * 16 * COLUMNS;
+        let len = (to.depths.len() * 16 * COLUMNS).max(COLUMNS);
         let blocks: &mut [[u32; COLUMNS]] = bytemuck::cast_slice_mut(to.blocks.as_mut_slice());
         for (panel, pairs) in blocks.chunks_exact_mut(len / COLUMNS).enumerate() {
             let rows = values.panel(first + panel);

@@ -6,7 +6,7 @@ mod common;
 use std::ops::Range;
 
 use common::*;
-use vitesse_kernels::{Attention, Bf16, Isa, Packed, Panels, Real, Segment, panels_of};
+use vitesse_kernels::{Attention, Between, Bf16, Bias, Isa, Packed, Panels, Plain, Real, Segment, panels_of};
 use vitesse_rng::Rng;
 
 /// One head among others: where its columns lie, and its tokens in segments.
@@ -27,11 +27,13 @@ impl Case {
     fn random(rng: &mut Rng) -> Case {
         let most = if rng.bernoulli(0.3) { 250 } else { 70 };
         let tokens = between(rng, 1, most);
+        // A thread may have no token.
         let mut ends: Vec<usize> = (0..rng.below(3)).map(|_| rng.below(tokens)).collect();
+        if !ends.is_empty() && rng.bernoulli(0.3) {
+            ends[0] = [0, tokens][rng.below(2)];
+        }
         ends.push(tokens);
         ends.sort_unstable();
-        ends.dedup();
-        ends.retain(|&end| end > 0);
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let segments = starts.zip(&ends).map(|(start, &end)| start..end).collect();
         let (qk, v) = (between(rng, 1, 70), between(rng, 1, 70));
@@ -60,8 +62,8 @@ impl Case {
             .collect()
     }
 
-    /// The result, and how large the values are that each is a mean of.
-    fn reference<T: Real>(&self) -> (Vec<f64>, Vec<f64>) {
+    /// The result, and how large the values are that each is a mean of. `bias(query, key)` is added to the logits.
+    fn reference<T: Real>(&self, bias: impl Fn(usize, usize) -> f64) -> (Vec<f64>, Vec<f64>) {
         let (q, k, values) = (
             Self::exact::<T>(&self.q),
             Self::exact::<T>(&self.k),
@@ -72,7 +74,8 @@ impl Case {
             let q = &q[row * self.qk..][..self.qk];
             let logits = k
                 .chunks_exact(self.qk)
-                .map(|k| q.iter().zip(k).map(|(q, k)| q * k).sum());
+                .enumerate()
+                .map(|(key, k)| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() + bias(row, key));
             let logits: Vec<f64> = logits.collect();
             let most = logits.iter().copied().fold(f64::MIN, f64::max);
             let e: Vec<f64> = logits.iter().map(|x| libm::exp(x - most)).collect();
@@ -92,6 +95,7 @@ impl Case {
         isa: Isa,
         room: &mut Attention<T>,
         packed: &mut [(Packed<T>, Packed<T>)],
+        between: &impl Between,
     ) -> Vec<f32> {
         let [before_qk, before_v] = self.before;
         let (first, to) = (before_qk.div_ceil(32), before_v.div_ceil(32));
@@ -121,7 +125,8 @@ impl Case {
             Some(Segment { keys, values })
         };
         let mut out = Panels::<T>::zeros(self.rows.len(), to + self.v.div_ceil(32));
-        room.head(isa, &q, first, self.rows.clone(), &segments, &mut out, to);
+        let rows = self.rows.clone();
+        room.head(isa, &q, first, rows, &segments, between, &mut out, to);
         let at = |row, channel| out.at(row, to * 32 + channel).to_f32();
         (0..self.rows.len())
             .flat_map(|row| (0..self.v).map(move |channel| at(row, channel)))
@@ -147,24 +152,41 @@ fn check<T: Real>(error: f64, count: u64) {
         let (mut attention, mut packed) = room::<T>();
         for i in 0..count {
             let case = Case::random(&mut rng("attention", i));
-            let (expected, sizes) = case.reference::<T>();
-            let found = case.run(isa, &mut attention, &mut packed);
-            assert_eq!(found.len(), expected.len());
-            for (at, ((&found, &value), size)) in found.iter().zip(&expected).zip(&sizes).enumerate() {
-                assert_near(found, value, error * (size + 1e-2), &|| {
-                    let Case {
-                        tokens,
-                        segments,
-                        qk,
-                        v,
-                        rows,
-                        ..
-                    } = &case;
-                    format!(
-                        "{isa} case {i}: {at} of {rows:?}, {tokens} tokens in {segments:?}, widths {qk}, {v}"
-                    )
-                });
+            let near = |what: &str, found: Vec<f32>, (expected, sizes): (Vec<f64>, Vec<f64>)| {
+                assert_eq!(found.len(), expected.len());
+                for (at, ((&found, &value), size)) in found.iter().zip(&expected).zip(&sizes).enumerate() {
+                    assert_near(found, value, error * (size + 1e-2), &|| {
+                        let Case {
+                            tokens,
+                            segments,
+                            qk,
+                            v,
+                            rows,
+                            ..
+                        } = &case;
+                        format!(
+                            "{what}, {isa} case {i}: {at} of {rows:?}, {tokens} tokens in {segments:?}, widths {qk}, {v}"
+                        )
+                    });
+                }
+            };
+            let found = case.run(isa, &mut attention, &mut packed, &Plain);
+            near("plain", found, case.reference::<T>(|_, _| 0.0));
+            // As by the sizes of merged tokens, and as by relative positions; some keys are hidden.
+            let mut bias = normals(&mut rng("bias", i), case.tokens * case.tokens);
+            for row in bias.chunks_exact_mut(case.tokens) {
+                row.iter_mut()
+                    .skip(1)
+                    .step_by(3)
+                    .for_each(|x| *x = f32::NEG_INFINITY);
             }
+            let keys = &bias[..case.tokens];
+            let found = case.run(isa, &mut attention, &mut packed, &Bias::by_key(keys));
+            near("by key", found, case.reference::<T>(|_, key| keys[key].into()));
+            let full = Bias::full(&bias, case.tokens);
+            let found = case.run(isa, &mut attention, &mut packed, &full);
+            let at = |query: usize, key: usize| bias[query * case.tokens + key].into();
+            near("full", found, case.reference::<T>(at));
         }
     }
 }
@@ -186,10 +208,10 @@ fn a_query_does_not_depend_on_the_queries_beside_it() {
         let (mut attention, mut packed) = room::<f32>();
         let mut case = Case::random(&mut rng("alone", 1));
         case.rows = 0..case.tokens;
-        let all = case.run(isa, &mut attention, &mut packed);
+        let all = case.run(isa, &mut attention, &mut packed, &Plain);
         for row in 0..case.tokens {
             case.rows = row..row + 1;
-            let one = case.run(isa, &mut attention, &mut packed);
+            let one = case.run(isa, &mut attention, &mut packed, &Plain);
             assert_eq!(one, all[row * case.v..(row + 1) * case.v], "{isa} row {row}");
         }
     }
@@ -210,7 +232,11 @@ fn very_different_logits_give_the_nearest_value_and_none_overflows() {
             k: (0..40).map(|i| i as f32 - 20.0).collect(),
             values: (0..40).map(|i| i as f32).collect(),
         };
-        assert_eq!(case.run(isa, &mut attention, &mut packed), [39.0; 40], "{isa}");
+        assert_eq!(
+            case.run(isa, &mut attention, &mut packed, &Plain),
+            [39.0; 40],
+            "{isa}"
+        );
     }
 }
 
@@ -220,10 +246,10 @@ fn contained<T: Real>() {
             let (mut attention, mut packed) = room::<T>();
             let mut case = Case::random(&mut rng("contained", 3));
             case.rows = 0..case.tokens;
-            let clean = case.run(isa, &mut attention, &mut packed);
+            let clean = case.run(isa, &mut attention, &mut packed, &Plain);
             let row = case.tokens / 2;
             case.q[row * case.qk] = bad;
-            let found = case.run(isa, &mut attention, &mut packed);
+            let found = case.run(isa, &mut attention, &mut packed, &Plain);
             for (at, (found, clean)) in found.iter().zip(&clean).enumerate() {
                 if at / case.v == row {
                     assert!(found.is_nan(), "{isa} {bad}");
@@ -234,11 +260,11 @@ fn contained<T: Real>() {
             // What a case left behind must not reach the next one, either.
             case.q[row * case.qk] = 0.0;
             case.values[0] = bad;
-            case.run(isa, &mut attention, &mut packed);
+            case.run(isa, &mut attention, &mut packed, &Plain);
             let mut next = Case::random(&mut rng("contained", 4));
             next.rows = 0..next.tokens;
             assert!(
-                next.run(isa, &mut attention, &mut packed)
+                next.run(isa, &mut attention, &mut packed, &Plain)
                     .iter()
                     .all(|x| x.is_finite()),
                 "{isa} {bad}"
@@ -268,7 +294,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let q = Panels::<f32>::zeros(10, 2);
     let run = |q: &Panels<f32>, first, rows, segments: Given<'_, '_>, rows_out, to| {
         let mut out = Panels::<f32>::zeros(rows_out, 1);
-        Attention::new(1).head(isa, q, first, rows, segments, &mut out, to);
+        Attention::new(1).head(isa, q, first, rows, segments, &Plain, &mut out, to);
     };
     let one = |i: usize| {
         (i == 0).then_some(Segment {
@@ -282,6 +308,15 @@ fn shapes_that_do_not_fit_are_refused() {
     refused("too few rows in the result", || run(&q, 0, 0..10, &one, 9, 0));
     refused("queries past the last", || run(&q, 1, 0..10, &one, 10, 0));
     refused("result past the last panel", || run(&q, 0, 0..10, &one, 10, 1));
+    let biased = |bias: Bias<'_>| {
+        let mut out = Panels::<f32>::zeros(10, 1);
+        Attention::new(1).head(isa, &q, 0, 0..10, &one, &bias, &mut out, 0);
+    };
+    biased(Bias::by_key(&[0.0; 10]));
+    biased(Bias::full(&[0.0; 100], 10));
+    refused("fewer numbers than keys", || biased(Bias::by_key(&[0.0; 9])));
+    refused("fewer numbers than pairs", || biased(Bias::full(&[0.0; 99], 10)));
+    refused("rows of another length", || biased(Bias::full(&[0.0; 110], 11)));
     let unlike = |i: usize| {
         (i == 0).then_some(Segment {
             keys: &keys,

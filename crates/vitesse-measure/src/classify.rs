@@ -84,7 +84,7 @@ impl Runner {
                 }
                 if backend.is_none() {
                     let text = format!(
-                        "`{}` is no vision transformer: the network computes it, not the engine",
+                        "`{}` is not a vision transformer, so the network computes it and not the engine",
                         checkpoint.spec.architecture
                     );
                     events.say("note", &text);
@@ -211,16 +211,16 @@ fn heads(engine: &Engine, images: &[f32], shape: [usize; 4]) -> vitesse_train::R
 
 /// An engine whose answers are written down.
 #[derive(Debug)]
-pub struct Recorder<'a> {
+pub(crate) struct Recorder<'a> {
     engine: &'a Engine,
     fusion: Fusion,
     /// The class of each image so far.
-    pub predictions: Vec<usize>,
+    pub(crate) predictions: Vec<usize>,
 }
 
 impl<'a> Recorder<'a> {
     /// Nothing is written down yet.
-    pub fn new(engine: &'a Engine, fusion: Fusion) -> Recorder<'a> {
+    pub(crate) fn new(engine: &'a Engine, fusion: Fusion) -> Recorder<'a> {
         Recorder {
             engine,
             fusion,

@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::proof::Difference;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -99,9 +101,56 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A data set with nothing to tell apart.
+    #[error("`{data}` has {classes} class, and there is nothing to tell apart")]
+    TooFewClasses {
+        /// The data set.
+        data: String,
+        /// Its classes.
+        classes: usize,
+    },
+    /// A comparison of nothing.
+    #[error("there is nothing to compare")]
+    NothingToCompare,
+    /// A search without images to judge by.
+    #[error("there are no validation images to choose a value by")]
+    NoValidation,
+    /// A folder that is no place for a new comparison.
+    #[error("`{path}` exists and is not empty", path = .0.display())]
+    Occupied(PathBuf),
+    /// A folder that is no place for a comparison.
+    #[error("`{path}` holds a run of a single method", path = .0.display())]
+    SingleRun(PathBuf),
+    /// Settings of a method that no recipe can hold.
+    #[error("the settings of `{method}` fit no recipe: {reason}")]
+    Settings {
+        /// The method.
+        method: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The result of a run that cannot be read.
+    #[error("`{path}` cannot be read: {reason}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A merged model that answers otherwise than the trained one.
+    #[error("merging the run in `{folder}` does not give the same logits: {proof}", folder = .folder.display())]
+    Unequal {
+        /// The run.
+        folder: PathBuf,
+        /// How far the answers are from each other.
+        proof: Difference,
+    },
     /// Stopped from outside.
     #[error("interrupted")]
     Interrupted,
+    /// Stopped from outside while a run was trained, whose state is saved.
+    #[error("interrupted; every run's state is saved")]
+    Stopped,
 }
 
 impl Error {
@@ -110,9 +159,9 @@ impl Error {
         match self {
             Error::Model(error) => error.code(),
             Error::Adapt(error) => error.code(),
-            Error::Data(_) => "E_DATA",
-            Error::Engine(_) => "E_ENGINE",
-            Error::Train(_) => "E_TRAIN",
+            Error::Data(error) => error.code(),
+            Error::Engine(error) => error.code(),
+            Error::Train(error) => error.code(),
             Error::Io { .. } => "E_IO",
             Error::Threads { .. } => "E_THREADS",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
@@ -120,7 +169,13 @@ impl Error {
             Error::NoImages { .. } => "E_DATA_EMPTY",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
-            Error::Interrupted => "E_INTERRUPTED",
+            Error::TooFewClasses { .. } => "E_DATA_SET",
+            Error::NothingToCompare | Error::NoValidation => "E_USAGE",
+            Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
+            Error::Settings { .. } => "E_RECIPE",
+            Error::Unreadable { .. } => "E_RESUME",
+            Error::Unequal { .. } => "E_MERGE",
+            Error::Interrupted | Error::Stopped => "E_INTERRUPTED",
         }
     }
 
@@ -134,6 +189,14 @@ impl Error {
             Error::UnknownClass { .. } => Some(
                 "classes are matched by name: a shifted version has the class names of the data set, or some of them",
             ),
+            Error::TooFewClasses { .. } => Some("a data set needs images of two classes at least"),
+            Error::NoValidation => Some("leave `data.val_fraction` above 0, or name `data.validation`"),
+            Error::Occupied(_) => {
+                Some("go on with the comparison in it with `--resume`, or choose another folder")
+            }
+            Error::SingleRun(_) => Some("choose another folder"),
+            Error::Unreadable { .. } => Some("delete it, and the run is tested again"),
+            Error::Stopped => Some("go on with the same command and `--resume`"),
             _ => None,
         }
     }

@@ -109,7 +109,7 @@ impl Images {
 }
 
 /// At most `count` images of all classes that can be read, prepared for `model`, one after the other.
-pub fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
+pub(crate) fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
     let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
     let data = data.limit(count, 0);
     let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());

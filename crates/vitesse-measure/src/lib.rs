@@ -7,6 +7,7 @@
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
+//! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | times of runs | [`timing`]; one model after the other in [`bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -32,6 +33,8 @@ pub mod proof;
 pub mod taught;
 pub mod timing;
 pub mod transform;
+#[cfg(feature = "train")]
+pub mod trial;
 
 pub use error::{Error, Result};
 #[cfg(feature = "train")]

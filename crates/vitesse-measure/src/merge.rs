@@ -9,6 +9,7 @@ use vitesse_adapt::peft::{Adapter, official};
 use vitesse_model::checkpoint::file_sha256;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions};
+use vitesse_train::method::{Check, Method};
 
 use crate::images::Images;
 use crate::transform::Transform;
@@ -104,7 +105,10 @@ impl Merge {
         let attached = attach(&self.model, &self.adapter, events)?;
         let mut merged = self.folded(&attached, settings.keep_unfoldable)?;
         let images = self.find_images(settings, &attached, events)?;
-        if merged.transform.prove(&merged.checkpoint, &attached, images)? {
+        if merged
+            .transform
+            .prove(&merged.checkpoint, &attached, images, self.check())?
+        {
             merged
                 .transform
                 .time(&attached, &merged.checkpoint, stop, events)?;
@@ -155,7 +159,7 @@ impl Merge {
         // With the adapter again, it is what was merged.
         let images = self.find_images(settings, &self.model, events)?;
         let again = self.adapter.attach(&out.checkpoint)?;
-        if out.transform.prove(&again, &self.model, images)? {
+        if out.transform.prove(&again, &self.model, images, self.check())? {
             out.transform.time(&self.model, &out.checkpoint, stop, events)?;
         }
         Ok(out)
@@ -196,6 +200,12 @@ impl Merge {
         let learned = self.adapter.record.data.as_deref();
         Images::find(settings.data.as_deref(), learned, settings.images, model, events)
     }
+
+    /// What the adapter's method asks of the proof.
+    fn check(&self) -> Check {
+        let method = self.adapter.record.method.as_ref();
+        method.map_or_else(Check::default, |method| method.check())
+    }
 }
 
 /// The metrics of a history step.
@@ -233,22 +243,19 @@ pub enum Folded {
     Refused(String),
 }
 
-/// Folds all ops of `trained`, if that can be.
+/// Ends `method` on `trained`: whole if all its ops can be folded.
 ///
 /// # Errors
-/// A model that has no such ops.
-pub fn fold(trained: &Checkpoint) -> Result<Folded> {
-    if trained.spec.ops.is_empty() {
-        return Ok(Folded::Plain);
-    }
-    let options = Options {
-        keep_unfoldable: true,
-    };
-    let merged = merge::merge(&trained.spec, &trained.tensors, options)?;
-    if let Some(kept) = merged.report.kept.first() {
+/// Tensors that are not the model's.
+pub fn fold(method: &dyn Method, trained: &Checkpoint) -> Result<Folded> {
+    let finished = method.finish(&trained.spec, &trained.tensors)?;
+    if let Some(kept) = finished.kept.first() {
         return Ok(Folded::Refused(kept.reason.clone()));
     }
+    if finished.folded.is_empty() {
+        return Ok(Folded::Plain);
+    }
     let mut model = trained.clone();
-    (model.spec, model.tensors) = (merged.spec, merged.tensors);
+    (model.spec, model.tensors) = (finished.spec, finished.tensors);
     Ok(Folded::Whole(Box::new(model)))
 }

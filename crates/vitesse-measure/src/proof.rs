@@ -1,16 +1,25 @@
 //! Whether a model still is what it was: two models on the same images.
 
-use vitesse_adapt::merge::Difference;
+use std::fmt;
+
+use serde::Serialize;
 use vitesse_engine::{Engine, Options};
 use vitesse_model::Checkpoint;
+use vitesse_train::method::Check;
 
 use crate::{Result, origin};
 
-/// The same images, `[images, channels, height, width]`, through both models, on the engine in f32.
+/// The same images, `[images, channels, height, width]`, through both models, on the engine in f32; `check` says how close
+/// their answers must be.
 ///
 /// # Errors
 /// A model that the engine does not run.
-pub fn compare(found: &Checkpoint, expected: &Checkpoint, images: &[f32]) -> Result<Difference> {
+pub fn compare(
+    found: &Checkpoint,
+    expected: &Checkpoint,
+    images: &[f32],
+    check: Check,
+) -> Result<Difference> {
     let size = expected.spec.input_size().iter().product::<usize>();
     let count = images.len() / size.max(1);
     let run = |checkpoint: &Checkpoint| -> Result<Vec<f32>> {
@@ -33,5 +42,73 @@ pub fn compare(found: &Checkpoint, expected: &Checkpoint, images: &[f32]) -> Res
             pairs.map(|(a, b)| (a + b) / 2.0).collect()
         })
     };
-    Ok(Difference::of(&run(found)?, &run(expected)?, count))
+    Ok(Difference::of(&run(found)?, &run(expected)?, count, check))
+}
+
+/// How far two models' answers to the same images are from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Difference {
+    /// Images compared.
+    pub images: usize,
+    /// The largest difference of two logits.
+    pub largest: f64,
+    /// The largest difference that counts as equal.
+    pub tolerance: f64,
+    /// Images on which both name the same class.
+    pub agreeing: usize,
+}
+
+impl Difference {
+    /// Compares logits `[images, classes]` with those expected.
+    pub fn of(found: &[f32], expected: &[f32], images: usize, check: Check) -> Difference {
+        let scale = expected
+            .iter()
+            .fold(1.0f64, |most, x| most.max(f64::from(x.abs())));
+        // Not `f64::max`, which overlooks NaN.
+        let largest = found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| f64::from((a - b).abs()))
+            .fold(0.0, |most: f64, x| if x <= most { most } else { x });
+        let classes = (expected.len() / images.max(1)).max(1);
+        let best = |logits: &[f32]| {
+            let mut best = 0;
+            for (i, x) in logits.iter().enumerate() {
+                if logits.get(best).is_some_and(|most| x > most) {
+                    best = i;
+                }
+            }
+            best
+        };
+        let agreeing = found
+            .chunks_exact(classes)
+            .zip(expected.chunks_exact(classes))
+            .filter(|(a, b)| best(a) == best(b))
+            .count();
+        Difference {
+            images,
+            largest: if found.len() == expected.len() {
+                largest
+            } else {
+                f64::INFINITY
+            },
+            tolerance: check.tolerance * scale,
+            agreeing,
+        }
+    }
+
+    /// Whether the two are equal.
+    pub fn is_met(&self) -> bool {
+        self.largest <= self.tolerance
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "largest difference of a logit {:.2e} on {} images (allowed {:.2e}), {} of {} with the same class",
+            self.largest, self.images, self.tolerance, self.agreeing, self.images
+        )
+    }
 }

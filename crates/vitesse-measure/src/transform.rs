@@ -8,13 +8,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::Serialize;
-use vitesse_adapt::merge::Difference;
 use vitesse_engine::Precision;
-use vitesse_model::{Checkpoint, ModelSpec};
+use vitesse_model::Checkpoint;
+use vitesse_train::method::{Change, Check};
 
 use crate::contest::{Contest, Contestant, Ratio};
 use crate::images::{Images, Source};
-use crate::proof::compare;
+use crate::proof::{Difference, compare};
 use crate::timing::Budget;
 use crate::{Events, Result};
 
@@ -30,46 +30,13 @@ const TURN: Budget = Budget {
 #[derive(Debug, Clone, Serialize)]
 pub struct Transform {
     /// What becomes of the model.
-    pub plan: Plan,
+    pub plan: Change,
     /// Absent where nothing was computed.
     #[serde(flatten)]
     pub proof: Option<Proof>,
     /// Absent where nothing was computed, or the proof was not met.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<Speed>,
-}
-
-/// A model before and after.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
-    /// What it was.
-    pub before: Size,
-    /// What it becomes.
-    pub after: Size,
-    /// The tensors that are not in both, or not with one shape.
-    pub tensors: Vec<Reshaped>,
-}
-
-/// How large a model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Size {
-    /// Parameters.
-    pub parameters: usize,
-    /// Multiply-accumulates of one image.
-    pub macs: u64,
-    /// All tensors as they are stored.
-    pub bytes: usize,
-}
-
-/// A tensor of another shape, or none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reshaped {
-    /// The tensor.
-    pub name: String,
-    /// Its shape; absent for a new one.
-    pub before: Option<Vec<usize>>,
-    /// Its shape; absent for one that is gone.
-    pub after: Option<Vec<usize>>,
 }
 
 /// Both models on the same images.
@@ -98,74 +65,22 @@ pub struct Speed {
     pub after_ms: f64,
     /// After to before.
     pub ratio: Ratio,
-    /// What all rounds agree on: faster, slower, or not told apart.
+    /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
     pub verdict: &'static str,
     /// Said where multiply-accumulates fall and time does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
 
-impl Size {
-    fn of(model: &Checkpoint) -> Result<Size> {
-        let costs = model.spec.costs()?;
-        Ok(Size {
-            parameters: costs.parameters(),
-            macs: costs.macs(),
-            bytes: model.tensors.total_bytes(),
-        })
-    }
-}
-
-impl Plan {
-    /// What becomes of `before`.
-    ///
-    /// # Errors
-    /// A spec that describes no model.
-    pub fn of(before: &Checkpoint, after: &Checkpoint) -> Result<Plan> {
-        Ok(Plan {
-            before: Size::of(before)?,
-            after: Size::of(after)?,
-            tensors: reshaped(&before.spec, &after.spec)?,
-        })
-    }
-
-    /// How many tensors are gone, new, and of another shape.
-    pub fn counts(&self) -> [usize; 3] {
-        let count =
-            |wanted: fn(&Reshaped) -> bool| self.tensors.iter().filter(|tensor| wanted(tensor)).count();
-        [
-            count(|tensor| tensor.after.is_none()),
-            count(|tensor| tensor.before.is_none()),
-            count(|tensor| tensor.before.is_some() && tensor.after.is_some()),
-        ]
-    }
-}
-
-/// The tensors in which two specs differ, those of `before` first.
-fn reshaped(before: &ModelSpec, after: &ModelSpec) -> Result<Vec<Reshaped>> {
-    let (before, after) = (before.tensors()?, after.tensors()?);
-    let shape = |tensors: &[vitesse_model::spec::TensorSpec], name: &str| {
-        let found = tensors.iter().find(|tensor| tensor.name == name);
-        found.map(|tensor| tensor.shape.clone())
-    };
-    let mut all: Vec<Reshaped> = before
-        .iter()
-        .map(|tensor| Reshaped {
-            name: tensor.name.clone(),
-            before: Some(tensor.shape.clone()),
-            after: shape(&after, &tensor.name),
-        })
-        .collect();
-    all.retain(|tensor| tensor.before != tensor.after);
-    let new = after
-        .iter()
-        .filter(|tensor| shape(&before, &tensor.name).is_none());
-    all.extend(new.map(|tensor| Reshaped {
-        name: tensor.name.clone(),
-        before: None,
-        after: Some(tensor.shape.clone()),
-    }));
-    Ok(all)
+/// From `before` to `after`, with the bytes that they are stored in.
+///
+/// # Errors
+/// A spec that describes no model.
+fn change(before: &Checkpoint, after: &Checkpoint) -> Result<Change> {
+    let mut change = Change::of(&before.spec, &after.spec)?;
+    change.before.bytes = before.tensors.total_bytes();
+    change.after.bytes = after.tensors.total_bytes();
+    Ok(change)
 }
 
 impl Transform {
@@ -175,18 +90,25 @@ impl Transform {
     /// A spec that describes no model.
     pub fn planned(before: &Checkpoint, after: &Checkpoint) -> Result<Transform> {
         Ok(Transform {
-            plan: Plan::of(before, after)?,
+            plan: change(before, after)?,
             proof: None,
             speed: None,
         })
     }
 
-    /// Shows `images` to the model that was `found` and to the `expected` one, and tells whether they answer alike.
+    /// Shows `images` to the model that was `found` and to the `expected` one, and tells whether they answer as alike as `check`
+    /// asks for.
     ///
     /// # Errors
     /// A model that the engine does not run.
-    pub fn prove(&mut self, found: &Checkpoint, expected: &Checkpoint, images: Images) -> Result<bool> {
-        let check = compare(found, expected, &images.pixels)?;
+    pub fn prove(
+        &mut self,
+        found: &Checkpoint,
+        expected: &Checkpoint,
+        images: Images,
+        check: Check,
+    ) -> Result<bool> {
+        let check = compare(found, expected, &images.pixels, check)?;
         self.proof = Some(Proof {
             check,
             images: images.source,
@@ -208,7 +130,10 @@ impl Transform {
     ) -> Result<()> {
         let threads = rayon::current_num_threads();
         let one = |label, model| Contestant::new(label, Precision::F32, threads, model);
-        let contestants = vec![one("before", before)?, one("after", after)?];
+        let (before, after) = (one("before", before)?, one("after", after)?);
+        // Whatever is measured then is the machine's doing.
+        let same = before.outline() == after.outline();
+        let contestants = vec![before, after];
         let contest = Contest::new(contestants, vec![1], TURN, threads);
         let batches = contest.turns(ROUNDS, stop, events)?;
         let times: Vec<_> = batches.into_iter().flat_map(|batch| batch.results).collect();
@@ -220,7 +145,11 @@ impl Transform {
                 before_ms: before.latency_ms,
                 after_ms: after.latency_ms,
                 ratio: after.ratio,
-                verdict: after.ratio.verdict(),
+                verdict: if same {
+                    "the same plan"
+                } else {
+                    after.ratio.verdict()
+                },
                 warning: warning(&self.plan, after.ratio),
             });
         }
@@ -234,7 +163,7 @@ impl Transform {
 }
 
 /// What is to be known where multiply-accumulates fall and time does not.
-fn warning(plan: &Plan, ratio: Ratio) -> Option<String> {
+fn warning(plan: &Change, ratio: Ratio) -> Option<String> {
     let (before, after) = (plan.before.macs, plan.after.macs);
     let share = 100.0 * after as f64 / before.max(1) as f64;
     let time = match ratio.verdict() {
@@ -247,15 +176,17 @@ fn warning(plan: &Plan, ratio: Ratio) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use vitesse_train::method::Size;
+
     use super::*;
 
-    fn plan(before: u64, after: u64) -> Plan {
+    fn plan(before: u64, after: u64) -> Change {
         let size = |macs| Size {
             parameters: 1,
             macs,
             bytes: 4,
         };
-        Plan {
+        Change {
             before: size(before),
             after: size(after),
             tensors: Vec::new(),
@@ -275,20 +206,20 @@ mod tests {
     fn a_plan_names_the_tensors_that_differ() {
         let before = Checkpoint::fresh("deit_micro_patch4_32", Some(10), None, 0).unwrap();
         let after = Checkpoint::fresh("deit_micro_patch4_32", Some(4), None, 0).unwrap();
-        let plan = Plan::of(&before, &after).unwrap();
+        let plan = change(&before, &after).unwrap();
         let names: Vec<&str> = plan.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(
             (names, plan.counts()),
             (vec!["head.weight", "head.bias"], [0, 0, 2])
         );
         assert!(plan.after.bytes < plan.before.bytes && plan.after.macs < plan.before.macs);
-        assert_eq!(Plan::of(&before, &before).unwrap().tensors, []);
+        assert_eq!(change(&before, &before).unwrap().tensors, []);
         let (none, bare) = (
             Checkpoint::fresh("deit_micro_patch4_32", Some(0), None, 0).unwrap(),
             &before,
         );
-        assert_eq!(Plan::of(bare, &none).unwrap().counts(), [2, 0, 0]);
-        assert_eq!(Plan::of(&none, bare).unwrap().counts(), [0, 2, 0]);
+        assert_eq!(change(bare, &none).unwrap().counts(), [2, 0, 0]);
+        assert_eq!(change(&none, bare).unwrap().counts(), [0, 2, 0]);
     }
 
     #[test]
@@ -298,12 +229,23 @@ mod tests {
         let images = || Images::find(None, None, 2, &model, &mut ()).unwrap();
         let mut transform = Transform::planned(&model, &model).unwrap();
         assert!(!transform.is_proved());
-        assert!(!transform.prove(&other, &model, images()).unwrap() && !transform.is_proved());
-        assert!(transform.prove(&model, &model, images()).unwrap() && transform.is_proved());
+        assert!(
+            !transform
+                .prove(&other, &model, images(), Check::default())
+                .unwrap()
+                && !transform.is_proved()
+        );
+        assert!(
+            transform
+                .prove(&model, &model, images(), Check::default())
+                .unwrap()
+                && transform.is_proved()
+        );
         let stop = AtomicBool::new(false);
         transform.time(&model, &model, &stop, &mut ()).unwrap();
         let speed = transform.speed.as_ref().unwrap();
         assert!(speed.before_ms > 0.0 && speed.after_ms > 0.0 && speed.rounds == ROUNDS);
+        assert_eq!((speed.verdict, &speed.warning), ("the same plan", &None));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let stopped = transform.time(&model, &model, &stop, &mut ());
         assert!(matches!(stopped, Err(crate::Error::Interrupted)));

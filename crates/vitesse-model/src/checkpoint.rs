@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{Imported, bare, hf};
+use crate::import::{Imported, bare, hf, minivit};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::{AtomicDir, atomic_write, pth, safetensors};
@@ -136,6 +136,7 @@ impl Checkpoint {
             config,
             mut notes,
         } = imported;
+        let tensors = minivit::read(&spec, tensors)?;
         notes.splice(0..0, note);
         let mut checkpoint = Checkpoint {
             spec,
@@ -170,7 +171,7 @@ impl Checkpoint {
         let config = self.config.to_json(&self.spec)?;
         safetensors::write(
             &folder.join(WEIGHTS_FILE),
-            &self.tensors,
+            &minivit::write(&self.spec, &self.tensors)?,
             &safetensors::Metadata::new(),
         )?;
         atomic_write(&folder.join(CONFIG_FILE), |file| {
@@ -234,7 +235,6 @@ impl Checkpoint {
         }
         let (mut spec, mut config) = (self.spec.clone(), self.config.clone());
         set_input(&mut spec, &mut config, img_size);
-        spec.validate()?;
         spec.validate()?;
         if let (NetworkSpec::Vit(old), NetworkSpec::Vit(new)) = (&self.spec.network, &spec.network) {
             let ([rows, columns], [new_rows, new_columns]) = (old.grid(), new.grid());

@@ -211,7 +211,7 @@ fn another_image_size_resizes_the_positions() {
     };
     assert!(
         load_error(&folder, &huge)
-            .contains("the image height is 1099511627776, but at most 4096 is believed")
+            .contains("the image height is 1099511627776, but at most 4096 is supported")
     );
     let convolutional = Checkpoint::fresh("regnety_nano_32", None, Some([64, 64]), 1).unwrap();
     assert_eq!(convolutional.spec.input_size(), [3, 64, 64]);

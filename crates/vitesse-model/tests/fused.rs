@@ -224,6 +224,15 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
             )
         }),
         (
+            "quick GELU and a norm before the blocks",
+            spec(|vit| {
+                vit.activation = Activation::QuickGelu;
+                vit.pre_norm = true;
+                vit.patch_bias = false;
+            }),
+        ),
+        ("shared norms", spec(|vit| vit.layers[1].norms = Some(0))),
+        (
             "no bias of queries, keys and values",
             spec(|vit| {
                 vit.cores

@@ -246,7 +246,7 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
         })
     };
     for (op, expected) in [
-        (at(Site::AttnIn, 0, low_rank(None)), "stands on a projection"),
+        (at(Site::AttnIn, 0, low_rank(None)), "must stand on a projection"),
         (
             at(Site::Fc1, 0, low_rank(Some(vec![QkvPart::Q]))),
             "only `qkv` has parts",
@@ -260,9 +260,9 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
         (at(Site::Mid, 0, with(|_| {})), "cannot stand at `mid`"),
         (
             at(Site::AttnIn, 0, with(|op| op.groups = 3)),
-            "3 groups divide not both",
+            "groups is 3, but must divide both",
         ),
-        (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "0 groups"),
+        (at(Site::AttnIn, 0, with(|op| op.groups = 0)), "groups is 0"),
         (at(Site::AttnIn, 0, with(|op| op.scale = f64::NAN)), "finite"),
         (at(Site::AttnIn, 0, with(|op| op.dropout = 1.0)), "below 1"),
         (

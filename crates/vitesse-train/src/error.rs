@@ -175,8 +175,8 @@ pub enum Error {
     },
     /// A folder that is to be replaced and holds no run.
     #[error(
-        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is no run; choose \
-         another folder",
+        "`{path}` is not replaced, not even with `--force`, because it holds no recipe.toml and so is not a run; \
+         choose another folder",
         path = .path.display()
     )]
     NotARun {
@@ -219,7 +219,7 @@ pub enum Error {
         files: String,
     },
     /// Another process of the team cannot go on.
-    #[error("process {rank} cannot go on, for the reason that it has given")]
+    #[error("process {rank} cannot go on, for the reason it has given")]
     Peer {
         /// Which one.
         rank: usize,
@@ -255,6 +255,41 @@ pub enum Error {
     /// The tensor library returned something it should not; a defect of this program.
     #[error("the tensor backend failed: {0}")]
     Backend(String),
+}
+
+impl Error {
+    /// A stable name for this kind of error, for machines. Text may change, codes may not.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Model(error) => error.code(),
+            Error::Data(error) => error.code(),
+            Error::Io { .. } => "E_IO",
+            Error::Label { .. } => "E_DATA_LABEL",
+            Error::NoClasses { .. } => "E_MODEL_NO_CLASSES",
+            Error::Preprocess { .. } | Error::InputSize { .. } => "E_MODEL_INPUT",
+            Error::Empty { .. } | Error::NoShots { .. } => "E_DATA_EMPTY",
+            Error::NothingReadable { .. } => "E_DATA_UNREADABLE",
+            Error::TeacherMissing => "E_USAGE",
+            Error::Teacher { .. } => "E_TEACHER",
+            Error::Recipe { .. } | Error::RecipeKey { .. } | Error::RecipeSyntax { .. } => "E_RECIPE",
+            Error::RunExists { .. } | Error::NotARun { .. } => "E_EXISTS",
+            Error::Resume { .. } => "E_RESUME",
+            Error::Diverged { .. } => "E_DIVERGED",
+            Error::Peer { .. } => "E_PEER",
+            Error::Lost => "E_PEER_LOST",
+            Error::Apart { .. } => "E_PEER_DIFFERS",
+            Error::Mpi(_) => "E_MPI",
+            Error::Method { code, .. } => code,
+            Error::Interrupted => "E_INTERRUPTED",
+            Error::Classifier(_)
+            | Error::Shape { .. }
+            | Error::NotDistilled { .. }
+            | Error::Classes { .. }
+            | Error::NotFinite { .. }
+            | Error::NotRecorded(_)
+            | Error::Backend(_) => "E_TRAIN",
+        }
+    }
 }
 
 #[cfg(feature = "train")]

@@ -35,6 +35,14 @@ pub struct Metrics {
     pub confusion: Vec<Vec<u64>>,
 }
 
+impl Metrics {
+    /// How far chance reaches: two standard errors of the difference between two accuracies like this one, in points.
+    pub fn margin(&self) -> f64 {
+        let share = self.top1 / 100.0;
+        200.0 * (2.0 * share * (1.0 - share) / self.samples.max(1) as f64).sqrt()
+    }
+}
+
 /// One class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClassMetrics {

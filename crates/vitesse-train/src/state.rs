@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vitesse_model::spec::Role;
 use vitesse_model::storage::safetensors::{self, Metadata};
-use vitesse_model::{Checkpoint, Config, ModelSpec, Tensors};
+use vitesse_model::{Checkpoint, Config, ModelSpec, Sites, Tensors};
 
 use crate::adamw::{OptimConfig, Slot, follow};
 use crate::groups::groups;
@@ -154,8 +154,7 @@ impl State {
         spec.check(tensors, "the model")?;
         let mut specs = spec.tensors()?;
         specs.sort_by(|a, b| a.name.cmp(&b.name));
-        let shapes: Vec<(&str, &[usize])> = specs.iter().map(|spec| (&*spec.name, &*spec.shape)).collect();
-        let groups = groups(&shapes, &optim.no_weight_decay, optim.layer_decay);
+        let groups = groups(&specs, spec.depth(), &optim.no_weight_decay, optim.layer_decay);
         let mut state = State {
             spec: spec.clone(),
             config: config.clone(),

@@ -21,7 +21,7 @@ pub struct Teacher {
     network: Network,
     device: Device,
     /// Per channel, what turns the student's normalisation into the teacher's: `x · scale + shift`.
-    renormalise: Option<[(f32, f32); 3]>,
+    renormalise: Option<Vec<(f32, f32)>>,
     name: String,
 }
 
@@ -75,15 +75,16 @@ impl Teacher {
         }
         let own = preprocess(spec, &checkpoint.config.pretrained_cfg)?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
-        let exchange = |channel: usize| {
-            let [mean, std, own_mean, own_std] = [prepared.mean, prepared.std, own.mean, own.std]
-                .map(|values| f64::from(values.get(channel).copied().unwrap_or(1.0)));
+        let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
+            .map(|values| values.as_slice().iter().copied().map(f64::from));
+        let exchange = mean.zip(std).zip(own_mean.zip(own_std));
+        let exchange = exchange.map(|((mean, std), (own_mean, own_std))| {
             ((std / own_std) as f32, ((mean - own_mean) / own_std) as f32)
-        };
+        });
         let device = device.clone().without_autodiff();
         Ok(Teacher {
             network: Network::new(spec, &checkpoint.tensors, &name, &device)?,
-            renormalise: (!same).then(|| [0, 1, 2].map(exchange)),
+            renormalise: (!same).then(|| exchange.collect()),
             device,
             name,
         })
@@ -94,19 +95,21 @@ impl Teacher {
         &self.name
     }
 
-    /// What it makes of `images` `[batch, 3, height, width]`, normalised for the student, with its values at `wanted` places.
+    /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
+    /// places.
     ///
     /// # Errors
     /// Images of another size, a place that it has not, and logits that are not numbers.
     pub fn look(&self, images: Tensor<4>, wanted: &[Place]) -> Result<Pass> {
-        let images = match self.renormalise {
+        let images = match &self.renormalise {
             None => images,
             Some(channels) => {
-                let row = |values: [f32; 3]| {
-                    let data = TensorData::new(values.to_vec(), [1, 3, 1, 1]);
+                let row = |value: fn(&(f32, f32)) -> f32| {
+                    let values: Vec<f32> = channels.iter().map(value).collect();
+                    let data = TensorData::new(values, [1, channels.len(), 1, 1]);
                     Tensor::<4>::from_data(data, &self.device)
                 };
-                images * row(channels.map(|(scale, _)| scale)) + row(channels.map(|(_, shift)| shift))
+                images * row(|(scale, _)| *scale) + row(|(_, shift)| *shift)
             }
         };
         let mut ctx = Ctx::tracing(Trace::pairs(wanted));
@@ -152,7 +155,8 @@ mod tests {
                 .map(|i| (level(i) - mean[i / 64 % 3]) / std[i / 64 % 3])
                 .collect()
         };
-        let students = normalise(prepared().mean, prepared().std);
+        let (mean, std): (Vec<f32>, Vec<f32>) = (prepared().mean.into(), prepared().std.into());
+        let students = normalise(mean.try_into().unwrap(), std.try_into().unwrap());
         let own = normalise([0.5, 0.4, 0.3], [0.5, 0.25, 1.0]);
         let expected = logits(&same, &own, shape).unwrap();
         let found = logits(&other, &students, shape).unwrap();

@@ -2,20 +2,12 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `job` | one run: base, method, training, adapter |
-//! | `entry` | a method with its settings, as typed |
-//! | `trial` | one run of a comparison: trained, tested, merged, kept |
-//! | `compare` | all runs of a comparison, the search before them, the latencies after them |
-//! | `report` | what it found: JSON, CSV, text |
+//! | `report` | what a comparison found: the tables and the text |
 //! | `page` | the same as an HTML page with charts |
-//! | `vtab` | a comparison on each task of VTAB-1k, and its score |
+//! | `vtab` | what one on the tasks of VTAB-1k found |
 
-mod compare;
-pub(super) mod entry;
-mod job;
 mod page;
 mod report;
-pub(super) mod trial;
 mod vtab;
 
 use std::fmt;
@@ -25,16 +17,20 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 use vitesse::adapt::Method;
-use vitesse_train::method::Trainable;
+use vitesse::measure::trial::comparison::{Comparison, PAGE};
+use vitesse::measure::trial::found::Report as Found;
+use vitesse::measure::trial::vtab::{self as benchmark, Whole};
+use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
+use vitesse::model::storage::atomic_write;
+use vitesse_train::method::{MethodPlan, Trainable};
+use vitesse_train::run::Existing;
 
 use super::Console;
 use super::args::positive;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
+use super::show::{Show, ShowRuns};
 use super::training::{DryRun, RecipeArgs, RunArgs, RunReport, Training, Watch};
-use compare::Comparison;
-use entry::{Entry, Search, setting};
-use job::Job;
 
 /// Adapt a pretrained model to a new task with few parameters
 ///
@@ -99,9 +95,6 @@ pub(super) struct Args {
 /// The method where nobody says one.
 const DEFAULT: &str = "repadapter";
 
-/// Where a merged model is put beside its adapter.
-pub(super) const MERGED: &str = "merged";
-
 /// What a run came to.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -116,7 +109,8 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Dry {
     method: Method,
-    trainable: Trainable,
+    #[serde(flatten)]
+    plan: MethodPlan,
     #[serde(flatten)]
     run: DryRun,
 }
@@ -139,7 +133,7 @@ impl Args {
             let sentence = format!("none of the methods has a setting `{}`", search.key);
             return Err(Failure::usage(sentence));
         }
-        if self.run.dry_run || self.run.existing() == vitesse_train::run::Existing::Replace {
+        if self.run.dry_run || self.run.existing() == Existing::Replace {
             return Err(
                 Failure::usage("a comparison takes neither `--dry-run` nor `--force`")
                     .hint("look at one method with `--method` and `--dry-run`; choose a new folder for a new comparison"),
@@ -157,25 +151,49 @@ impl Args {
         let mut known = seeds.clone();
         known.sort_unstable();
         if let Some([twice, _]) = labels.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("`{twice}` is there twice")));
+            return Err(Failure::usage(format!("`{twice}` is given twice")));
         }
         if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
-            return Err(Failure::usage(format!("the seed {twice} is there twice")));
+            return Err(Failure::usage(format!("the seed {twice} is given twice")));
         }
         let comparison = Comparison {
-            args: &self,
+            recipe: self.recipe.table(None)?,
             entries,
+            search: self.search.clone(),
             seeds,
             data: None,
             output: self.run.output.clone(),
             retrain: false,
-            measured: true,
-            console,
+            rounds: Some(self.rounds.get()),
         };
         let data = comparison.data_path()?;
-        match &vtab::tasks(Path::new(&data))[..] {
-            [] => comparison.run(),
-            tasks => vtab::run(&comparison, tasks),
+        comparison.check(self.run.resumed().is_some())?;
+        match &benchmark::tasks(Path::new(&data))[..] {
+            [] => {
+                let found = compare(&comparison, console)?;
+                Outcome::of(&found, &report::Text(&found))
+            }
+            tasks => {
+                let mut all = Vec::new();
+                for (task, comparison) in benchmark::comparisons(&comparison, tasks) {
+                    let text = format!("{} of {}: {task}", all.len() + 1, tasks.len());
+                    console.say("task", &text);
+                    let report = compare(&comparison, console)?;
+                    all.push(benchmark::Found { task, report });
+                }
+                let whole = Whole::of(all)?;
+                let text = vtab::Text(&whole);
+                let outcome = Outcome::of(&whole, &text)?;
+                for (name, text) in [
+                    ("vtab.csv", text.accuracies().to_csv()),
+                    ("vtab.json", outcome.json().to_owned()),
+                ] {
+                    atomic_write(&comparison.output.join(name), |file| {
+                        file.write_all(text.as_bytes())
+                    })?;
+                }
+                Ok(outcome)
+            }
         }
     }
 
@@ -210,10 +228,10 @@ impl Args {
             existing,
             base: None,
         };
-        let mut ready = job.ready(console)?;
+        let mut ready = job.ready(&mut Show::new(console))?;
         if dry {
             return Outcome::new(&Dry {
-                trainable: ready.trainable().clone(),
+                plan: method.plan(&ready.base.spec)?,
                 run: training.dry_run()?,
                 method,
             });
@@ -221,7 +239,7 @@ impl Args {
         console.note(&ready.trainable().to_string());
         let mut watch = Watch::new(console);
         let learned = job
-            .run(&mut ready, console, &mut watch)
+            .run(&mut ready, console.stop(), &mut watch)
             .map_err(|error| training.failure(error))?;
         let run = training.finish(&learned, watch)?;
         let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
@@ -234,13 +252,21 @@ impl Args {
     }
 }
 
-/// Keys of the recipe that follow from the method where nothing else is said.
-pub(super) fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
-    let mut defaults = vec![("preset", Value::String("adapt".into()))];
-    let own = method.recipe().iter();
-    defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
-    defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
-    defaults
+/// Compares, and writes what was found into the folder.
+fn compare(comparison: &Comparison, console: &Console) -> Result<Found> {
+    let found = comparison.run(console.stop(), &mut ShowRuns::new(console))?;
+    let text = report::Text(&found);
+    let files = [
+        ("compare.json", Outcome::of(&found, &text)?.json().to_owned()),
+        ("compare.csv", text.csv().to_csv()),
+        (PAGE, page::page(&found)),
+    ];
+    for (name, text) in files {
+        atomic_write(&comparison.output.join(name), |file| {
+            file.write_all(text.as_bytes())
+        })?;
+    }
+    Ok(found)
 }
 
 impl fmt::Display for Report {
@@ -254,7 +280,9 @@ impl fmt::Display for Report {
 impl fmt::Display for Dry {
     /// The recipe can be taken from here into a file: the rest is comments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# {}", self.trainable)?;
+        for line in self.plan.to_string().lines() {
+            writeln!(f, "# {line}")?;
+        }
         write!(f, "{}", self.run)
     }
 }

@@ -1,15 +1,17 @@
 //! A comparison as one HTML file.
 
+use vitesse::measure::trial::found::{Report, Speeds};
 use vitesse::report::chart::{BarChart, HALF, ScatterChart};
 use vitesse::report::{Content, Page, format};
 
-use super::report::{Report, Speeds};
+use super::report::Text;
 
 /// The page.
 pub(super) fn page(report: &Report) -> String {
+    let text = Text(report);
     let top1 = |label: &str| report.mean(label, |trial| trial.test.as_ref().map(|test| test.top1));
     let best = report.entries.iter().max_by(|a, b| top1(a).total_cmp(&top1(b)));
-    let mut page = Page::new("Ways to adapt, compared").summary(report.about());
+    let mut page = Page::new("Ways to adapt, compared").summary(text.about());
     if let Some(best) = best {
         page = page.card("Most accurate", format!("{:.2} %", top1(best)), best.as_str());
     }
@@ -35,10 +37,10 @@ pub(super) fn page(report: &Report) -> String {
         chart.y_label("test top-1 (%)").size(HALF).series("", points)
     };
     let mut accuracies = Content::new()
-        .table(&report.accuracies())
-        .text(&report.legend())
+        .table(&text.accuracies())
+        .text(&text.legend())
         .charts(&[&accuracy(true), &accuracy(false)]);
-    if let Some(searches) = report.searches() {
+    if let Some(searches) = text.searches() {
         accuracies = accuracies
             .text("Searched for on validation images, with the first seed:")
             .table(&searches);
@@ -46,12 +48,12 @@ pub(super) fn page(report: &Report) -> String {
     page = page.section("Accuracy", accuracies);
     if !report.speeds.latencies.is_empty() {
         let speeds = Content::new()
-            .table(&report.latencies())
-            .text(&report.plans())
+            .table(&text.latencies())
+            .text(&text.plans())
             .chart(&latencies(report));
         page = page.section("Latency", speeds);
     }
-    page.section("Every run", Content::new().table(&report.csv()))
+    page.section("Every run", Content::new().table(&text.csv()))
         .provenance([
             ("Vitesse", report.version.to_owned()),
             (

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 
 use serde::Serialize;
 use vitesse::measure::Weights;
-use vitesse::measure::classify::network;
+use vitesse::measure::taught::tokens;
 use vitesse::report::{Table, format, left, right};
 use vitesse_train::evaluate::EvalOptions;
-use vitesse_train::tokens::{TokenSimilarity, token_similarity};
+use vitesse_train::tokens::TokenSimilarity;
 
 use crate::cli::Console;
 use crate::cli::args::model::ModelArgs;
@@ -17,6 +16,7 @@ use crate::cli::args::preprocess::PreprocessArgs;
 use crate::cli::args::{ComputeArgs, DataArgs, positive};
 use crate::cli::failure::Result;
 use crate::cli::outcome::{Outcome, pairs};
+use crate::cli::show::Show;
 
 /// How alike the class and the distillation token are, from the parameters to the last norm
 ///
@@ -50,20 +50,12 @@ impl Args {
         }
         let mut checkpoint = self.model.load(None, console)?;
         let preprocess = self.preprocess.plan(&mut checkpoint)?;
-        let (network, device) = network(&checkpoint)?;
         let options = EvalOptions {
             batch_size: self.compute.batch_size.get(),
             ..EvalOptions::default()
         };
-        let mut progress = console.progress("images", data.len());
-        let mut show = |done| match progress.at(done) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        };
-        let similarity = token_similarity(&network, &device, &data, &preprocess, options, &mut |at| {
-            show(at.done)
-        })?;
-        drop(progress);
+        let (stop, mut show) = (console.stop(), Show::new(console));
+        let similarity = tokens(&checkpoint, &data, &preprocess, options, stop, &mut show)?;
         Outcome::new(&Report {
             model: checkpoint.spec.architecture.clone(),
             weights: Weights::of(&checkpoint),

@@ -40,7 +40,7 @@ pub(super) struct ComputeArgs {
 #[command(next_help_heading = "Computing")]
 pub(super) struct ThreadsArgs {
     /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -171,6 +171,20 @@ pub(super) fn start_threads(threads: Option<NonZeroUsize>) -> Result<()> {
 pub(super) fn positive(text: &str) -> std::result::Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_| "expected a whole number from 1".to_owned())
+}
+
+/// The most threads that can be asked for: more than machines have cores, fewer than systems refuse.
+const MOST_THREADS: usize = 1024;
+
+/// A number of threads.
+pub(super) fn threads(text: &str) -> std::result::Result<NonZeroUsize, String> {
+    let cores = cores();
+    text.parse()
+        .ok()
+        .filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+        .ok_or_else(|| {
+            format!("expected a whole number from 1 to {MOST_THREADS}; more than the cores of this machine, {cores}, gain nothing")
+        })
 }
 
 /// A batch size.

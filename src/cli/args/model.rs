@@ -77,7 +77,7 @@ impl ModelsArgs {
         let checkpoint = self.load_any(model, classes, console)?;
         if checkpoint.spec.vit().is_err() {
             let sentence = format!(
-                "the engine runs vision transformers, and `{}` is none",
+                "the engine runs only vision transformers, and `{}` is another kind of network",
                 checkpoint.spec.architecture
             );
             return Err(Failure::new("E_MODEL_UNSUPPORTED", sentence));

@@ -67,6 +67,12 @@ impl fmt::Display for Report {
         }
         rows.push(("classes".to_owned(), self.found.classes.len().to_string()));
         rows.push(("first picture".to_owned(), format!("{width} x {height} pixels")));
+        rows.extend(
+            self.found
+                .notes
+                .iter()
+                .map(|note| ("note".to_owned(), note.clone())),
+        );
         f.write_str(&pairs(rows))?;
         if self.found.classes.is_empty() {
             return Ok(());

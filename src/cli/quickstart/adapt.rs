@@ -7,23 +7,20 @@ use serde::Serialize;
 use toml::Value;
 use vitesse::adapt::Method as Way;
 use vitesse::data::{OpenOptions, Split, open};
-use vitesse::engine::Precision;
-use vitesse::measure::contest::{Contest, Contestant, Ratio, Time};
 use vitesse::measure::merge::{Folded, fold};
 use vitesse::measure::timing::Budget;
-use vitesse::model::Checkpoint;
+use vitesse::measure::trial::{Latency, Merged, Setup, Trial, defaults, table};
 use vitesse::report::{Content, Table, format, left, right};
 use vitesse_train::Recipe;
 
 use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
-use crate::cli::adapt::entry::table;
-use crate::cli::adapt::trial::{Merged, Plan, Trial};
-use crate::cli::adapt::{MERGED, defaults};
 use crate::cli::failure::Result;
-use crate::cli::show::Show;
+use crate::cli::show::ShowRuns;
 
+/// Where a merged model is put beside its adapter.
+const MERGED: &str = "merged";
 /// The folder, and the key in the JSON document.
 pub(super) const FOLDER: &str = "adapted";
 /// The student that is adapted: the one that learned from labels alone.
@@ -46,18 +43,6 @@ pub(super) struct Adapted {
     pub(super) tasks: Vec<Task>,
     /// Measured on the last task's models.
     latency: Option<Latency>,
-}
-
-/// Latency of one picture.
-#[derive(Debug, Serialize)]
-struct Latency {
-    /// Of the student with a new head.
-    plain_ms: f64,
-    /// To that, with ops and merged.
-    with_ops: Ratio,
-    merged: Ratio,
-    /// Whether the merged model's plan is the plain one, step for step.
-    same_plan: bool,
 }
 
 /// One task.
@@ -88,6 +73,7 @@ pub(super) fn adapt(
     (folder, output): (&Path, &Path),
     console: &Console,
 ) -> Result<Adapted> {
+    let (stop, mut show) = (console.stop(), ShowRuns::new(console));
     let mut tasks = Vec::new();
     let mut last = None;
     for task in TASKS {
@@ -97,9 +83,9 @@ pub(super) fn adapt(
             ..OpenOptions::default()
         };
         let test = open(&data, &options)?.limit(size.test, 0);
-        let run = |way: Way| -> Result<(Plan, Trial)> {
+        let mut run = |way: Way| -> Result<(Setup, Trial)> {
             let place = Path::new(FOLDER).join(task).join(way.name());
-            let plan = Plan {
+            let setup = Setup {
                 label: way.name().to_owned(),
                 recipe: recipe(&way, &data, size, seed, workers, output)?,
                 method: way,
@@ -107,17 +93,17 @@ pub(super) fn adapt(
                 base: Some(student(folder)),
                 memory: false,
             };
-            let trial = plan
-                .train(console)
-                .and_then(|trial| plan.test(trial, &test, console));
+            let trial = setup
+                .train(stop, &mut show)
+                .and_then(|trial| setup.test(trial, &test, stop, &mut show));
             // Nothing stays of a quickstart that is interrupted, so there is nothing to go on with.
             console.check()?;
-            Ok((plan, trial?))
+            Ok((setup, trial?))
         };
         let (_, linear) = run(Way::parse("linear", &[])?)?;
-        let (plan, trial) = run(Way::parse("repadapter", &[])?)?;
+        let (setup, trial) = run(Way::parse("repadapter", &[])?)?;
         let place = Path::new(FOLDER).join(task);
-        if let Folded::Whole(merged) = fold(&plan.trained()?)? {
+        if let Folded::Whole(merged) = fold(&*setup.method, &setup.trained()?)? {
             merged.save(&folder.join(&place).join(MERGED), false)?;
         }
         let top1 = |trial: &Trial| trial.test.as_ref().map_or(f64::NAN, |test| test.top1);
@@ -147,9 +133,12 @@ pub(super) fn adapt(
         );
         console.say("tested", &text);
         tasks.push(found);
-        last = Some(plan);
+        last = Some(setup);
     }
-    let latency = last.map(|plan| latency(&plan, console)).transpose()?.flatten();
+    let latency = match last {
+        Some(setup) => setup.latency((ROUNDS, TURN), stop, &mut show)?,
+        None => None,
+    };
     Ok(Adapted {
         base: BASE,
         train_images: size.adapt,
@@ -191,32 +180,6 @@ fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: 
         keys.push(("optim.lr", Value::Float(5e-3)));
     }
     Ok(Recipe::parse("", "quickstart", &keys)?)
-}
-
-/// The plain student, the one with ops, and the merged one in turns; `None` for what cannot be merged.
-fn latency(plan: &Plan, console: &Console) -> Result<Option<Latency>> {
-    let threads = rayon::current_num_threads();
-    let contestant = |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
-    let trained = plan.trained()?;
-    let Folded::Whole(model) = fold(&trained)? else {
-        return Ok(None);
-    };
-    let plain = contestant("plain", &plan.plain(console)?)?;
-    let merged = contestant("merged", &model)?;
-    let same_plan = plain.outline() == merged.outline();
-    let all = vec![plain, contestant("with ops", &trained)?, merged];
-    let batches =
-        Contest::new(all, vec![1], TURN, threads).turns(ROUNDS, console.stop(), &mut Show::new(console))?;
-    let times: Vec<&Time> = batches.iter().flat_map(|batch| &batch.results).collect();
-    Ok(match times[..] {
-        [plain, with_ops, merged] => Some(Latency {
-            plain_ms: plain.latency_ms,
-            with_ops: with_ops.ratio,
-            merged: merged.ratio,
-            same_plan,
-        }),
-        _ => None,
-    })
 }
 
 impl Adapted {

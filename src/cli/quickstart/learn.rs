@@ -1,28 +1,21 @@
-//! One run of the experiment: trained, reloaded, tested.
+//! One run of the experiment: trained, reloaded, tested; and how it is shown.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::Device;
 use vitesse::data::DataSet;
-use vitesse::measure::classify::network;
-use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse::measure::taught::teach;
+use vitesse::measure::{self, TrainEvents};
 use vitesse::report::format;
-use vitesse_train::evaluate::{EvalOptions, Evaluated, evaluate};
+use vitesse_train::Recipe;
 use vitesse_train::events::{Events, Plan};
-use vitesse_train::prepare::preprocess;
-use vitesse_train::run::{EpochRecord, Existing, StepRecord};
-use vitesse_train::state::State;
-use vitesse_train::teacher::Teacher;
-use vitesse_train::tokens::{TokenSimilarity, token_similarity};
-use vitesse_train::trainer::{Start, train};
-use vitesse_train::{Error, Recipe};
+use vitesse_train::run::{EpochRecord, StepRecord};
 
 use super::experiment::Method;
 use super::report::Run;
 use super::test_options;
 use crate::cli::console::{Console, Progress};
 use crate::cli::failure::Result;
+use crate::cli::show::Show;
 
 /// Trains `method` in its folder below `folder`, and tests its best checkpoint on `test`.
 ///
@@ -35,113 +28,65 @@ pub(super) fn learn(
     test: &DataSet,
     console: &Console,
 ) -> Result<Run> {
-    let device = Device::flex();
-    let path = folder.join(method.key());
-    let (learn, validation) = recipe.data.open()?;
-    let student = recipe.model.checkpoint(&learn, recipe.train.seed)?;
-    let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
-    let teacher = method.distils().then(|| {
-        let teacher = folder.join(Method::Teacher.key()).join("best");
-        Teacher::load(&teacher, &student.spec, &prepared, &device)
-    });
-    let start = Start {
-        state: State::new(&student, &recipe.optim, false, &|_| true)?,
-        train: learn,
-        validation,
-        objective: Box::new(recipe.distill.distillation()),
-        hooks: Vec::new(),
-        teacher: teacher.transpose()?,
-        device,
-    };
+    let teacher = folder.join(Method::Teacher.key()).join("best");
+    let options = test_options(recipe.train.workers);
     let mut watch = Watch::new(console);
-    let outcome = train(recipe, start, &path, Existing::Refuse, console.stop(), &mut watch)?;
-    let curve = watch.curve;
-    let best = outcome.best.ok_or(Error::Empty {
-        what: "the validation set",
-    })?;
-
-    let best_path = path.join("best");
-    let checkpoint = Checkpoint::load(&best_path, &LoadOptions::default())?;
-    let cost = checkpoint.spec.costs()?;
-    let (network, device) = network(&checkpoint)?;
-    let mut model = Evaluated {
-        network: &network,
-        device: &device,
-    };
-    let options = EvalOptions {
-        fusion: recipe.distill.joint,
-        ..test_options(recipe.train.workers)
-    };
-    let mut progress = console.progress("images", test.len());
-    progress.about("testing");
-    let found = evaluate(&mut model, test, &prepared, options, &mut |at| {
-        control(&progress.at(at.done))
-    })?;
+    let found = teach(
+        recipe,
+        &folder.join(method.key()),
+        method.distils().then_some(&*teacher),
+        (test, options),
+        console.stop(),
+        &mut watch,
+    )?;
     Ok(Run {
         method,
         model: method.architecture(),
         checkpoint: format!("{}/best", method.key()),
-        param_count: cost.parameters(),
-        macs: cost.macs(),
-        train_seconds: curve.iter().map(|record| record.seconds).sum(),
-        curve,
-        best_epoch: best.epoch,
-        validation_top1: best.top1,
-        validation_loss: best.loss,
-        images_per_second: found.joint.samples as f64 / found.timing.forward.as_secs_f64(),
-        test: found.joint,
-        heads: found.heads,
+        param_count: found.param_count,
+        macs: found.macs,
+        train_seconds: found.curve.iter().map(|record| record.seconds).sum(),
+        curve: found.curve,
+        best_epoch: found.best.epoch,
+        validation_top1: found.best.top1,
+        validation_loss: found.best.loss,
+        images_per_second: found.test.joint.samples as f64 / found.test.timing.forward.as_secs_f64(),
+        test: found.test.joint,
+        heads: found.test.heads,
     })
 }
 
-/// How alike the two tokens of the checkpoint in `path` are on `data`.
-pub(super) fn tokens(
-    path: &Path,
-    data: &DataSet,
-    workers: usize,
-    console: &Console,
-) -> Result<TokenSimilarity> {
-    let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
-    let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
-    let (network, device) = network(&checkpoint)?;
-    let mut progress = console.progress("images", data.len());
-    let options = test_options(workers);
-    Ok(token_similarity(
-        &network,
-        &device,
-        data,
-        &prepared,
-        options,
-        &mut |at| control(&progress.at(at.done)),
-    )?)
-}
-
-fn control(gone: &Result<()>) -> ControlFlow<()> {
-    if gone.is_ok() {
-        ControlFlow::Continue(())
-    } else {
-        ControlFlow::Break(())
-    }
-}
-
-/// Shows a run and keeps its epochs.
+/// Shows a run with one bar for all epochs, and its test.
 struct Watch<'a> {
     console: &'a Console,
+    show: Show<'a>,
     progress: Option<Progress<'a>>,
     epochs: usize,
     done: usize,
-    curve: Vec<EpochRecord>,
 }
 
 impl<'a> Watch<'a> {
     fn new(console: &'a Console) -> Watch<'a> {
         Watch {
             console,
+            show: Show::new(console),
             progress: None,
             epochs: 0,
             done: 0,
-            curve: Vec::new(),
         }
+    }
+}
+
+impl measure::Events for Watch<'_> {}
+
+impl TrainEvents for Watch<'_> {
+    fn training(&mut self) -> &mut dyn Events {
+        self
+    }
+
+    fn as_events(&mut self) -> &mut dyn measure::Events {
+        self.progress = None;
+        &mut self.show
     }
 }
 
@@ -176,7 +121,6 @@ impl Events for Watch<'_> {
             format::duration(record.seconds)
         );
         self.console.say("epoch", &text);
-        self.curve.push(record.clone());
     }
 
     fn warning(&mut self, text: &str) {

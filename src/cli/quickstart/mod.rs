@@ -26,15 +26,17 @@ use vitesse::measure::Labels;
 use vitesse::measure::classify::Runner;
 use vitesse::measure::machine::{peak_memory, processor};
 use vitesse::measure::predict::Predictor;
+use vitesse::measure::taught::tokens;
 use vitesse::model::Fusion;
 use vitesse::model::storage::AtomicDir;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::Thumbnail;
 use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::prepare::preprocess;
+use vitesse_train::tokens::TokenSimilarity;
 
 use super::Console;
-use super::args::{positive, start_threads};
+use super::args::{start_threads, threads};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -67,7 +69,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u32,
     /// Threads that compute and read images [default: one a core]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -150,7 +152,7 @@ impl Quickstart<'_> {
         );
         let (predictions, pictures) = self.predictions(best)?;
         let token = self.folder.join(Method::Token.key()).join("best");
-        let tokens = learn::tokens(&token, &test.limit(TOKEN_IMAGES, 0), self.workers, self.console)?;
+        let tokens = self.tokens(&token, &test.limit(TOKEN_IMAGES, 0))?;
         let output = self.args.output.display().to_string();
         let report = Report {
             report: self.args.output.join(PAGE).display().to_string(),
@@ -201,6 +203,15 @@ impl Quickstart<'_> {
             runs.push(learn::learn(method, &recipe, self.folder, test, self.console)?);
         }
         Ok(runs)
+    }
+
+    /// How alike the two tokens of the checkpoint in `path` are on `data`.
+    fn tokens(&self, path: &Path, data: &DataSet) -> Result<TokenSimilarity> {
+        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+        let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+        let (options, stop) = (test_options(self.workers), self.console.stop());
+        let mut show = Show::new(self.console);
+        Ok(tokens(&checkpoint, data, &prepared, options, stop, &mut show)?)
     }
 
     /// What the best student says about the pictures that were drawn.

@@ -143,7 +143,7 @@ pub(super) fn finding(runs: &[Run], short: bool) -> String {
     let (Some(teacher), Some(none), Some(best)) = (test(Method::Teacher), test(Method::None), best) else {
         return String::new();
     };
-    let (gain, margin) = (best.test.top1 - none.top1, margin(none));
+    let (gain, margin) = (best.test.top1 - none.top1, none.margin());
     let verdict = match gain {
         gain if gain > margin => "Distillation helped",
         gain if gain < -margin => "Distillation did harm",
@@ -167,12 +167,6 @@ pub(super) fn best_of<'a>(runs: impl Iterator<Item = &'a Run>) -> Option<&'a Run
         let accuracy = a.validation_top1.total_cmp(&b.validation_top1);
         accuracy.then(b.validation_loss.total_cmp(&a.validation_loss))
     })
-}
-
-/// Two standard errors of the difference between two accuracies like this one, in points.
-fn margin(metrics: &Metrics) -> f64 {
-    let share = metrics.top1 / 100.0;
-    200.0 * (2.0 * share * (1.0 - share) / metrics.samples.max(1) as f64).sqrt()
 }
 
 /// An accuracy as the tables show it.

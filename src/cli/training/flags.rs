@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use vitesse::data::Split;
 use vitesse_kernels::train::keep_memory;
+use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
@@ -152,7 +153,7 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long)]
     pub(super) test: bool,
     /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", value_parser = args::positive)]
+    #[arg(long, value_name = "N", value_parser = args::threads)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -192,26 +193,23 @@ impl RecipeArgs {
         defaults: Vec<(&str, Value)>,
         more: Vec<(&str, Value)>,
     ) -> Result<Recipe> {
+        let (name, table) = self.table(resumed)?;
+        // The recipe of a run that is resumed has every value already.
+        let whole = resumed.is_some() && self.recipe.is_none();
+        let defaults: Vec<_> = defaults
+            .into_iter()
+            .filter(|(key, _)| !whole || key.contains('.'))
+            .collect();
+        Ok(Recipe::layered(&defaults, table, &more, &name)?)
+    }
+
+    /// What the recipe is made from, under the flags, and its name.
+    pub(in crate::cli) fn table(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
         let (name, mut table) = self.file(resumed)?;
-        for (key, value) in defaults {
-            let said = match key.split_once('.') {
-                Some((table_name, name)) => table
-                    .get(table_name)
-                    .is_some_and(|table| table.get(name).is_some()),
-                // The recipe of a run that is resumed has every value already.
-                None => table.contains_key(key) || resumed.is_some() && self.recipe.is_none(),
-            };
-            if !said {
-                set(&mut table, key, value);
-            }
-        }
         for (key, value) in self.overrides()? {
             set(&mut table, key, value);
         }
-        for (key, value) in more {
-            set(&mut table, key, value);
-        }
-        Ok(Recipe::from_table(table, &name)?)
+        Ok((name, table))
     }
 
     /// What the recipe is made from, without flags, and its name: the file, the run that is resumed, or nothing.
@@ -288,26 +286,6 @@ impl RecipeArgs {
             .into_iter()
             .filter_map(|(key, value)| Some((key, value?)))
             .collect())
-    }
-}
-
-/// Sets `key`, `preset` or `table.name`. What a table should be and is not is refused when the recipe is read.
-fn set(root: &mut Table, key: &str, value: Value) {
-    let Some((table, name)) = key.split_once('.') else {
-        root.insert(key.to_owned(), value);
-        return;
-    };
-    let table = root.entry(table).or_insert_with(|| Value::Table(Table::new()));
-    if let Value::Table(table) = table {
-        // Of two keys that exclude each other, the flag takes the place of either.
-        match key {
-            "model.name" => table.remove("checkpoint"),
-            "model.checkpoint" => table.remove("name"),
-            "data.limit" => table.remove("shots"),
-            "data.shots" => table.remove("limit"),
-            _ => None,
-        };
-        table.insert(name.to_owned(), value);
     }
 }
 

@@ -8,9 +8,9 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use vitesse::data::{DataSet, Loader, LoaderOptions, OpenOptions, Split, open};
+use vitesse::data::{DataSet, Loader, LoaderOptions};
 use vitesse::engine::Precision;
-use vitesse::measure::accuracy::{self, Exam};
+use vitesse::measure::accuracy::{self, Exam, open_test};
 use vitesse::measure::classify::Runner;
 use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::EvalOptions;
@@ -107,6 +107,7 @@ impl<'a> Training<'a> {
             .warnings(processes)
             .iter()
             .chain(&recipe.data.shortfall(&learn))
+            .chain(&learn.notes())
             .for_each(|text| self.console.note(text));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
         let teacher = match &recipe.distill.teacher {
@@ -221,15 +222,4 @@ impl<'a> Training<'a> {
         let output = self.args.output.display();
         format!("{launcher}vitesse {} --resume -o {output}", self.verb)
     }
-}
-
-/// The test split of a data set, which must be stored as one.
-pub(super) fn open_test(path: &str) -> Result<DataSet> {
-    Ok(open(
-        path,
-        &OpenOptions {
-            split: Some(Split::Test),
-            ..OpenOptions::default()
-        },
-    )?)
 }

@@ -10,10 +10,9 @@
 //! beside a matrix that several blocks share. [`merge`] says so for each, and refuses, or keeps it as an op.
 
 pub mod affine;
-mod check;
 pub mod convolution;
 pub mod matrix;
-mod plan;
+mod routes;
 
 use std::collections::BTreeMap;
 
@@ -24,9 +23,8 @@ use vitesse_train::method::{Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
-pub use check::{Difference, TOLERANCE};
 use matrix::Matrix;
-use plan::{Fold, Target};
+use routes::{Fold, Target};
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,52 +74,13 @@ pub struct Unmerged {
 /// [`Error::NothingToDo`] for a model without ops.
 pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Merged> {
     spec.check(tensors, "the adapted model")?;
-    if spec.ops.is_empty() {
-        return Err(Error::NothingToDo(
-            "the model has no ops: there is nothing to fold, or it was merged already".into(),
-        ));
-    }
-    let plan = plan::plan(spec, tensors)?;
-    if !plan.refused.is_empty() && !options.keep_unfoldable {
-        let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(spec, *index));
-        return Err(Error::Unfoldable {
-            reasons: plan.refused.iter().map(reason).collect(),
-            total: spec.ops.len(),
-        });
-    }
-    let mut work = Work::new(spec, tensors);
-    for fold in &plan.folds {
-        work.apply(fold, Direction::In)?;
-    }
-    let report = Report {
-        folded: plan
-            .folds
-            .iter()
-            .map(|fold| Folded {
-                op: describe(spec, fold.op),
-                into: fold.target.module(),
-            })
-            .collect(),
-        kept: plan
-            .refused
-            .iter()
-            .map(|(index, reason)| Kept {
-                op: describe(spec, *index),
-                reason: reason.clone(),
-            })
-            .collect(),
-        created_bias: work.created_bias,
-    };
-    let keep: Vec<bool> = (0..spec.ops.len())
-        .map(|index| plan.refused.iter().any(|(refused, _)| *refused == index))
-        .collect();
-    let (changed, created_bias) = (work.changed, work.created_bias);
-    let (mut spec, mut tensors) = without_ops(spec, tensors, &keep)?;
-    for (name, (shape, values)) in changed {
-        let values = values.iter().map(|&x| x as f32).collect();
-        tensors.insert_f32(name, &shape, values)?;
-    }
-    if created_bias {
+    let Remains {
+        ops,
+        mut tensors,
+        report,
+    } = fold(spec, tensors, options)?;
+    let mut spec = ModelSpec { ops, ..spec.clone() };
+    if report.created_bias {
         set_qkv_bias(&mut spec, &mut tensors)?;
     }
     if let Some(embedding) = spec.embedding() {
@@ -135,6 +94,55 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
     })
 }
 
+/// What is left when ops are folded: those that are kept, and all tensors.
+struct Remains {
+    ops: Vec<OpSpec>,
+    tensors: Tensors,
+    report: Report,
+}
+
+/// Folds what can be folded, in any family; `tensors` are those of `sites`.
+fn fold(sites: &dyn Sites, tensors: &Tensors, options: Options) -> Result<Remains> {
+    let count = sites.ops().len();
+    if count == 0 {
+        return Err(Error::NothingToDo(
+            "the model has no ops: there is nothing to fold, or it was merged already".into(),
+        ));
+    }
+    let routes = routes::routes(sites, tensors)?;
+    if !routes.refused.is_empty() && !options.keep_unfoldable {
+        let reason = |(index, reason): &(usize, String)| format!("{}: {reason}", describe(sites, *index));
+        return Err(Error::Unfoldable {
+            reasons: routes.refused.iter().map(reason).collect(),
+            total: count,
+        });
+    }
+    let mut work = Work::new(sites, tensors);
+    for fold in &routes.folds {
+        work.apply(fold, Direction::In)?;
+    }
+    let folded = routes.folds.iter().map(|fold| Folded {
+        op: describe(sites, fold.op),
+        into: fold.target.module(),
+    });
+    let kept = routes.refused.iter().map(|(index, reason)| Kept {
+        op: describe(sites, *index),
+        reason: reason.clone(),
+    });
+    let report = Report {
+        folded: folded.collect(),
+        kept: kept.collect(),
+        created_bias: work.created_bias,
+    };
+    let keep: Vec<bool> = (0..count)
+        .map(|index| routes.refused.iter().any(|(refused, _)| *refused == index))
+        .collect();
+    let changed = work.changed;
+    let (ops, mut tensors) = without_ops(sites, tensors, &keep)?;
+    put(&mut tensors, changed)?;
+    Ok(Remains { ops, tensors, report })
+}
+
 /// Takes the ops of a model out of its weights, into which they were folded by [`merge`]. `created_bias` says that the
 /// projections to queries, keys and values had no bias before. The head stays the adapter's.
 ///
@@ -142,23 +150,21 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
 /// An op that cannot be folded, and so never was; [`Error::Singular`] where a map has no inverse.
 pub fn unmerge(spec: &ModelSpec, tensors: &Tensors, created_bias: bool) -> Result<Unmerged> {
     spec.check(tensors, "the merged model with its adapter")?;
-    let plan = plan::plan(spec, tensors)?;
-    if let Some((index, reason)) = plan.refused.first() {
+    let routes = routes::routes(spec, tensors)?;
+    if let Some((index, reason)) = routes.refused.first() {
         return Err(Error::NothingToDo(format!(
             "{} cannot be taken out, because it cannot have been folded: {reason}",
             describe(spec, *index)
         )));
     }
     let mut work = Work::new(spec, tensors);
-    for fold in plan.folds.iter().rev() {
+    for fold in routes.folds.iter().rev() {
         work.apply(fold, Direction::Out)?;
     }
     let (changed, condition) = (work.changed, work.condition);
-    let (mut spec, mut tensors) = without_ops(spec, tensors, &vec![false; spec.ops.len()])?;
-    for (name, (shape, values)) in changed {
-        let values = values.iter().map(|&x| x as f32).collect();
-        tensors.insert_f32(name, &shape, values)?;
-    }
+    let (ops, mut tensors) = without_ops(spec, tensors, &vec![false; spec.ops.len()])?;
+    put(&mut tensors, changed)?;
+    let mut spec = ModelSpec { ops, ..spec.clone() };
     if created_bias {
         for (site, _, projection) in spec.sites().projections() {
             let name = format!("{}.bias", projection.name);
@@ -187,16 +193,16 @@ fn describe(sites: &dyn Sites, index: usize) -> String {
     }
 }
 
-/// The model with the ops that are kept, whose tensors are named by their new places.
-fn without_ops(spec: &ModelSpec, tensors: &Tensors, keep: &[bool]) -> Result<(ModelSpec, Tensors)> {
+/// The ops that are kept, and the tensors of the model with them alone, in which they are named by their new places.
+fn without_ops(sites: &dyn Sites, tensors: &Tensors, keep: &[bool]) -> Result<(Vec<OpSpec>, Tensors)> {
     let mut tensors = tensors.clone();
     let mut kept: Vec<OpSpec> = Vec::new();
     // Places only move down, so a new name is free by the time it is needed.
-    for (index, op) in spec.ops.iter().enumerate() {
+    for (index, op) in sites.ops().iter().enumerate() {
         let prefix = op.prefix(index);
         let stays = keep.get(index).copied().unwrap_or(false);
         let new = op.prefix(kept.len());
-        for tensor in op.tensors(index, spec) {
+        for tensor in op.tensors(index, sites) {
             let value = tensors.remove(&tensor.name)?;
             if let Some(end) = tensor.name.strip_prefix(&prefix)
                 && stays
@@ -208,11 +214,16 @@ fn without_ops(spec: &ModelSpec, tensors: &Tensors, keep: &[bool]) -> Result<(Mo
             kept.push(op.clone());
         }
     }
-    let spec = ModelSpec {
-        ops: kept,
-        ..spec.clone()
-    };
-    Ok((spec, tensors))
+    Ok((kept, tensors))
+}
+
+/// Puts changed values among the tensors, rounded once.
+fn put(tensors: &mut Tensors, changed: BTreeMap<String, (Vec<usize>, Vec<f64>)>) -> Result<()> {
+    for (name, (shape, values)) in changed {
+        let values = values.iter().map(|&x| x as f32).collect();
+        tensors.insert_f32(name, &shape, values)?;
+    }
+    Ok(())
 }
 
 /// Gives every projection to queries, keys and values a bias, zero where none was made: models say so for all blocks
@@ -389,7 +400,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A diagonal map of the channels that a projection writes; [`plan`] has seen to it that nothing else gets here.
+/// A diagonal map of the channels that a projection writes; [`routes`] has seen to it that nothing else gets here.
 fn restrict(map: Affine, written: Option<&[usize]>) -> Affine {
     match (written, map.map) {
         (Some(written), Map::Diagonal(scale)) => {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec, Prompts, ScaleShift};
+use vitesse_model::ops::{Activation, Bottleneck, LowRank, OpKind, OpSpec, Prompts, QkvPart, ScaleShift};
 use vitesse_model::spec::{LayerSpec, NetworkSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_rng::Key;
@@ -11,6 +11,7 @@ use vitesse_train::method::Begun;
 
 use super::*;
 use crate::Method;
+use crate::pyramid::Pyramid;
 
 fn spec(edit: impl FnOnce(&mut VitSpec)) -> ModelSpec {
     use vitesse_model::spec::PrefixToken;
@@ -247,16 +248,13 @@ fn matrices_of_several_blocks_and_unwritten_channels_are_refused() {
     let merged = merge(&shared, &random(&shared, 1), options).unwrap();
     let into: Vec<&str> = merged.report.folded.iter().map(|folded| &*folded.into).collect();
     // Norms are private, and core 1 has one user.
-    assert_eq!(
-        into,
-        ["blocks.0.block.norm1.instances.0", "blocks.1.block.mlp.fc1"]
-    );
+    assert_eq!(into, ["blocks.0.norm1", "blocks.1.mlp.fc1"]);
     assert!(
         merged
             .report
             .kept
             .iter()
-            .all(|kept| kept.reason.contains("shared by the blocks 0, 2"))
+            .all(|kept| kept.reason.contains("shared by blocks 0, 2"))
     );
 
     let narrow = with_ops(
@@ -290,4 +288,94 @@ fn matrices_of_several_blocks_and_unwritten_channels_are_refused() {
         .into_owned();
     let expected = bias(&tensors)[1] * scale[4] - 0.5;
     assert!((bias(&merged.tensors)[1] - expected).abs() < 1e-6);
+}
+
+/// `W x + b` with the tensors of `module`.
+fn project(tensors: &Tensors, module: &str, x: &[f64]) -> Vec<f64> {
+    let values = |end: &str| {
+        tensors
+            .get(&format!("{module}.{end}"))
+            .unwrap()
+            .to_f32()
+            .into_owned()
+    };
+    let (weight, bias) = (values("weight"), values("bias"));
+    let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+    let rows = weight.chunks_exact(x.len()).zip(&bias);
+    rows.map(|(row, bias)| dot(row) + f64::from(*bias)).collect()
+}
+
+#[test]
+fn a_family_of_the_tests_own_is_folded_by_its_sites_alone() {
+    let low_rank = OpKind::LowRank(LowRank {
+        rank: 2,
+        alpha: 3.0,
+        rank_stabilized: false,
+        parts: Some(vec![QkvPart::V]),
+        dropout: 0.0,
+    });
+    let model = Pyramid {
+        ops: vec![
+            op(Site::MlpIn, Some(2), bottleneck(Activation::None)),
+            op(Site::AttnIn, Some(2), scale_shift()),
+            op(Site::Qkv, Some(1), low_rank),
+            op(Site::MlpFc1, Some(0), scale_shift()),
+            op(Site::MlpIn, Some(0), scale_shift()),
+            op(Site::AttnOut, Some(3), scale_shift()),
+            op(Site::MlpOut, Some(1), scale_shift()),
+            op(Site::FinalNorm, None, scale_shift()),
+        ],
+    };
+    let tensors = model.tensors(7);
+    let options = Options {
+        keep_unfoldable: true,
+    };
+    let folded = fold(&model, &tensors, options).unwrap();
+    let into: Vec<(&str, &str)> = folded
+        .report
+        .folded
+        .iter()
+        .map(|one| (&*one.op, &*one.into))
+        .collect();
+    assert_eq!(
+        into,
+        [
+            // The norm is that of layer 1 too, so this goes into the projection behind it.
+            ("scale-shift at `mlp.in` of block 0", "layers.0.blocks.0.mlp.fc1"),
+            ("scale-shift at `mlp.fc1` of block 0", "layers.0.blocks.0.mlp.fc1"),
+            ("low-rank at `qkv` of block 1", "layers.0.blocks.1.attn.qkv"),
+            ("scale-shift at `attn.in` of block 2", "layers.1.blocks.0.norm1"),
+            ("bottleneck at `mlp.in` of block 2", "layers.1.blocks.0.mlp.fc1"),
+            ("scale-shift at `final.norm`", "norm"),
+        ]
+    );
+    let reasons: Vec<&str> = folded.report.kept.iter().map(|one| &*one.reason).collect();
+    assert!(reasons[0].contains("shared by blocks 2, 3"), "{reasons:?}");
+    assert!(reasons[1].contains("does not write"), "{reasons:?}");
+    assert_eq!(folded.ops.len(), 2);
+
+    // What was folded computes what stood there.
+    let mut rng = Key::new(3).rng();
+    let mut vector = |width| -> Vec<f64> { (0..width).map(|_| rng.normal()).collect() };
+    let close = |a: &[f64], b: &[f64]| {
+        a.iter()
+            .zip(b)
+            .all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + b.abs()))
+    };
+    let affine = |index: usize| {
+        Affine::of(&model.ops[index], index, &model, &tensors)
+            .unwrap()
+            .unwrap()
+    };
+    let x = vector(16);
+    let fc1 = "layers.1.blocks.0.mlp.fc1";
+    let expected = project(&tensors, fc1, &affine(0).apply(&x));
+    assert!(close(&project(&folded.tensors, fc1, &x), &expected));
+    let (x, fc1) = (vector(8), "layers.0.blocks.0.mlp.fc1");
+    let expected = affine(3).apply(&project(&tensors, fc1, &affine(4).apply(&x)));
+    assert!(close(&project(&folded.tensors, fc1, &x), &expected));
+    // Only the values' rows are updated.
+    let qkv = "layers.0.blocks.1.attn.qkv";
+    let (before, after) = (project(&tensors, qkv, &x), project(&folded.tensors, qkv, &x));
+    assert!(close(&after[..16], &before[..16]) && !close(&after[16..], &before[16..]));
 }

@@ -10,7 +10,9 @@
 //!
 //! **Deviations.** None. Where earlier blocks share weights with the last it is refused, because they would change too.
 
-use vitesse_model::{ModelSpec, Site, Sites};
+use std::collections::HashSet;
+
+use vitesse_model::{ModelSpec, Site, Sites, ops};
 use vitesse_train::method::{Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
@@ -61,8 +63,12 @@ impl Method for Config {
                 "earlier blocks of this model share weights with the last, so the last cannot learn alone",
             );
         }
+        // Ops that stand there belong to whoever put them there.
+        let ops: HashSet<String> = ops::tensors(spec).into_iter().map(|tensor| tensor.name).collect();
         // Layer `l` has the depth `l + 1`, and what follows the layers has the next.
-        select(NAME, spec, |tensor| tensor.depth > frozen)
+        select(NAME, spec, |tensor| {
+            tensor.depth > frozen && !ops.contains(&tensor.name)
+        })
     }
 }
 

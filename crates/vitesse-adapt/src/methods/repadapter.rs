@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert!(refusal(NAME, &[("groups", "5")]).contains("5 groups divide not both"));
+        assert!(refusal(NAME, &[("groups", "5")]).contains("groups is 5, but must divide both"));
         assert!(refusal(NAME, &[("placement", "repboth")]).contains("repblock"));
         assert!(refusal(NAME, &[("scale", "big")]).contains("big"));
         let settings = [("targets", "qkv"), ("position", "after")];

@@ -140,7 +140,7 @@ impl Adapter {
             ))
         })?;
         let config: Map<String, Value> = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is no JSON object: {error}")))?;
+            .map_err(|error| fail(format!("its `{CONFIG_FILE}` is not a JSON object: {error}")))?;
         let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
         let (tensors, metadata) = if !weights.is_file() && old.is_file() {
             (pth::read(&old)?.0, BTreeMap::new().into_iter().collect())

@@ -78,8 +78,8 @@ pub fn parse(tensors: Tensors, scale: Option<f64>, path: &Path) -> Result<Adapte
     }
     let Some(scale) = scale else {
         return Err(fail(
-            "the scale it was trained with is not in the file, and any other would give wrong answers; say it with \
-             `--scale`"
+            "the scale it was trained with is not in the file, and any other would give wrong answers; give it \
+             with `--scale`"
                 .into(),
         ));
     };
@@ -105,7 +105,7 @@ pub fn parse(tensors: Tensors, scale: Option<f64>, path: &Path) -> Result<Adapte
         };
         if grouped == 0 || !hidden.is_multiple_of(grouped) {
             return Err(fail(format!(
-                "its adapter `{module}` has {hidden} hidden units, which groups of {grouped} do not divide"
+                "its adapter `{module}` has {hidden} hidden units, which cannot be split into groups of {grouped}"
             )));
         }
         let kind = Bottleneck {

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use vitesse_model::storage::safetensors;
-use vitesse_model::{Checkpoint, LoadOptions, Tensors};
+use vitesse_model::{Checkpoint, LoadOptions, Site, Tensors};
 use vitesse_rng::Key;
 
 use super::*;
 use crate::Method;
+use crate::pyramid::Pyramid;
 
 /// A base in a folder, and loaded from it.
 fn base(place: &Path) -> Checkpoint {
@@ -249,4 +250,14 @@ fn official_files_need_a_scale_and_whole_adapters() {
     }
     let error = official::parse(tensors, Some(1.0), path).unwrap_err().to_string();
     assert!(error.contains("no place for one"), "{error}");
+}
+
+#[test]
+fn modules_of_any_family_are_found_by_their_path() {
+    let model = Pyramid::default();
+    let found = names::module("layers.0.blocks.1.mlp.fc2", &model).unwrap();
+    assert_eq!((found.site, found.layer, found.part), (Site::Fc2, 1, None));
+    // The path of a shared matrix does not say in which of its layers the update stands.
+    assert_eq!(names::module("layers.1.blocks.0.attn.qkv", &model), None);
+    assert_eq!(names::module("blocks.0.attn.qkv", &model), None);
 }

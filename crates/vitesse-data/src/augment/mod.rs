@@ -1,7 +1,8 @@
 //! Training transforms: from a picture to what the model sees, different every epoch.
 //!
 //! One file a transform. A sample goes through crop → flip → RandAugment (or colour jitter) → normalisation → erasing, each with
-//! draws of its own from the sample's key, so that switching one off changes nothing in the others. Batches are then mixed as
+//! draws of its own from the sample's key, so that switching one off changes nothing in the others. For a model of one channel the
+//! picture is made grey first, and every step keeps it so: colour is augmented where there is some. Batches are then mixed as
 //! wholes ([`MixConfig`]). The defaults are the recipe of DeiT (Touvron et al., 2021, table 9, and its published code).
 
 mod color_jitter;
@@ -19,8 +20,8 @@ use vitesse_rng::Key;
 pub use mixup::{CutBox, Mix, MixConfig, cutmix, mixup, targets};
 pub use rand_augment::{Operation, RandAugment};
 
-use crate::preprocess::{check_input_size, check_normalisation, normalise};
-use crate::{Error, IMAGENET_MEAN, IMAGENET_STD, Image, Interpolation, Result, Transform};
+use crate::preprocess::{check_input_size, check_normalisation, in_channels, normalise};
+use crate::{Error, IMAGENET_MEAN, IMAGENET_STD, Image, Interpolation, PerChannel, Result, Transform};
 
 /// Input sides up to this get padded crops by default, as in DeiT: at this size every pixel counts.
 const SMALL: usize = 32;
@@ -42,12 +43,12 @@ pub enum Crop {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainTransform {
-    /// What the model takes, `[channels, height, width]`; channels must be 3.
+    /// What the model takes, `[channels, height, width]`; 3 channels for colour, 1 for luminance.
     pub input_size: [usize; 3],
     /// Subtracted from each channel, after scaling to [0, 1].
-    pub mean: [f32; 3],
+    pub mean: PerChannel,
     /// Divides each channel, after the mean is subtracted.
-    pub std: [f32; 3],
+    pub std: PerChannel,
     /// The resize filter of crops. Default bicubic.
     pub interpolation: Interpolation,
     /// The kind of crop.
@@ -72,8 +73,8 @@ impl Default for TrainTransform {
     fn default() -> Self {
         TrainTransform {
             input_size: [3, 224, 224],
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
+            mean: IMAGENET_MEAN.into(),
+            std: IMAGENET_STD.into(),
             interpolation: Interpolation::Bicubic,
             crop: Crop::Auto,
             scale: [0.08, 1.0],
@@ -94,7 +95,7 @@ impl TrainTransform {
     /// [`Error::Setting`] naming the first field that is not.
     pub fn validate(&self) -> Result<()> {
         check_input_size(self.input_size)?;
-        check_normalisation(self.mean, self.std)?;
+        check_normalisation(self.input_size, &self.mean, &self.std)?;
         let ordered = |[low, high]: [f64; 2], most: f64| low > 0.0 && low <= high && high <= most;
         if !ordered(self.scale, 1.0) {
             let expected = "two shares above 0 and up to 1, the lesser first";
@@ -126,13 +127,14 @@ impl TrainTransform {
         Ok(())
     }
 
-    /// The augmented picture, before normalisation: exactly `height` x `width` pixels.
+    /// The augmented picture, before normalisation: exactly `height` x `width` pixels; for one channel, grey.
     ///
     /// # Errors
     /// [`Error::Setting`] when a field is out of its range.
     pub fn augment(&self, image: &Image, key: Key) -> Result<Image> {
         self.validate()?;
-        let [_, height, width] = self.input_size;
+        let [channels, height, width] = self.input_size;
+        let image = &*in_channels(image, channels);
         let target = (width, height);
         let mut rng = key.with("crop").rng();
         let padded = match self.crop {
@@ -151,10 +153,7 @@ impl TrainTransform {
             image.flip_horizontal();
         }
         if let Some(aa) = &self.aa {
-            let fill = self
-                .mean
-                .map(|mean| (255.0 * f64::from(mean)).round_ties_even() as u8);
-            image = aa.apply(image, fill, &mut key.with("rand-augment").rng());
+            image = aa.apply(image, self.mean.colour(), &mut key.with("rand-augment").rng());
         } else if self.color_jitter > 0.0 {
             image = color_jitter::color_jitter(image, self.color_jitter, &mut key.with("color-jitter").rng());
         }
@@ -168,7 +167,7 @@ impl Transform for TrainTransform {
     }
 
     fn apply(&self, image: &Image, key: Key) -> Result<Vec<f32>> {
-        let mut values = normalise(&self.augment(image, key)?, self.mean, self.std);
+        let mut values = normalise(&self.augment(image, key)?, &self.mean, &self.std);
         let mut rng = key.with("erase").rng();
         if rng.bernoulli(self.reprob) {
             erasing::erase(&mut values, self.input_size, &mut rng);
@@ -221,6 +220,46 @@ mod tests {
         assert_ne!(
             transform.apply(&image, key(1)).unwrap(),
             transform.apply(&image, key(2)).unwrap()
+        );
+    }
+
+    #[test]
+    fn one_channel_stays_grey_whatever_is_done_to_it() {
+        let colour = TrainTransform {
+            input_size: [3, 40, 40],
+            mean: [0.4; 3].into(),
+            std: [0.2; 3].into(),
+            reprob: 0.0,
+            ..TrainTransform::default()
+        };
+        let grey = TrainTransform {
+            input_size: [1, 40, 40],
+            mean: [0.4].into(),
+            std: [0.2].into(),
+            ..colour.clone()
+        };
+        let image = picture(60, 50);
+        for index in 0..200 {
+            for aa in [Some(RandAugment::default()), None] {
+                let [grey, colour] = [&grey, &colour].map(|transform| TrainTransform {
+                    aa: aa.clone(),
+                    ..transform.clone()
+                });
+                let values = grey.apply(&image, key(index)).unwrap();
+                let three = colour.apply(&image.luminance(), key(index)).unwrap();
+                assert!(
+                    three.chunks(1600).all(|channel| channel == values),
+                    "{index} {aa:?}"
+                );
+            }
+        }
+        let erased = TrainTransform {
+            reprob: 1.0,
+            ..grey.clone()
+        };
+        assert_ne!(
+            erased.apply(&image, key(1)).unwrap(),
+            grey.apply(&image, key(1)).unwrap()
         );
     }
 
@@ -278,7 +317,7 @@ mod tests {
         let default = TrainTransform::default;
         assert_eq!(
             name(TrainTransform {
-                input_size: [1, 4, 4],
+                input_size: [4, 4, 4],
                 ..default()
             }),
             "input_size"
@@ -327,7 +366,7 @@ mod tests {
         );
         assert_eq!(
             name(TrainTransform {
-                std: [0.0; 3],
+                std: [0.0; 3].into(),
                 ..default()
             }),
             "std"

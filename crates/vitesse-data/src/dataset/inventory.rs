@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{DataSet, OpenOptions, Split, form, open};
-use crate::{Error, Result};
+use super::{DataSet, Ignored, OpenOptions, Split, form, ignored, open, splits};
+use crate::Result;
 
 /// The form and the parts of a data set, its classes, and how many pictures each has.
 #[derive(Debug, Serialize)]
@@ -18,6 +18,10 @@ pub struct Inventory {
     pub classes: Vec<Class>,
     /// Height and width of the first picture.
     pub first_picture: [usize; 2],
+    /// What lies in the folders and is not among the images.
+    pub ignored: Vec<Ignored>,
+    /// What else to know, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// A part.
@@ -95,8 +99,21 @@ impl Inventory {
             parts,
             classes,
             first_picture: [first.height(), first.width()],
+            ignored: ignored(sets.iter().map(|(set, _)| set)),
+            notes: notes(sets.iter().map(|(set, _)| set)),
         })
     }
+}
+
+/// The notes of several parts, each once.
+fn notes<'a>(parts: impl Iterator<Item = &'a DataSet>) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    for note in parts.flat_map(DataSet::notes) {
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+    notes
 }
 
 /// The parts that can be asked for, and whether they were held back from another. A set without parts is one whole.
@@ -111,33 +128,25 @@ fn parts(path: &Path) -> Result<Vec<(DataSet, bool)>> {
             },
         )
     };
-    let stored = |split| match ask(split, 0.0) {
-        Ok(set) => Ok(Some(set)),
-        Err(Error::NoSplit { .. }) => Ok(None),
-        Err(error) => Err(error),
-    };
-    let test = stored(Split::Test)?;
-    // With nothing held back, a validation part that is not stored would be empty, which is an error.
-    let validation = stored(Split::Validation).ok().flatten();
-    if test.is_none() && validation.is_none() {
-        return Ok(vec![(ask(Split::All, 0.0)?, false)]);
+    let stored = splits(path)?;
+    let has = |split| stored.contains(&split);
+    let mut parts = Vec::new();
+    for &split in &stored {
+        if split == Split::Train && !has(Split::Validation) {
+            let fraction = OpenOptions::default().val_fraction;
+            // Of a few images nothing can be held back.
+            if let (Ok(train), Ok(validation)) = (ask(split, fraction), ask(Split::Validation, fraction)) {
+                parts.extend([(train, false), (validation, true)]);
+                continue;
+            }
+        }
+        // Copies of what is stored besides.
+        let twice = split == Split::TrainValidation && has(Split::Train) && has(Split::Validation);
+        if !twice {
+            parts.push((ask(split, 0.0)?, false));
+        }
     }
-    let fraction = OpenOptions::default().val_fraction;
-    let (train, held_back) = match validation {
-        Some(set) => (stored(Split::Train)?, Some((set, false))),
-        None => match ask(Split::Train, fraction) {
-            Ok(train) => (Some(train), Some((ask(Split::Validation, fraction)?, true))),
-            Err(Error::NoSplit { .. }) => (None, None),
-            Err(error) => return Err(error),
-        },
-    };
-    let test = test.map(|set| (set, false));
-    Ok(train
-        .map(|set| (set, false))
-        .into_iter()
-        .chain(held_back)
-        .chain(test)
-        .collect())
+    Ok(parts)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ mod views;
 mod vtab;
 mod walk;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -199,7 +199,12 @@ impl DataSet {
         &self.ignored
     }
 
-    /// What a user of the data set should know, in sentences: what was left out, classes without a picture.
+    /// What is odd about the classes, in sentences: those without a picture in this split, ones that may lie deeper.
+    pub fn class_notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What a user of the data set should know, in sentences: what is odd about its classes, and what was left out.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes.to_vec();
         notes.extend(walk::notes(&self.ignored));
@@ -253,7 +258,7 @@ struct Contents {
     samples: Arc<dyn Samples>,
     classes: Vec<String>,
     ignored: Vec<Ignored>,
-    /// Other things to know, in sentences.
+    /// What is odd about the classes, in sentences.
     notes: Vec<String>,
 }
 
@@ -299,6 +304,30 @@ pub fn form(data: impl AsRef<Path>) -> Result<&'static str> {
 pub fn splits(data: impl AsRef<Path>) -> Result<Vec<Split>> {
     let parts = recognise(data.as_ref(), &OpenOptions::default())?.parts();
     Ok(parts.into_iter().map(Part::split).collect())
+}
+
+/// Opens every split that is stored, each by itself; nothing is held back.
+///
+/// # Errors
+/// [`Error::DataSet`] for a path that holds no data set.
+pub fn open_splits(data: impl AsRef<Path>) -> Result<Vec<DataSet>> {
+    let data = data.as_ref();
+    let ask = |split| {
+        let options = OpenOptions {
+            split: Some(split),
+            val_fraction: 0.0,
+            ..OpenOptions::default()
+        };
+        open(data, &options)
+    };
+    splits(data)?.into_iter().map(ask).collect()
+}
+
+/// What lies in the folders of several parts of a data set and is not among their samples, each once.
+pub fn ignored<'a>(parts: impl IntoIterator<Item = &'a DataSet>) -> Vec<Ignored> {
+    let mut seen = HashSet::new();
+    let all = parts.into_iter().flat_map(DataSet::ignored);
+    all.filter(|each| seen.insert(*each)).cloned().collect()
 }
 
 /// Opens a data set: a path, or `shapes` / `shapes:TASK` for the built-in set (write `./shapes` for a folder of that name).

@@ -167,7 +167,7 @@ impl Huffman {
             offset: [0; 17],
             symbols: [0; 256],
         };
-        let invalid = "a JPEG Huffman table that is no code";
+        let invalid = "a JPEG Huffman table is not a valid prefix code";
         table
             .symbols
             .get_mut(..listed.len())
@@ -225,7 +225,7 @@ impl Huffman {
                 return Ok(self.symbols[index as usize & 255]);
             }
         }
-        Err("the JPEG data is damaged: a code that is in no table".into())
+        Err("the JPEG data is damaged: a code that its Huffman table does not have".into())
     }
 
     /// The next number as the first coefficient of a block codes it: its size, then its bits.

@@ -83,6 +83,10 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
         vit.prefix.extend(vec![PrefixToken::Register; between(rng, 1, 4)]);
     }
     vit.norm_eps = [1e-6, 1e-5][rng.below(2)];
+    vit.patch_bias = rng.bernoulli(0.8);
+    vit.pre_norm = rng.bernoulli(0.3);
+    let activations = [Activation::Gelu, Activation::Gelu, Activation::QuickGelu];
+    vit.activation = activations[rng.below(3)];
     let cores = rng.below(4);
     vit.cores = (0..cores).map(|_| random_block(rng, vit.embed_dim)).collect();
     let shared = if cores > 0 && rng.bernoulli(0.4) {
@@ -217,7 +221,7 @@ fn random_block(rng: &mut Rng, dim: usize) -> BlockSpec {
 }
 
 /// One row for each token.
-type Rows = Vec<Vec<f64>>;
+pub type Rows = Vec<Vec<f64>>;
 
 /// What the heads say about one image.
 pub struct Expected {
@@ -227,6 +231,16 @@ pub struct Expected {
 
 /// The forward pass of one image, in the words of the spec.
 pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
+    forward_with(spec, tensors, image, &|_, x| x)
+}
+
+/// The same with something done to the stream after each layer.
+pub fn forward_with(
+    spec: &ModelSpec,
+    tensors: &Tensors,
+    image: &[f32],
+    after: &dyn Fn(usize, Rows) -> Rows,
+) -> Expected {
     let vit = spec.vit().unwrap();
     let model = Model {
         spec,
@@ -236,7 +250,7 @@ pub fn forward(spec: &ModelSpec, tensors: &Tensors, image: &[f32]) -> Expected {
     };
     let mut x = model.embed(image);
     for layer in 0..vit.layers.len() {
-        x = model.layer(layer, x);
+        x = after(layer, model.layer(layer, x));
     }
     let mean = |rows: &Rows| -> Vec<f64> {
         let patches = &rows[vit.prefix.len() + spec.sites().prompts()..];
@@ -284,7 +298,7 @@ struct Model<'a> {
     held: RefCell<[Rows; 2]>,
 }
 
-/// Between the projections of a bottleneck.
+/// Between the projections of a bottleneck or a perceptron.
 fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::None => x,
@@ -462,7 +476,7 @@ impl Model<'_> {
         let patches = self.ops(
             Site::PatchOut,
             None,
-            self.linear("patch_embed.proj", true, &patches),
+            self.linear("patch_embed.proj", vit.patch_bias, &patches),
         );
         let mut rows = Rows::new();
         let mut registers = 0;
@@ -482,6 +496,9 @@ impl Model<'_> {
         let first = if vit.embed_prefix { 0 } else { vit.prefix.len() };
         for (row, pos) in rows[first..].iter_mut().zip(pos.chunks_exact(vit.embed_dim)) {
             row.iter_mut().zip(pos).for_each(|(x, pos)| *x += pos);
+        }
+        if vit.pre_norm {
+            rows = self.norm("norm_pre", &rows);
         }
         rows
     }
@@ -506,8 +523,11 @@ impl Model<'_> {
         if let Some(mlp) = &block.mlp {
             let branch = self.ops(Site::MlpIn, at, self.norm(&vit.norm_name(layer, 2), &x));
             let mut hidden = self.ops(Site::MlpFc1, at, self.project(Site::Fc1, layer, true, &branch));
-            let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-            hidden.iter_mut().flatten().for_each(|x| *x = gelu(*x));
+            let activation = vit.activation;
+            hidden
+                .iter_mut()
+                .flatten()
+                .for_each(|x| *x = activate(activation, *x));
             let hidden = self.ops(Site::MlpHidden, at, hidden);
             let branch = self.project(Site::Fc2, layer, true, &hidden);
             let branch = scatter(branch, mlp.out_idx.as_deref(), vit.embed_dim);

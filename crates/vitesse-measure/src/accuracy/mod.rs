@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vitesse_data::{DataSet, Preprocess};
+use vitesse_data::{DataSet, OpenOptions, Preprocess, Split, open};
 use vitesse_model::Checkpoint;
 use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
@@ -135,6 +135,18 @@ impl Exam {
             shifted: None,
         })
     }
+}
+
+/// The test split of a data set, which must be stored as one.
+///
+/// # Errors
+/// No data set, or none with such a split.
+pub fn open_test(path: &str) -> Result<DataSet> {
+    let options = OpenOptions {
+        split: Some(Split::Test),
+        ..OpenOptions::default()
+    };
+    Ok(open(path, &options)?)
 }
 
 /// What an evaluation found. Keys are timm's result columns where it has them.

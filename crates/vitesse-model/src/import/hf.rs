@@ -1,36 +1,20 @@
-//! Folders that transformers saved: ViT and DeiT.
+//! Folders that transformers saved: what all families have in common.
 //!
 //! transformers splits the fused projection into query, key and value, names things differently, and normalises with
-//! an epsilon of 1e-12 unless told otherwise; the epsilon is taken from the file, since the weights may have been
-//! trained with either. Two sets of names are read: those in its files, and those its modules have had since version 5.
-//!
-//! A DeiT with one classifier has a distillation token that no head reads. That is a register, and it is imported as one.
+//! an epsilon of its own; the epsilon is taken from the file, since the weights may have been trained with either. What a
+//! family's keys and names mean is in the family's file beside this one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Imported;
+use super::{Imported, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
-use crate::config::{Config, Fields, Interpolation, PretrainedCfg, take_labels};
-use crate::spec::{ModelSpec, NetworkSpec, PrefixToken, VitSpec};
+use crate::config::{Config, Fields, PretrainedCfg, take_labels};
+use crate::spec::{ModelSpec, NetworkSpec};
 use crate::tensors::{Tensor, Tensors};
-use crate::{Error, Result, zoo};
-
-/// The families that are read.
-#[derive(Clone, Copy, PartialEq)]
-enum Family {
-    Vit,
-    Deit,
-}
-
-/// Tensors that belong to training tasks or to features that no head here reads.
-const DROPPED: [&str; 3] = [
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-    "embeddings.mask_token",
-];
+use crate::{Error, Result};
 
 /// Imports `tensors` as the text of `file`, transformers' `config.json`, describes them. `preprocessor` is the text of
 /// the `preprocessor_config.json` beside it.
@@ -42,26 +26,13 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     let mut notes = Vec::new();
     let mut fields = Fields::parse(file, text)?;
-    let family = match fields
-        .require::<String>("model_type", "`vit` or `deit`")?
-        .as_str()
-    {
-        "vit" => Family::Vit,
-        "deit" => Family::Deit,
-        other => return Err(fields.wrong("model_type", "`vit` or `deit`", Some(&json!(other)))),
-    };
-    let dropped: Vec<String> = {
-        let droppable = |name: &&str| DROPPED.contains(&body(name));
-        tensors.names().filter(droppable).map(str::to_owned).collect()
-    };
-    for name in &dropped {
-        tensors.remove(name)?;
+    let known = vit::MODEL_TYPES.map(|name| format!("`{name}`")).join(" or ");
+    let model_type: String = fields.require("model_type", &known)?;
+    if !vit::MODEL_TYPES.contains(&model_type.as_str()) {
+        return Err(fields.wrong("model_type", &known, Some(&json!(model_type))));
     }
-    if !dropped.is_empty() {
-        notes.push(format!("left out `{}`: no head reads it", dropped.join("`, `")));
-    }
-
-    let (vit, eps) = read_vit(&mut fields, family, &tensors, &mut notes)?;
+    let described = vit::describe(&model_type, &mut fields, &mut tensors, &mut notes)?;
+    let eps = described.norm_eps;
     if eps != 1e-6 {
         notes.push(format!(
             "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have 1e-6)"
@@ -76,15 +47,16 @@ pub(crate) fn import(
     {
         label_names.clear();
     }
-    let pretrained_cfg = read_preprocessor(preprocessor, file, family, &vit, &mut notes)?;
     let spec = ModelSpec {
-        architecture: architecture(&vit, family).to_owned(),
+        architecture: described.architecture.to_owned(),
         num_classes,
-        network: NetworkSpec::Vit(vit),
+        network: described.network,
         ops: Vec::new(),
     };
+    let preprocessing = &described.preprocessing;
+    let pretrained_cfg = read_preprocessor(preprocessor, file, preprocessing, spec.input_size(), &mut notes)?;
     spec.validate()?;
-    let tensors = rename(tensors, &spec)?;
+    let tensors = rename(tensors, &described.target)?;
     notes.insert(
         0,
         format!(
@@ -102,65 +74,6 @@ pub(crate) fn import(
         },
         notes,
     })
-}
-
-/// The network that `config.json` describes. Keys that it lacks have transformers' default values.
-fn read_vit(
-    fields: &mut Fields<'_>,
-    family: Family,
-    tensors: &Tensors,
-    notes: &mut Vec<String>,
-) -> Result<(VitSpec, f64)> {
-    let dim = fields.size("hidden_size", 1..=16384)?.unwrap_or(768);
-    let depth = fields.size("num_hidden_layers", 0..=256)?.unwrap_or(12);
-    let heads = fields.size("num_attention_heads", 1..=16384)?.unwrap_or(12);
-    let hidden = fields.size("intermediate_size", 1..=1 << 18)?.unwrap_or(3072);
-    let in_chans = fields.size("num_channels", 1..=4096)?.unwrap_or(3);
-    let img_size = fields.sides("image_size", 1..=4096)?.unwrap_or([224; 2]);
-    let [patch_size, patch_width] = fields.sides("patch_size", 1..=4096)?.unwrap_or([16; 2]);
-    let qkv_bias = fields.take("qkv_bias", "`true` or `false`")?.unwrap_or(true);
-    let eps: f64 = fields.take("layer_norm_eps", "a number")?.unwrap_or(1e-12);
-    let act: Option<String> = fields.take("hidden_act", "the string `gelu`")?;
-    if let Some(other) = act.filter(|act| act != "gelu") {
-        return Err(fields.wrong("hidden_act", "`gelu`, the exact one", Some(&json!(other))));
-    }
-    if patch_size != patch_width {
-        return Err(fields.wrong(
-            "patch_size",
-            "the side of a square patch",
-            Some(&json!([patch_size, patch_width])),
-        ));
-    }
-    if dim % heads != 0 {
-        return Err(fields.wrong(
-            "num_attention_heads",
-            &format!("a divisor of {dim}"),
-            Some(&json!(heads)),
-        ));
-    }
-    let prefix = match family {
-        Family::Vit => vec![PrefixToken::Class],
-        Family::Deit if tensors.contains("classifier.weight") => {
-            notes.push("no head reads the distillation token: it is imported as a register".to_owned());
-            vec![PrefixToken::Class, PrefixToken::Register]
-        }
-        Family::Deit => vec![PrefixToken::Class, PrefixToken::Distillation],
-    };
-    let mut vit = VitSpec {
-        img_size,
-        in_chans,
-        norm_eps: eps,
-        ..VitSpec::plain(0, patch_size, dim, depth, heads, prefix)
-    };
-    for core in &mut vit.cores {
-        if let Some(attn) = &mut core.attn {
-            attn.qkv_bias = qkv_bias;
-        }
-        if let Some(mlp) = &mut core.mlp {
-            mlp.hidden = hidden;
-        }
-    }
-    Ok((vit, eps))
 }
 
 /// The number of classes: that of the classifier in the file, with which the labels must agree.
@@ -185,31 +98,19 @@ fn classes(fields: &mut Fields<'_>, tensors: &Tensors) -> Result<usize> {
 fn read_preprocessor(
     text: Option<&str>,
     config: &Path,
-    family: Family,
-    vit: &VitSpec,
+    default: &Defaults,
+    [channels, height, width]: [usize; 3],
     notes: &mut Vec<String>,
 ) -> Result<PretrainedCfg> {
-    let default = match family {
-        Family::Vit => Defaults {
-            resize: 224,
-            crop: None,
-            interpolation: Interpolation::Bilinear,
-        },
-        Family::Deit => Defaults {
-            resize: 256,
-            crop: Some(224),
-            interpolation: Interpolation::Bicubic,
-        },
-    };
     if text.is_none() {
         notes.push(format!(
             "there is no {PREPROCESSOR_FILE}: images are prepared as transformers does without one"
         ));
     }
     let file = config.with_file_name(PREPROCESSOR_FILE);
-    let (cfg, made) = preprocessor::parse(text.unwrap_or("{}"), &file, &default, vit.in_chans)?;
-    if made != vit.img_size {
-        let ([h, w], [height, width]) = (made, vit.img_size);
+    let (cfg, made) = preprocessor::parse(text.unwrap_or("{}"), &file, default, channels)?;
+    if made != [height, width] {
+        let [h, w] = made;
         notes.push(format!(
             "{PREPROCESSOR_FILE} makes images of {h}x{w}, the model takes {height}x{width}: the ratio of crop to resized \
              image is kept"
@@ -218,95 +119,30 @@ fn read_preprocessor(
     Ok(cfg)
 }
 
-/// The name of timm's for a network: the one whose arguments it has, else the one that takes them.
-fn architecture(vit: &VitSpec, family: Family) -> &'static str {
-    let start = match family {
-        Family::Vit => "vit_",
-        Family::Deit => "deit_",
-    };
-    let same = |name: &&'static str| {
-        zoo::get(name).is_ok_and(|entry| match entry.spec.network {
-            NetworkSpec::Vit(known) => {
-                entry.timm_name == *name
-                    && VitSpec {
-                        norm_eps: vit.norm_eps,
-                        ..known
-                    } == *vit
-            }
-            NetworkSpec::RegNet(_) => false,
-        })
-    };
-    zoo::names()
-        .filter(|name| name.starts_with(start))
-        .find(same)
-        .unwrap_or(match family {
-            Family::Vit => "vit_base_patch16_224",
-            Family::Deit if vit.is_distilled() => "deit_base_distilled_patch16_224",
-            Family::Deit => "deit_base_patch16_224",
-        })
-}
-
-/// A name without the prefix that models with a head give to their body.
-fn body(name: &str) -> &str {
-    name.strip_prefix("vit.")
-        .or_else(|| name.strip_prefix("deit."))
-        .unwrap_or(name)
+/// What a family's file says of a folder.
+pub(super) struct Described {
+    pub(super) network: NetworkSpec,
+    /// timm's name for it.
+    pub(super) architecture: &'static str,
+    /// Epsilon of its norms.
+    pub(super) norm_eps: f64,
+    /// How images are prepared where nothing else is said.
+    pub(super) preprocessing: Defaults,
+    /// Where a tensor goes, by its name; `None` for a name that is unknown.
+    pub(super) target: Box<dyn Fn(&str) -> Option<Target>>,
 }
 
 /// Where a tensor goes.
 #[derive(Debug, PartialEq)]
-enum Target {
+pub(super) enum Target {
     /// It takes this name.
     Whole(String),
     /// It is query (0), key (1) or value (2) of the fused tensor of this name.
     Third(String, usize),
 }
 
-/// timm's name for one of transformers'; `None` for a name that is unknown.
-fn target(name: &str, spec: &ModelSpec) -> Option<Target> {
-    let distilled = spec.vit().is_ok_and(VitSpec::is_distilled);
-    let body = body(name);
-    let whole = |name: &str| Some(Target::Whole(name.to_owned()));
-    match body {
-        "embeddings.cls_token" => return whole("cls_token"),
-        "embeddings.distillation_token" => return whole(if distilled { "dist_token" } else { "reg_token" }),
-        "embeddings.position_embeddings" => return whole("pos_embed"),
-        _ => {}
-    }
-    let (module, parameter) = body.rsplit_once('.')?;
-    match module {
-        "embeddings.patch_embeddings.projection" => return whole(&format!("patch_embed.proj.{parameter}")),
-        "layernorm" => return whole(&format!("norm.{parameter}")),
-        "classifier" | "cls_classifier" => return whole(&format!("head.{parameter}")),
-        "distillation_classifier" => return whole(&format!("head_dist.{parameter}")),
-        _ => {}
-    }
-    let layer = module
-        .strip_prefix("encoder.layer.")
-        .or_else(|| module.strip_prefix("layers."))?;
-    let (layer, part) = layer.split_once('.')?;
-    let third = |index| {
-        Some(Target::Third(
-            format!("blocks.{layer}.attn.qkv.{parameter}"),
-            index,
-        ))
-    };
-    let part = match part {
-        "attention.attention.query" | "attention.q_proj" => return third(0),
-        "attention.attention.key" | "attention.k_proj" => return third(1),
-        "attention.attention.value" | "attention.v_proj" => return third(2),
-        "attention.output.dense" | "attention.o_proj" => "attn.proj",
-        "layernorm_before" => "norm1",
-        "layernorm_after" => "norm2",
-        "intermediate.dense" | "mlp.fc1" => "mlp.fc1",
-        "output.dense" | "mlp.fc2" => "mlp.fc2",
-        _ => return None,
-    };
-    whole(&format!("blocks.{layer}.{part}.{parameter}"))
-}
-
 /// The same tensors under timm's names. Those that have none keep their own, for the strict check to report.
-fn rename(tensors: Tensors, spec: &ModelSpec) -> Result<Tensors> {
+fn rename(tensors: Tensors, target: &dyn Fn(&str) -> Option<Target>) -> Result<Tensors> {
     let mut out = Tensors::new();
     let mut thirds: BTreeMap<String, BTreeMap<usize, (String, Tensor)>> = BTreeMap::new();
     let put = |out: &mut Tensors, name: String, tensor: Tensor| match out.insert(name.clone(), tensor) {
@@ -314,7 +150,7 @@ fn rename(tensors: Tensors, spec: &ModelSpec) -> Result<Tensors> {
         None => Ok(()),
     };
     for (name, tensor) in tensors {
-        match target(&name, spec) {
+        match target(&name) {
             Some(Target::Whole(new)) => put(&mut out, new, tensor)?,
             Some(Target::Third(fused, index)) => {
                 thirds.entry(fused).or_default().insert(index, (name, tensor));
@@ -357,6 +193,7 @@ mod tests {
 
     use super::*;
     use crate::tensors::DType;
+    use crate::zoo;
 
     /// The listings of files that transformers wrote become exactly the tensors of the zoo's models.
     #[test]

@@ -1,15 +1,19 @@
-//! Weights that are not in a folder of ours or timm's.
+//! Names and layouts that are not the ones in memory: the one place that knows them.
 //!
 //! | file | reads |
 //! | --- | --- |
-//! | [`hf`] | folders that transformers saved: ViT and DeiT |
 //! | [`bare`] | weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm |
+//! | [`hf`] | folders that transformers saved, for all families |
+//! | [`vit`] | ViT and DeiT among them |
+//! | [`minivit`] | MiniViT's names of shared blocks, which our own folders have too |
 //!
 //! An import ends where a timm folder begins: with a [`ModelSpec`], tensors under timm's names and a [`Config`]. The
 //! strict check of names and shapes comes after it and is the same for all.
 
 pub(crate) mod bare;
 pub(crate) mod hf;
+pub(crate) mod minivit;
+mod vit;
 
 use crate::Tensors;
 use crate::config::Config;

@@ -1,30 +1,82 @@
 //! Multi-head self-attention: fused, or composed from the maps where something needs them.
+//!
+//! Composed, the order is: products of queries and keys, relative bias, the ops at `attn.logits`, the mask of shifted
+//! windows, softmax by the stream's policy, the ops at `attn.probs`.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
-use super::ctx::{Attention as State, Ctx};
+use super::ctx::Ctx;
 use super::fused::{self, Before};
 use super::layers::Linear;
 use super::params::Parameters;
 use super::stations::{at, at_map, cut, project};
 use crate::Result;
-use crate::ops::Op;
+use crate::ops::{AttentionPart, Op, QkvPart};
 use crate::site::Site;
 use crate::spec::AttentionSpec;
 
+/// The matrices of self-attention.
 #[derive(Module, Debug)]
-pub(super) struct Attention {
+pub(super) struct SelfAttention {
     qkv: Linear,
     pub(super) proj: Linear,
     #[module(skip)]
     pub(super) spec: AttentionSpec,
 }
 
-impl Attention {
+/// What a family adds to the logits, spread over `[batch, heads, tokens, tokens]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Terms {
+    /// Before the ops at `attn.logits`: relative positions.
+    pub(super) bias: Option<Tensor<4>>,
+    /// After them: what keeps tokens of a shifted window apart.
+    pub(super) mask: Option<Tensor<4>>,
+}
+
+/// What the attention of a block computes.
+#[derive(Debug, Clone)]
+pub struct AttentionState {
+    /// Queries, keys and values as they left `attn.qkv`: `[batch, tokens, Σ(2·qk + v)]`.
+    pub qkv: Tensor<3>,
+    /// The maps as they left `attn.probs`, `[batch, heads, tokens, tokens]`, once they are there.
+    pub probs: Option<Tensor<4>>,
+    spec: AttentionSpec,
+}
+
+/// What the policy's softmax adds to every row, spread over its keys, so that a row is never without weight.
+const POLICY_EPS: f64 = 1e-6;
+
+impl AttentionState {
+    /// A part of all heads, `[batch, heads, tokens, width]`; queries are not scaled. `None` where heads differ in width.
+    pub fn heads(&self, part: QkvPart) -> Option<Tensor<4>> {
+        let (heads, qk, v) = self.spec.uniform_heads()?;
+        let [batch, tokens, _] = self.qkv.dims();
+        let (start, width) = match part {
+            QkvPart::Q => (0, qk),
+            QkvPart::K => (heads * qk, qk),
+            QkvPart::V => (2 * heads * qk, v),
+        };
+        let part = self.qkv.clone().narrow(2, start, heads * width);
+        Some(part.reshape([batch, tokens, heads, width]).swap_dims(1, 2))
+    }
+
+    /// A part of one head, `[batch, tokens, width]`; queries are not scaled.
+    pub fn head(&self, part: QkvPart, head: usize) -> Tensor<3> {
+        let (first, widths) = match part {
+            QkvPart::Q => (0, &self.spec.qk_dims),
+            QkvPart::K => (self.spec.qk_width(), &self.spec.qk_dims),
+            QkvPart::V => (2 * self.spec.qk_width(), &self.spec.v_dims),
+        };
+        let start = first + widths.iter().take(head).sum::<usize>();
+        self.qkv.clone().narrow(2, start, widths[head])
+    }
+}
+
+impl SelfAttention {
     pub(super) fn new(spec: &AttentionSpec, core: &str, parameters: &Parameters<'_>) -> Result<Self> {
-        Ok(Attention {
+        Ok(SelfAttention {
             qkv: Linear::new(&format!("{core}.attn.qkv"), spec.qkv_bias, parameters)?,
             proj: Linear::new(&format!("{core}.attn.proj"), true, parameters)?,
             spec: spec.clone(),
@@ -32,73 +84,196 @@ impl Attention {
     }
 
     /// `before(x)` `[batch, tokens, dim]` to what `proj` reads, `[batch, tokens, Σv]`.
-    pub(super) fn heads(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
+    pub(super) fn heads(
+        &self,
+        x: Tensor<3>,
+        before: Before,
+        terms: &Terms,
+        ops: &[Op],
+        ctx: &mut Ctx,
+    ) -> Tensor<3> {
         let qkv = project(Site::Qkv, &self.qkv, (x, before), ops, ctx);
         let qkv = at(Site::AttnQkv, qkv, ops, ctx);
-        let maps_needed = cut(Site::AttnLogits, ops, ctx)
+        let reads = |part| ops.iter().any(|op| op.reads_attention() == Some(part));
+        let maps = cut(Site::AttnLogits, ops, ctx)
             || cut(Site::AttnProbs, ops, ctx)
-            || ops.iter().any(Op::reads_attention);
-        let fused = (!maps_needed).then(|| fused::attention(&qkv, &self.spec, ctx.compute));
-        let heads = match (fused.flatten(), self.spec.uniform_heads()) {
-            (Some(heads), _) => heads,
-            (None, Some((heads, qk, v))) => self.uniform(qkv, heads, qk, v, ops, ctx),
-            (None, None) => self.ragged(qkv, ops, ctx),
+            || reads(AttentionPart::Probs)
+            || ctx.stream.policy.is_some()
+            || terms.bias.is_some()
+            || terms.mask.is_some();
+        let fused = if maps {
+            None
+        } else {
+            fused::attention(&qkv, &self.spec, ctx.compute)
+        };
+        let state = AttentionState {
+            qkv,
+            probs: None,
+            spec: self.spec.clone(),
+        };
+        ctx.attention = (maps || reads(AttentionPart::Qkv)).then(|| state.clone());
+        let heads = match fused {
+            Some(heads) => heads,
+            None => self.composed(&state, terms, ops, ctx),
         };
         at(Site::AttnHeads, heads, ops, ctx)
     }
 
-    /// All heads at once: `[batch, tokens, heads·v]`.
-    fn uniform(
-        &self,
-        qkv: Tensor<3>,
-        heads: usize,
-        qk: usize,
-        v: usize,
-        ops: &[Op],
-        ctx: &mut Ctx,
-    ) -> Tensor<3> {
-        let [batch, tokens, _] = qkv.dims();
-        let split = |start, width| {
-            qkv.clone()
-                .narrow(2, start, heads * width)
-                .reshape([batch, tokens, heads, width])
-                .swap_dims(1, 2)
+    /// By way of the maps: `[batch, tokens, Σv]`.
+    fn composed(&self, state: &AttentionState, terms: &Terms, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
+        let [batch, tokens, _] = state.qkv.dims();
+        let scale = self.spec.scale as f32;
+        let all = |part| state.heads(part);
+        if let (Some(q), Some(k), Some(v)) = (all(QkvPart::Q), all(QkvPart::K), all(QkvPart::V)) {
+            let probs = self.probs((q * scale).matmul(k.swap_dims(2, 3)), terms, ops, ctx);
+            let out = probs.matmul(v);
+            return out.swap_dims(1, 2).reshape([batch, tokens, self.spec.v_width()]);
+        }
+        // Heads of different widths go one by one.
+        let heads = 0..self.spec.num_heads();
+        let logits = heads.clone().map(|head| {
+            let (q, k) = (state.head(QkvPart::Q, head), state.head(QkvPart::K, head));
+            let logits = (q * scale).matmul(k.swap_dims(1, 2));
+            logits.reshape([batch, 1, tokens, tokens])
+        });
+        let probs = self.probs(Tensor::cat(logits.collect(), 1), terms, ops, ctx);
+        let out = heads.map(|head| {
+            let weights = probs.clone().narrow(1, head, 1);
+            weights
+                .reshape([batch, tokens, tokens])
+                .matmul(state.head(QkvPart::V, head))
+        });
+        Tensor::cat(out.collect(), 2)
+    }
+
+    /// From products to maps, `[batch, heads, tokens, tokens]` both.
+    fn probs(&self, logits: Tensor<4>, terms: &Terms, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
+        let plus = |x: Tensor<4>, term: &Option<Tensor<4>>| match term {
+            Some(term) => x + term.clone(),
+            None => x,
         };
-        let (q, k, values) = (split(0, qk), split(heads * qk, qk), split(2 * heads * qk, v));
-        let logits = (q * self.spec.scale as f32).matmul(k.swap_dims(2, 3));
-        let probs = self.probs(logits, ops, ctx);
-        let out = probs.clone().matmul(values);
-        ctx.attention = Some(State { qkv, probs });
-        out.swap_dims(1, 2).reshape([batch, tokens, heads * v])
+        let logits = at_map(Site::AttnLogits, plus(logits, &terms.bias), ops, ctx);
+        let logits = plus(logits, &terms.mask);
+        let probs = match ctx.stream.policy.clone() {
+            Some(policy) => policy_softmax(logits, policy, POLICY_EPS),
+            None => softmax(logits, 3),
+        };
+        let probs = at_map(Site::AttnProbs, probs, ops, ctx);
+        if let Some(state) = &mut ctx.attention {
+            state.probs = Some(probs.clone());
+        }
+        probs
+    }
+}
+
+/// Softmax over keys in which a key counts as far as it is there, and every token sees itself (Rao et al., *DynamicViT*,
+/// NeurIPS 2021, equations 10 and 11): `logits` `[batch, heads, tokens, tokens]`, `policy` `[batch, tokens]`.
+fn policy_softmax(logits: Tensor<4>, policy: Tensor<2>, eps: f64) -> Tensor<4> {
+    let [batch, _, _, tokens] = logits.dims();
+    let itself = Tensor::<2>::eye(tokens, &logits.device()).reshape([1, 1, tokens, tokens]);
+    let policy = policy.reshape([batch, 1, 1, tokens]);
+    let counts = policy * (itself.clone() * -1.0 + 1.0) + itself;
+    let largest = logits.clone().max_dim(3);
+    let weights = (logits - largest).exp() * counts;
+    let sum = weights.clone().sum_dim(3);
+    (weights + eps / tokens as f64) / (sum + eps)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::Tensors;
+    use crate::ops::Probe;
+    use crate::storage::safetensors;
+
+    /// A tensor of a file, in `f32`.
+    fn tensor<const D: usize>(file: &Tensors, name: &str) -> Tensor<D> {
+        let tensor = file.get(name).unwrap();
+        let data = TensorData::new(tensor.to_f32().into_owned(), tensor.shape().to_vec());
+        Tensor::from_data(data, &Device::flex())
     }
 
-    /// Head by head, for heads of different widths: `[batch, tokens, Σv]`.
-    fn ragged(&self, qkv: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<3> {
-        let [batch, tokens, _] = qkv.dims();
-        let (qk_width, v_start) = (self.spec.qk_width(), 2 * self.spec.qk_width());
-        let mut q_start = 0;
-        let mut logits = Vec::with_capacity(self.spec.num_heads());
-        for &width in &self.spec.qk_dims {
-            let q = qkv.clone().narrow(2, q_start, width) * self.spec.scale as f32;
-            let k = qkv.clone().narrow(2, qk_width + q_start, width);
-            logits.push(q.matmul(k.swap_dims(1, 2)).reshape([batch, 1, tokens, tokens]));
-            q_start += width;
-        }
-        let probs = self.probs(Tensor::cat(logits, 1), ops, ctx);
-        let mut start = v_start;
-        let mut out = Vec::with_capacity(self.spec.num_heads());
-        for (head, &width) in self.spec.v_dims.iter().enumerate() {
-            let weights = probs.clone().narrow(1, head, 1).reshape([batch, tokens, tokens]);
-            out.push(weights.matmul(qkv.clone().narrow(2, start, width)));
-            start += width;
-        }
-        ctx.attention = Some(State { qkv, probs });
-        Tensor::cat(out, 2)
+    fn distance<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        (a - b).abs().max().into_scalar()
     }
 
-    /// Softmax over keys, with the ops at both attention maps.
-    fn probs(&self, logits: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
-        let logits = at_map(Site::AttnLogits, logits, ops, ctx);
-        at_map(Site::AttnProbs, softmax(logits, 3), ops, ctx)
+    /// Values that look random, `[batch, ..]`.
+    fn values<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|i| ((i + 3 * seed) as f32 * 0.7 + seed as f32).sin() * 0.5)
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    }
+
+    #[test]
+    fn softmax_by_policy_agrees_with_dynamic_vit() {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/token/policy_softmax.safetensors");
+        let (file, _) = safetensors::read(&path).unwrap();
+        let policy: Tensor<3> = tensor(&file, "in.policy");
+        let [batch, tokens, _] = policy.dims();
+        let found = policy_softmax(
+            tensor(&file, "in.attn_logits"),
+            policy.reshape([batch, tokens]),
+            POLICY_EPS,
+        );
+        let distance = distance(found, tensor(&file, "out.attn"));
+        assert!(distance < 1e-6, "{distance}");
+    }
+
+    #[test]
+    fn bias_ops_mask_policy_and_ops_come_in_this_order() {
+        let (heads, width, tokens) = (2, 3, 4);
+        let spec = AttentionSpec::uniform(heads * width, heads);
+        let mut weights = Tensors::new();
+        for (name, shape) in [
+            ("blocks.0.attn.qkv.weight", vec![18, 6]),
+            ("blocks.0.attn.qkv.bias", vec![18]),
+            ("blocks.0.attn.proj.weight", vec![6, 6]),
+            ("blocks.0.attn.proj.bias", vec![6]),
+        ] {
+            let len = shape.iter().product();
+            let values = values([len], name.len()).try_to_vec_as().unwrap();
+            weights.insert_f32(name, &shape, values).unwrap();
+        }
+        let device = Device::flex();
+        let attention = SelfAttention::new(&spec, "blocks.0", &Parameters::new(&weights, &device)).unwrap();
+        let terms = Terms {
+            bias: Some(values([1, heads, tokens, tokens], 4)),
+            mask: Some(values([1, 1, tokens, tokens], 5)),
+        };
+        let learned = || Tensor::<1>::from_data([2.0], &device);
+        let op = |site, map| {
+            Op::probe(
+                site,
+                Probe {
+                    map: Some(map),
+                    ..Probe::new(site.name(), learned())
+                },
+            )
+        };
+        // Neither change commutes with what stands around it.
+        let ops = [
+            op(Site::AttnLogits, |_, x, _| x.powf_scalar(2.0)),
+            op(Site::AttnProbs, |_, x, _| x.powf_scalar(3.0)),
+        ];
+        let mut ctx = Ctx::eval();
+        ctx.stream.policy = Some(Tensor::from_data([[1.0, 0.0, 1.0, 0.5]], &device));
+        let found = attention.heads(values([1, tokens, 6], 6), Before::Nothing, &terms, &ops, &mut ctx);
+
+        let state = ctx.attention.clone().unwrap();
+        let part = |part| state.heads(part).unwrap();
+        let products = part(QkvPart::Q).matmul(part(QkvPart::K).swap_dims(2, 3)) * (3f32).powf(-0.5);
+        let logits = (products + terms.bias.unwrap()).powf_scalar(2.0) + terms.mask.unwrap();
+        let probs = policy_softmax(logits, ctx.stream.policy.unwrap(), POLICY_EPS).powf_scalar(3.0);
+        let expected = probs.clone().matmul(part(QkvPart::V)).swap_dims(1, 2);
+        let expected = expected.reshape([1, tokens, heads * width]);
+        let distances = [distance(state.probs.unwrap(), probs), distance(found, expected)];
+        assert!(distances[0] < 1e-5 && distances[1] < 1e-5, "{distances:?}");
     }
 }

@@ -1,18 +1,29 @@
 //! The context of one forward pass: what ops need beside the value at their site, and what comes out beside the logits.
 
-use burn::tensor::Tensor;
-use vitesse_rng::Key;
+use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
+use vitesse_rng::{Key, Rng};
+
+use super::attention::AttentionState;
 use super::fused::Compute;
 use super::layers::times;
+use super::stream::Stream;
 use super::trace::Trace;
 use crate::site::Site;
 
 /// Carried through one forward pass.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone)]
 pub struct Ctx {
     /// Evaluation or training.
     pub mode: Mode,
+    /// Where random numbers come from, in every mode.
+    pub draws: Draws,
+    /// The share of the training run that is done, from 0 to 1: schedules of ops go by it. After training, 1.
+    pub progress: f64,
+    /// What the images show, as probabilities `[batch, classes]`, for ops that depend on it. A constant: no gradient flows
+    /// into it.
+    pub labels: Option<Tensor<2>>,
     /// Which sites to record, and what was recorded.
     pub trace: Trace,
     /// The state of the token stream.
@@ -21,56 +32,86 @@ pub struct Ctx {
     pub layer: Option<usize>,
     /// How it computes.
     pub compute: Compute,
-    /// What the attention of the running block computed, for the ops after it; only where one of them reads it, or
-    /// something stands at the maps.
-    pub attention: Option<Attention>,
+    /// What the attention of the running block computes, from the moment at which queries, keys and values are there; only
+    /// where an op reads it, or the maps are needed.
+    pub attention: Option<AttentionState>,
     /// Values of the running block that a later op reads, by the site they passed.
     pub(super) held: Vec<(Site, Tensor<3>)>,
+    /// What ops say beside the value at their site, `[batch, ..]` by a name that begins with the op's prefix, such as the
+    /// decisions of a token op; an objective can take them into the loss.
+    pub outputs: BTreeMap<String, Tensor<2>>,
     /// New values of buffers (running means and variances), by tensor name: the trainer stores them after the step.
     pub buffers: Vec<(String, Tensor<1>)>,
 }
 
-/// Evaluation, or training with its randomness.
-#[derive(Debug, Clone, Copy, Default)]
+/// Evaluation or training.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Mode {
-    /// No randomness; batch norms use their running statistics.
+    /// No drop path and no dropout; batch norms use their running statistics.
     #[default]
     Eval,
-    /// Drop path on, batch norms use the batch.
-    Train(DropPath),
+    /// Drop path and dropout on, batch norms use the batch.
+    Train {
+        /// Stochastic depth's probability at the last block.
+        drop_path: f64,
+    },
 }
 
-/// Stochastic depth (Huang et al., 2016): each residual branch of each sample is dropped with a probability that grows
-/// linearly from 0 at the first block to `rate` at the last, and scaled up when kept.
+/// Where the random numbers of one forward pass come from: pure functions of a key and of the sample's place in the
+/// global batch, and not of how a batch is cut into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draws {
+    /// The key of this step. In evaluation the same for every pass, unless the caller sets another.
+    pub key: Key,
+    /// Index, in the global batch, of the first sample of this forward pass.
+    pub first_sample: usize,
+}
+
+impl Default for Draws {
+    fn default() -> Self {
+        Draws {
+            key: Key::new(0),
+            first_sample: 0,
+        }
+    }
+}
+
+impl Draws {
+    /// The numbers of sample `i` of this pass, by the key of their purpose, which comes from [`Draws::key`].
+    pub fn of_sample(&self, purpose: Key, i: usize) -> Rng {
+        purpose.at((self.first_sample + i) as u64).rng()
+    }
+}
+
+/// What a training pass is told. Stochastic depth (Huang et al., 2016): each residual branch of each sample is dropped
+/// with a probability that grows linearly from 0 at the first block to `rate` at the last, and scaled up when kept.
 #[derive(Debug, Clone, Copy)]
 pub struct DropPath {
     /// Probability at the last block.
     pub rate: f64,
     /// The key of this step's draws.
     pub key: Key,
-    /// Index, in the global batch, of the first sample of this forward pass: draws depend on the sample and not on
-    /// how a batch is cut into pieces.
+    /// Index, in the global batch, of the first sample of this forward pass.
     pub first_sample: usize,
 }
 
-/// The token stream at the current site.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stream {
-    /// Tokens before the patches.
-    pub prefix: usize,
-    /// Of which prompts, the last ones.
-    pub prompts: usize,
-    /// Rows and columns of the patch grid.
-    pub grid: [usize; 2],
-}
-
-/// What the attention of a block computed.
-#[derive(Debug, Clone)]
-pub struct Attention {
-    /// Queries, keys and values as they left `attn.qkv`: `[batch, tokens, Σ(2·qk + v)]`.
-    pub qkv: Tensor<3>,
-    /// The maps as they left `attn.probs`: `[batch, heads, tokens, tokens]`.
-    pub probs: Tensor<4>,
+impl Default for Ctx {
+    fn default() -> Self {
+        Ctx {
+            mode: Mode::Eval,
+            draws: Draws::default(),
+            progress: 1.0,
+            labels: None,
+            trace: Trace::default(),
+            stream: Stream::default(),
+            layer: None,
+            compute: Compute::default(),
+            attention: None,
+            held: Vec::new(),
+            outputs: BTreeMap::new(),
+            buffers: Vec::new(),
+        }
+    }
 }
 
 impl Ctx {
@@ -89,8 +130,28 @@ impl Ctx {
 
     /// For training.
     pub fn train(drop_path: DropPath) -> Self {
+        let DropPath {
+            rate,
+            key,
+            first_sample,
+        } = drop_path;
         Ctx {
-            mode: Mode::Train(drop_path),
+            mode: Mode::Train { drop_path: rate },
+            draws: Draws { key, first_sample },
+            ..Ctx::default()
+        }
+    }
+
+    /// The context of a block that is computed again: everything of this one that is no tensor in the graph of gradients.
+    /// The stream and the trace stay behind.
+    pub(super) fn of_block(&self) -> Ctx {
+        Ctx {
+            mode: self.mode,
+            draws: self.draws,
+            progress: self.progress,
+            labels: self.labels.clone().map(Tensor::inner),
+            layer: self.layer,
+            compute: self.compute,
             ..Ctx::default()
         }
     }
@@ -114,16 +175,15 @@ impl Ctx {
     /// In training, zeroes each element of `x` `[batch, tokens, width]` with this probability and scales up the others. The
     /// draws depend on the step, on `name` and on the sample's place in the whole batch.
     pub(crate) fn dropout(&self, x: Tensor<3>, probability: f64, name: &str) -> Tensor<3> {
-        let Mode::Train(drop) = &self.mode else { return x };
-        if probability == 0.0 {
+        if self.mode == Mode::Eval || probability == 0.0 {
             return x;
         }
         let [batch, tokens, width] = x.dims();
         let kept = (1.0 / (1.0 - probability)) as f32;
-        let key = drop.key.with("dropout").with(name);
+        let key = self.draws.key.with("dropout").with(name);
         let factors: Vec<f32> = (0..batch)
             .flat_map(|i| {
-                let mut rng = key.at((drop.first_sample + i) as u64).rng();
+                let mut rng = self.draws.of_sample(key, i);
                 let mut draw = move || if rng.bernoulli(probability) { 0.0 } else { kept };
                 (0..tokens * width).map(move |_| draw())
             })
@@ -131,43 +191,32 @@ impl Ctx {
         times(x, factors, [batch, tokens, width])
     }
 
-    /// What the residual branch of each sample is multiplied by, `None` where it is as it is; `branch` is 0 for
-    /// attention, 1 for the MLP.
+    /// What the residual branch of each sample is multiplied by (0, or `1 / (1 - probability)`), `None` where it is as it
+    /// is; `branch` is 0 for attention, 1 for the MLP.
     pub(super) fn drop_path(&self, batch: usize, depth: usize, branch: u64) -> Option<Vec<f32>> {
-        let (Mode::Train(drop), Some(layer)) = (&self.mode, self.layer) else {
+        let (Mode::Train { drop_path: rate }, Some(layer)) = (self.mode, self.layer) else {
             return None;
         };
-        let probability = drop.probability(layer, depth);
-        (probability > 0.0).then(|| drop.factors(layer, branch, probability, batch))
+        let probability = drop_probability(rate, layer, depth);
+        if probability <= 0.0 {
+            return None;
+        }
+        let key = self.draws.key.with("drop-path").at(layer as u64).at(branch);
+        let kept = (1.0 / (1.0 - probability)) as f32;
+        let factor = |i| {
+            let dropped = self.draws.of_sample(key, i).bernoulli(probability);
+            if dropped { 0.0 } else { kept }
+        };
+        Some((0..batch).map(factor).collect())
     }
 }
 
-impl DropPath {
-    /// The probability that a branch of `layer` is dropped; a model of one block is never dropped.
-    pub fn probability(&self, layer: usize, depth: usize) -> f64 {
-        if depth < 2 {
-            0.0
-        } else {
-            self.rate * layer as f64 / (depth - 1) as f64
-        }
-    }
-
-    /// What each sample's branch is multiplied by: 0, or `1 / (1 - probability)`.
-    fn factors(&self, layer: usize, branch: u64, probability: f64, batch: usize) -> Vec<f32> {
-        let key = self.key.with("drop-path").at(layer as u64).at(branch);
-        (0..batch)
-            .map(|i| {
-                let kept = !key
-                    .at((self.first_sample + i) as u64)
-                    .rng()
-                    .bernoulli(probability);
-                if kept {
-                    (1.0 / (1.0 - probability)) as f32
-                } else {
-                    0.0
-                }
-            })
-            .collect()
+/// The probability that a branch of `layer` is dropped; a model of one block is never dropped.
+fn drop_probability(rate: f64, layer: usize, depth: usize) -> f64 {
+    if depth < 2 {
+        0.0
+    } else {
+        rate * layer as f64 / (depth - 1) as f64
     }
 }
 
@@ -177,17 +226,42 @@ mod tests {
 
     #[test]
     fn drop_path_keeps_the_mean_and_depends_on_the_sample_alone() {
-        let drop = |first_sample| DropPath {
-            rate: 0.4,
-            key: Key::new(5),
-            first_sample,
+        assert_eq!(drop_probability(0.4, 0, 12), 0.0);
+        assert_eq!(drop_probability(0.4, 11, 12), 0.4);
+        assert_eq!(drop_probability(0.4, 0, 1), 0.0);
+        let factors = |first_sample, batch| {
+            let mut ctx = Ctx::train(DropPath {
+                rate: 0.25,
+                key: Key::new(5),
+                first_sample,
+            });
+            ctx.layer = Some(3);
+            ctx.drop_path(batch, 4, 1).unwrap()
         };
-        assert_eq!(drop(0).probability(0, 12), 0.0);
-        assert_eq!(drop(0).probability(11, 12), 0.4);
-        assert_eq!(drop(0).probability(0, 1), 0.0);
-        let whole = drop(0).factors(3, 1, 0.25, 4000);
+        let whole = factors(0, 4000);
         let mean = whole.iter().sum::<f32>() / 4000.0;
         assert!((mean - 1.0).abs() < 0.05, "{mean}");
-        assert_eq!(whole[1000..1010], drop(1000).factors(3, 1, 0.25, 10));
+        assert_eq!(whole[1000..1010], factors(1000, 10));
+    }
+
+    #[test]
+    fn numbers_can_be_drawn_in_every_mode() {
+        let train = Ctx::train(DropPath {
+            rate: 0.0,
+            key: Key::new(5),
+            first_sample: 2,
+        });
+        let eval = Ctx::eval();
+        let first = |ctx: &Ctx, i| {
+            let key = ctx.draws.key.with("noise");
+            ctx.draws.of_sample(key, i).uniform()
+        };
+        assert_eq!(first(&eval, 3), first(&Ctx::eval(), 3));
+        assert_ne!(first(&eval, 3), first(&eval, 4));
+        // Sample 1 of a pass that begins at sample 2 is sample 3 of the batch.
+        let mut whole = train.clone();
+        whole.draws.first_sample = 0;
+        assert_eq!(first(&train, 1), first(&whole, 3));
+        assert_ne!(first(&train, 1), first(&eval, 1));
     }
 }

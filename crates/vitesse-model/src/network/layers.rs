@@ -1,11 +1,13 @@
-//! The linear map and the layer norm, with the checkpoint's shapes.
+//! The linear map, the layer norm and the activations, with the checkpoint's shapes.
 
 use burn::module::{Module, Param};
+use burn::tensor::activation::{gelu, relu, sigmoid};
 use burn::tensor::{Tensor, TensorData};
 
-use super::fused::{self, Affine, Before, Compute, Residual};
+use super::fused::{self, Before, Compute, Residual};
 use super::params::Parameters;
 use crate::Result;
+use crate::ops::Activation;
 
 /// `y = x Wᵀ + b` with `W` stored `[out, in]`.
 #[derive(Module, Debug)]
@@ -26,27 +28,49 @@ impl Linear {
         })
     }
 
-    /// Its weight and bias; `None` where there is no bias.
-    pub(crate) fn affine(&self) -> Option<Affine> {
-        let bias = self.bias.as_ref()?;
-        Some((self.weight.val(), bias.val()))
+    /// Its weight and bias for one forward pass.
+    pub(crate) fn values(&self) -> LinearValues {
+        LinearValues {
+            weight: self.weight.val(),
+            bias: self.bias.as_ref().map(Param::val),
+        }
     }
 
     /// `[.., in]` to `[.., out]`.
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>, compute: Compute) -> Tensor<D> {
-        self.segment(x, Before::Nothing, None, compute)
+        self.values().segment(x, Before::Nothing, None, compute)
     }
+}
 
-    /// The same with what stands before and after it.
+/// What a linear map computes with in one forward pass.
+#[derive(Debug, Clone)]
+pub(crate) struct LinearValues {
+    /// `[out, in]`
+    pub(crate) weight: Tensor<2>,
+    /// `[out]`
+    pub(crate) bias: Option<Tensor<1>>,
+}
+
+impl LinearValues {
+    /// `[.., in]` to `[.., out]`, with what stands before and after the map.
     pub(crate) fn segment<const D: usize>(
-        &self,
+        self,
         x: Tensor<D>,
         before: Before,
         residual: Option<Residual<D>>,
         compute: Compute,
     ) -> Tensor<D> {
-        let bias = self.bias.as_ref().map(Param::val);
-        fused::linear(x, before, self.weight.val(), bias, residual, compute)
+        fused::linear(x, before, self.weight, self.bias, residual, compute)
+    }
+}
+
+/// An activation by Burn's operations, element by element.
+pub(crate) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    match activation {
+        Activation::None => x,
+        Activation::Gelu => gelu(x),
+        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
+        Activation::Relu => relu(x),
     }
 }
 

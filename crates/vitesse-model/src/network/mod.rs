@@ -7,19 +7,26 @@
 
 mod attention;
 mod batch_norm;
+mod block;
 mod ctx;
 pub mod fused;
 pub(crate) mod layers;
+mod pack;
 mod params;
 mod regnet;
 mod stations;
+mod stream;
+#[cfg(test)]
+mod tests;
 mod trace;
 mod vit;
 
-pub use ctx::{Attention, Ctx, DropPath, Mode, Stream};
+pub use attention::AttentionState;
+pub use ctx::{Ctx, Draws, DropPath, Mode};
 pub use fused::{Compute, Precision};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
+pub use stream::Stream;
 pub use trace::{Trace, Value};
 pub use vit::Vit;
 

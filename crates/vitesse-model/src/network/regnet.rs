@@ -146,7 +146,7 @@ impl ConvNorm {
                 let weight = self.weight.val() * scale.reshape([out, 1, 1, 1]);
                 self.convolve(x, weight, ctx.compute) + shift.reshape([out, 1])
             }
-            Mode::Train(_) => self
+            Mode::Train { .. } => self
                 .norm
                 .by_batch(self.convolve(x, self.weight.val(), ctx.compute), ctx),
         };

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::Ctx;
 use super::fused::Before;
-use super::layers::Linear;
+use super::layers::{Linear, LinearValues};
 use crate::ops::Op;
 use crate::site::Site;
 
@@ -20,23 +20,6 @@ pub(super) fn at(site: Site, x: Tensor<3>, ops: &[Op], ctx: &mut Ctx) -> Tensor<
     ctx.record(site, x)
 }
 
-/// A projection of `before(x)` with the ops on it, in order. Where there are none it is one segment.
-pub(super) fn project(
-    site: Site,
-    map: &Linear,
-    (x, before): (Tensor<3>, Before),
-    ops: &[Op],
-    ctx: &mut Ctx,
-) -> Tensor<3> {
-    let mut here = ops.iter().filter(|op| op.site() == site).peekable();
-    if here.peek().is_none() {
-        return map.segment(x, before, None, ctx.compute);
-    }
-    let x = before.apply(x, ctx.compute);
-    let y = map.forward(x.clone(), ctx.compute);
-    here.fold(y, |y, op| op.forward_projection(&x, y, ctx))
-}
-
 /// The same for attention maps.
 pub(super) fn at_map(site: Site, x: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
     let x = ops
@@ -46,8 +29,37 @@ pub(super) fn at_map(site: Site, x: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Ten
     ctx.record_map(site, x)
 }
 
-/// Whether an op or the trace stands at `site`, or an op elsewhere reads it, so that the value there must exist.
+/// The weight and bias of a projection, the weight as the ops on it change it, in order.
+pub(super) fn weighted(projection: Site, map: &Linear, ops: &[Op], ctx: &Ctx) -> LinearValues {
+    let mut values = map.values();
+    for op in ops.iter().filter(|op| op.site() == projection) {
+        values.weight = op.weight(values.weight, ctx);
+    }
+    values
+}
+
+/// A projection of `before(x)` with the ops on it, in order. Where none needs more than its weight it is one segment.
+pub(super) fn project(
+    projection: Site,
+    map: &Linear,
+    (x, before): (Tensor<3>, Before),
+    ops: &[Op],
+    ctx: &mut Ctx,
+) -> Tensor<3> {
+    let values = weighted(projection, map, ops, ctx);
+    if !cut(projection, ops, ctx) {
+        return values.segment(x, before, None, ctx.compute);
+    }
+    let x = before.apply(x, ctx.compute);
+    let y = values.segment(x.clone(), Before::Nothing, None, ctx.compute);
+    ops.iter()
+        .filter(|op| op.site() == projection)
+        .fold(y, |y, op| op.forward_projection(&x, y, ctx))
+}
+
+/// Whether the value at `site` must exist, because an op or the trace stands there, or an op elsewhere reads it. At a
+/// projection: whether an op on it needs what enters and what leaves it.
 pub(super) fn cut(site: Site, ops: &[Op], ctx: &Ctx) -> bool {
-    let needs = |op: &Op| op.site() == site || op.reads() == Some(site);
+    let needs = |op: &Op| (op.site() == site && !op.weight_alone()) || op.reads() == Some(site);
     ops.iter().any(needs) || ctx.trace.wants(site, ctx.layer)
 }

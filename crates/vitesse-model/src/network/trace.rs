@@ -10,7 +10,7 @@ use crate::site::Site;
 ///
 /// With [`Trace::with_gradients`] a zero leaf is added to every recorded value, so that the gradient of an
 /// intermediate can be read after the backward pass.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Trace {
     wanted: Wanted,
     gradients: bool,
@@ -18,7 +18,7 @@ pub struct Trace {
     leaves: BTreeMap<(Site, Option<usize>), Value>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 enum Wanted {
     #[default]
     Nothing,

@@ -119,12 +119,14 @@ impl Bottleneck {
         let divides = |n: usize| self.groups > 0 && n.is_multiple_of(self.groups);
         if !divides(self.hidden) || !divides(width) {
             return fail(format!(
-                "{} groups divide not both the hidden width {} and the width {width} at `{site}`; choose a number that does",
+                "groups is {}, but must divide both the hidden width {} and the width {width} at `{site}`; choose a common divisor",
                 self.groups, self.hidden
             ));
         }
         if self.norm.is_some() && site == Site::AttnHeads {
-            return fail("a bottleneck at `attn.heads` has no norm, because heads are not one vector".into());
+            return fail(
+                "a bottleneck at `attn.heads` cannot have a norm, because heads are not one vector".into(),
+            );
         }
         if !self.scale.is_finite() {
             return fail("the scale must be a finite number".into());
@@ -180,15 +182,14 @@ pub(super) use network::BottleneckOp;
 mod network {
     use burn::module::{Module, Param};
     use burn::tensor::Tensor;
-    use burn::tensor::activation::{gelu, relu, sigmoid};
 
     use super::{Bottleneck, NORM_EPS, NormPlace};
     use crate::Result;
     use crate::network::fused::{Before, linear};
-    use crate::network::layers::{LayerNorm, Linear, times};
+    use crate::network::layers::{LayerNorm, Linear, activate, times};
     use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
     use crate::site::Site;
-    use crate::spec::Activation;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct BottleneckOp {
@@ -228,38 +229,6 @@ mod network {
             })
         }
 
-        pub(in crate::ops) fn reads(&self) -> Option<Site> {
-            self.spec.from
-        }
-
-        /// `[batch, tokens, width]` to the same shape.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>, ctx: &Ctx) -> Tensor<3> {
-            let input = match self.spec.from {
-                // The spec was validated: the site comes before this one in the same block.
-                Some(site) => ctx.held(site).unwrap_or_else(|| x.clone()),
-                None => x.clone(),
-            };
-            let normed = |place: NormPlace, x: Tensor<3>| match &self.norm {
-                Some(norm) if self.spec.norm == Some(place) => norm.forward(x, ctx.compute),
-                _ => x,
-            };
-            let z = self.down.forward(normed(NormPlace::Before, input), ctx.compute);
-            let z = match self.spec.activation {
-                Activation::None => z,
-                Activation::Gelu => gelu(z),
-                Activation::QuickGelu => z.clone() * sigmoid(z * 1.702),
-                Activation::Relu => relu(z),
-            };
-            let z = ctx.dropout(z, self.spec.dropout, &self.name);
-            let (up, bias) = (self.dense_up(), Some(self.up_bias.val()));
-            let u = linear(z, Before::Nothing, up, bias, None, ctx.compute);
-            let u = match &self.scale {
-                Some(scale) => u * scale.val().reshape([1, 1, 1]),
-                None => u * self.spec.scale as f32,
-            };
-            x + normed(NormPlace::After, u)
-        }
-
         /// [`Bottleneck::dense_up`]: each row repeated for every group, and zeroed in all but its own. Both are tiny, and one
         /// dense product is faster than several narrow ones.
         fn dense_up(&self) -> Tensor<2> {
@@ -274,6 +243,34 @@ mod network {
                 mask,
                 [width, self.spec.hidden],
             )
+        }
+    }
+
+    impl Act for BottleneckOp {
+        fn reads(&self) -> Option<Site> {
+            self.spec.from
+        }
+
+        fn tokens(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+            let input = match self.spec.from {
+                // The spec was validated: the site comes before this one in the same block.
+                Some(site) => ctx.held(site).unwrap_or_else(|| x.clone()),
+                None => x.clone(),
+            };
+            let normed = |place: NormPlace, x: Tensor<3>| match &self.norm {
+                Some(norm) if self.spec.norm == Some(place) => norm.forward(x, ctx.compute),
+                _ => x,
+            };
+            let z = self.down.forward(normed(NormPlace::Before, input), ctx.compute);
+            let z = activate(z, self.spec.activation);
+            let z = ctx.dropout(z, self.spec.dropout, &self.name);
+            let (up, bias) = (self.dense_up(), Some(self.up_bias.val()));
+            let u = linear(z, Before::Nothing, up, bias, None, ctx.compute);
+            let u = match &self.scale {
+                Some(scale) => u * scale.val().reshape([1, 1, 1]),
+                None => u * self.spec.scale as f32,
+            };
+            x + normed(NormPlace::After, u)
         }
     }
 }

@@ -74,7 +74,7 @@ impl LowRank {
         if !site.is_projection() {
             let known = Site::PROJECTIONS.map(Site::name).join("`, `");
             return fail(format!(
-                "low-rank stands on a projection, one of `{known}`, and not at `{site}`"
+                "low-rank must stand on a projection (one of `{known}`), not at `{site}`"
             ));
         }
         if !(1..=WIDTH).contains(&self.rank) {
@@ -85,7 +85,7 @@ impl LowRank {
         }
         super::check_dropout(index, self.dropout)?;
         match &self.parts {
-            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, and `{site}` has none")),
+            Some(_) if site != Site::Qkv => fail(format!("only `qkv` has parts, not `{site}`")),
             Some(parts) if parts.is_empty() || !parts.is_sorted_by(|a, b| a < b) => {
                 fail("parts must be some of `q`, `k`, `v`, each at most once and in this order".into())
             }
@@ -137,6 +137,7 @@ mod network {
     use crate::Result;
     use crate::network::fused::{Before, Residual, linear};
     use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
     use crate::site::Site;
     use crate::spec::Sites;
 
@@ -169,10 +170,11 @@ mod network {
                 name: prefix.to_owned(),
             })
         }
+    }
 
-        /// `y` `[batch, tokens, out]`, the projection of `x` `[batch, tokens, in]`, with the update.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>, y: Tensor<3>, ctx: &Ctx) -> Tensor<3> {
-            let x = ctx.dropout(x, self.spec.dropout, &self.name);
+    impl Act for LowRankOp {
+        fn projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+            let x = ctx.dropout(x.clone(), self.spec.dropout, &self.name);
             let (nothing, compute) = (|| Before::Nothing, ctx.compute);
             let z = linear(x, nothing(), self.a.val(), None, None, compute) * self.spec.factor() as f32;
             let [batch, tokens, width] = y.dims();

@@ -8,6 +8,8 @@
 
 mod bottleneck;
 mod low_rank;
+#[cfg(feature = "train")]
+mod network;
 mod prompts;
 mod scale_shift;
 
@@ -18,7 +20,11 @@ pub use prompts::Prompts;
 pub use scale_shift::ScaleShift;
 
 #[cfg(feature = "train")]
+pub(crate) use network::AttentionPart;
+#[cfg(feature = "train")]
 pub use network::Op;
+#[cfg(all(test, feature = "train"))]
+pub(crate) use network::Probe;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,14 +87,6 @@ impl OpSpec {
             OpKind::ScaleShift(_) | OpKind::LowRank(_) => None,
             OpKind::Bottleneck(op) => op.nonlinear(),
             OpKind::Prompts(_) => Some("it makes the token sequence longer".into()),
-        }
-    }
-
-    /// Whether the op reads what the attention of its block computed (`network::Ctx::attention`). Then the maps are
-    /// computed and kept, which a plain forward pass avoids.
-    pub fn reads_attention(&self) -> bool {
-        match &self.kind {
-            OpKind::ScaleShift(_) | OpKind::LowRank(_) | OpKind::Bottleneck(_) | OpKind::Prompts(_) => false,
         }
     }
 
@@ -177,131 +175,4 @@ fn check_dropout(index: usize, dropout: f64) -> Result<()> {
     Err(Error::invalid_spec(format!(
         "ops[{index}]: dropout must be at least 0 and below 1, but is {dropout}"
     )))
-}
-
-#[cfg(feature = "train")]
-mod network {
-    use burn::module::Module;
-    use burn::tensor::{Device, Tensor};
-
-    use super::bottleneck::BottleneckOp;
-    use super::low_rank::LowRankOp;
-    use super::prompts::PromptsOp;
-    use super::scale_shift::ScaleShiftOp;
-    use super::{OpKind, OpSpec};
-    use crate::network::{Ctx, Parameters};
-    use crate::site::Site;
-    use crate::spec::Sites;
-    use crate::{Result, Tensors};
-
-    /// An op in the network, or by itself.
-    #[derive(Module, Debug)]
-    pub struct Op {
-        kind: Kind,
-        #[module(skip)]
-        site: Site,
-        #[module(skip)]
-        reads_attention: bool,
-    }
-
-    // A model has a few dozen ops: what the smaller variants waste does not matter.
-    #[allow(clippy::large_enum_variant)]
-    #[derive(Module, Debug)]
-    enum Kind {
-        ScaleShift(ScaleShiftOp),
-        LowRank(LowRankOp),
-        Bottleneck(BottleneckOp),
-        Prompts(PromptsOp),
-    }
-
-    impl Op {
-        /// Op number `index` of a model with these sites by itself, with its tensors among `tensors`.
-        ///
-        /// # Errors
-        /// An op that cannot stand there, tensors that are missing or of another rank.
-        pub fn alone(
-            spec: &OpSpec,
-            index: usize,
-            sites: &dyn Sites,
-            tensors: &Tensors,
-            device: &Device,
-        ) -> Result<Self> {
-            spec.validate(index, sites)?;
-            for tensor in spec.tensors(index, sites) {
-                tensors.get_shaped(&tensor.name, &tensor.shape)?;
-            }
-            Op::new(spec, index, sites, &Parameters::new(tensors, device))
-        }
-
-        pub(crate) fn new(
-            spec: &OpSpec,
-            index: usize,
-            sites: &dyn Sites,
-            parameters: &Parameters<'_>,
-        ) -> Result<Self> {
-            let prefix = spec.prefix(index);
-            let kind = match &spec.kind {
-                OpKind::ScaleShift(op) => Kind::ScaleShift(ScaleShiftOp::new(op, &prefix, parameters)?),
-                OpKind::LowRank(op) => {
-                    let layer = spec.layer.unwrap_or(0);
-                    Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, sites, parameters)?)
-                }
-                OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
-                OpKind::Prompts(_) => Kind::Prompts(PromptsOp::new(&prefix, parameters)?),
-            };
-            Ok(Op {
-                kind,
-                site: spec.site,
-                reads_attention: spec.reads_attention(),
-            })
-        }
-
-        pub(crate) fn site(&self) -> Site {
-            self.site
-        }
-
-        /// See [`OpSpec::reads_attention`].
-        pub(crate) fn reads_attention(&self) -> bool {
-            self.reads_attention
-        }
-
-        /// The earlier site of the same block whose value the op needs, if it needs one.
-        pub(crate) fn reads(&self) -> Option<Site> {
-            match &self.kind {
-                Kind::Bottleneck(op) => op.reads(),
-                _ => None,
-            }
-        }
-
-        /// Whether the op changes the token stream, about which later blocks must be told.
-        pub(crate) fn changes_stream(&self) -> bool {
-            matches!(self.kind, Kind::Prompts(_))
-        }
-
-        /// The value `[batch, tokens, width]` at the op's site, changed. A kind that stands on projections is refused
-        /// elsewhere when the spec is validated.
-        pub fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
-            match &self.kind {
-                Kind::ScaleShift(op) => op.forward(x),
-                Kind::Bottleneck(op) => op.forward(x, ctx),
-                Kind::Prompts(op) => op.forward(x, ctx),
-                Kind::LowRank(_) => x,
-            }
-        }
-
-        /// What a projection makes, `y` `[batch, tokens, out]`, of `x` `[batch, tokens, in]`, changed by an op on it. The
-        /// other kinds are refused there.
-        pub fn forward_projection(&self, x: &Tensor<3>, y: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
-            match &self.kind {
-                Kind::LowRank(op) => op.forward(x.clone(), y, ctx),
-                _ => y,
-            }
-        }
-
-        /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed. No kind does that yet: those that
-        /// act on tokens alone are refused at such a site when the spec is validated.
-        pub(crate) fn forward_map(&self, x: Tensor<4>, _ctx: &mut Ctx) -> Tensor<4> {
-            x
-        }
-    }
 }

@@ -29,17 +29,17 @@ impl Prompts {
     ) -> Result<()> {
         let fail = |text: String| Err(Error::invalid_spec(format!("ops[{index}]: {text}")));
         if site != Site::BlockIn {
-            return fail(format!("prompts stand at `block.in`, and not at `{site}`"));
+            return fail(format!("prompts must stand at `block.in`, not at `{site}`"));
         }
         if !(1..=SIDE).contains(&self.tokens) {
             return fail(format!(
-                "prompts are from 1 to {SIDE} tokens, but here {}",
+                "there must be from 1 to {SIDE} prompts, but there are {}",
                 self.tokens
             ));
         }
         if sites.prompts() != self.tokens {
             return fail(format!(
-                "{} prompts stand here and {} in the first block; every block with prompts has as many as the first",
+                "there are {} prompts here, but {} in the first block; every block with prompts needs as many as the first",
                 self.tokens,
                 sites.prompts()
             ));
@@ -47,7 +47,7 @@ impl Prompts {
         if let Some((first, _)) = sites.ops_at(site, layer).next()
             && first != index
         {
-            return fail("prompts are the first op of their block".into());
+            return fail("prompts must be the first op of their block".into());
         }
         Ok(())
     }
@@ -75,6 +75,7 @@ mod network {
 
     use crate::Result;
     use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct PromptsOp {
@@ -87,10 +88,11 @@ mod network {
                 tokens: parameters.parameter(&format!("{prefix}.tokens"))?,
             })
         }
+    }
 
-        /// `[batch, tokens, dim]` with the prompts inserted, or in the place of those before; the context's token stream
-        /// is told.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+    impl Act for PromptsOp {
+        /// With the prompts inserted, or in the place of those before; the token stream is told.
+        fn tokens(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
             let [batch, tokens, _] = x.dims();
             let prompts = self.tokens.val();
             let count = prompts.dims()[1];

@@ -58,7 +58,8 @@ mod network {
 
     use super::ScaleShift;
     use crate::Result;
-    use crate::network::Parameters;
+    use crate::network::{Ctx, Parameters};
+    use crate::ops::network::Act;
 
     #[derive(Module, Debug)]
     pub(in crate::ops) struct ScaleShiftOp {
@@ -81,9 +82,10 @@ mod network {
                 shift,
             })
         }
+    }
 
-        /// `[batch, tokens, width]` to the same shape.
-        pub(in crate::ops) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    impl Act for ScaleShiftOp {
+        fn tokens(&self, x: Tensor<3>, _ctx: &mut Ctx) -> Tensor<3> {
             let x = x * self.scale.val().unsqueeze();
             match &self.shift {
                 Some(shift) => x + shift.val().unsqueeze(),

@@ -22,6 +22,6 @@ pub(super) fn within(what: &str, size: usize, limit: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid_spec(format!(
-        "{what} is {size}, but at most {limit} is believed"
+        "{what} is {size}, but at most {limit} is supported"
     )))
 }

@@ -299,7 +299,7 @@ impl Family for RegNetSpec {
             sized(&format!("the stride of stage {name}"), stage.stride)?;
             if stage.width % stage.group_width != 0 {
                 return fail(format!(
-                    "stage {name} has {} channels, which groups of {} do not divide",
+                    "stage {name} has {} channels, which cannot be split into groups of {}",
                     stage.width, stage.group_width
                 ));
             }
@@ -520,7 +520,7 @@ mod tests {
         );
         check(
             &|spec| spec.stages[1].group_width = 24,
-            "stage s2 has 64 channels, which groups of 24 do not divide",
+            "stage s2 has 64 channels, which cannot be split into groups of 24",
         );
         check(&|spec| spec.se_ratio = 0.01, "0 of 16 channels");
         check(&|spec| spec.se_ratio = f64::NAN, "se_ratio NaN");

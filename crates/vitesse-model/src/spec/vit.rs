@@ -238,34 +238,20 @@ impl VitSpec {
             .count()
     }
 
-    /// The name of a core's tensors in the file: `blocks.3`, or `blocks.3.block` in a model that shares.
+    /// The prefix of a core's tensors, such as `blocks.3`.
     pub fn core_name(&self, core: usize) -> String {
-        if self.is_shared() {
-            format!("blocks.{core}.block")
-        } else {
-            format!("blocks.{core}")
-        }
+        format!("blocks.{core}")
     }
 
-    /// The name of one of a layer's norms (1 or 2) in the file: `blocks.3.norm1`, or, in a model that shares,
-    /// `blocks.1.block.norm1.instances.0` for the first layer that uses core 1 (MiniViT's names).
+    /// The prefix of one of the norms (1 or 2) that a layer uses, such as `blocks.3.norm1`: the number is that of the layer
+    /// to which it belongs.
     pub fn norm_name(&self, layer: usize, norm: usize) -> String {
-        let layer = self
+        let owner = self
             .layers
             .get(layer)
             .and_then(|spec| spec.norms)
             .unwrap_or(layer);
-        let core = self.layers.get(layer).map_or(layer, |spec| spec.core);
-        if !self.is_shared() {
-            return format!("blocks.{core}.norm{norm}");
-        }
-        let instance = self
-            .layers
-            .iter()
-            .take(layer)
-            .filter(|other| other.core == core && other.norms.is_none())
-            .count();
-        format!("blocks.{core}.block.norm{norm}.instances.{instance}")
+        format!("blocks.{owner}.norm{norm}")
     }
 
     /// The name of the norm before the head, and whether it stands before or after pooling.

@@ -314,7 +314,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                     if key != METADATA {
                         header.entries.push((key, map.next_value()?));
                     } else if header.metadata.replace(map.next_value()?).is_some() {
-                        return Err(serde::de::Error::custom("`__metadata__` stands there twice"));
+                        return Err(serde::de::Error::custom("`__metadata__` occurs twice"));
                     }
                 }
                 Ok(header)

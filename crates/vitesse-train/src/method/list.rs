@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// Lists methods: one line for each, with what it changes and the module that has its `NAME` and its `Config`.
 ///
-/// Makes the enum, which is read and written with serde as a table with the key `name`; `NAMES`; `parse`, `new` and
-/// `defaults`; and a dereference to [`dyn Method`](crate::method::Method), which is the dispatch. The crate that uses this
+/// Makes the enum, which is read and written with serde as a table with the key `name`; `NAMES` and `all`; `new` and `parse`;
+/// and a dereference to [`dyn Method`](crate::method::Method), which is the dispatch. The crate that uses this
 /// macro needs serde.
 ///
 /// ```

@@ -14,7 +14,8 @@
 //! A crate lists its methods once, with [`methods!`](crate::methods); from the list follow the enum, the names, parsing and
 //! dispatch, and from the declared settings the tables of the documentation.
 //!
-//! Nothing here needs gradients, so it is there without the feature `train`.
+//! A method that minimises something of its own, or acts between steps, adds an objective and hooks to what `begin` made;
+//! the trainer's loop calls them. Nothing else here needs gradients, so it is there without the feature `train`.
 
 mod list;
 mod plan;
@@ -22,7 +23,7 @@ mod settings;
 mod trainable;
 
 pub use list::{Table, from_texts, named, read, split, unknown};
-pub use plan::{MethodPlan, Size, TensorChange};
+pub use plan::{Change, MethodPlan, Size, TensorChange};
 pub use settings::{Field, Settings, table, values};
 pub use trainable::{Trainable, head_tensors};
 

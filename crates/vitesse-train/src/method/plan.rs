@@ -18,12 +18,20 @@ pub struct MethodPlan {
     pub spec: ModelSpec,
     /// What learns.
     pub trainable: Trainable,
-    /// Tensors that come, go, or have another shape afterwards, in the models' order.
-    pub changes: Vec<TensorChange>,
-    /// The model as it is.
+    /// From the model as it is to the one that learns.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// What one model has and another has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The model before.
     pub before: Size,
-    /// The model that learns.
+    /// The model after.
     pub after: Size,
+    /// Tensors that go, come, or have another shape, in this model's order and then in the other's.
+    pub tensors: Vec<TensorChange>,
 }
 
 /// One tensor that comes, goes, or has another shape afterwards.
@@ -60,6 +68,48 @@ impl Size {
     }
 }
 
+impl Change {
+    /// From `before` to `after`.
+    ///
+    /// # Errors
+    /// A spec that describes no model.
+    pub fn of(before: &ModelSpec, after: &ModelSpec) -> Result<Change> {
+        let (old, new) = (before.tensors()?, after.tensors()?);
+        let shapes = |tensors: &[TensorSpec]| -> BTreeMap<String, Vec<usize>> {
+            let pair = |tensor: &TensorSpec| (tensor.name.clone(), tensor.shape.clone());
+            tensors.iter().map(pair).collect()
+        };
+        let (old_shapes, new_shapes) = (shapes(&old), shapes(&new));
+        let come = new.iter().filter(|tensor| !old_shapes.contains_key(&tensor.name));
+        let tensors = old
+            .iter()
+            .chain(come)
+            .map(|tensor| TensorChange {
+                name: tensor.name.clone(),
+                before: old_shapes.get(&tensor.name).cloned(),
+                after: new_shapes.get(&tensor.name).cloned(),
+            })
+            .filter(|change| change.before != change.after)
+            .collect();
+        Ok(Change {
+            before: Size::of(before, &old)?,
+            after: Size::of(after, &new)?,
+            tensors,
+        })
+    }
+
+    /// How many tensors go, come, and have another shape.
+    pub fn counts(&self) -> [usize; 3] {
+        let count =
+            |what: fn(&TensorChange) -> bool| self.tensors.iter().filter(|change| what(change)).count();
+        [
+            count(|change| change.after.is_none()),
+            count(|change| change.before.is_none()),
+            count(|change| change.before.is_some() && change.after.is_some()),
+        ]
+    }
+}
+
 impl MethodPlan {
     /// The plan that makes `before` into `after`, in which the tensors that `rule` selects learn, and the heads.
     ///
@@ -71,27 +121,9 @@ impl MethodPlan {
         after: ModelSpec,
         rule: impl Fn(&TensorSpec) -> bool,
     ) -> Result<MethodPlan> {
-        let (old, new) = (before.tensors()?, after.tensors()?);
-        let shapes = |tensors: &[TensorSpec]| -> BTreeMap<String, Vec<usize>> {
-            let pair = |tensor: &TensorSpec| (tensor.name.clone(), tensor.shape.clone());
-            tensors.iter().map(pair).collect()
-        };
-        let (old_shapes, new_shapes) = (shapes(&old), shapes(&new));
-        let gone = old.iter().filter(|tensor| !new_shapes.contains_key(&tensor.name));
-        let changes = gone
-            .chain(&new)
-            .map(|tensor| TensorChange {
-                name: tensor.name.clone(),
-                before: old_shapes.get(&tensor.name).cloned(),
-                after: new_shapes.get(&tensor.name).cloned(),
-            })
-            .filter(|change| change.before != change.after)
-            .collect();
         Ok(MethodPlan {
             trainable: Trainable::select(method, &after, rule)?,
-            changes,
-            before: Size::of(before, &old)?,
-            after: Size::of(&after, &new)?,
+            change: Change::of(before, &after)?,
             spec: after,
         })
     }
@@ -103,13 +135,17 @@ impl MethodPlan {
     pub fn begin(self, tensors: &Tensors, seed: u64) -> Result<Begun> {
         let mut tensors = tensors.clone();
         let fresh = |tensor: &TensorSpec| {
-            let mut changes = self.changes.iter().filter(|change| change.before.is_none());
+            let mut changes = self
+                .change
+                .tensors
+                .iter()
+                .filter(|change| change.before.is_none());
             changes.any(|change| change.name == tensor.name)
         };
         for tensor in self.spec.tensors()?.iter().filter(|tensor| fresh(tensor)) {
             tensors.insert(tensor.name.clone(), tensor.init(seed)?);
         }
-        for gone in self.changes.iter().filter(|change| change.after.is_none()) {
+        for gone in self.change.tensors.iter().filter(|change| change.after.is_none()) {
             tensors.remove(&gone.name)?;
         }
         self.spec.check(&tensors, "the model that learns")?;
@@ -128,24 +164,16 @@ impl MethodPlan {
 impl fmt::Display for MethodPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.trainable)?;
-        let count =
-            |what: fn(&TensorChange) -> bool| self.changes.iter().filter(|change| what(change)).count();
+        let Change { before, after, .. } = &self.change;
+        let [gone, come, reshaped] = self.change.counts();
         writeln!(
             f,
-            "tensors: {} added, {} removed, {} with another shape",
-            count(|change| change.before.is_none()),
-            count(|change| change.after.is_none()),
-            count(|change| change.before.is_some() && change.after.is_some())
+            "tensors: {come} added, {gone} removed, {reshaped} with another shape"
         )?;
         write!(
             f,
             "while it learns: {} parameters ({} before), {} MACs an image ({} before), {} bytes as f32 ({} before)",
-            self.after.parameters,
-            self.before.parameters,
-            self.after.macs,
-            self.before.macs,
-            self.after.bytes,
-            self.before.bytes
+            after.parameters, before.parameters, after.macs, before.macs, after.bytes, before.bytes
         )
     }
 }

@@ -141,7 +141,7 @@ impl AugmentConfig {
         .collect();
         (!found.is_empty()).then(|| {
             format!(
-                "{} of [augment] make pictures of `{data}` whose label is no longer true; leave them out, and they are off",
+                "{} of [augment] would make labels of `{data}` wrong; leave them out to turn them off",
                 found.join(", ")
             )
         })

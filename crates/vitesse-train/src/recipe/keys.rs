@@ -15,8 +15,25 @@ pub(super) fn table(text: &str, name: &str) -> Result<Table> {
     text.parse::<Table>().map_err(fail)
 }
 
-/// Sets `key`, with its tables before it and dots between them.
-pub(crate) fn set(root: &mut Table, key: &str, value: Value) {
+/// Sets `key`, such as `train.epochs`, in the table of a recipe. Of two keys that exclude each other, it takes the place of
+/// either. What a table should be and is not is refused when the recipe is read.
+pub fn set(root: &mut Table, key: &str, value: Value) {
+    let other = match key {
+        "model.name" => Some("checkpoint"),
+        "model.checkpoint" => Some("name"),
+        "data.limit" => Some("shots"),
+        "data.shots" => Some("limit"),
+        _ => None,
+    };
+    if let (Some(other), Some((table, _))) = (other, key.split_once('.'))
+        && let Some(Value::Table(table)) = root.get_mut(table)
+    {
+        table.remove(other);
+    }
+    put(root, key, value);
+}
+
+fn put(root: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => {
             root.insert(key.to_owned(), value);
@@ -24,7 +41,7 @@ pub(crate) fn set(root: &mut Table, key: &str, value: Value) {
         Some((first, rest)) => {
             let inner = root.entry(first).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(inner) = inner {
-                set(inner, rest, value);
+                put(inner, rest, value);
             }
         }
     }
@@ -116,7 +133,7 @@ impl<'a> Reader<'a> {
                 .flat_map(|(table, keys)| keys.iter().map(move |key| (*table, *key)))
         };
         if let Some((table, _)) = all().find(|(_, other)| *other == key) {
-            return format!("; it stands in [{table}]");
+            return format!("; it belongs in [{table}]");
         }
         let tables = self.tables.iter().map(|(table, _)| *table);
         let best = all()

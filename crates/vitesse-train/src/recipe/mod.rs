@@ -23,7 +23,8 @@ mod keys;
 mod tables;
 
 pub use augment::AugmentConfig;
-pub(crate) use keys::{merge, set};
+pub(crate) use keys::merge;
+pub use keys::set;
 pub use tables::{Amp, DataConfig, DistillConfig, ModelConfig, TrainConfig};
 
 use std::path::Path;
@@ -133,6 +134,31 @@ impl Recipe {
         reader.finish()?;
         recipe.validate()?;
         Ok(recipe)
+    }
+
+    /// As [`Recipe::from_table`], over `defaults`, keys for what the table does not say, and under `more`.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn layered(
+        defaults: &[(&str, Value)],
+        mut file: Table,
+        more: &[(&str, Value)],
+        name: &str,
+    ) -> Result<Recipe> {
+        for (key, value) in defaults {
+            let said = match key.split_once('.') {
+                Some((table, key)) => file.get(table).is_some_and(|table| table.get(key).is_some()),
+                None => file.contains_key(*key),
+            };
+            if !said {
+                keys::set(&mut file, key, value.clone());
+            }
+        }
+        for (key, value) in more {
+            keys::set(&mut file, key, value.clone());
+        }
+        Recipe::from_table(file, name)
     }
 
     /// The recipe as a file that [`Recipe::parse`] reads back.

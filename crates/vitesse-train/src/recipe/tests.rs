@@ -66,7 +66,7 @@ fn unknown_keys_are_refused_with_what_was_probably_meant() {
     );
     assert_eq!(
         refusal("[train]\nlr = 0.1\n"),
-        "`my.toml`: unknown key `train.lr`; it stands in [optim]"
+        "`my.toml`: unknown key `train.lr`; it belongs in [optim]"
     );
     assert_eq!(
         refusal("[optimiser]\nlr = 0.1\n"),

@@ -24,9 +24,11 @@ pub(crate) use attention::attention;
 pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
-pub(crate) use perceptron::{Affine, perceptron};
+pub(crate) use perceptron::perceptron;
 pub(crate) use recompute::recompute;
 pub(crate) use rows::{gelu, layer_norm};
+#[cfg(test)]
+pub(super) use segment::log;
 
 use std::sync::OnceLock;
 

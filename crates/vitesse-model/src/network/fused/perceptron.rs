@@ -8,16 +8,14 @@ use vitesse_kernels::train::{self, Math, PerceptronWanted};
 
 use super::segment::{Gradient, Input, Segment, apply};
 use super::{Before, Compute, math};
-
-/// A weight `[out, in]` and a bias `[out]`.
-pub(crate) type Affine = (Tensor<2>, Tensor<1>);
+use crate::network::layers::LinearValues;
 
 /// `x` `[samples, .., dim]` to the same shape, from the norm, the two maps and what each sample's branch is multiplied by
 /// (drop path). `None` where it is not fused, and the caller goes piece by piece.
 pub(crate) fn perceptron<const D: usize>(
     x: &Tensor<D>,
     norm: &Before,
-    [(weight1, bias1), (weight2, bias2)]: [&Affine; 2],
+    [first, second]: [&LinearValues; 2],
     factors: Option<Vec<f32>>,
     compute: Compute,
 ) -> Option<Tensor<D>> {
@@ -36,10 +34,10 @@ pub(crate) fn perceptron<const D: usize>(
         Input::of(x)?,
         Input::of(gain)?,
         Input::of(shift)?,
-        Input::of(weight1)?,
-        Input::of(bias1)?,
-        Input::of(weight2)?,
-        Input::of(bias2)?,
+        Input::of(&first.weight)?,
+        Input::of(first.bias.as_ref()?)?,
+        Input::of(&second.weight)?,
+        Input::of(second.bias.as_ref()?)?,
     ];
     Some(apply(segment, parents, x.dims()))
 }

@@ -21,12 +21,13 @@ use burn::tensor::{Shape, Tensor};
 
 use super::segment::{contiguous, tensor, untracked};
 
-/// `block(module, x)`, of which only `x` is kept for the backward pass. `block` must be a pure function of the two. Where
-/// nothing asks for a gradient, and on backends other than the CPU's, it is simply computed.
-pub(crate) fn recompute<M, F>(module: &M, x: Tensor<3>, block: F) -> Tensor<3>
+/// `block(module, x)`, of which only `x` is kept for the backward pass, and what else it says the first time. `block` must
+/// be a pure function of the two. Where nothing asks for a gradient, and on backends other than the CPU's, it is simply
+/// computed.
+pub(crate) fn recompute<M, S, F>(module: &M, x: Tensor<1>, block: F) -> (Tensor<1>, S)
 where
     M: Module + Sync + 'static,
-    F: Fn(&M, Tensor<3>) -> Tensor<3> + Send + Sync + 'static,
+    F: Fn(&M, Tensor<1>) -> (Tensor<1>, S) + Send + Sync + 'static,
 {
     let nodes = Nodes::of(module);
     let input = x
@@ -39,7 +40,7 @@ where
         return block(module, x);
     }
     let module = module.valid();
-    let output = block(&module, x.inner());
+    let (output, said) = block(&module, x.inner());
     let Ok(output) = output.try_into_primitive::<Flex>() else {
         // A block that begins on the CPU ends there.
         unreachable!("a block left its backend")
@@ -50,7 +51,7 @@ where
     let kept = Kept {
         input,
         again: Again(Arc::new(move |call: Call<'_>| {
-            gradients(module.clone(), &block, call)
+            gradients(module.clone(), |module, x| block(module, x).0, call)
         })),
         parameters: nodes.ids,
     };
@@ -62,7 +63,7 @@ where
         OpsKind::Tracked(step) => step.finish(kept, output),
         OpsKind::UnTracked(step) => step.finish(output),
     };
-    Tensor::from_primitive::<Autodiff<Flex>>(output)
+    (Tensor::from_primitive::<Autodiff<Flex>>(output), said)
 }
 
 /// What a second run of the block is given.
@@ -83,9 +84,9 @@ struct Found {
 }
 
 /// Runs the block on fresh leaves and takes the output's gradient back through it.
-fn gradients<M: Module>(module: M, block: &impl Fn(&M, Tensor<3>) -> Tensor<3>, call: Call<'_>) -> Found {
+fn gradients<M: Module>(module: M, block: impl Fn(&M, Tensor<1>) -> Tensor<1>, call: Call<'_>) -> Found {
     let module = module.map(&mut Leaves(call.parameters));
-    let input = Tensor::<3>::from_primitive::<Flex>(call.input)
+    let input = Tensor::<1>::from_primitive::<Flex>(call.input)
         .autodiff()
         .set_require_grad(call.wanted);
     let output = block(&module, input.clone());
@@ -103,7 +104,7 @@ fn gradients<M: Module>(module: M, block: &impl Fn(&M, Tensor<3>) -> Tensor<3>, 
 }
 
 /// A number whose gradient with respect to `output` is `grad`.
-fn seeded(output: Tensor<3>, grad: FlexTensor) -> Tensor<1> {
+fn seeded(output: Tensor<1>, grad: FlexTensor) -> Tensor<1> {
     #[derive(Debug)]
     struct Seed;
     impl Backward<Flex, 1> for Seed {

@@ -98,6 +98,8 @@ pub(super) fn apply<S: Segment<N>, const N: usize, const D: usize>(
     inputs: [Input; N],
     shape: [usize; D],
 ) -> Tensor<D> {
+    #[cfg(test)]
+    log::add(std::any::type_name::<S>());
     let (output, saved) = segment.forward(inputs.each_ref().map(|input| slice(&input.values)));
     let output = tensor(output, Shape::from(shape));
     if !inputs.iter().any(|input| input.tracked) {
@@ -195,4 +197,24 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
 fn slice(x: &FlexTensor) -> &[f32] {
     // Every tensor here went through `contiguous` or `tensor`.
     x.as_slice().unwrap_or_default()
+}
+
+/// Which segments ran on this thread, so that tests can say where the network is fused.
+#[cfg(test)]
+pub(in crate::network) mod log {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static NAMES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn add(name: &str) {
+        let name = name.rsplit("::").next().unwrap_or(name);
+        NAMES.with_borrow_mut(|names| names.push(name.to_owned()));
+    }
+
+    /// The names since the last call, in order.
+    pub(in crate::network) fn take() -> Vec<String> {
+        NAMES.take()
+    }
 }

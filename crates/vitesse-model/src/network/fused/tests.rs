@@ -4,6 +4,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_rng::{Key, Rng};
 
 use super::*;
+use crate::network::layers::LinearValues;
 use crate::spec::AttentionSpec;
 
 const FUSED: Compute = Compute {
@@ -213,7 +214,11 @@ fn perceptron_of(compute: Compute, seed: u64, dropped: bool, tracked: usize) -> 
         shift: shift.clone(),
         eps: 1e-3,
     };
-    let maps = [(weight1.clone(), bias1.clone()), (weight2.clone(), bias2.clone())];
+    let map = |weight: &Tensor<2>, bias: &Tensor<1>| LinearValues {
+        weight: weight.clone(),
+        bias: Some(bias.clone()),
+    };
+    let maps = [map(&weight1, &bias1), map(&weight2, &bias2)];
     let whole = perceptron(&x, &norm, maps.each_ref(), factors.clone(), compute);
     assert_eq!(whole.is_some(), compute.fused);
     let y = whole.unwrap_or_else(|| {
@@ -221,9 +226,9 @@ fn perceptron_of(compute: Compute, seed: u64, dropped: bool, tracked: usize) -> 
             x: x.clone(),
             factors,
         });
-        let [(weight1, bias1), (weight2, bias2)] = maps;
-        let hidden = linear(x.clone(), norm, weight1, Some(bias1), None, compute);
-        linear(hidden, Before::Gelu, weight2, Some(bias2), residual, compute)
+        let [first, second] = maps;
+        let hidden = first.segment(x.clone(), norm, None, compute);
+        second.segment(hidden, Before::Gelu, residual, compute)
     });
     let gradients = backward(&y, &normals(&mut rng, numbers));
     let gradients = gradients.as_ref();

@@ -53,7 +53,7 @@ impl VitSpec {
         let [height, width] = self.img_size;
         if self.patch_size == 0 || height == 0 || width == 0 {
             return fail(format!(
-                "image {height}x{width} with patches of {} pixels has no patch",
+                "the image size {height}x{width} and the patch size {} must be positive",
                 self.patch_size
             ));
         }
@@ -81,7 +81,9 @@ impl VitSpec {
         let doubled = |token| order.iter().filter(|other| **other == token).count() > 1;
         if !order.is_sorted_by_key(rank) || doubled(PrefixToken::Class) || doubled(PrefixToken::Distillation)
         {
-            return fail("prefix tokens are at most one class, one distillation, then registers".into());
+            return fail(
+                "prefix tokens must be at most one class and one distillation token, then registers".into(),
+            );
         }
         for (i, core) in self.cores.iter().enumerate() {
             if !self.layers.iter().any(|layer| layer.core == i) {
@@ -135,7 +137,7 @@ impl VitSpec {
     fn validate_attention(&self, core: usize, attn: &AttentionSpec) -> Result<()> {
         let fail = |text: &str| Err(Error::invalid_spec(format!("blocks.{core}.attn: {text}")));
         if attn.qk_dims.len() != attn.v_dims.len() {
-            return fail("qk_dims and v_dims must have one entry a head each");
+            return fail("qk_dims and v_dims must each have one entry for every head");
         }
         if attn.qk_dims.is_empty() || attn.qk_dims.contains(&0) || attn.v_dims.contains(&0) {
             return fail(

@@ -80,8 +80,7 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
             let range = usize::try_from(begin).ok()?..usize::try_from(end).ok()?;
             (range.end <= file.len()).then_some(range)
         });
-        let range =
-            range.ok_or_else(|| format(path, format!("its entry `{name}` reaches behind the end")))?;
+        let range = range.ok_or_else(|| format(path, format!("its entry `{name}` reaches past the end")))?;
         entries.insert(name, range);
     }
 

@@ -111,7 +111,7 @@ fn from_source(path: &Path, source: &Source) -> Result<(Tensors, Taken)> {
             return Err(Error::PthTensor {
                 path: path.to_owned(),
                 name: name.to_owned(),
-                detail: "stands there twice".to_owned(),
+                detail: "occurs twice".to_owned(),
             });
         }
     }

@@ -262,7 +262,7 @@ impl<'a> Machine<'a, '_> {
     }
 
     fn append(&mut self, new: Vec<Id>) -> Result<()> {
-        let broken = self.broken("it appends to what is no list");
+        let broken = self.broken("it appends to something that is not a list");
         let Node::List(items) = self.top()? else {
             return Err(broken);
         };
@@ -271,7 +271,7 @@ impl<'a> Machine<'a, '_> {
     }
 
     fn set_items(&mut self, flat: &[Id]) -> Result<()> {
-        let broken = self.broken("it sets items of what is no dict");
+        let broken = self.broken("it sets items of something that is not a dict");
         let (pairs, rest) = flat.as_chunks::<2>();
         match self.top()? {
             Node::Dict(items) if rest.is_empty() => {
@@ -357,7 +357,7 @@ impl<'a> Machine<'a, '_> {
                     len,
                 })
             }
-            _ => Err(self.broken("it refers to something outside that is no storage")),
+            _ => Err(self.broken("it refers to something outside that is not a storage")),
         }
     }
 
@@ -365,7 +365,7 @@ impl<'a> Machine<'a, '_> {
     fn reduce(&mut self) -> Result<()> {
         let (args, callee) = (self.pop()?, self.pop()?);
         let Some(Node::Global(global)) = self.nodes.get(callee.0) else {
-            return Err(self.broken("it calls what is no function"));
+            return Err(self.broken("it calls something that is not a function"));
         };
         match global {
             Global::OrderedDict => match self.tuple_nodes(args)?.as_slice() {
@@ -382,7 +382,7 @@ impl<'a> Machine<'a, '_> {
                     let view = view.clone();
                     self.push(Node::Tensor(view))
                 }
-                _ => Err(self.broken("a parameter is made of something else than a tensor")),
+                _ => Err(self.broken("a parameter is made of something other than a tensor")),
             },
             Global::Storage(_) => Err(self.broken("it calls a storage type")),
         }
@@ -410,7 +410,7 @@ impl<'a> Machine<'a, '_> {
         ]) = parts.as_slice()
         else {
             return Err(self
-                .broken("a tensor is made of something else than a storage, an offset, sizes and strides"));
+                .broken("a tensor is made of something other than a storage, an offset, sizes and strides"));
         };
         let sizes = |ids: &[Id]| -> Option<Vec<usize>> {
             ids.iter()
@@ -421,7 +421,7 @@ impl<'a> Machine<'a, '_> {
                 .collect()
         };
         if shape.len() != strides.len() || shape.len() > MAX_DIMS {
-            return Err(self.broken("a tensor has not one stride for each of at most 8 dimensions"));
+            return Err(self.broken("a tensor does not have one stride for each of at most 8 dimensions"));
         }
         match (usize::try_from(*offset), sizes(shape), sizes(strides)) {
             (Ok(offset), Some(shape), Some(strides)) => Ok(View {
@@ -437,7 +437,7 @@ impl<'a> Machine<'a, '_> {
     /// The state of an object. PyTorch gives its OrderedDicts one, with module versions, which weights do not need.
     fn build(&mut self) -> Result<()> {
         self.pop()?;
-        let broken = self.broken("it sets the state of what is no dict");
+        let broken = self.broken("it sets the state of something that is not a dict");
         match self.top()? {
             Node::Dict(_) => Ok(()),
             _ => Err(broken),
@@ -451,7 +451,7 @@ impl<'a> Machine<'a, '_> {
             Some(Node::Tuple(items)) if items.len() <= 7 => {
                 Ok(items.iter().filter_map(|item| self.nodes.get(item.0)).collect())
             }
-            _ => Err(self.broken("arguments are no tuple, or too many")),
+            _ => Err(self.broken("arguments are not a tuple, or there are too many")),
         }
     }
 
@@ -558,23 +558,32 @@ mod tests {
             ("t".to_owned(), "a mark that is not there"),
             ("h\x05.".to_owned(), "recalls what it never stored"),
             ("q\x05.".to_owned(), "stack is empty"),
-            ("K\x01K\x02a.".to_owned(), "appends to what is no list"),
-            ("}(K\x01u.".to_owned(), "sets items of what is no dict"),
-            ("K\x01}b.".to_owned(), "sets the state of what is no dict"),
-            ("K\x01)R.".to_owned(), "calls what is no function"),
-            (format!("{od}K\x01R."), "arguments are no tuple"),
+            (
+                "K\x01K\x02a.".to_owned(),
+                "appends to something that is not a list",
+            ),
+            (
+                "}(K\x01u.".to_owned(),
+                "sets items of something that is not a dict",
+            ),
+            (
+                "K\x01}b.".to_owned(),
+                "sets the state of something that is not a dict",
+            ),
+            ("K\x01)R.".to_owned(), "calls something that is not a function"),
+            (format!("{od}K\x01R."), "arguments are not a tuple"),
             (format!("{od}K\x01\u{0}"), "refused"),
             (format!("{od}(K\x01tR."), "an OrderedDict with arguments"),
             ("ctorch\nFloatStorage\n)R.".to_owned(), "calls a storage type"),
             (
                 "ctorch._utils\n_rebuild_tensor_v2\n)R.".to_owned(),
-                "made of something else",
+                "made of something other than",
             ),
             (
                 "ctorch._utils\n_rebuild_parameter\n)R.".to_owned(),
-                "made of something else",
+                "made of something other than",
             ),
-            (")Q.".to_owned(), "that is no storage"),
+            (")Q.".to_owned(), "that is not a storage"),
             ("cos".to_owned(), "a name does not end"),
         ] {
             let text = refused(program.as_bytes());

@@ -1,75 +1,81 @@
 //! One run: a base, a method on it, training, and the adapter that is left.
 
+use std::mem;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use vitesse::adapt::Method;
-use vitesse::adapt::peft::{Adapter, Record};
-use vitesse::data::DataSet;
-use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse_adapt::Method;
+use vitesse_adapt::peft::{Adapter, Record};
+use vitesse_data::DataSet;
+use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
-use vitesse_train::events::Outcome as Learned;
+use vitesse_train::events::{Events as Training, Outcome};
 use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::objective::Objective;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
-use vitesse_train::{Error, Recipe};
+use vitesse_train::{Error as TrainError, Recipe};
 
-use crate::cli::Console;
-use crate::cli::failure::{Failure, Result};
-use crate::cli::training::Watch;
+use crate::{Error, Events, Result};
 
 /// What a run leaves beside the folders of every run.
-pub(super) const ADAPTER: &str = "adapter";
+pub const ADAPTER: &str = "adapter";
 
 /// What is to be done.
 #[derive(Debug)]
-pub(super) struct Job<'a> {
-    pub(super) method: &'a Method,
-    pub(super) recipe: &'a Recipe,
+pub struct Job<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// How it is trained.
+    pub recipe: &'a Recipe,
     /// The folder of the run.
-    pub(super) output: &'a Path,
-    pub(super) existing: Existing,
+    pub output: &'a Path,
+    /// What may be done about a run that is there.
+    pub existing: Existing,
     /// Where the base is now, if it is not yet where the recipe says.
-    pub(super) base: Option<&'a Path>,
+    pub base: Option<&'a Path>,
 }
 
 /// A base with a method on it, and what it learns from.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub struct Ready {
     /// With a fresh head for the classes of the data.
-    pub(super) base: Checkpoint,
+    pub base: Checkpoint,
     adapted: Begun,
     learn: DataSet,
     validation: Option<DataSet>,
 }
 
 impl Ready {
-    pub(super) fn trainable(&self) -> &Trainable {
+    /// What learns.
+    pub fn trainable(&self) -> &Trainable {
         &self.adapted.trained
     }
 }
 
 impl Job<'_> {
     /// Opens the data and puts the method on the base.
-    pub(super) fn ready(&self, console: &Console) -> Result<Ready> {
+    ///
+    /// # Errors
+    /// No data set, no base, a method that cannot be put on it; fewer than two classes.
+    pub fn ready(&self, events: &mut dyn Events) -> Result<Ready> {
         let recipe = self.recipe;
         let (learn, validation) = recipe.data.open()?;
         let classes = recipe.model.num_classes.unwrap_or(learn.class_names().len());
         if classes < 2 {
-            let sentence = format!(
-                "`{}` has {classes} class, and there is nothing to tell apart",
-                recipe.data.path
-            );
-            let failure = Failure::new("E_DATA_SET", sentence);
-            return Err(failure.hint("a data set needs images of two classes at least"));
+            let data = recipe.data.path.clone();
+            return Err(Error::TooFewClasses { data, classes });
         }
         let mut model = recipe.model.clone();
         model.checkpoint = self.base.map(Path::to_owned).or(model.checkpoint);
         let mut base = model.checkpoint(&learn, recipe.train.seed)?;
         if base.source.weights.is_none() {
-            console.note("the model is a name: its weights are fresh, and there is little to adapt");
+            events.say(
+                "note",
+                "the model is a name: its weights are fresh, and there is little to adapt",
+            );
         }
         // The head is always new, also where the number of classes is the same by chance.
         base.set_num_classes(0, recipe.train.seed)?;
@@ -84,12 +90,15 @@ impl Job<'_> {
     }
 
     /// Trains, with the objective and the hooks that `ready` then no longer has.
-    pub(super) fn run(
+    ///
+    /// # Errors
+    /// As [`train`]; a run that was begun with another model.
+    pub fn run(
         &self,
         ready: &mut Ready,
-        console: &Console,
-        watch: &mut Watch<'_>,
-    ) -> std::result::Result<Learned, Error> {
+        stop: &AtomicBool,
+        events: &mut dyn Training,
+    ) -> vitesse_train::Result<Outcome> {
         let (adapted, optim) = (&ready.adapted, &self.recipe.optim);
         let model = Checkpoint {
             spec: adapted.spec.clone(),
@@ -105,7 +114,7 @@ impl Job<'_> {
         };
         let learns = |slot: &Slot| adapted.trained.contains(&slot.name);
         if state.spec != model.spec || !state.slots.iter().all(learns) {
-            return Err(Error::Resume {
+            return Err(TrainError::Resume {
                 path: self.output.to_owned(),
                 reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
                     .into(),
@@ -120,21 +129,17 @@ impl Job<'_> {
             train: ready.learn.clone(),
             validation: ready.validation.clone(),
             objective: Box::new(objective),
-            hooks: std::mem::take(&mut ready.adapted.hooks),
+            hooks: mem::take(&mut ready.adapted.hooks),
             device,
         };
-        train(
-            self.recipe,
-            start,
-            self.output,
-            self.existing,
-            console.stop(),
-            watch,
-        )
+        train(self.recipe, start, self.output, self.existing, stop, events)
     }
 
     /// Writes what was learned in the checkpoint `found`, the head included, and tells where.
-    pub(super) fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read, a folder that cannot be written.
+    pub fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
         let found = Checkpoint::load(found, &LoadOptions::default())?;
         let base = &ready.base;
         let ops = found.spec.ops.len() - base.spec.ops.len();

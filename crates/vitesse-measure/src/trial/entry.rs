@@ -3,18 +3,18 @@
 use std::str::FromStr;
 
 use toml::{Table, Value};
-use vitesse::adapt::Method;
+use vitesse_adapt::Method;
 
-use crate::cli::failure::{Failure, Result};
+use crate::{Error, Result};
 
 /// `METHOD` or `METHOD:KEY=VALUE:KEY=VALUE`.
 ///
 /// A key with a table, such as `optim.lr`, is the recipe's; others are the method's. Several names in a value are joined by
 /// `+`, since a comma ends an entry.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
+pub struct Entry {
     /// As typed, which is its row in tables.
-    pub(super) label: String,
+    pub label: String,
     method: String,
     settings: Vec<(String, String)>,
 }
@@ -27,7 +27,7 @@ impl FromStr for Entry {
         let method = parts.next().unwrap_or_default();
         if !Method::NAMES.contains(&method) {
             return Err(format!(
-                "`{method}` is no method; there are {}",
+                "there is no method `{method}`; the methods are {}",
                 Method::NAMES.join(", ")
             ));
         }
@@ -44,7 +44,7 @@ impl FromStr for Entry {
 
 impl Entry {
     /// A method with settings of `--set`.
-    pub(super) fn new(method: &str, settings: &[(String, String)]) -> Entry {
+    pub fn new(method: &str, settings: &[(String, String)]) -> Entry {
         let settings = settings.to_vec();
         let label = settings.iter().fold(method.to_owned(), |label, (key, value)| {
             format!("{label}:{key}={value}")
@@ -57,7 +57,7 @@ impl Entry {
     }
 
     /// The method of a recipe's `[method]`.
-    pub(super) fn of(table: &Table) -> Entry {
+    pub fn of(table: &Table) -> Entry {
         let method = table.get("name").and_then(Value::as_str).unwrap_or_default();
         let text = |value: &Value| match value {
             Value::String(text) => text.clone(),
@@ -69,7 +69,7 @@ impl Entry {
     }
 
     /// The same with another value of one setting.
-    pub(super) fn with(&self, key: &str, value: &str) -> Entry {
+    pub fn with(&self, key: &str, value: &str) -> Entry {
         let mut settings = self.settings.clone();
         settings.retain(|(known, _)| known != key);
         settings.push((key.to_owned(), value.to_owned()));
@@ -77,33 +77,40 @@ impl Entry {
     }
 
     /// Whether `key` can be set: it is the recipe's or the method's.
-    pub(super) fn knows(&self, key: &str) -> bool {
+    pub fn knows(&self, key: &str) -> bool {
         let Ok(method) = Method::parse(&self.method, &[]) else {
             return false;
         };
-        key.contains('.') || serde_json::json!(method).get(key).is_some()
+        key.contains('.') || method.fields().iter().any(|field| field.key == key)
     }
 
     /// Whether it says what `key` is.
-    pub(super) fn sets(&self, key: &str) -> bool {
+    pub fn sets(&self, key: &str) -> bool {
         self.settings.iter().any(|(known, _)| known == key)
     }
 
-    pub(super) fn method(&self) -> Result<Method> {
+    /// The method with its settings.
+    ///
+    /// # Errors
+    /// A setting that it does not have, or not so.
+    pub fn method(&self) -> Result<Method> {
         let own = self.settings.iter().filter(|(key, _)| !key.contains('.'));
         let own: Vec<(&str, String)> = own.map(|(key, value)| (key.as_str(), value.clone())).collect();
         Ok(Method::parse(&self.method, &own)?)
     }
 
     /// The keys of the recipe: those that were set, and `method`.
-    pub(super) fn overrides(&self) -> Result<Vec<(&str, Value)>> {
+    ///
+    /// # Errors
+    /// As [`Entry::method`].
+    pub fn overrides(&self) -> Result<Vec<(&str, Value)>> {
         let keys = self.settings.iter().filter(|(key, _)| key.contains('.'));
         let keys = keys.map(|(key, value)| (key.as_str(), toml_value(value)));
         Ok(keys.chain([("method", table(&self.method()?)?)]).collect())
     }
 
     /// A folder's name.
-    pub(super) fn folder(&self) -> String {
+    pub fn folder(&self) -> String {
         let plain = |c: char| {
             if c.is_alphanumeric() || "=.-_".contains(c) {
                 c
@@ -115,21 +122,33 @@ impl Entry {
     }
 }
 
+/// Keys of the recipe that follow from the method where nothing else is said.
+pub fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
+    let mut defaults = vec![("preset", Value::String("adapt".into()))];
+    let own = method.recipe().iter();
+    defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
+    defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
+    defaults
+}
+
 /// A recipe's `[method]`, with every setting.
-pub(in crate::cli) fn table(method: &Method) -> Result<Value> {
-    Value::try_from(method).map_err(|error| {
-        Failure::new(
-            "E_RECIPE",
-            format!("the settings of `{}` fit no recipe: {error}", method.name()),
-        )
+///
+/// # Errors
+/// Settings that TOML cannot hold.
+pub fn table(method: &Method) -> Result<Value> {
+    Value::try_from(method).map_err(|error| Error::Settings {
+        method: method.name(),
+        reason: error.to_string(),
     })
 }
 
 /// `KEY=VALUE,VALUE`: values that are tried on validation.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Search {
-    pub(super) key: String,
-    pub(super) values: Vec<String>,
+pub struct Search {
+    /// The setting, the method's or the recipe's.
+    pub key: String,
+    /// What is tried.
+    pub values: Vec<String>,
 }
 
 impl FromStr for Search {
@@ -148,11 +167,14 @@ impl FromStr for Search {
 }
 
 /// `KEY=VALUE`.
-pub(super) fn setting(text: &str) -> std::result::Result<(String, String), String> {
+///
+/// # Errors
+/// Text that is none, in a sentence.
+pub fn setting(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!(
-            "`{text}` is no setting; expected a key and a value, such as rank=4"
+            "`{text}` is not a setting; expected a key and a value, such as rank=4"
         )),
     }
 }
@@ -189,7 +211,12 @@ mod tests {
             entry.with("rank", "8").label,
             "lora:targets=qkv,fc1:optim.lr=5e-3:rank=8"
         );
-        assert!(entry.knows("rank") && entry.knows("train.epochs") && !entry.knows("scale"));
+        assert!(
+            entry.knows("rank")
+                && entry.knows("parts")
+                && entry.knows("train.epochs")
+                && !entry.knows("scale")
+        );
     }
 
     #[test]

@@ -3,38 +3,30 @@
 //! Runs go seed by seed, so that whatever is finished when a comparison is broken off compares all methods; the same command
 //! with `--resume` goes on where it was, and takes in what was added to it.
 
+use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use toml::Value;
-use vitesse::adapt::peft::Adapter;
-use vitesse::data::Split;
-use vitesse::engine::Precision;
-use vitesse::measure::contest::{Contest, Contestant};
-use vitesse::measure::machine::processor;
-use vitesse::measure::merge::{Folded, fold};
-use vitesse::measure::timing::Budget;
-use vitesse::model::Checkpoint;
-use vitesse::model::storage::atomic_write;
-use vitesse_train::Recipe;
+use toml::{Table, Value};
+use vitesse_adapt::peft::Adapter;
+use vitesse_data::Split;
+use vitesse_engine::Precision;
+use vitesse_model::Checkpoint;
 use vitesse_train::run::RunFolder;
+use vitesse_train::{Error as TrainError, Recipe};
 
-use super::Args;
-use super::entry::{Entry, Search};
-use super::job::ADAPTER;
-use super::page;
-use super::report::{Candidate, Chosen, Latency, Report, Speeds};
-use super::trial::{Plan, Trial};
-use crate::cli::Console;
-use crate::cli::failure::{Failure, Result};
-use crate::cli::outcome::Outcome;
-use crate::cli::show::Show;
-use crate::cli::training::open_test;
+use super::found::{Candidate, Chosen, Latency, Report, Speeds};
+use super::{ADAPTER, Entry, Search, Setup, Trial, defaults};
+use crate::accuracy::open_test;
+use crate::contest::{Contest, Contestant};
+use crate::machine::processor;
+use crate::merge::{Folded, fold};
+use crate::timing::Budget;
+use crate::{Error, Events, Result, TrainEvents};
 
-/// What the folder holds besides a folder for each entry.
-const DOCUMENT: &str = "compare.json";
-const TABLE: &str = "compare.csv";
-const PAGE: &str = "compare.html";
+/// Where the page of a comparison is written, in its folder.
+pub const PAGE: &str = "compare.html";
 /// Images in one forward pass, where latency is measured.
 const BATCHES: [usize; 3] = [1, 4, 16];
 /// How long a model has its turn, and how many runs at least.
@@ -43,30 +35,34 @@ const TURN: Budget = Budget {
     runs: 3,
 };
 
-/// A comparison as meant.
-pub(super) struct Comparison<'a> {
-    pub(super) args: &'a Args,
-    pub(super) entries: Vec<Entry>,
-    pub(super) seeds: Vec<u64>,
-    /// Instead of what the recipe says.
-    pub(super) data: Option<String>,
-    pub(super) output: PathBuf,
+/// A comparison.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// What all recipes are made from, without what follows from the methods, and where it is from.
+    pub recipe: (String, Table),
+    /// Who takes part; the first is what the others are compared with. One at least.
+    pub entries: Vec<Entry>,
+    /// The setting that is searched for.
+    pub search: Option<Search>,
+    /// Every entry is trained with each of them. One at least.
+    pub seeds: Vec<u64>,
+    /// The data set, instead of the one that the recipe says.
+    pub data: Option<String>,
+    /// The folder.
+    pub output: PathBuf,
     /// Whether what was chosen by validation learns again, from the validation images too.
-    pub(super) retrain: bool,
-    /// Whether latency is measured.
-    pub(super) measured: bool,
-    pub(super) console: &'a Console,
+    pub retrain: bool,
+    /// How often each model has its turn where latency is measured; `None` where it is not.
+    pub rounds: Option<usize>,
 }
 
-impl Comparison<'_> {
-    /// Everything: searches, runs, tests, latencies, files.
-    pub(super) fn run(&self) -> Result<Outcome> {
-        self.check()?;
-        Outcome::new(&self.report()?)
-    }
-
-    /// The same, in a folder that was checked.
-    pub(super) fn report(&self) -> Result<Report> {
+impl Comparison {
+    /// Everything: searches, runs, tests, latencies. In a folder that was [`check`](Comparison::check)ed.
+    ///
+    /// # Errors
+    /// A recipe, a method or a run that is there and cannot be used, known before anything is computed; as [`Setup::train`] and
+    /// [`Setup::test`].
+    pub fn run(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Report> {
         let recipe = self.recipe(self.first()?, None)?;
         let test = open_test(&recipe.data.path)?;
         // Every method and recipe is read, and every run that is there is one of these, before anything is computed.
@@ -74,33 +70,31 @@ impl Comparison<'_> {
             let candidates = self.candidates(entry).into_iter().map(|(_, candidate)| candidate);
             for entry in candidates.chain([entry.clone()]) {
                 for &seed in &self.seeds {
-                    self.plan(&entry, &entry.label, Some(seed))?.check()?;
+                    self.setup(&entry, &entry.label, Some(seed))?.check()?;
                 }
                 self.candidate(&entry, &entry.label)?.check()?;
             }
         }
-        std::fs::create_dir_all(&self.output).map_err(|error| Failure::io("create", &self.output, error))?;
-        let entries = self.search()?;
+        fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
+        let entries = self.searched(stop, events)?;
         let mut trials = Vec::new();
         for (done, &seed) in self.seeds.iter().enumerate() {
             for (at, (label, entry)) in entries.iter().enumerate() {
                 let (run, runs) = (done * entries.len() + at + 1, self.seeds.len() * entries.len());
-                self.console
-                    .say("run", &format!("{run} of {runs}: {}, seed {seed}", entry.label));
-                let plan = self.plan(entry, label, Some(seed))?;
-                let trial = plan.train(self.console)?;
-                let trial = plan.test(trial, &test, self.console)?;
+                events.say("run", &format!("{run} of {runs}: {}, seed {seed}", entry.label));
+                let setup = self.setup(entry, label, Some(seed))?;
+                let trial = setup.train(stop, events)?;
+                let trial = setup.test(trial, &test, stop, events.as_events())?;
                 if let Some(found) = &trial.test {
                     let text = format!("{}, seed {seed}: top-1 {:.2} %", entry.label, found.top1);
-                    self.console.say("tested", &text);
+                    events.say("tested", &text);
                 }
                 trials.push(trial);
             }
         }
-        let speeds = if self.measured {
-            self.speeds(&entries)?
-        } else {
-            Speeds::default()
+        let speeds = match self.rounds {
+            Some(rounds) => self.speeds(&entries, rounds, stop, events.as_events())?,
+            None => Speeds::default(),
         };
         let output = &self.output;
         let report = Report {
@@ -114,7 +108,7 @@ impl Comparison<'_> {
                 (None, name) => name.clone().unwrap_or_default(),
             },
             data: recipe.data.path.clone(),
-            train_images: self.plan(self.first()?, "", None)?.recipe.data.open()?.0.len(),
+            train_images: self.setup(self.first()?, "", None)?.recipe.data.open()?.0.len(),
             test_images: test.len(),
             seeds: self.seeds.clone(),
             entries: entries.iter().map(|(label, _)| label.clone()).collect(),
@@ -123,63 +117,58 @@ impl Comparison<'_> {
             speeds,
         };
         self.leave_adapter(&entries)?;
-        let document = Outcome::new(&report)?;
-        let files = [
-            (DOCUMENT, document.json().to_owned()),
-            (TABLE, report.csv().to_csv()),
-            (PAGE, page::page(&report)),
-        ];
-        for (name, text) in files {
-            atomic_write(&output.join(name), |file| file.write_all(text.as_bytes()))?;
-        }
         Ok(report)
     }
 
     /// What the others are compared with.
     fn first(&self) -> Result<&Entry> {
         let first = self.entries.first();
-        first.ok_or_else(|| Failure::usage("there is nothing to compare"))
+        first.ok_or(Error::NothingToCompare)
     }
 
     /// Where the data are.
-    pub(super) fn data_path(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// A recipe that cannot be used.
+    pub fn data_path(&self) -> Result<String> {
         Ok(self.recipe(self.first()?, None)?.data.path)
     }
 
-    /// Refuses a folder that is no place for a comparison.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Refuses a folder that is no place for a comparison; where it is `resumed`, one of its own may be there.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`], [`Error::SingleRun`].
+    pub fn check(&self, resumed: bool) -> Result<()> {
         let output = &self.output;
-        let occupied = std::fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied && self.args.run.resumed().is_none() {
-            let sentence = format!("`{}` exists and is not empty", output.display());
-            let hint = "go on with the comparison in it with `--resume`, or choose another folder";
-            return Err(Failure::new("E_RUN_EXISTS", sentence).hint(hint));
+        let occupied = fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some());
+        if occupied && !resumed {
+            return Err(Error::Occupied(output.clone()));
         }
         if RunFolder::recipe(output).is_ok() {
-            let sentence = format!("`{}` holds a run of a single method", output.display());
-            return Err(Failure::new("E_RUN_EXISTS", sentence).hint("choose another folder"));
+            return Err(Error::SingleRun(output.clone()));
         }
         Ok(())
     }
 
-    /// The recipe of an entry: the method's, under the flags, under the entry's own keys.
+    /// The recipe of an entry: the method's, under what all have in common, under the entry's own keys.
     fn recipe(&self, entry: &Entry, seed: Option<u64>) -> Result<Recipe> {
-        let defaults = super::defaults(&entry.method()?);
+        let defaults = defaults(&entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
         let mut more = entry.overrides()?;
         more.extend(self.data.clone().map(|data| ("data.path", Value::String(data))));
         more.push(("train.seed", Value::Integer(seed.try_into().unwrap_or(i64::MAX))));
-        self.args.recipe.resolve_over(None, defaults, more)
+        let (name, table) = &self.recipe;
+        Ok(Recipe::layered(&defaults, table.clone(), &more, name)?)
     }
 
     /// The run of an entry with one seed, by default the first; `label` is its row in the report.
-    fn plan(&self, entry: &Entry, label: &str, seed: Option<u64>) -> Result<Plan> {
+    fn setup(&self, entry: &Entry, label: &str, seed: Option<u64>) -> Result<Setup> {
         let mut recipe = self.recipe(entry, seed)?;
         if self.retrain {
             recipe.data.split = Split::TrainValidation;
         }
         let folder = format!("seed{}", recipe.train.seed);
-        Ok(Plan {
+        Ok(Setup {
             label: label.to_owned(),
             method: entry.method()?,
             folder: self.output.join(entry.folder()).join(folder),
@@ -190,18 +179,18 @@ impl Comparison<'_> {
     }
 
     /// The run that a value is judged by: with the first seed, and with validation images that it does not learn from.
-    fn candidate(&self, entry: &Entry, label: &str) -> Result<Plan> {
-        let mut plan = self.plan(entry, label, None)?;
+    fn candidate(&self, entry: &Entry, label: &str) -> Result<Setup> {
+        let mut setup = self.setup(entry, label, None)?;
         if self.retrain {
-            plan.recipe = self.recipe(entry, None)?;
-            plan.folder = self.output.join(entry.folder()).join("search");
+            setup.recipe = self.recipe(entry, None)?;
+            setup.folder = self.output.join(entry.folder()).join("search");
         }
-        Ok(plan)
+        Ok(setup)
     }
 
     /// The values that are tried for an entry, if it has the setting.
     fn candidates(&self, entry: &Entry) -> Vec<(String, Entry)> {
-        match &self.args.search {
+        match &self.search {
             Some(Search { key, values }) if entry.knows(key) && !entry.sets(key) => values
                 .iter()
                 .map(|value| (value.clone(), entry.with(key, value)))
@@ -211,28 +200,27 @@ impl Comparison<'_> {
     }
 
     /// The entries by their labels, with the value that does best on validation where one was searched.
-    fn search(&self) -> Result<Vec<(String, Entry)>> {
+    fn searched(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Vec<(String, Entry)>> {
         let mut found = Vec::new();
         for entry in &self.entries {
             let mut best: Option<(Trial, Entry)> = None;
             let mut diverged = None;
             for (value, candidate) in self.candidates(entry) {
                 let text = format!("{} with {value}, on validation", entry.label);
-                self.console.say("search", &text);
-                let plan = self.candidate(&candidate, &entry.label)?;
-                if plan.recipe.data.open()?.1.is_none() {
-                    let failure = Failure::usage("there are no validation images to choose a value by");
-                    return Err(failure.hint("leave `data.val_fraction` above 0, or name `data.validation`"));
+                events.say("search", &text);
+                let setup = self.candidate(&candidate, &entry.label)?;
+                if setup.recipe.data.open()?.1.is_none() {
+                    return Err(Error::NoValidation);
                 }
-                let trial = match plan.train(self.console) {
+                let trial = match setup.train(stop, events) {
                     Ok(trial) => trial,
                     // A value that is much too large is not taken; if all are, there is nothing to take.
-                    Err(failure) if failure.code() == "E_DIVERGED" => {
-                        self.console.note(&format!("{value} is not taken: {failure}"));
-                        diverged = Some(failure);
+                    Err(error @ Error::Train(TrainError::Diverged { .. })) => {
+                        events.say("note", &format!("{value} is not taken: {error}"));
+                        diverged = Some(error);
                         continue;
                     }
-                    Err(failure) => return Err(failure),
+                    Err(error) => return Err(error),
                 };
                 if best.as_ref().is_none_or(|(best, _)| better(&trial, best)) {
                     best = Some((trial, candidate));
@@ -240,7 +228,7 @@ impl Comparison<'_> {
             }
             let chosen = match (best, diverged) {
                 (Some((_, candidate)), _) => candidate,
-                (None, Some(failure)) => return Err(failure),
+                (None, Some(error)) => return Err(error),
                 (None, None) => entry.clone(),
             };
             found.push((entry.label.clone(), chosen));
@@ -261,7 +249,7 @@ impl Comparison<'_> {
                     value,
                 });
             }
-            if let Some(Search { key, .. }) = self.args.search.as_ref().filter(|_| !candidates.is_empty()) {
+            if let Some(Search { key, .. }) = self.search.as_ref().filter(|_| !candidates.is_empty()) {
                 all.push(Chosen {
                     label: label.clone(),
                     key: key.clone(),
@@ -273,16 +261,23 @@ impl Comparison<'_> {
     }
 
     /// How long the plain model takes, and each method's, with its ops and merged.
-    fn speeds(&self, entries: &[(String, Entry)]) -> Result<Speeds> {
+    fn speeds(
+        &self,
+        entries: &[(String, Entry)],
+        rounds: usize,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Speeds> {
         let threads = rayon::current_num_threads();
         let contestant =
             |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
-        let plain = self.plan(self.first()?, "", None)?.plain(self.console)?;
+        let plain = self.setup(self.first()?, "", None)?.plain(events)?;
         let mut contestants = vec![contestant(Speeds::PLAIN, &plain)?];
         let mut same_plan = Vec::new();
         for (label, entry) in entries {
-            let trained = self.plan(entry, label, None)?.trained()?;
-            let free = match fold(&trained)? {
+            let setup = self.setup(entry, label, None)?;
+            let trained = setup.trained()?;
+            let free = match fold(&*setup.method, &trained)? {
                 Folded::Plain => Some(contestant(label, &trained)?),
                 Folded::Refused(_) => {
                     contestants.push(contestant(&Speeds::with_ops(label), &trained)?);
@@ -300,11 +295,7 @@ impl Comparison<'_> {
             contestants.extend(free.filter(|_| !trained.spec.ops.is_empty()));
         }
         let contest = Contest::new(contestants, BATCHES.to_vec(), TURN, threads);
-        let batches = contest.turns(
-            self.args.rounds.get(),
-            self.console.stop(),
-            &mut Show::new(self.console),
-        )?;
+        let batches = contest.turns(rounds, stop, events)?;
         let latencies = batches.into_iter().flat_map(|batch| {
             let size = batch.batch;
             batch.results.into_iter().map(move |time| Latency {
@@ -315,7 +306,7 @@ impl Comparison<'_> {
             })
         });
         Ok(Speeds {
-            rounds: self.args.rounds.get(),
+            rounds,
             same_plan,
             latencies: latencies.collect(),
         })
@@ -324,7 +315,7 @@ impl Comparison<'_> {
     /// Of a single method, what was learned, where `merge` is told to look for it.
     fn leave_adapter(&self, entries: &[(String, Entry)]) -> Result<()> {
         if let ([(label, entry)], [_]) = (entries, &self.seeds[..]) {
-            let from = self.plan(entry, label, None)?.adapter();
+            let from = self.setup(entry, label, None)?.adapter();
             Adapter::read(&from)?.write(&self.output.join(ADAPTER), true)?;
         }
         Ok(())

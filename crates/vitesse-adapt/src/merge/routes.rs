@@ -36,43 +36,43 @@ impl Target {
 }
 
 /// All folds in the order in which they are applied, and the ops without one, with the reason.
-pub(super) struct Plan {
+pub(super) struct Routes {
     pub(super) folds: Vec<Fold>,
     pub(super) refused: Vec<(usize, String)>,
 }
 
-pub(super) fn plan(sites: &dyn Sites, tensors: &Tensors) -> Result<Plan> {
-    let mut plan = Plan {
+pub(super) fn routes(sites: &dyn Sites, tensors: &Tensors) -> Result<Routes> {
+    let mut routes = Routes {
         folds: Vec::new(),
         refused: Vec::new(),
     };
     if let Some(embedding) = sites.embedding() {
-        plan.after(sites, tensors, (Site::PatchOut, None), &embedding)?;
+        routes.after(sites, tensors, (Site::PatchOut, None), &embedding)?;
     }
     for layer in 0..sites.depth() {
         for site in Site::PROJECTIONS {
-            plan.projection(sites, tensors, site, layer)?;
+            routes.projection(sites, tensors, site, layer)?;
         }
         for site in [Site::BlockIn, Site::Mid, Site::BlockOut] {
             for (index, op) in sites.ops_at(site, Some(layer)) {
                 let reason = op.nonlinear().unwrap_or_else(|| {
                     "it changes the residual stream itself, which no single projection writes".into()
                 });
-                plan.refused.push((index, reason));
+                routes.refused.push((index, reason));
             }
         }
     }
     for (index, op) in sites.ops_at(Site::FinalNorm, None) {
         match sites.norm(Site::FinalNorm, None) {
-            Some(norm) if is_diagonal(op) => plan.fold(index, Target::Norm(norm)),
+            Some(norm) if is_diagonal(op) => routes.fold(index, Target::Norm(norm)),
             _ => {
                 let reason = op.nonlinear().unwrap_or_else(|| "no projection follows".into());
-                plan.refused.push((index, reason));
+                routes.refused.push((index, reason));
             }
         }
     }
-    plan.refused.sort_unstable();
-    Ok(plan)
+    routes.refused.sort_unstable();
+    Ok(routes)
 }
 
 /// Whether the op scales and shifts each channel by itself.
@@ -80,7 +80,7 @@ fn is_diagonal(op: &OpSpec) -> bool {
     matches!(op.kind, OpKind::ScaleShift(_))
 }
 
-impl Plan {
+impl Routes {
     fn fold(&mut self, op: usize, target: Target) {
         self.folds.push(Fold { op, target });
     }
@@ -180,7 +180,7 @@ fn shared(sites: &dyn Sites, site: Site, layer: usize, module: &str) -> Option<S
     (users.len() > 1).then(|| {
         let users: Vec<String> = users.iter().map(usize::to_string).collect();
         format!(
-            "`{module}` is shared by the blocks {}, and each would need another one",
+            "`{module}` is shared by blocks {}, and folding would change it for all of them",
             users.join(", ")
         )
     })

@@ -1,32 +1,46 @@
-//! One run of a comparison: trained, tested once, merged where it can be, and kept as `result.json`.
+//! Trials of methods of adaptation: trained, tested once, merged where that can be, proved, and kept as `result.json`.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `job` | one run: base, method, training, adapter |
+//! | `entry` | a method with its settings, as typed |
+//! | `comparison` | several methods with one budget: the search before the runs, the latencies after them |
+//! | `found` | what a comparison found |
+//! | `vtab` | a comparison on each task of VTAB-1k, and its score |
+
+pub mod comparison;
+mod entry;
+pub mod found;
+mod job;
+pub mod vtab;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use vitesse::adapt::Method;
-use vitesse::adapt::merge::Difference;
-use vitesse::data::DataSet;
-use vitesse::engine::{Engine, Options};
-use vitesse::measure::classify::Recorder;
-use vitesse::measure::images::pixels;
-use vitesse::measure::machine::{peak_memory, reset_peak_memory};
-use vitesse::measure::merge::{Folded, fold};
-use vitesse::measure::origin;
-use vitesse::measure::proof::compare;
-use vitesse::model::storage::atomic_write;
-use vitesse::model::{Checkpoint, Fusion, LoadOptions};
+use vitesse_adapt::Method;
+use vitesse_data::DataSet;
+use vitesse_engine::{Engine, Options, Precision};
 use vitesse_kernels::train::release_memory;
+use vitesse_model::storage::atomic_write;
+use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{Existing, RunFolder};
-use vitesse_train::{Error, Recipe};
+use vitesse_train::{Error as TrainError, Recipe};
 
-use super::job::{ADAPTER, Job};
-use crate::cli::Console;
-use crate::cli::failure::{Failure, Result};
-use crate::cli::training::Watch;
+use crate::classify::Recorder;
+use crate::contest::{Contest, Contestant, Ratio};
+use crate::events::evaluating;
+use crate::images::pixels;
+use crate::machine::{peak_memory, reset_peak_memory};
+use crate::merge::{Folded, fold};
+use crate::proof::compare;
+use crate::timing::Budget;
+use crate::{Error, Events, Result, TrainEvents, origin};
+pub use entry::{Entry, Search, defaults, setting, table};
+pub use job::{ADAPTER, Job, Ready};
 
 /// What stands beside a finished run.
 const RESULT: &str = "result.json";
@@ -37,46 +51,53 @@ const TEST_BATCH: usize = 32;
 
 /// What one run came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::cli) struct Trial {
+pub struct Trial {
     /// The entry of the comparison, as typed.
-    pub(in crate::cli) label: String,
-    pub(in crate::cli) method: Method,
-    pub(in crate::cli) seed: u64,
+    pub label: String,
+    /// The method with its settings.
+    pub method: Method,
+    /// The seed.
+    pub seed: u64,
     /// Parameters of the method.
-    pub(in crate::cli) method_parameters: usize,
+    pub method_parameters: usize,
     /// Of the head.
-    pub(in crate::cli) head_parameters: usize,
+    pub head_parameters: usize,
     /// Of the whole model, the method's included.
-    pub(in crate::cli) total_parameters: usize,
+    pub total_parameters: usize,
     /// Size of the adapter's files.
-    pub(in crate::cli) adapter_bytes: u64,
-    pub(in crate::cli) epochs: usize,
+    pub adapter_bytes: u64,
+    /// Epochs trained.
+    pub epochs: usize,
     /// What the tested checkpoint was chosen by, in percent; absent without a validation split.
-    pub(in crate::cli) validation_top1: Option<f64>,
-    pub(in crate::cli) validation_loss: Option<f64>,
+    pub validation_top1: Option<f64>,
+    /// Cross-entropy on the validation images.
+    pub validation_loss: Option<f64>,
     /// On the test split, in percent; absent where the run only was a candidate of a search.
-    pub(in crate::cli) test: Option<Test>,
+    pub test: Option<Test>,
     /// Of training with its evaluations.
-    pub(in crate::cli) seconds: f64,
+    pub seconds: f64,
     /// The most memory in use while it was trained, where that was measured and the system tells.
-    pub(in crate::cli) peak_memory_bytes: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// The one evaluation on the test split.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::cli) struct Test {
-    pub(in crate::cli) top1: f64,
-    pub(in crate::cli) balanced_accuracy: f64,
-    pub(in crate::cli) loss: f64,
+pub struct Test {
+    /// Images that are recognised.
+    pub top1: f64,
+    /// The mean of the classes' top-1.
+    pub balanced_accuracy: f64,
+    /// Cross-entropy in nats.
+    pub loss: f64,
     /// A 1 for each image that was recognised, a 0 for each that was not.
-    pub(in crate::cli) right: String,
+    pub right: String,
     /// What merging came to; absent for methods that add no ops.
-    pub(in crate::cli) merged: Option<Merged>,
+    pub merged: Option<Merged>,
 }
 
 /// What merging came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in crate::cli) enum Merged {
+pub enum Merged {
     /// Everything was folded; the merged model is what was tested.
     #[serde(rename = "folded")]
     Folded {
@@ -95,18 +116,22 @@ pub(in crate::cli) enum Merged {
 
 /// A run to be made, or found.
 #[derive(Debug)]
-pub(in crate::cli) struct Plan {
-    pub(in crate::cli) label: String,
-    pub(in crate::cli) method: Method,
-    pub(in crate::cli) recipe: Recipe,
-    pub(in crate::cli) folder: PathBuf,
+pub struct Setup {
+    /// The entry of the comparison, which is a row of its tables.
+    pub label: String,
+    /// The method.
+    pub method: Method,
+    /// How it is trained.
+    pub recipe: Recipe,
+    /// The folder of the run.
+    pub folder: PathBuf,
     /// Where the base is now, if it is not yet where the recipe says.
-    pub(in crate::cli) base: Option<PathBuf>,
+    pub base: Option<PathBuf>,
     /// Whether the peak of memory is measured, for which that of the process so far is forgotten.
-    pub(in crate::cli) memory: bool,
+    pub memory: bool,
 }
 
-impl Plan {
+impl Setup {
     fn job(&self) -> Job<'_> {
         Job {
             method: &self.method,
@@ -118,7 +143,10 @@ impl Plan {
     }
 
     /// Refuses a folder with another run.
-    pub(in crate::cli) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`RunFolder::check`].
+    pub fn check(&self) -> Result<()> {
         Ok(RunFolder::check(&self.folder, &self.recipe, self.existing())?)
     }
 
@@ -131,16 +159,19 @@ impl Plan {
     }
 
     /// The finished run in the folder, if it is there and is this one.
-    pub(in crate::cli) fn found(&self) -> Result<Option<Trial>> {
+    ///
+    /// # Errors
+    /// A result that cannot be read, or another run.
+    pub fn found(&self) -> Result<Option<Trial>> {
         let path = self.folder.join(RESULT);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::io("read", &path, error)),
+            Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        let trial: Trial = serde_json::from_str(&text).map_err(|error| {
-            let sentence = format!("`{}` cannot be read: {error}", path.display());
-            Failure::new("E_RESUME", sentence).hint("delete it, and the run is tested again")
+        let trial: Trial = serde_json::from_str(&text).map_err(|error| Error::Unreadable {
+            path,
+            reason: error.to_string(),
         })?;
         self.check()?;
         let label = self.label.clone();
@@ -148,21 +179,22 @@ impl Plan {
     }
 
     /// Trains, or goes on with it, and keeps the result.
-    pub(in crate::cli) fn train(&self, console: &Console) -> Result<Trial> {
+    ///
+    /// # Errors
+    /// As [`Job::ready`] and [`Job::run`]; [`Error::Stopped`] once `stop` was set.
+    pub fn train(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Trial> {
         if let Some(trial) = self.found()? {
             return Ok(trial);
         }
         release_memory();
         let known = self.memory && reset_peak_memory();
         let job = self.job();
-        let mut ready = job.ready(console)?;
-        console.note(&ready.trainable().to_string());
-        let mut watch = Watch::new(console);
+        let mut ready = job.ready(events.as_events())?;
+        events.say("note", &ready.trainable().to_string());
         let learned = job
-            .run(&mut ready, console, &mut watch)
+            .run(&mut ready, stop, events.training())
             .map_err(|error| match error {
-                Error::Interrupted => Failure::stopped("interrupted; every run's state is saved")
-                    .hint("go on with the same command and `--resume`"),
+                TrainError::Interrupted => Error::Stopped,
                 other => other.into(),
             })?;
         let adapter = job.keep(&ready, &self.checkpoint())?;
@@ -187,12 +219,8 @@ impl Plan {
     }
 
     fn save(&self, trial: &Trial) -> Result<()> {
-        let text = serde_json::to_string_pretty(trial).map_err(|error| {
-            Failure::new(
-                "E_INTERNAL",
-                format!("a result cannot be written as JSON: {error}"),
-            )
-        })?;
+        let text = serde_json::to_string_pretty(trial)
+            .map_err(|error| TrainError::Backend(format!("writing a result: {error}")))?;
         atomic_write(&self.folder.join(RESULT), |file| file.write_all(text.as_bytes()))?;
         Ok(())
     }
@@ -208,35 +236,53 @@ impl Plan {
     }
 
     /// The model as it was trained, with its ops.
-    pub(in crate::cli) fn trained(&self) -> Result<Checkpoint> {
+    ///
+    /// # Errors
+    /// A run that is not finished.
+    pub fn trained(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::load(self.checkpoint(), &LoadOptions::default())?)
     }
 
     /// The base with a fresh head and no ops.
-    pub(in crate::cli) fn plain(&self, console: &Console) -> Result<Checkpoint> {
-        Ok(self.job().ready(console)?.base)
+    ///
+    /// # Errors
+    /// As [`Job::ready`].
+    pub fn plain(&self, events: &mut dyn Events) -> Result<Checkpoint> {
+        Ok(self.job().ready(events)?.base)
     }
 
     /// Where the adapter is.
-    pub(in crate::cli) fn adapter(&self) -> PathBuf {
+    pub fn adapter(&self) -> PathBuf {
         self.folder.join(ADAPTER)
     }
 
     /// Tests a trained run on `data`, once, unless it was tested before; merged, where everything can be.
-    pub(in crate::cli) fn test(&self, trial: Trial, data: &DataSet, console: &Console) -> Result<Trial> {
+    ///
+    /// # Errors
+    /// A merged model that is not proved; [`Error::Interrupted`] once `stop` was set.
+    pub fn test(
+        &self,
+        trial: Trial,
+        data: &DataSet,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Trial> {
         if trial.test.is_some() {
             return Ok(trial);
         }
         let trained = self.trained()?;
         let prepare = preprocess(&trained.spec, &trained.config.pretrained_cfg)?;
-        let (model, merged) = match fold(&trained)? {
+        let (model, merged) = match fold(&*self.method, &trained)? {
             Folded::Plain => (trained, None),
             Folded::Refused(reason) => (trained, Some(Merged::Refused { reason })),
             Folded::Whole(model) => {
                 let images = pixels(data, PROOF_IMAGES, &trained)?;
-                let proof = compare(&model, &trained, &images)?;
+                let proof = compare(&model, &trained, &images, self.method.check())?;
                 if !proof.is_met() {
-                    return Err(unequal(&self.folder, &proof));
+                    return Err(Error::Unequal {
+                        folder: self.folder.clone(),
+                        proof,
+                    });
                 }
                 let merged = Merged::Folded {
                     largest_difference: proof.largest,
@@ -255,18 +301,9 @@ impl Plan {
             batch_size: TEST_BATCH,
             ..EvalOptions::default()
         };
-        let mut progress = console.progress("images", data.len());
-        progress.about("testing");
-        let found = evaluate(
-            &mut recorder,
-            data,
-            &prepare,
-            options,
-            &mut |at| match progress.at(at.done) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            },
-        )?;
+        let mut progress = evaluating("testing", data.len(), stop, events);
+        let found = evaluate(&mut recorder, data, &prepare, options, &mut progress)?;
+        drop(progress);
         // Images that cannot be read are the same for all entries.
         let unreadable = |i: &usize| found.failures.iter().any(|failure| failure.index == *i);
         let readable = (0..data.len()).filter(|i| !unreadable(i));
@@ -287,14 +324,54 @@ impl Plan {
         self.save(&trial)?;
         Ok(trial)
     }
+
+    /// Latency of one image: of the plain model, of the one with ops and of the merged one, in turns; `None` for what cannot be
+    /// merged.
+    ///
+    /// # Errors
+    /// A run that is not finished; [`Error::Interrupted`] once `stop` was set.
+    pub fn latency(
+        &self,
+        (rounds, turn): (usize, Budget),
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Option<Latency>> {
+        let threads = rayon::current_num_threads();
+        let contestant =
+            |label: &str, model: &Checkpoint| Contestant::new(label, Precision::F32, threads, model);
+        let trained = self.trained()?;
+        let Folded::Whole(model) = fold(&*self.method, &trained)? else {
+            return Ok(None);
+        };
+        let plain = contestant("plain", &self.plain(events)?)?;
+        let merged = contestant("merged", &model)?;
+        let same_plan = plain.outline() == merged.outline();
+        let all = vec![plain, contestant("with ops", &trained)?, merged];
+        let batches = Contest::new(all, vec![1], turn, threads).turns(rounds, stop, events)?;
+        let times: Vec<_> = batches.iter().flat_map(|batch| &batch.results).collect();
+        Ok(match times[..] {
+            [plain, with_ops, merged] => Some(Latency {
+                plain_ms: plain.latency_ms,
+                with_ops: with_ops.ratio,
+                merged: merged.ratio,
+                same_plan,
+            }),
+            _ => None,
+        })
+    }
 }
 
-fn unequal(folder: &Path, proof: &Difference) -> Failure {
-    let sentence = format!(
-        "merging the run in `{}` does not give the same logits: {proof}",
-        folder.display()
-    );
-    Failure::new("E_MERGE", sentence)
+/// Latency of one image.
+#[derive(Debug, Serialize)]
+pub struct Latency {
+    /// Of the plain model.
+    pub plain_ms: f64,
+    /// To that, with ops.
+    pub with_ops: Ratio,
+    /// To that, merged.
+    pub merged: Ratio,
+    /// Whether the merged model's plan is the plain one, step for step.
+    pub same_plan: bool,
 }
 
 /// Bytes of the files in a folder.

@@ -1,0 +1,156 @@
+//! Attention: keys and values of all, queries of those that go on.
+
+use std::sync::Arc;
+
+use vitesse_kernels::{Packed, Plain, Real, Segment};
+
+use crate::member::Member;
+use crate::plan::{Counts, Step};
+use crate::team::Run;
+use crate::weights::{Product, Then, Weights};
+
+/// Where a head's columns lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) qk: usize,
+    pub(crate) v: usize,
+    /// First panel of its queries, among those of the queries.
+    pub(crate) q_at: usize,
+    /// First panel of its keys and of its values, among those of both.
+    pub(crate) k_at: usize,
+    pub(crate) v_at: usize,
+    /// First panel of its result.
+    pub(crate) out_at: usize,
+}
+
+/// Keys and values of this thread's tokens, shown to the others.
+#[derive(Debug)]
+pub(crate) struct KeysValues<T: Real> {
+    /// To queries, keys and values.
+    pub(crate) qkv: Arc<Product<T>>,
+    pub(crate) heads: Arc<[Head]>,
+    /// Panels of queries; the panels of keys and values follow.
+    pub(crate) q_panels: usize,
+}
+
+impl<T: Real> Step<T> for KeysValues<T> {
+    fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
+        self.qkv.prepare(run.isa, &mut on.input, &mut on.operands);
+        let (rows, panels) = (on.input.rows(), self.q_panels..self.qkv.panels());
+        on.kv.reshape(rows, panels.len());
+        let then = Then::Store(panels, &mut on.kv);
+        self.qkv.multiply(run.isa, &on.input, &on.operands, 0..rows, then);
+        let mut place = run.team.own(on.turn);
+        if place.heads.len() < self.heads.len() {
+            let none = || (Packed::zeros(0, 0), Packed::zeros(0, 0));
+            place.heads.resize_with(self.heads.len(), none);
+        }
+        for (head, (keys, values)) in self.heads.iter().zip(&mut place.heads) {
+            T::pack_keys(run.isa, &on.kv, head.k_at, head.qk, keys);
+            T::pack_values(&on.kv, head.v_at, head.v, values);
+        }
+    }
+
+    fn describe(&self) -> String {
+        let columns = self.qkv.columns(self.q_panels..self.qkv.panels());
+        format!("keys and values of {columns}, by qkv {}", self.qkv.describe())
+    }
+
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.keys = counts.tokens;
+        let row = self.qkv.macs_beside() + self.qkv.macs(self.q_panels..self.qkv.panels());
+        counts.tokens * row
+    }
+
+    fn weights(&self) -> Vec<&Arc<Weights<T>>> {
+        self.qkv.weights()
+    }
+}
+
+/// Queries. Of the tokens that had keys, these may be the first ones only.
+#[derive(Debug)]
+pub(crate) struct Queries<T: Real> {
+    pub(crate) qkv: Arc<Product<T>>,
+    pub(crate) panels: usize,
+}
+
+impl<T: Real> Step<T> for Queries<T> {
+    fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
+        on.q.reshape(on.x.rows(), self.panels);
+        let then = Then::Store(0..self.panels, &mut on.q);
+        self.qkv
+            .multiply(run.isa, &on.input, &on.operands, 0..on.x.rows(), then);
+    }
+
+    fn describe(&self) -> String {
+        format!("queries of {}", self.qkv.columns(0..self.panels))
+    }
+
+    fn macs(&self, counts: &mut Counts) -> usize {
+        counts.tokens * self.qkv.macs(0..self.panels)
+    }
+
+    fn weights(&self) -> Vec<&Arc<Weights<T>>> {
+        self.qkv.weights()
+    }
+}
+
+/// Waits for the keys and values of all.
+#[derive(Debug)]
+pub(crate) struct Meet;
+
+impl<T: Real> Step<T> for Meet {
+    fn run(&self, _on: &mut Member<T>, run: &Run<'_, T>) {
+        run.team.wait();
+    }
+
+    fn describe(&self) -> String {
+        "meeting of the threads".into()
+    }
+}
+
+/// Softmax of the queries' products with all keys, times the values.
+#[derive(Debug)]
+pub(crate) struct Attend {
+    pub(crate) heads: Arc<[Head]>,
+    /// Panels of all heads' results.
+    pub(crate) panels: usize,
+}
+
+impl<T: Real> Step<T> for Attend {
+    fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
+        let (turn, rows) = (on.next_turn(), on.x.rows());
+        on.input.reshape(rows, self.panels);
+        if rows == 0 {
+            return;
+        }
+        let shown = run.team.all(turn);
+        for (h, head) in self.heads.iter().enumerate() {
+            let segments = |i: usize| -> Option<Segment<'_, T>> {
+                let (keys, values) = &shown.get(i)?.as_ref()?.heads[h];
+                Some(Segment { keys, values })
+            };
+            on.attention.head(
+                run.isa,
+                &on.q,
+                head.q_at,
+                0..rows,
+                &segments,
+                &Plain,
+                &mut on.input,
+                head.out_at,
+            );
+        }
+    }
+
+    fn describe(&self) -> String {
+        let each = |width: fn(&Head) -> usize| self.heads.iter().map(width).sum::<usize>();
+        let (qk, v) = (each(|head| head.qk), each(|head| head.v));
+        format!("attention of {} heads, {qk} to {v}", self.heads.len())
+    }
+
+    fn macs(&self, counts: &mut Counts) -> usize {
+        let widths: usize = self.heads.iter().map(|head| head.qk + head.v).sum();
+        counts.tokens * counts.keys * widths
+    }
+}

@@ -1,0 +1,128 @@
+//! A comparison on every task of VTAB-1k that a folder holds, and its score.
+//!
+//! The clean protocol: settings are chosen by 200 validation images after learning from 800; then the method learns from all
+//! 1,000, and its last epoch is tested once.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vitesse_data::vtab::{Score, TASKS, Task, score};
+
+use super::comparison::Comparison;
+use super::found::Report;
+use crate::Result;
+
+/// What tells the folder of a task.
+const LIST: &str = "train800.txt";
+
+/// The tasks in a folder, in the benchmark's order; none in one that is no VTAB-1k.
+pub fn tasks(folder: &Path) -> Vec<(&'static Task, PathBuf)> {
+    TASKS
+        .iter()
+        .filter_map(|task| {
+            let names = std::iter::once(&task.name).chain(task.aliases);
+            let mut folders = names.map(|name| folder.join(name));
+            Some((task, folders.find(|folder| folder.join(LIST).is_file())?))
+        })
+        .collect()
+}
+
+/// The comparison on each task, in a folder of its own.
+pub fn comparisons(of: &Comparison, tasks: &[(&'static Task, PathBuf)]) -> Vec<(&'static str, Comparison)> {
+    let one = |(index, (task, folder)): (usize, &(&'static Task, PathBuf))| {
+        let comparison = Comparison {
+            data: Some(folder.display().to_string()),
+            output: of.output.join(task.name),
+            retrain: true,
+            // The tasks differ in the head alone.
+            rounds: of.rounds.filter(|_| index == 0),
+            ..of.clone()
+        };
+        (task.name, comparison)
+    };
+    tasks.iter().enumerate().map(one).collect()
+}
+
+/// Everything that was found.
+#[derive(Debug, Serialize)]
+pub struct Whole {
+    /// A comparison for each task.
+    pub tasks: Vec<Found>,
+    /// In the order of the entries.
+    pub scores: Vec<Scored>,
+}
+
+/// A comparison on one task.
+#[derive(Debug, Serialize)]
+pub struct Found {
+    /// The task.
+    pub task: &'static str,
+    /// What was found.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// What an entry comes to on all tasks.
+#[derive(Debug, Serialize)]
+pub struct Scored {
+    /// The entry.
+    pub method: String,
+    /// Its score.
+    #[serde(flatten)]
+    pub score: Score,
+}
+
+impl Found {
+    /// Top-1 of an entry, in percent, the mean over the seeds.
+    pub fn top1(&self, label: &str) -> f64 {
+        self.report
+            .mean(label, |trial| trial.test.as_ref().map(|test| test.top1))
+    }
+}
+
+impl Whole {
+    /// Scores the entries by what was found on the tasks.
+    ///
+    /// # Errors
+    /// As [`score`].
+    pub fn of(tasks: Vec<Found>) -> Result<Whole> {
+        let entries = tasks.first().map(|first| first.report.entries.clone());
+        let scored = |label: String| {
+            let accuracies: Vec<(&str, f64)> = tasks
+                .iter()
+                .map(|found| (found.task, found.top1(&label)))
+                .collect();
+            Ok(Scored {
+                score: score(&accuracies)?,
+                method: label,
+            })
+        };
+        let scores = entries.unwrap_or_default().into_iter().map(scored);
+        Ok(Whole {
+            scores: scores.collect::<Result<_>>()?,
+            tasks,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn tasks_are_found_by_their_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["oxford_pet", "cifar", "svhn"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        assert!(tasks(folder.path()).is_empty());
+        for name in ["oxford_pet", "cifar"] {
+            fs::write(folder.path().join(name).join(LIST), "").unwrap();
+        }
+        let names: Vec<&str> = tasks(folder.path()).iter().map(|(task, _)| task.name).collect();
+        assert_eq!(names, ["cifar", "oxford_iiit_pet"]);
+    }
+}
