@@ -196,7 +196,15 @@ fn go(path: &Path, threads: usize, after: &mut (dyn FnMut(usize) -> bool + Send)
         .unwrap();
     pool.install(|| {
         let (recipe, device, stop) = (recipe(), Device::flex(), AtomicBool::new(false));
-        let (student, teacher) = (vit(1), vit(2));
+        let (student, mut teacher) = (vit(1), vit(2));
+        // Fresh weights look everywhere alike: these look somewhere.
+        let looks = "blocks.1.attn.qkv.weight";
+        let (shape, mut values) = {
+            let tensor = teacher.tensors.get(looks)?;
+            (tensor.shape().to_vec(), tensor.to_f32().into_owned())
+        };
+        values.iter_mut().for_each(|value| *value *= 20.0);
+        teacher.tensors.insert_f32(looks, &shape, values)?;
         let saved = RunFolder::state_in(path);
         let state = if saved.is_file() {
             State::load(&saved, &recipe.optim)?
@@ -304,7 +312,7 @@ fn objectives_and_hooks_do_what_they_say() {
     );
     assert_eq!(number(&found.method, "epochs"), EPOCHS as f64);
 
-    // The maps draw near the teacher's while the multiplier ascends, and the sum is what the terms say.
+    // The loss is what its terms say, with the multiplier as it has ascended.
     let records = records(&whole);
     assert_eq!(records.len(), EPOCHS * STEPS_PER_EPOCH);
     let mut multiplier = 0.0;
@@ -313,10 +321,14 @@ fn objectives_and_hooks_do_what_they_say() {
         let sum = record.terms["base"]
             + multiplier * record.terms["attention"]
             + 0.1 * progress * record.terms["size"];
-        assert!((record.loss - sum).abs() < 1e-5, "{record:?}");
+        assert!((record.loss - sum).abs() < 1e-4, "{record:?} {multiplier}");
         multiplier = (multiplier + 10.0 * (record.terms["attention"] - 1e-4)).max(0.0);
     }
-    assert!(multiplier > 0.0 && (number(&found.method, "multiplier") - multiplier).abs() < 1e-5);
+    let remembered = number(&found.method, "multiplier");
+    assert!(
+        multiplier > 0.1 && (remembered - multiplier).abs() < 1e-4,
+        "{remembered} {multiplier}"
+    );
     let config = fs::read_to_string(whole.join("final/config.json")).unwrap();
     assert!(config.contains("\"method\": \"test\""), "{config}");
 }
