@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::measure::bench::steps::{self, Quartiles, Row, Steps};
 use vitesse::report::{Table, format, left, right};
+use vitesse_kernels::train::keep_memory;
 use vitesse_train::recipe::{self, TrainConfig};
 
 use super::Args;
@@ -39,6 +40,7 @@ struct Report {
 
 /// Measures every model with every number of threads and every batch size.
 pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Outcome> {
+    keep_memory();
     let load = |model: &String| Ok((model.clone(), args.models.load_any(model, None, console)?));
     let compute = TrainConfig {
         amp: args.amp.map(|Amp::Bf16| recipe::Amp::Bf16),

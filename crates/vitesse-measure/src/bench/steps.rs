@@ -10,7 +10,6 @@ use burn::tensor::Device;
 use serde::Serialize;
 use vitesse_adapt::Method;
 use vitesse_engine::Isa;
-use vitesse_kernels::train::keep_memory;
 use vitesse_model::Checkpoint;
 use vitesse_model::network::{Compute, Precision};
 use vitesse_train::adamw::OptimConfig;
@@ -82,13 +81,13 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Measures everything.
+    /// Measures everything. What the process does with memory that is freed is its own affair: a program that trains calls
+    /// [`keep_memory`](vitesse_kernels::train::keep_memory) before it loads the models.
     ///
     /// # Errors
     /// A model that cannot be trained so; [`Error::Interrupted`] once `stop` was set.
     pub fn run(&self, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Row>> {
         let isa = Isa::choose().map_err(vitesse_engine::Error::Isa)?;
-        keep_memory();
         let mut rows = Vec::new();
         for (model, checkpoint) in &self.models {
             for &threads in &self.threads {
