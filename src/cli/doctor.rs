@@ -9,7 +9,7 @@ use vitesse::measure::machine::{Machine, Peak, advice};
 use vitesse::report::{Table, format, right};
 
 use super::Console;
-use super::args::{start_threads, threads};
+use super::args::{start_threads, thread_count};
 use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
 
@@ -27,7 +27,7 @@ Examples:
   vitesse doctor --json > machine.json")]
 pub(super) struct Args {
     /// The most threads to measure with [default: one a core]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

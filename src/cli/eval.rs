@@ -15,7 +15,7 @@ use vitesse_train::evaluate::EvalOptions;
 use super::Console;
 use super::args::model::ModelArgs;
 use super::args::preprocess::{Joint, PreprocessArgs};
-use super::args::{DataArgs, RunArgs, positive, threads};
+use super::args::{DataArgs, RunArgs, positive, thread_count};
 use super::failure::{Exit, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -56,7 +56,7 @@ pub(super) struct Args {
     #[command(flatten)]
     run: RunArgs,
     /// Threads that read images while the model computes [default: as many as compute]
-    #[arg(long, short = 'j', value_name = "N", value_parser = threads, help_heading = "Computing")]
+    #[arg(long, short = 'j', value_name = "N", value_parser = thread_count, help_heading = "Computing")]
     workers: Option<NonZeroUsize>,
 }
 

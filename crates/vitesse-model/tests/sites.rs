@@ -102,7 +102,7 @@ fn an_op_stands_only_where_the_family_has_a_place() {
         (op(Site::AttnIn, 4, scale()), "`attn.in` of layer 4"),
         (op(Site::Mid, None, scale()), "`mid` of no layer"),
         (op(Site::AttnProbs, 0, scale()), "attention maps"),
-        (op(Site::AttnIn, 0, low_rank(None)), "stands on a projection"),
+        (op(Site::AttnIn, 0, low_rank(None)), "must stand on a projection"),
         (
             op(Site::BlockIn, 2, OpKind::Prompts(Prompts { tokens: 2 })),
             "0 in the first block",

@@ -40,7 +40,7 @@ pub(super) struct ComputeArgs {
 #[command(next_help_heading = "Computing")]
 pub(super) struct ThreadsArgs {
     /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -177,7 +177,7 @@ pub(super) fn positive(text: &str) -> std::result::Result<NonZeroUsize, String> 
 const MOST_THREADS: usize = 1024;
 
 /// A number of threads.
-pub(super) fn threads(text: &str) -> std::result::Result<NonZeroUsize, String> {
+pub(super) fn thread_count(text: &str) -> std::result::Result<NonZeroUsize, String> {
     let cores = cores();
     text.parse()
         .ok()

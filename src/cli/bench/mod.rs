@@ -23,7 +23,7 @@ use vitesse::model::storage::atomic_write;
 use super::Console;
 use super::args::model::ModelsArgs;
 use super::args::output::may_write;
-use super::args::{FormsArgs, positive, seconds, threads};
+use super::args::{FormsArgs, positive, seconds, thread_count};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -55,7 +55,7 @@ pub(super) struct Args {
     #[command(flatten)]
     forms: FormsArgs,
     /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = threads, help_heading = "Computing")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = thread_count, help_heading = "Computing")]
     threads: Vec<NonZeroUsize>,
     /// Instruction sets: scalar, avx2, avx512, avx512-vnni, avx512-bf16 or amx [default: VITESSE_ISA, else the highest]
     #[arg(long, value_name = "ISA,…", value_delimiter = ',', help_heading = "Computing")]

@@ -36,7 +36,7 @@ use vitesse_train::prepare::preprocess;
 use vitesse_train::tokens::TokenSimilarity;
 
 use super::Console;
-use super::args::{start_threads, threads};
+use super::args::{start_threads, thread_count};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -69,7 +69,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u32,
     /// Threads that compute and read images [default: one a core]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

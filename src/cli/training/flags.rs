@@ -153,7 +153,7 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long)]
     pub(super) test: bool,
     /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", value_parser = args::threads)]
+    #[arg(long, value_name = "N", value_parser = args::thread_count)]
     threads: Option<NonZeroUsize>,
 }
 

@@ -128,9 +128,11 @@ pub(super) struct Described {
     pub(super) norm_eps: f64,
     /// How images are prepared where nothing else is said.
     pub(super) preprocessing: Defaults,
-    /// Where a tensor goes, by its name; `None` for a name that is unknown.
-    pub(super) target: Box<dyn Fn(&str) -> Option<Target>>,
+    pub(super) target: Box<Names>,
 }
+
+/// Where a tensor goes, by its name; `None` for a name that is unknown.
+pub(super) type Names = dyn Fn(&str) -> Option<Target>;
 
 /// Where a tensor goes.
 #[derive(Debug, PartialEq)]
@@ -142,7 +144,7 @@ pub(super) enum Target {
 }
 
 /// The same tensors under timm's names. Those that have none keep their own, for the strict check to report.
-fn rename(tensors: Tensors, target: &dyn Fn(&str) -> Option<Target>) -> Result<Tensors> {
+fn rename(tensors: Tensors, target: &Names) -> Result<Tensors> {
     let mut out = Tensors::new();
     let mut thirds: BTreeMap<String, BTreeMap<usize, (String, Tensor)>> = BTreeMap::new();
     let put = |out: &mut Tensors, name: String, tensor: Tensor| match out.insert(name.clone(), tensor) {

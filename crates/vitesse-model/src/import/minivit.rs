@@ -95,9 +95,12 @@ mod tests {
         }
     }
 
+    /// The cores of the layers, whose norms the last one uses, and names in memory and in the file.
+    type Case<'a> = (&'a [usize], Option<usize>, &'a [(&'a str, &'a str)]);
+
     #[test]
     fn files_keep_their_names_and_come_back() {
-        let cases: [(&[usize], Option<usize>, &[(&str, &str)]); 4] = [
+        let cases: [Case<'_>; 4] = [
             (&[0, 1], None, &[("blocks.1.norm1.bias", "blocks.1.norm1.bias")]),
             (
                 &[1, 0],

@@ -4,10 +4,11 @@
 //! is a 1×1, a grouped 3×3 and a 1×1 convolution, each followed by a batch norm, with a squeeze-and-excitation (SE)
 //! gate before the last, around a shortcut. The bottleneck ratio is 1, as in every RegNetY.
 
+mod sites;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Cost, Family, Init, Projection, Role, Sites, TensorSpec};
-use crate::site::Site;
+use super::{Cost, Family, Init, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// The largest image side, width or stride that is believed, so that costs cannot overflow.
@@ -229,44 +230,6 @@ impl RegNetSpec {
             TensorSpec::parameter("head.fc.weight", &[num_classes, self.num_features()], weight),
             TensorSpec::parameter("head.fc.bias", &[num_classes], Init::Zeros),
         ]
-    }
-}
-
-impl Sites for RegNetSpec {
-    fn depth(&self) -> usize {
-        self.stages.iter().map(|stage| stage.depth).sum()
-    }
-
-    fn tokens_at(&self, layer: usize) -> usize {
-        let blocks = self.blocks();
-        let (entering, last) = (blocks.get(layer), blocks.last());
-        entering
-            .map(|block| block.conv1.in_size)
-            .or(last.map(|block| block.conv3.in_size))
-            .unwrap_or(self.stem().out_size())
-            .iter()
-            .product()
-    }
-
-    /// No token stream passes, so no op can stand anywhere.
-    fn width_at(&self, _site: Site, _layer: Option<usize>) -> Option<usize> {
-        None
-    }
-
-    fn projection(&self, _site: Site, _layer: usize) -> Option<Projection> {
-        None
-    }
-
-    fn norm(&self, _site: Site, _layer: Option<usize>) -> Option<String> {
-        None
-    }
-
-    fn embedding(&self) -> Option<Projection> {
-        None
-    }
-
-    fn activation(&self, _layer: usize) -> Activation {
-        Activation::Relu
     }
 }
 
