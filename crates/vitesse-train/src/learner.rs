@@ -11,7 +11,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Compute, Ctx, DropPath, Logits, Network};
+use vitesse_model::network::{Compute, Ctx, Draws, Logits, Mode, Network};
 use vitesse_rng::Key;
 
 use crate::adamw::{self, OptimConfig, Slot, Step};
@@ -404,7 +404,7 @@ impl Learner {
         let samples = lesson.samples();
         let share = count as f64 / (samples * processes) as f64;
         let Lesson { input, targets } = lesson.part(first, count);
-        let mut ctx = self.context(rank * samples + first);
+        let mut ctx = self.context(at, rank * samples + first);
         let asking = Asking {
             network: &self.network,
             objective: self.objective.as_ref(),
@@ -420,19 +420,18 @@ impl Learner {
         self.store_buffers(ctx)
     }
 
-    fn context(&self, first_sample: usize) -> Ctx {
+    fn context(&self, at: At, first_sample: usize) -> Ctx {
         let key = Key::new(self.settings.seed)
             .with("train")
             .at(self.state.progress.step as u64);
-        let mut ctx = if self.settings.eval_mode {
-            Ctx::eval()
-        } else {
-            Ctx::train(DropPath {
-                rate: self.settings.drop_path,
-                key,
-                first_sample,
-            })
-        };
+        let mut ctx = Ctx::eval();
+        if !self.settings.eval_mode {
+            ctx.mode = Mode::Train {
+                drop_path: self.settings.drop_path,
+            };
+        }
+        ctx.draws = Draws { key, first_sample };
+        ctx.progress = at.progress();
         ctx.compute = self.settings.compute;
         ctx
     }
@@ -609,6 +608,31 @@ mod tests {
         );
         assert!(low != high);
         assert!((low[49] - high[49]).abs() < 0.02, "{} and {}", low[49], high[49]);
+    }
+
+    #[test]
+    fn ops_are_told_when_it_is_and_where_numbers_come_from_in_every_mode() {
+        let at = At {
+            step: 3,
+            epoch: 1,
+            steps_per_epoch: 2,
+            epochs: 6,
+        };
+        let context = |eval_mode| {
+            let settings = Settings {
+                eval_mode,
+                ..settings(1)
+            };
+            learner_of(&vit(1), settings, &|_| true).context(at, 5)
+        };
+        let (train, eval) = (context(false), context(true));
+        assert_eq!(
+            (train.mode, eval.mode),
+            (Mode::Train { drop_path: 0.3 }, Mode::Eval)
+        );
+        assert_eq!((train.progress, train.draws.first_sample), (0.25, 5));
+        assert_eq!((eval.progress, eval.draws), (train.progress, train.draws));
+        assert_eq!(At::default().progress(), 1.0);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::mem;
 
 use burn::module::{ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -42,6 +43,8 @@ pub struct Wants {
     pub student: Vec<Place>,
     /// Where the teacher's are; `None` if there is nothing to ask a teacher.
     pub teacher: Option<Vec<Place>>,
+    /// Whether it reads what ops say beside their values.
+    pub outputs: bool,
 }
 
 /// A part of what is minimised.
@@ -69,10 +72,12 @@ pub struct At {
 }
 
 impl At {
-    /// The share of the run that is done, from 0 up to 1.
+    /// The share of the run that is done, from 0 up to 1; 1 for a step that is no part of one.
     pub fn progress(&self) -> f64 {
-        let steps = self.epochs * self.steps_per_epoch;
-        self.step as f64 / steps.max(self.step).max(1) as f64
+        match self.epochs * self.steps_per_epoch {
+            0 => 1.0,
+            steps => self.step as f64 / steps as f64,
+        }
     }
 
     /// Whether the step is the first of its epoch.
@@ -125,18 +130,22 @@ impl Seen<'_> {
 pub struct Pass {
     /// What its heads say.
     pub logits: Logits,
+    /// What its ops say beside their values, `[samples, ..]` by name.
+    pub outputs: BTreeMap<String, Tensor<2>>,
     values: BTreeMap<Place, Value>,
 }
 
 impl Pass {
-    /// Takes what is wanted out of the trace of `who`.
-    pub(crate) fn new(who: &str, logits: Logits, trace: &Trace, wanted: &[Place]) -> Result<Pass> {
-        let value = |&(site, layer): &Place| match trace.value(site, layer) {
+    /// Takes what is wanted out of the context of `who`'s forward pass.
+    pub(crate) fn new(who: &str, logits: Logits, ctx: &mut Ctx, wanted: &[Place]) -> Result<Pass> {
+        let outputs = mem::take(&mut ctx.outputs);
+        let value = |&(site, layer): &Place| match ctx.trace.value(site, layer) {
             Some(value) => Ok(((site, layer), value.clone())),
             None => Err(missing(who, (site, layer))),
         };
         Ok(Pass {
             logits,
+            outputs,
             values: wanted.iter().map(value).collect::<Result<_>>()?,
         })
     }
@@ -152,6 +161,11 @@ impl Pass {
                 class: self.logits.class.autodiff(),
                 distillation: self.logits.distillation.map(Tensor::autodiff),
             },
+            outputs: self
+                .outputs
+                .into_iter()
+                .map(|(name, x)| (name, x.autodiff()))
+                .collect(),
             values: values.collect(),
         }
     }
@@ -190,6 +204,7 @@ impl Objective for Vec<Box<dyn Objective>> {
         let mut all = Wants::default();
         for wants in self.iter().map(|objective| objective.wants()) {
             all.student.extend(wants.student);
+            all.outputs |= wants.outputs;
             if let Some(places) = wants.teacher {
                 all.teacher.get_or_insert_default().extend(places);
             }
@@ -259,6 +274,7 @@ impl Asking<'_> {
     /// A missing teacher, what the models and the objective say, [`Error::NotFinite`].
     pub(crate) fn loss(&self, input: Input, targets: Tensor<2>, ctx: &mut Ctx) -> Result<Asked> {
         ctx.trace = Trace::pairs(self.wants.student.clone());
+        ctx.labels = Some(targets.clone().autodiff());
         let (logits, teacher) = match input {
             Input::Images(images) => {
                 let teacher = match (&self.wants.teacher, self.teacher) {
@@ -279,7 +295,7 @@ impl Asking<'_> {
         };
         let terms = self.objective.terms(&Seen {
             at: self.at,
-            student: Pass::new("the student", logits, &ctx.trace, &self.wants.student)?,
+            student: Pass::new("the student", logits, ctx, &self.wants.student)?,
             teacher,
             targets: targets.autodiff(),
             method: self.method,

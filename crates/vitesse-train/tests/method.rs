@@ -55,6 +55,7 @@ impl Objective for Maps {
         Wants {
             student: vec![STUDENT],
             teacher: Some(vec![TEACHER]),
+            outputs: false,
         }
     }
 
