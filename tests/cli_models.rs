@@ -252,6 +252,36 @@ fn predict_names_classes_and_survives_a_bad_file() {
 }
 
 /// The logits that `run` writes for raw tensors.
+/// A model of one channel sees a picture's luminance: a colour picture and its grey one are the same to it.
+#[test]
+fn one_channel_is_luminance() {
+    let place = Place::new();
+    place.one_channel("grey");
+    let colour = image::RgbImage::from_fn(40, 33, |x, y| {
+        image::Rgb([(x * 6) as u8, (y * 7) as u8, (x * y) as u8])
+    });
+    let grey = image::GrayImage::from_fn(40, 33, |x, y| {
+        let [red, green, blue] = colour.get_pixel(x, y).0.map(u32::from);
+        image::Luma([((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8])
+    });
+    colour.save(place.path("colour.png")).unwrap();
+    grey.save(place.path("grey.png")).unwrap();
+    let predicted = place
+        .run("predict --model grey colour.png grey.png --json")
+        .ended(0)
+        .json();
+    let [one, other] = [0, 1].map(|i| predicted["predictions"][i]["classes"].clone());
+    assert!(
+        one == other && one.as_array().is_some_and(|classes| classes.len() == 5),
+        "{one} {other}"
+    );
+    let eval = place
+        .run("eval --model grey --data shapes:plain-count --limit 30 --json")
+        .ended(0)
+        .json();
+    assert_eq!(eval["images"], 30);
+}
+
 #[test]
 fn run_writes_what_the_heads_say() {
     let place = Place::new();

@@ -267,6 +267,83 @@ fn data_info_says_what_is_held_back() {
     assert_eq!(whole["form"], "class folders");
 }
 
+/// `data check` and `data list` look at every split, and name what is no part of the data set.
+#[test]
+fn all_splits_are_checked_and_listed() {
+    let place = Place::new();
+    place.run("data draw shapes:count -o drawn --count 5").ended(0);
+    for name in ["Train/1", "Train/2", "test/1", "extra", "Train/1/@eaDir"] {
+        fs::create_dir_all(place.path("set").join(name)).unwrap();
+        fs::copy(
+            place.path("drawn/000_1/00000.png"),
+            place.path("set").join(name).join("a.png"),
+        )
+        .unwrap();
+    }
+    place.write("set/Train/2/broken.jpg", b"broken");
+    place.write("set/test/1/cut.png", b"\x89PNG");
+    let ran = place.run("data check --data set").ended(3);
+    for part in [
+        "Train/2/broken.jpg",
+        "test/1/cut.png",
+        "3 in train, 2 in test",
+        "extra",
+        "Train/1/@eaDir",
+        "no pictures of `2`",
+    ] {
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
+    }
+    let check = place.run("data check --data set --json").ended(3).json();
+    assert_eq!(
+        (&check["images"], &check["unreadable"][0]["split"]),
+        (&5.into(), &"train".into())
+    );
+    assert_eq!(check["ignored"][0]["reason"], "outside");
+    let test = place
+        .run("data check --data set --split test --json")
+        .ended(3)
+        .json();
+    assert_eq!(
+        (&test["images"], &test["unreadable"][0]["split"]),
+        (&2.into(), &"test".into())
+    );
+
+    let list = place.run("data list --data set").ended(0);
+    list.says(&["extra"]);
+    assert_eq!(
+        list.stdout,
+        "filename,class_index,name,split\nTrain/1/a.png,0,1,train\nTrain/2/a.png,1,2,train\nTrain/2/broken.jpg,1,2,train\n\
+         test/1/a.png,0,1,test\ntest/1/cut.png,0,1,test\n"
+    );
+    // The list is a data set with the same splits.
+    place.write("set/all.csv", &list.stdout);
+    let again = place.run("data list --data set/all.csv").ended(0).stdout;
+    assert_eq!(again, list.stdout);
+    let info = place.run("data info --data set/all.csv --json").ended(0).json();
+    assert_eq!(
+        (&info["parts"][0]["split"], &info["parts"][1]["images"]),
+        (&"train".into(), &2.into())
+    );
+}
+
+#[test]
+fn too_many_threads_are_refused_at_once() {
+    let place = Place::new();
+    for args in [
+        "doctor --threads 100000",
+        "eval --model x --data y --threads 1025",
+        "eval --model x --data y --workers 100000",
+        "bench --model x --threads 2,100000",
+        "predict --model x --threads 0 a.png",
+        "quickstart -o q --threads 100000",
+    ] {
+        place
+            .run(args)
+            .ended(2)
+            .says(&["expected a whole number from 1 to 1024"]);
+    }
+}
+
 #[test]
 fn doctor_measures_this_machine() {
     let found = Place::new().run("doctor --threads 2 --json").ended(0).json();

@@ -29,6 +29,27 @@ fn place() -> Place {
     place
 }
 
+/// A model of one channel learns from luminance, also from a teacher of one channel that normalises differently.
+#[test]
+fn one_channel_learns() {
+    let place = Place::new();
+    place.one_channel("grey");
+    let data = "--data shapes:plain-count --limit 40 --epochs 1 -b 8";
+    place.run(&format!("train --model grey {data} -o run")).ended(0);
+    let config = std::fs::read_to_string(place.path("grey/config.json")).unwrap();
+    place.one_channel("teacher");
+    place.write("teacher/config.json", config.replace("0.449", "0.3"));
+    place
+        .run(&format!(
+            "distill --model grey --teacher teacher {data} -o taught"
+        ))
+        .ended(0);
+    let tested = place
+        .run("eval --model taught/best --data shapes:plain-count --limit 40 --json")
+        .ended(0);
+    assert_eq!(tested.json()["images"], 40);
+}
+
 #[test]
 fn a_run_reports_what_it_came_to() {
     let place = place();

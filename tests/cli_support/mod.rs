@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use vitesse::model::Checkpoint;
+use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::{Checkpoint, ModelSpec};
 
 /// A folder of its own for one test, in which the program runs.
 pub(crate) struct Place(tempfile::TempDir);
@@ -73,6 +74,27 @@ impl Place {
         let checkpoint = Checkpoint::fresh(architecture, Some(classes), None, 1).unwrap();
         checkpoint.save(&self.path(name), false).unwrap();
         checkpoint
+    }
+
+    /// Saves a checkpoint folder: a tiny model of one channel, five classes, fresh weights.
+    pub(crate) fn one_channel(&self, name: &str) {
+        let mut vit = VitSpec::plain(16, 8, 12, 2, 3, vec![PrefixToken::Class]);
+        vit.in_chans = 1;
+        let spec = ModelSpec {
+            architecture: "vit_micro_patch8_16".to_owned(),
+            num_classes: 5,
+            network: NetworkSpec::Vit(vit),
+            ops: Vec::new(),
+        };
+        let mut checkpoint = Checkpoint {
+            tensors: spec.init(1).unwrap(),
+            spec,
+            config: Default::default(),
+            source: Default::default(),
+        };
+        let cfg = &mut checkpoint.config.pretrained_cfg;
+        (cfg.mean, cfg.std) = (vec![0.449], vec![0.226]);
+        checkpoint.save(&self.path(name), false).unwrap();
     }
 
     /// The paths of all files and folders, with their sizes.

@@ -13,12 +13,12 @@ use crate::cli::outcome::Outcome;
 
 /// List the pictures of a data set and their classes, as CSV
 ///
-/// The columns are those of a `labels.csv`: saved under that name in the data set's folder, or elsewhere with paths that fit, the
-/// list is a data set that holds the rows you leave in it. Where the data set has splits, a column names each picture's.
+/// The columns are those of a `labels.csv`: saved in the data set's folder, and given by its path, the list is a data set that
+/// holds the rows you leave in it. Where the data set has splits, a column names each picture's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse data list --data ./photos > ./photos.csv
+  vitesse data list --data ./photos > ./photos/list.csv
   vitesse data list --data shapes:count --split test --json")]
 pub(super) struct Args {
     #[command(flatten)]
