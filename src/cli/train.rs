@@ -41,7 +41,7 @@ impl Args {
             }
             return study::run(file, &self.run, console);
         }
-        let recipe = self.recipe.resolve(&self.run, Vec::new())?;
+        let recipe = self.recipe.resolve(&self.run, &[])?;
         Training::new("train", recipe, self.run, console)?.run()
     }
 }

@@ -162,7 +162,7 @@ impl Runner {
     /// What the model says about `images`, normalised, of `shape` `[images, channels, height, width]`.
     ///
     /// # Errors
-    /// Images of another size than the model's; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    /// Images of another size than the model's; [`crate::Error::Interrupted`] once `stop` was set.
     pub fn logits(
         &mut self,
         images: &[f32],

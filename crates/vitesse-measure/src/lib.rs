@@ -8,7 +8,7 @@
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
-//! | times of runs | [`timing`]; one model after the other in [`bench`], several in turns in [`contest`] |
+//! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
 //! Whatever takes long is given a flag that stops it and somebody to tell ([`Events`]).

@@ -7,7 +7,7 @@
 //! | what a method does besides | [`hooks`] |
 //! | gradients without an optimiser | [`mod@gradients`] |
 //! | one step, and what it changes | [`learner`], [`state`] |
-//! | a whole run | [`recipe`] → [`run()`](run) → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
+//! | a whole run | [`recipe`] → [`run()`] → [`trainer`], which reports to [`events`], in the folder of a [`mod@run`] |
 //! | how good a model is | [`evaluate`], [`metrics`], [`tokens`] |
 //! | what every method is to a trainer | [`method`] |
 //! | several processes that do one work | [`parallel`] |

@@ -1,7 +1,7 @@
 //! The loop: epochs of steps, evaluation, what is kept, when it stops.
 //!
 //! The order of the images, their augmentation, mixing and drop path are functions of the seed, the epoch and the
-//! step, so the loop has no state but the [`State`](crate::state::State): a run that is killed at any moment and
+//! step, so the loop has no state but the [`State`]: a run that is killed at any moment and
 //! resumed ends with the same bits as one that was not, for any number of threads.
 //!
 //! Where only heads learn from images that stay the same, epochs go over features that are computed once.

@@ -142,7 +142,7 @@ impl Args {
         let seeds = if self.seeds.is_empty() {
             let entry = entries.first().unwrap_or(&single);
             let defaults = defaults(&entry.method()?);
-            vec![self.recipe.resolve_over(None, defaults, Vec::new())?.train.seed]
+            vec![self.recipe.resolve_over(None, defaults, &[])?.train.seed]
         } else {
             self.seeds.clone()
         };
@@ -218,7 +218,7 @@ impl Args {
         let method = entry.method()?;
         let recipe = self
             .recipe
-            .resolve_over(self.run.resumed(), defaults(&method), entry.overrides()?)?;
+            .resolve_over(self.run.resumed(), defaults(&method), &entry.overrides()?)?;
         let (dry, existing, output) = (self.run.dry_run, self.run.existing(), self.run.output.clone());
         let training = Training::new("adapt", recipe.clone(), self.run, console)?;
         let job = Job {

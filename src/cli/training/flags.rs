@@ -181,7 +181,7 @@ impl RunArgs {
 
 impl RecipeArgs {
     /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
-    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: Vec<(&'static str, Value)>) -> Result<Recipe> {
+    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: &[(&str, Value)]) -> Result<Recipe> {
         self.resolve_over(run.resumed(), Vec::new(), more)
     }
 
@@ -191,7 +191,7 @@ impl RecipeArgs {
         &self,
         resumed: Option<&Path>,
         defaults: Vec<(&str, Value)>,
-        more: Vec<(&str, Value)>,
+        more: &[(&str, Value)],
     ) -> Result<Recipe> {
         let (name, table) = self.table(resumed)?;
         // The recipe of a run that is resumed has every value already.
@@ -200,7 +200,7 @@ impl RecipeArgs {
             .into_iter()
             .filter(|(key, _)| !whole || key.contains('.'))
             .collect();
-        Ok(Recipe::layered(&defaults, table, &more, &name)?)
+        Ok(Recipe::layered(&defaults, table, more, &name)?)
     }
 
     /// What the recipe is made from, under the flags, and its name.

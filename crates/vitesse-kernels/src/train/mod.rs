@@ -1,6 +1,6 @@
 //! The arithmetic of training: the segments of a transformer, forward and backward, over row-major slices.
 //!
-//! Everything rests on one [product] of two matrices that are cut into blocks of 32 × 32 while they are packed;
+//! Everything rests on one product of two matrices that are cut into blocks of 32 × 32 while they are packed;
 //! what stands before a linear map (a layer norm, a GELU) happens to the blocks on their way, so that its result is never
 //! stored, and what comes after it happens to the sums. The backward passes compute such results again.
 //!

@@ -1,7 +1,7 @@
 //! Segments of the forward pass, each one function with a backward pass of its own.
 //!
-//! A segment begins and ends at stations: [`linear`] takes in the norm or the GELU before a projection, and the residual
-//! sum after it; [`attention`] goes from the fused projection to the heads' outputs; [`perceptron`] is the second half of a
+//! A segment begins and ends at stations: `linear` takes in the norm or the GELU before a projection, and the residual
+//! sum after it; `attention` goes from the fused projection to the heads' outputs; `perceptron` is the second half of a
 //! block. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
 //! the pieces.
 //!
