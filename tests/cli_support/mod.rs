@@ -81,7 +81,7 @@ impl Place {
         let mut vit = VitSpec::plain(16, 8, 12, 2, 3, vec![PrefixToken::Class]);
         vit.in_chans = 1;
         let spec = ModelSpec {
-            architecture: "vit_micro_patch8_16".to_owned(),
+            architecture: "vit_micro_patch4_32".to_owned(),
             num_classes: 5,
             network: NetworkSpec::Vit(vit),
             ops: Vec::new(),
