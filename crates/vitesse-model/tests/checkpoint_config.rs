@@ -571,6 +571,37 @@ fn errors_name_file_key_expected_and_found() {
         own(json!({ "blocks": [{ "attn": 3 }] })).contains("`vitesse.blocks` should be a list of blocks")
     );
     assert!(own(json!({ "tonkens": [] })).contains("`vitesse.tonkens`"));
+    // A misspelt key is refused wherever it stands.
+    let layers = json!([{ "core": 0 }]);
+    assert!(own(json!({ "share": { "layer": layers } })).ends_with(
+        "key `vitesse.share.layer` should be left out, since only `layers` is known here, but is [{\"core\":0}]"
+    ));
+    for (value, key) in [
+        (
+            json!({ "share": { "layers": layers, "cores": [] } }),
+            "vitesse.share.cores",
+        ),
+        (
+            json!({ "share": { "layers": [{ "core": 0, "norm": 0 }] } }),
+            "vitesse.share.layers",
+        ),
+        (
+            json!({ "blocks": [{ "attn": null, "mlp": { "hidden": 8 }, "norms": 0 }] }),
+            "vitesse.blocks",
+        ),
+        (
+            json!({ "blocks": [{ "attn": null, "mlp": { "hidden": 8, "idx": [] } }] }),
+            "vitesse.blocks",
+        ),
+        (
+            json!({ "blocks": [{ "attn": { "qk_dims": [8], "v_dims": [8], "scale": 1.0, "idx": [] }, "mlp": null }] }),
+            "vitesse.blocks",
+        ),
+        (json!({ "prefix": [{ "class": true }] }), "vitesse.prefix"),
+    ] {
+        let error = own(value);
+        assert!(error.contains(&format!("key `{key}` should be ")), "{error}");
+    }
     for (op, text) in [
         (
             json!({ "site": "attn.in", "op": "scale-shift", "shift": true, "shfit": 1 }),

@@ -12,8 +12,8 @@ use crate::{Error, Result};
 /// The keys of one object that have not been read yet.
 pub(crate) struct Fields<'a> {
     file: &'a Path,
-    /// Where the object stands: empty at the top, else such as `pretrained_cfg`.
-    place: &'static str,
+    /// Where the object stands: empty at the top, else such as `pretrained_cfg` or `vitesse.share`.
+    place: String,
     map: Map<String, Value>,
 }
 
@@ -21,7 +21,11 @@ impl<'a> Fields<'a> {
     /// The object that `text`, the content of `file`, consists of.
     pub(crate) fn parse(file: &'a Path, text: &str) -> Result<Self> {
         match serde_json::from_str(text) {
-            Ok(map) => Ok(Fields { file, place: "", map }),
+            Ok(map) => Ok(Fields {
+                file,
+                place: String::new(),
+                map,
+            }),
             Err(error) => Err(Error::ConfigSyntax {
                 path: file.to_owned(),
                 detail: error.to_string(),
@@ -34,7 +38,7 @@ impl<'a> Fields<'a> {
         let map = self.take(key, "a JSON object")?.unwrap_or_default();
         Ok(Fields {
             file: self.file,
-            place: key,
+            place: self.place_of(key),
             map,
         })
     }
@@ -132,13 +136,17 @@ impl<'a> Fields<'a> {
     pub(crate) fn wrong(&self, key: &str, expected: &str, found: Option<&Value>) -> Error {
         Error::Config {
             path: self.file.to_owned(),
-            key: if self.place.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{}.{key}", self.place)
-            },
+            key: self.place_of(key),
             expected: expected.to_owned(),
             found: found.map_or_else(|| "missing".to_owned(), brief),
+        }
+    }
+
+    /// Where `key` stands in the file.
+    fn place_of(&self, key: &str) -> String {
+        match self.place.as_str() {
+            "" => key.to_owned(),
+            place => format!("{place}.{key}"),
         }
     }
 }

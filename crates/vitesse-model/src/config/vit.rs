@@ -243,6 +243,10 @@ pub(super) fn read_delta(mut vit: VitSpec, mut fields: Fields<'_>) -> Result<Vit
         "layers",
         "a list of layers, each naming its block: `{\"core\": 0}`",
     )?;
+    if let Some(key) = share.keys().next() {
+        let expected = "left out, since only `layers` is known here";
+        return Err(share.wrong(key, expected, share.get(key)));
+    }
     vit.layers = layers.unwrap_or(vit.layers);
     replace_fields(vit, &fields)
 }
