@@ -107,10 +107,11 @@ fn a_dry_run_plans_a_merge_and_writes_nothing() {
             .ended(0);
     }
     let before = place.listing();
-    let plan = |args: &str| {
-        let args = format!("merge --model base --dry-run -o merged {args}");
-        place.run(&args).ended(0)
+    let ends = |exit: i32, args: &str| {
+        let args = format!("merge --model base --dry-run {args}");
+        place.run(&args).ended(exit)
     };
+    let plan = |args: &str| ends(0, &format!("-o merged {args}"));
     let found = plan("--adapter repadapter/adapter --json").json();
     assert_eq!(found["dry_run"], true);
     assert!(found["check"].is_null() && found["speed"].is_null() && found["refused"].is_null());
@@ -128,10 +129,20 @@ fn a_dry_run_plans_a_merge_and_writes_nothing() {
     }
 
     // What cannot be folded: refused, unless it may be kept.
-    let refused = plan("--adapter adapter/adapter --json").json();
+    let refused = ends(3, "-o merged --adapter adapter/adapter --json").json();
     assert!(refused["refused"][0]["reason"].as_str().unwrap().contains("gelu"));
     let kept = plan("--adapter adapter/adapter --keep-unfoldable --json").json();
     assert_eq!(kept["folds"]["kept"], refused["refused"]);
+
+    // An output that is taken: said beside the plan, unless it may be replaced.
+    let taken = ends(3, "-o base --adapter repadapter/adapter").stdout;
+    assert!(
+        taken.contains("folded") && taken.contains("`base` exists already"),
+        "{taken}"
+    );
+    let taken = ends(3, "-o base --adapter repadapter/adapter --json").json();
+    assert!(taken["occupied"].as_str().unwrap().contains("--force") && taken["plan"].is_object());
+    ends(0, "-o base --force --adapter repadapter/adapter");
     assert_eq!(place.listing(), before);
 }
 
@@ -312,6 +323,19 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
         .run("merge --model base --adapter empty -o merged")
         .ended(1)
         .says(&["adapter_config.json"]);
+
+    // Known before anything is read: neither the model nor the adapter is there.
+    place
+        .run("merge --model nothing --adapter nothing -o empty")
+        .ended(1)
+        .says(&["`empty` exists already", "--force"]);
+    place
+        .run("merge --model base --adapter empty --scale 2 -o merged")
+        .ended(2)
+        .says(&[
+            "`empty` is a folder",
+            "--scale is for a file of the RepAdapter program",
+        ]);
 }
 
 #[test]

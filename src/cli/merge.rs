@@ -7,11 +7,12 @@ use serde::Serialize;
 use vitesse::adapt::merge::Report as Folds;
 use vitesse::measure::merge::{Merge, Merged, Settings};
 use vitesse::measure::transform::Transform;
+use vitesse::model::Checkpoint;
 use vitesse::train::method::Kept;
 
 use super::Console;
 use super::args::ThreadsArgs;
-use super::failure::{Exit, Result};
+use super::failure::{Exit, Failure, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
 use super::transform;
@@ -43,7 +44,7 @@ pub(super) struct Args {
     /// Replace the output folder if it holds a checkpoint
     #[arg(long)]
     force: bool,
-    /// Show what would be folded and what becomes of the model, and write nothing
+    /// Show what would be folded and what becomes of the model, and write nothing: status 3 if the merge would be refused
     #[arg(long)]
     dry_run: bool,
     /// Take the adapter out of a model it was merged into; the head stays the adapter's
@@ -71,13 +72,16 @@ struct Report {
     output: String,
     model: String,
     step: &'static str,
-    /// Nothing was computed, and nothing written.
+    /// Nothing was proved, measured or written.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
     folds: Folds,
     /// Of a dry run: why the merge would be refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused: Vec<Kept>,
+    /// Of a dry run: why the output could not be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    occupied: Option<String>,
     /// Of an adapter that was taken out: the largest condition number of its maps.
     #[serde(skip_serializing_if = "Option::is_none")]
     condition: Option<f64>,
@@ -88,6 +92,17 @@ struct Report {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.threads.start()?;
+        if self.scale.is_some() && self.adapter.is_dir() {
+            let sentence = format!(
+                "`{}` is a folder, which holds its scale: --scale is for a file of the RepAdapter program",
+                self.adapter.display()
+            );
+            return Err(Failure::usage(sentence));
+        }
+        let occupied = match Checkpoint::may_save(&self.output, self.force) {
+            Err(error) if self.dry_run => Some(error.to_string()),
+            free => free.map(|()| None)?,
+        };
         let mut show = Show::new(console);
         let merge = Merge::open(&self.model, &self.adapter, self.scale, &mut show)?;
         let settings = Settings {
@@ -97,7 +112,9 @@ impl Args {
             images: self.images as usize,
         };
         if self.dry_run {
-            return Outcome::new(&self.report(merge.plan(&settings, &mut show)?));
+            let report = self.report(merge.plan(&settings, &mut show)?, occupied);
+            let met = report.refused.is_empty() && report.occupied.is_none();
+            return Ok(Outcome::new(&report)?.with_exit(exit(met)));
         }
         let merged = merge.run(&settings, console.stop(), &mut show)?;
         let met = merged.transform.is_proved();
@@ -105,11 +122,10 @@ impl Args {
         if met {
             merged.checkpoint.save(&self.output, self.force)?;
         }
-        let outcome = Outcome::new(&self.report(merged))?;
-        Ok(outcome.with_exit(if met { Exit::Done } else { Exit::CheckNotMet }))
+        Ok(Outcome::new(&self.report(merged, None))?.with_exit(exit(met)))
     }
 
-    fn report(&self, merged: Merged) -> Report {
+    fn report(&self, merged: Merged, occupied: Option<String>) -> Report {
         let mut folds = merged.folds;
         let refused = if self.dry_run && !self.keep_unfoldable {
             std::mem::take(&mut folds.kept)
@@ -123,10 +139,15 @@ impl Args {
             dry_run: self.dry_run,
             folds,
             refused,
+            occupied,
             condition: merged.condition,
             transform: merged.transform,
         }
     }
+}
+
+fn exit(met: bool) -> Exit {
+    if met { Exit::Done } else { Exit::CheckNotMet }
 }
 
 impl fmt::Display for Report {
@@ -146,7 +167,9 @@ impl fmt::Display for Report {
             rows.push(("condition", format!("{condition:.1}")));
         }
         rows.extend(transform::rows(&self.transform));
-        let written = if self.dry_run {
+        let written = if let Some(reason) = &self.occupied {
+            format!("nothing was written: {reason}")
+        } else if self.dry_run {
             "nothing was written: this is a dry run".into()
         } else if self.transform.is_proved() {
             self.output.clone()

@@ -22,6 +22,7 @@ use crate::config::{CONFIG_FILE, Config};
 use crate::import::{Imported, bare, hf, minivit};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
+use crate::storage::atomic::may_replace;
 use crate::storage::{AtomicDir, atomic_write, pth, safetensors};
 use crate::tensors::Tensors;
 use crate::{Error, Result, zoo};
@@ -163,6 +164,14 @@ impl Checkpoint {
         let folder = AtomicDir::create(dir, force, CONFIG_FILE)?;
         self.write_into(folder.path())?;
         folder.commit()
+    }
+
+    /// Whether [`Checkpoint::save`] may write the folder `dir`, for those who ask before long work.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](crate::Error::Exists).
+    pub fn may_save(dir: &Path, force: bool) -> Result<()> {
+        may_replace(dir, force, CONFIG_FILE)
     }
 
     /// Writes the files of a checkpoint folder into a folder that exists.

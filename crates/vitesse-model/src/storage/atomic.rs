@@ -95,7 +95,7 @@ impl AtomicDir {
 }
 
 /// Whether a folder may take the name `target`.
-fn may_replace(target: &Path, force: bool, marker: &str) -> Result<()> {
+pub(crate) fn may_replace(target: &Path, force: bool, marker: &str) -> Result<()> {
     let exists = |hint: String| {
         Err(Error::Exists {
             path: target.to_owned(),
