@@ -55,7 +55,7 @@ pub struct Merged {
 
 impl Merge {
     /// Reads a model and an adapter: a folder of ours or PEFT's, or a file of the RepAdapter program, which does not hold its
-    /// `scale`.
+    /// `scale` and alone needs it.
     ///
     /// # Errors
     /// Files that cannot be read.
@@ -137,6 +137,7 @@ impl Merge {
         let folds = if attached.spec.ops.is_empty() {
             Folds::default()
         } else {
+            // Not `Method::finish`: methods whose ops stay give no reasons there, which a refusal and a partial fold need.
             let options = Options { keep_unfoldable };
             let merged = merge::merge(&attached.spec, &attached.tensors, options)?;
             (checkpoint.spec, checkpoint.tensors) = (merged.spec, merged.tensors);
