@@ -248,3 +248,16 @@ fn a_folder_of_another_method_is_refused_before_anything_is_written() {
     ]);
     assert_eq!(place.listing(), before);
 }
+
+#[test]
+fn a_single_run_is_none_to_go_on_with_even_if_its_recipe_cannot_be_read() {
+    let place = place();
+    place.write("out/recipe.toml", b"[train");
+    place
+        .run(&format!(
+            "adapt --model base --data shapes {SHORT} -o out --compare linear,bitfit --resume"
+        ))
+        .ended(1)
+        .says(&["`out`", "choose another folder"]);
+    assert!(!place.path("out/linear").exists());
+}

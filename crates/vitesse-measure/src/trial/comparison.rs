@@ -13,7 +13,6 @@ use vitesse_adapt::peft::Adapter;
 use vitesse_data::Split;
 use vitesse_engine::Precision;
 use vitesse_model::Checkpoint;
-use vitesse_train::run::RunFolder;
 use vitesse_train::{Error as TrainError, Recipe};
 
 use super::found::{Candidate, Chosen, Latency, Report, Speeds};
@@ -144,7 +143,8 @@ impl Comparison {
         if occupied && !resumed {
             return Err(Error::Occupied(output.clone()));
         }
-        if RunFolder::recipe(output).is_ok() {
+        // A recipe that cannot be read is one of a run, too.
+        if output.join("recipe.toml").exists() {
             return Err(Error::SingleRun(output.clone()));
         }
         Ok(())
