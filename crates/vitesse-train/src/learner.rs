@@ -463,6 +463,7 @@ impl Learner {
 mod tests {
     use super::*;
     use crate::loss::{Distillation, Kind, target_rows};
+    use crate::objective::{Seen, Term};
     use crate::testing::{CLASSES, prepared, regnet, vit};
     use vitesse_model::Checkpoint;
     use vitesse_model::network::Precision;
@@ -526,6 +527,67 @@ mod tests {
             .zip(&b.slots)
             .flat_map(|(a, b)| a.weight.iter().zip(&b.weight));
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// The sum of all outputs, where they are wanted.
+    #[derive(Debug)]
+    struct Outputs(bool);
+
+    impl Objective for Outputs {
+        fn wants(&self) -> Wants {
+            Wants {
+                outputs: self.0,
+                ..Wants::default()
+            }
+        }
+
+        fn terms(&self, seen: &Seen<'_>) -> Result<Vec<Term>> {
+            let zero = seen.student.logits.class.clone().sum() * 0.0;
+            let outputs = seen.student.outputs.values().cloned().map(Tensor::sum);
+            Ok(vec![Term {
+                name: "outputs",
+                value: outputs.fold(zero, |sum, output| sum + output),
+                weight: 2.0,
+            }])
+        }
+    }
+
+    #[test]
+    fn a_pass_knows_its_labels_and_its_moment_and_its_outputs_enter_the_loss_where_wanted() {
+        let device = Device::flex();
+        for (wanted, loss) in [(true, 2.0 * SAMPLES as f64 * 0.5), (false, 0.0)] {
+            let state = State::new(&vit(1), &settings(1).optim, true, &|_| true).unwrap();
+            let learner = Learner::new(state, settings(1), Box::new(Outputs(wanted)), None, &device).unwrap();
+            let at = At {
+                step: 3,
+                epoch: 0,
+                steps_per_epoch: 4,
+                epochs: 3,
+            };
+            let mut ctx = learner.context(at, 0);
+            assert_eq!(ctx.progress, 0.25);
+            // What an op of the pass would say.
+            let said = Tensor::<2>::full([SAMPLES, 1], 0.5, &device)
+                .autodiff()
+                .require_grad();
+            ctx.outputs.insert("ops.0.kept".into(), said.clone());
+            let asking = Asking {
+                network: &learner.network,
+                objective: learner.objective.as_ref(),
+                wants: &learner.wants,
+                teacher: None,
+                method: &learner.state.method,
+                at,
+            };
+            let Lesson { input, targets: rows } = lesson(0);
+            let asked = asking.loss(input, rows, &mut ctx).unwrap();
+            assert_eq!(asked.loss, loss);
+            let labels = ctx.labels.clone().unwrap().into_data().try_into_vec::<f32>();
+            assert_eq!(labels.unwrap(), targets());
+            let gradient = said.grad(&asked.total.backward());
+            let gradient = gradient.map(|gradient| gradient.into_data().try_into_vec::<f32>().unwrap());
+            assert_eq!(gradient, wanted.then(|| vec![2.0; SAMPLES]));
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub struct Wants {
     pub student: Vec<Place>,
     /// Where the teacher's are; `None` if there is nothing to ask a teacher.
     pub teacher: Option<Vec<Place>>,
-    /// Whether it reads what ops say beside their values.
+    /// Whether it reads what the student's ops say beside their values.
     pub outputs: bool,
 }
 
@@ -130,22 +130,21 @@ impl Seen<'_> {
 pub struct Pass {
     /// What its heads say.
     pub logits: Logits,
-    /// What its ops say beside their values, `[samples, ..]` by name.
+    /// What its ops say beside their values, `[samples, ..]` by name; the student's, if that was wanted.
     pub outputs: BTreeMap<String, Tensor<2>>,
     values: BTreeMap<Place, Value>,
 }
 
 impl Pass {
-    /// Takes what is wanted out of the context of `who`'s forward pass.
-    pub(crate) fn new(who: &str, logits: Logits, ctx: &mut Ctx, wanted: &[Place]) -> Result<Pass> {
-        let outputs = mem::take(&mut ctx.outputs);
+    /// Takes the values at `wanted` places out of the context of `who`'s forward pass.
+    pub(crate) fn new(who: &str, logits: Logits, ctx: &Ctx, wanted: &[Place]) -> Result<Pass> {
         let value = |&(site, layer): &Place| match ctx.trace.value(site, layer) {
             Some(value) => Ok(((site, layer), value.clone())),
             None => Err(missing(who, (site, layer))),
         };
         Ok(Pass {
             logits,
-            outputs,
+            outputs: BTreeMap::new(),
             values: wanted.iter().map(value).collect::<Result<_>>()?,
         })
     }
@@ -161,11 +160,8 @@ impl Pass {
                 class: self.logits.class.autodiff(),
                 distillation: self.logits.distillation.map(Tensor::autodiff),
             },
-            outputs: self
-                .outputs
-                .into_iter()
-                .map(|(name, x)| (name, x.autodiff()))
-                .collect(),
+            // A teacher is not asked for them.
+            outputs: BTreeMap::new(),
             values: values.collect(),
         }
     }
@@ -293,9 +289,13 @@ impl Asking<'_> {
                 (self.network.heads(features, ctx), None)
             }
         };
+        let mut student = Pass::new("the student", logits, ctx, &self.wants.student)?;
+        if self.wants.outputs {
+            student.outputs = mem::take(&mut ctx.outputs);
+        }
         let terms = self.objective.terms(&Seen {
             at: self.at,
-            student: Pass::new("the student", logits, ctx, &self.wants.student)?,
+            student,
             teacher,
             targets: targets.autodiff(),
             method: self.method,

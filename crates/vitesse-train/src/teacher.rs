@@ -116,7 +116,7 @@ impl Teacher {
         let logits = self.network.forward(images, &mut ctx)?;
         let joint = logits.clone().joint(Fusion::LogitMean);
         if crate::loss::rows(&joint)?.iter().all(|x| x.is_finite()) {
-            return Pass::new("the teacher", logits, &mut ctx, wanted);
+            return Pass::new("the teacher", logits, &ctx, wanted);
         }
         let reason = "its logits are not numbers; check that its weights are whole".to_owned();
         Err(Error::Teacher {
