@@ -174,12 +174,7 @@ impl Runner {
         let [total, channels, height, width] = shape;
         let size = channels * height * width;
         let mut logits = Logits::default();
-        let mut at = Progress {
-            about: "",
-            unit: "images",
-            done: 0,
-            total,
-        };
+        let mut at = Progress::of_images(total);
         events.progress(at);
         for batch in images.chunks((batch_size * size).max(1)) {
             let count = batch.len() / size.max(1);

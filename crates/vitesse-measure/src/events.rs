@@ -23,6 +23,18 @@ pub struct Progress {
     pub total: usize,
 }
 
+impl Progress {
+    /// None of `total` images is done.
+    pub(crate) fn of_images(total: usize) -> Progress {
+        Progress {
+            about: "",
+            unit: "images",
+            done: 0,
+            total,
+        }
+    }
+}
+
 /// Is told how work goes. Every method does nothing unless it is written.
 pub trait Events {
     /// A sentence of some `kind`: `step` for what begins now, `tested` for what was found, `note` for what was taken for
@@ -62,15 +74,14 @@ pub(crate) fn evaluating<'a>(
     stop: &'a AtomicBool,
     events: &'a mut dyn Events,
 ) -> impl FnMut(EvalProgress) -> ControlFlow<()> + 'a {
-    let at = move |done| Progress {
+    let begun = Progress {
         about,
-        unit: "images",
-        done,
-        total,
+        ..Progress::of_images(total)
     };
-    events.progress(at(0));
+    events.progress(begun);
     move |progress| {
-        events.progress(at(progress.done));
+        let done = progress.done;
+        events.progress(Progress { done, ..begun });
         go_on(stop)
     }
 }

@@ -126,13 +126,8 @@ pub(crate) fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result
 pub fn unreadable(data: &DataSet, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Unreadable>> {
     /// Images between two looks at the flag.
     const STEP: usize = 256;
-    let at = |done| Progress {
-        about: "",
-        unit: "images",
-        done,
-        total: data.len(),
-    };
-    events.progress(at(0));
+    let begun = Progress::of_images(data.len());
+    events.progress(begun);
     let mut unreadable = Vec::new();
     for start in (0..data.len()).step_by(STEP) {
         let end = (start + STEP).min(data.len());
@@ -144,7 +139,7 @@ pub fn unreadable(data: &DataSet, stop: &AtomicBool, events: &mut dyn Events) ->
             })
         });
         unreadable.par_extend(failed);
-        events.progress(at(end));
+        events.progress(Progress { done: end, ..begun });
         check(stop)?;
     }
     Ok(unreadable)

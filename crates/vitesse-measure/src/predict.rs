@@ -51,17 +51,13 @@ impl Predictor {
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Vec<Result<Vec<Class>>>> {
-        let at = |done| Progress {
-            about: "",
-            unit: "images",
-            done,
-            total: files.len(),
-        };
-        events.progress(at(0));
+        let begun = Progress::of_images(files.len());
+        events.progress(begun);
         let mut predictions = Vec::new();
         for batch in files.chunks(self.batch_size.max(1)) {
             predictions.extend(self.batch(runner, batch)?);
-            events.progress(at(predictions.len()));
+            let done = predictions.len();
+            events.progress(Progress { done, ..begun });
             check(stop)?;
         }
         Ok(predictions)

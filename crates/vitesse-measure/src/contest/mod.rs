@@ -223,19 +223,15 @@ impl Contest {
         };
         let total = data.len() * self.contestants.len();
         events.say("step", &format!("each model predicts {} images", data.len()));
-        let progress = |done| Progress {
-            about: "",
-            unit: "images",
-            done,
-            total,
-        };
-        events.progress(progress(0));
+        let begun = Progress::of_images(total);
+        events.progress(begun);
         let (mut found, mut first): (Vec<Accuracy>, Option<Vec<usize>>) = (Vec::new(), None);
         for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
             let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = preprocess(one.engine.spec(), &one.preparation)?;
             let evaluation = evaluate(&mut recorder, data, &preparation, options, &mut |at| {
-                events.progress(progress(i * data.len() + at.done));
+                let done = i * data.len() + at.done;
+                events.progress(Progress { done, ..begun });
                 go_on(stop)
             })?;
             let predictions = recorder.predictions;
