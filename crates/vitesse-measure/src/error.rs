@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vitesse_model::DType;
+
 use crate::proof::Difference;
 
 /// A result of this crate.
@@ -101,6 +103,40 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A file without the tensor that is read from it.
+    #[error("`{path}` has no tensor `{name}` {expected}; it has {found}", path = .path.display())]
+    NoTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: &'static str,
+        /// Its shape.
+        expected: String,
+        /// The tensors that the file has.
+        found: String,
+    },
+    /// A tensor of whole numbers where floating-point numbers are read.
+    #[error("`{path}`: tensor `{name}` should be of type F32, but is {found}", path = .path.display())]
+    TensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: &'static str,
+        /// Its type.
+        found: DType,
+    },
+    /// A tensor of another shape than the model takes.
+    #[error("`{path}`: tensor `{name}` should have shape {expected}, but {found}", path = .path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: &'static str,
+        /// The shape.
+        expected: String,
+        /// What it has instead.
+        found: String,
+    },
     /// A data set with nothing to tell apart.
     #[error("`{data}` has {classes} class, and there is nothing to tell apart")]
     TooFewClasses {
@@ -169,6 +205,9 @@ impl Error {
             Error::NoImages { .. } => "E_DATA_EMPTY",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
+            Error::NoTensor { .. } => "E_TENSOR_MISSING",
+            Error::TensorType { .. } => "E_TENSOR_TYPE",
+            Error::TensorShape { .. } => "E_TENSOR_SHAPE",
             Error::TooFewClasses { .. } => "E_DATA_SET",
             Error::NothingToCompare | Error::NoValidation => "E_USAGE",
             Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
@@ -189,6 +228,7 @@ impl Error {
             Error::UnknownClass { .. } => Some(
                 "classes are matched by name: a shifted version has the class names of the data set, or some of them",
             ),
+            Error::TensorType { .. } => Some("scale and normalise the pixels first"),
             Error::TooFewClasses { .. } => Some("a data set needs images of two classes at least"),
             Error::NoValidation => Some("leave `data.val_fraction` above 0, or name `data.validation`"),
             Error::Occupied(_) => {

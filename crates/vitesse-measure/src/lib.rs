@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | the machine: what it is, what it can | [`machine`] |
 //! | how good it is | [`accuracy`]; what it sees in files, [`predict`] |
+//! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
@@ -29,6 +30,7 @@ pub mod merge;
 mod origin;
 pub mod predict;
 pub mod proof;
+pub mod raw;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;
