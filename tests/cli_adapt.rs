@@ -274,6 +274,34 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
 }
 
 #[test]
+fn a_run_does_not_go_on_on_another_base() {
+    let place = place();
+    place
+        .run(&format!("adapt --model base --method lora {SHORT} -o run"))
+        .ended(0);
+    let first = place.path("base/model.safetensors");
+    std::fs::copy(&first, place.path("kept")).unwrap();
+    let other = Checkpoint::fresh("deit_nano_patch8_32", Some(7), None, 2).unwrap();
+    other.save(&place.path("base"), true).unwrap();
+    let refused = || {
+        let before = files(&place, "run");
+        let ran = place.run("adapt --resume -o run").ended(1);
+        ran.says(&[
+            "the base that it was begun with had weights with SHA-256",
+            "restore",
+        ]);
+        assert!(files(&place, "run") == before, "the run has changed");
+    };
+    refused();
+    // Also where the state is lost, and only the adapter tells.
+    std::fs::rename(place.path("run/last"), place.path("last")).unwrap();
+    refused();
+    std::fs::rename(place.path("last"), place.path("run/last")).unwrap();
+    std::fs::copy(place.path("kept"), &first).unwrap();
+    place.run("adapt --resume -o run").ended(0);
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused_in_sentences() {
     let place = place();
     let refused = |args: &str, code: i32, parts: &[&str]| {

@@ -8,6 +8,7 @@ use std::fs;
 
 use cli_support::Place;
 use serde_json::Value;
+use vitesse::model::Checkpoint;
 
 /// A step or two on a few drawn images.
 const SHORT: &str = "--limit 32 --batch-size 16 --epochs 1 --warmup-epochs 0 --rounds 1";
@@ -245,6 +246,21 @@ fn a_folder_of_another_method_is_refused_before_anything_is_written() {
     place.run(&format!("{adapt} ssf,norm --resume")).ended(1).says(&[
         "out/norm/seed42",
         "begun by the method `bitfit`, not by the method `norm`",
+    ]);
+    assert_eq!(place.listing(), before);
+}
+
+#[test]
+fn a_finished_trial_of_another_base_is_not_taken() {
+    let place = place();
+    let adapt = format!("adapt --model base --data shapes {SHORT} -o out --compare bitfit");
+    place.run(&adapt).ended(0);
+    let other = Checkpoint::fresh("deit_nano_patch8_32", Some(7), None, 2).unwrap();
+    other.save(&place.path("base"), true).unwrap();
+    let before = place.listing();
+    place.run(&format!("{adapt},linear --resume")).ended(1).says(&[
+        "out/bitfit/seed42",
+        "the base that it was begun with had weights with SHA-256",
     ]);
     assert_eq!(place.listing(), before);
 }

@@ -142,12 +142,16 @@ impl Setup {
         }
     }
 
-    /// Refuses a folder with another run.
+    /// Refuses a folder with another run, or with one that is finished on another base.
     ///
     /// # Errors
-    /// As [`RunFolder::check`].
+    /// As [`RunFolder::check`]; a base with other weights.
     pub fn check(&self) -> Result<()> {
-        Ok(RunFolder::check(&self.folder, &self.recipe, self.existing())?)
+        RunFolder::check(&self.folder, &self.recipe, self.existing())?;
+        if self.folder.join(RESULT).is_file() {
+            self.job().same_base_as_adapter()?;
+        }
+        Ok(())
     }
 
     fn existing(&self) -> Existing {
