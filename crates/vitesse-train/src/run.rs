@@ -9,6 +9,7 @@
 //! epochs/0012/                the best few, where `train.keep` asks for more than one
 //! final/                      checkpoint after the last step
 //! test.json                   the one evaluation on the test split, where it was asked for
+//! adapter/, result.json       what `adapt` makes of the run
 //! ```
 //!
 //! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
@@ -104,6 +105,10 @@ const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.csv";
 const METRICS: &str = "metrics.jsonl";
 const TEST: &str = "test.json";
+/// What was learned by a method, where the run had one.
+pub const ADAPTER: &str = "adapter";
+/// What the run came to, where it is one of a comparison.
+pub const RESULT: &str = "result.json";
 /// The checkpoint after the last step.
 pub(crate) const FINAL: &str = "final";
 
@@ -168,13 +173,13 @@ impl RunFolder {
 
     /// Removes what a run writes, and nothing else.
     fn delete(&self) -> Result<()> {
-        for folder in ["last", "best", "epochs", "final"] {
+        for folder in ["last", "best", "epochs", FINAL, ADAPTER] {
             let folder = self.path.join(folder);
             if folder.is_dir() {
                 fs::remove_dir_all(&folder).map_err(Error::io("delete", &folder))?;
             }
         }
-        for file in [TEST, SUMMARY, METRICS, RECIPE] {
+        for file in [RESULT, TEST, SUMMARY, METRICS, RECIPE] {
             let file = self.path.join(file);
             if file.is_file() {
                 fs::remove_file(&file).map_err(Error::io("delete", &file))?;
@@ -489,12 +494,15 @@ mod tests {
         fs::create_dir(&path).unwrap();
         RunFolder::open(&path, &recipe(), Existing::Refuse).unwrap();
         fs::write(path.join("notes.txt"), "mine").unwrap();
+        fs::create_dir(path.join(ADAPTER)).unwrap();
+        fs::write(path.join(RESULT), "{}").unwrap();
         assert!(matches!(
             RunFolder::open(&path, &recipe(), Existing::Refuse),
             Err(Error::RunExists { .. })
         ));
         RunFolder::open(&path, &recipe(), Existing::Replace).unwrap();
         assert!(path.join("notes.txt").exists(), "what no run wrote is left alone");
+        assert!(!path.join(ADAPTER).exists() && !path.join(RESULT).exists());
         fs::remove_file(path.join(RECIPE)).unwrap();
         assert!(matches!(
             RunFolder::open(&path, &recipe(), Existing::Replace),

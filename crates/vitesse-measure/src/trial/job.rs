@@ -14,15 +14,12 @@ use vitesse_train::adamw::Slot;
 use vitesse_train::events::{Events as Training, Outcome};
 use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::objective::Objective;
-use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::run::{ADAPTER, Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
 use vitesse_train::{Error as TrainError, Recipe};
 
 use crate::{Error, Events, Result};
-
-/// What a run leaves beside the folders of every run.
-pub const ADAPTER: &str = "adapter";
 
 /// What is to be done.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
-use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::run::{ADAPTER, Existing, RESULT, RunFolder};
 use vitesse_train::{Error as TrainError, Recipe};
 
 use crate::classify::Recorder;
@@ -40,10 +40,8 @@ use crate::proof::compare;
 use crate::timing::Budget;
 use crate::{Error, Events, Result, TrainEvents, origin};
 pub use entry::{Entry, Search, defaults, setting, table};
-pub use job::{ADAPTER, Job, Ready};
+pub use job::{Job, Ready};
 
-/// What stands beside a finished run.
-const RESULT: &str = "result.json";
 /// Test images that a merge is proved on.
 const PROOF_IMAGES: usize = 16;
 /// Images a batch in the test.
