@@ -142,13 +142,14 @@ impl RunFolder {
         let run = RunFolder {
             path: path.to_owned(),
         };
-        if existing == Existing::Resume {
-            return Ok(run);
-        }
         if existing == Existing::Replace {
             run.delete()?;
         }
+        // Also of a run that is resumed: whose state was deleted begins again.
         fs::create_dir_all(path.join("last")).map_err(Error::io("create", path))?;
+        if existing == Existing::Resume {
+            return Ok(run);
+        }
         let text = recipe.to_toml()?;
         atomic_write(&path.join(RECIPE), |file| file.write_all(text.as_bytes()))?;
         Ok(run)
@@ -503,6 +504,9 @@ mod tests {
         RunFolder::open(&path, &recipe(), Existing::Replace).unwrap();
         assert!(path.join("notes.txt").exists(), "what no run wrote is left alone");
         assert!(!path.join(ADAPTER).exists() && !path.join(RESULT).exists());
+        fs::remove_dir(path.join("last")).unwrap();
+        RunFolder::open(&path, &recipe(), Existing::Resume).unwrap();
+        assert!(path.join("last").is_dir(), "a state can be written again");
         fs::remove_file(path.join(RECIPE)).unwrap();
         assert!(matches!(
             RunFolder::open(&path, &recipe(), Existing::Replace),
