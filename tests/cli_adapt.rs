@@ -228,11 +228,13 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
         &["with `rank = 4`, not with `rank = 8`"],
     );
     refused("adapt --set optim.lr=0.5", "lora", &["`lr = 0.5` is new"]);
-    refused(
-        "adapt",
-        "plain",
-        &["begun without a method, not by the method `repadapter`"],
-    );
+    for args in ["adapt", "adapt --method lora", "adapt --recipe lora/recipe.toml"] {
+        let parts = [
+            "begun without a method",
+            "`vitesse train --resume` goes on with it",
+        ];
+        refused(args, "plain", &parts);
+    }
     refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
     refused(
         "train --recipe plain/recipe.toml",

@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
-use crate::resume::may_resume;
+use crate::resume::{may_resume, without_method};
 use crate::{Error, Result};
 
 /// What may be done about a folder that exists.
@@ -170,6 +170,21 @@ impl RunFolder {
             });
         }
         Recipe::read(&file, &[])
+    }
+
+    /// Refuses to go on with the run in `path` by a method where it has none.
+    ///
+    /// # Errors
+    /// A run that was begun without a method; as [`RunFolder::recipe`].
+    pub fn check_method(path: &Path) -> Result<()> {
+        let begun = RunFolder::recipe(path)?;
+        if begun.method.is_some() {
+            return Ok(());
+        }
+        Err(Error::Resume {
+            path: path.to_owned(),
+            reason: without_method(&begun),
+        })
     }
 
     /// Removes what a run writes, and nothing else.
