@@ -315,20 +315,30 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
     };
     refused("--method loras", 2, &["loras", "repadapter"]);
     refused("--method lora --set rank", 2, &["rank=4"]);
-    refused("--method lora --set ranks=4", 1, &["ranks"]);
+    refused(
+        "--method lora --set ranks=4",
+        2,
+        &["lora has no setting `ranks`", "`rank`"],
+    );
+    refused("--method linear --set rank=4", 2, &["it has no settings"]);
+    refused(
+        "--method lora --set rank=1.5",
+        2,
+        &["lora: `rank` is `1.5`, but must be a whole number"],
+    );
     refused(
         "--method lora --set targets=query",
-        1,
+        2,
         &["`query` names no module", "attn.qkv"],
     );
     refused(
         "--method lora --set targets=proj",
-        1,
+        2,
         &["patch_embed.proj", "attn.proj"],
     );
     refused(
         "--method repadapter --set groups=5",
-        1,
+        2,
         &["groups is 5, but must divide both"],
     );
     place.write("one/train/only/a.png", b"");

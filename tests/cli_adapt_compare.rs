@@ -215,7 +215,7 @@ fn mistakes_are_told_before_anything_is_trained() {
     for (more, code, say) in [
         ("--compare lroa", 2, "no method `lroa`"),
         ("--compare lora:rank", 2, "expected a key and a value"),
-        ("--compare linear,lora:scale=2", 1, "scale"),
+        ("--compare linear,lora:scale=2", 2, "scale"),
         ("--compare linear,lora:optim.rate=2", 2, "`optim.rate`"),
         (
             "--compare linear --search rank=1,2",
