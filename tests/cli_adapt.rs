@@ -239,11 +239,13 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
         &["with `rank = 4`, not with `rank = 8`"],
     );
     refused("adapt --set optim.lr=0.5", "lora", &["`lr = 0.5` is new"]);
-    refused(
-        "adapt",
-        "plain",
-        &["begun without a method, not by the method `repadapter`"],
-    );
+    for args in ["adapt", "adapt --method lora", "adapt --recipe lora/recipe.toml"] {
+        let parts = [
+            "begun without a method",
+            "`vitesse train --resume` goes on with it",
+        ];
+        refused(args, "plain", &parts);
+    }
     refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
     refused(
         "train --recipe plain/recipe.toml",
@@ -285,6 +287,34 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
 }
 
 #[test]
+fn a_run_does_not_go_on_on_another_base() {
+    let place = place();
+    place
+        .run(&format!("adapt --model base --method lora {SHORT} -o run"))
+        .ended(0);
+    let first = place.path("base/model.safetensors");
+    std::fs::copy(&first, place.path("kept")).unwrap();
+    let other = Checkpoint::fresh("deit_nano_patch8_32", Some(7), None, 2).unwrap();
+    other.save(&place.path("base"), true).unwrap();
+    let refused = || {
+        let before = files(&place, "run");
+        let ran = place.run("adapt --resume -o run").ended(1);
+        ran.says(&[
+            "the base that it was begun with had weights with SHA-256",
+            "restore",
+        ]);
+        assert!(files(&place, "run") == before, "the run has changed");
+    };
+    refused();
+    // Also where the state is lost, and only the adapter tells.
+    std::fs::rename(place.path("run/last"), place.path("last")).unwrap();
+    refused();
+    std::fs::rename(place.path("last"), place.path("run/last")).unwrap();
+    std::fs::copy(place.path("kept"), &first).unwrap();
+    place.run("adapt --resume -o run").ended(0);
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused_in_sentences() {
     let place = place();
     let refused = |args: &str, code: i32, parts: &[&str]| {
@@ -296,20 +326,30 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
     };
     refused("--method loras", 2, &["loras", "repadapter"]);
     refused("--method lora --set rank", 2, &["rank=4"]);
-    refused("--method lora --set ranks=4", 1, &["ranks"]);
+    refused(
+        "--method lora --set ranks=4",
+        2,
+        &["lora has no setting `ranks`", "`rank`"],
+    );
+    refused("--method linear --set rank=4", 2, &["it has no settings"]);
+    refused(
+        "--method lora --set rank=1.5",
+        2,
+        &["lora: `rank` is `1.5`, but must be a whole number"],
+    );
     refused(
         "--method lora --set targets=query",
-        1,
+        2,
         &["`query` names no module", "attn.qkv"],
     );
     refused(
         "--method lora --set targets=proj",
-        1,
+        2,
         &["patch_embed.proj", "attn.proj"],
     );
     refused(
         "--method repadapter --set groups=5",
-        1,
+        2,
         &["groups is 5, but must divide both"],
     );
     place.write("one/train/only/a.png", b"");

@@ -8,6 +8,7 @@ use std::fs;
 
 use cli_support::Place;
 use serde_json::Value;
+use vitesse::model::Checkpoint;
 
 /// A step or two on a few drawn images.
 const SHORT: &str = "--limit 32 --batch-size 16 --epochs 1 --warmup-epochs 0 --rounds 1";
@@ -214,7 +215,7 @@ fn mistakes_are_told_before_anything_is_trained() {
     for (more, code, say) in [
         ("--compare lroa", 2, "no method `lroa`"),
         ("--compare lora:rank", 2, "expected a key and a value"),
-        ("--compare linear,lora:scale=2", 1, "scale"),
+        ("--compare linear,lora:scale=2", 2, "scale"),
         ("--compare linear,lora:optim.rate=2", 2, "`optim.rate`"),
         (
             "--compare linear --search rank=1,2",
@@ -260,4 +261,19 @@ fn a_single_run_is_none_to_go_on_with_even_if_its_recipe_cannot_be_read() {
         .ended(1)
         .says(&["`out`", "choose another folder"]);
     assert!(!place.path("out/linear").exists());
+}
+
+#[test]
+fn a_finished_trial_of_another_base_is_not_taken() {
+    let place = place();
+    let adapt = format!("adapt --model base --data shapes {SHORT} -o out --compare bitfit");
+    place.run(&adapt).ended(0);
+    let other = Checkpoint::fresh("deit_nano_patch8_32", Some(7), None, 2).unwrap();
+    other.save(&place.path("base"), true).unwrap();
+    let before = place.listing();
+    place.run(&format!("{adapt},linear --resume")).ended(1).says(&[
+        "out/bitfit/seed42",
+        "the base that it was begun with had weights with SHA-256",
+    ]);
+    assert_eq!(place.listing(), before);
 }

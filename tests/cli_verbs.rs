@@ -8,11 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules beside the verbs that all of them may use.
-const SHARED: [&str; 7] = [
+const SHARED: [&str; 8] = [
     "args",
     "console",
     "failure",
     "outcome",
+    "shell",
     "show",
     "training",
     "transform",

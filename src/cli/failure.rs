@@ -162,6 +162,11 @@ impl From<vitesse_train::Error> for Failure {
             E::Recipe { .. } | E::RecipeKey { .. } | E::RecipeSyntax { .. } | E::TeacherMissing => {
                 Exit::Usage
             }
+            // So can a setting or a pattern of a method.
+            E::Method {
+                code: "E_METHOD" | "E_PATTERN",
+                ..
+            } => Exit::Usage,
             E::Interrupted => return Failure::interrupted(),
             _ => Exit::Failed,
         };

@@ -26,6 +26,8 @@ mod predict;
 #[cfg(feature = "train")]
 mod quickstart;
 mod run;
+#[cfg(feature = "train")]
+mod shell;
 mod show;
 #[cfg(feature = "train")]
 mod train;

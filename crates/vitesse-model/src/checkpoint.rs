@@ -113,16 +113,8 @@ impl Checkpoint {
     /// Loads a folder of ours, timm's (`local-dir:` before it is fine) or transformers', or a `.safetensors` or `.pth`
     /// file, which is described by the `config.json` beside it, by `options.architecture`, or by its shapes.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
-        let path = path.as_ref();
-        let path = path
-            .to_str()
-            .and_then(|text| text.strip_prefix("local-dir:"))
-            .map_or(path, Path::new);
-        let weights = if path.is_dir() {
-            find_weights(path)?
-        } else {
-            path.to_owned()
-        };
+        let path = local(path.as_ref());
+        let weights = weights_file(path)?;
         let (tensors, note) = read_weights(&weights)?;
         let config = weights.with_file_name(CONFIG_FILE);
         let described = config.is_file() && (path.is_dir() || options.architecture.is_none());
@@ -296,6 +288,26 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
     }
     let cfg = &mut config.pretrained_cfg;
     (cfg.pool_size, cfg.test_input_size, cfg.test_crop_pct) = (None, None, None);
+}
+
+/// Without timm's prefix for a folder.
+fn local(path: &Path) -> &Path {
+    path.to_str()
+        .and_then(|text| text.strip_prefix("local-dir:"))
+        .map_or(path, Path::new)
+}
+
+/// The weights file that [`Checkpoint::load`] reads: that of a folder, or the file itself.
+///
+/// # Errors
+/// A folder without one.
+pub fn weights_file(path: &Path) -> Result<PathBuf> {
+    let path = local(path);
+    if path.is_dir() {
+        find_weights(path)
+    } else {
+        Ok(path.to_owned())
+    }
 }
 
 /// The weights file of a folder, by timm's order of preference.

@@ -11,6 +11,7 @@ use crate::{Error, Result};
 /// the result.
 pub(crate) fn may_resume(path: &Path, begun: &Recipe, asked: &Recipe) -> Result<()> {
     let reason = match other_method(begun.method.as_ref(), asked.method.as_ref()) {
+        Some(_) if begun.method.is_none() => without_method(begun),
         Some(reason) => reason,
         None if begun.decisive()? == asked.decisive()? => return Ok(()),
         None => other_recipe(begun, asked)?,
@@ -19,6 +20,18 @@ pub(crate) fn may_resume(path: &Path, begun: &Recipe, asked: &Recipe) -> Result<
         path: path.to_owned(),
         reason,
     })
+}
+
+/// Why no method goes on with a run that has none, in a sentence.
+pub(crate) fn without_method(begun: &Recipe) -> String {
+    let verb = if begun.distill.distils() {
+        "distill"
+    } else {
+        "train"
+    };
+    format!(
+        "it was begun without a method; `vitesse {verb} --resume` goes on with it, and a method needs a folder of its own"
+    )
 }
 
 /// What differs between two methods, in a sentence.
@@ -106,6 +119,13 @@ mod tests {
             let found = says(begun, asked);
             assert!(found.contains(sentence), "{found}");
         }
+        let plain = |more: &str| {
+            let text = format!("[model]\nname = \"deit_nano_patch8_32\"\n[data]\npath = \"shapes\"\n{more}");
+            without_method(&Recipe::parse(&text, "test.toml", &[]).unwrap())
+        };
+        assert!(plain("").contains("`vitesse train --resume`"));
+        let distils = "[distill]\nteacher = \"t\"\n";
+        assert!(plain(distils).contains("`vitesse distill --resume`"));
         let fewer = table("name = \"lora\"");
         assert!(says(Some(&four), Some(&fewer)).contains("with `rank = 4`, not without `rank`;"));
     }

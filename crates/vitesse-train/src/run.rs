@@ -9,6 +9,7 @@
 //! epochs/0012/                the best few, where `train.keep` asks for more than one
 //! final/                      checkpoint after the last step
 //! test.json                   the one evaluation on the test split, where it was asked for
+//! adapter/, result.json       what `adapt` makes of the run
 //! ```
 //!
 //! The state is written after the lines that belong to it, and resuming drops lines that are ahead of the state. So
@@ -24,7 +25,7 @@ use serde_json::{Map, Value, json};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
-use crate::resume::may_resume;
+use crate::resume::{may_resume, without_method};
 use crate::{Error, Result};
 
 /// What may be done about a folder that exists.
@@ -104,6 +105,10 @@ const RECIPE: &str = "recipe.toml";
 const SUMMARY: &str = "summary.csv";
 const METRICS: &str = "metrics.jsonl";
 const TEST: &str = "test.json";
+/// What was learned by a method, where the run had one.
+pub const ADAPTER: &str = "adapter";
+/// What the run came to, where it is one of a comparison.
+pub const RESULT: &str = "result.json";
 /// The checkpoint after the last step.
 pub(crate) const FINAL: &str = "final";
 
@@ -137,13 +142,14 @@ impl RunFolder {
         let run = RunFolder {
             path: path.to_owned(),
         };
-        if existing == Existing::Resume {
-            return Ok(run);
-        }
         if existing == Existing::Replace {
             run.delete()?;
         }
+        // Also of a run that is resumed: whose state was deleted begins again.
         fs::create_dir_all(path.join("last")).map_err(Error::io("create", path))?;
+        if existing == Existing::Resume {
+            return Ok(run);
+        }
         let text = recipe.to_toml()?;
         atomic_write(&path.join(RECIPE), |file| file.write_all(text.as_bytes()))?;
         Ok(run)
@@ -166,15 +172,30 @@ impl RunFolder {
         Recipe::read(&file, &[])
     }
 
+    /// Refuses to go on with the run in `path` by a method where it has none.
+    ///
+    /// # Errors
+    /// A run that was begun without a method; as [`RunFolder::recipe`].
+    pub fn check_method(path: &Path) -> Result<()> {
+        let begun = RunFolder::recipe(path)?;
+        if begun.method.is_some() {
+            return Ok(());
+        }
+        Err(Error::Resume {
+            path: path.to_owned(),
+            reason: without_method(&begun),
+        })
+    }
+
     /// Removes what a run writes, and nothing else.
     fn delete(&self) -> Result<()> {
-        for folder in ["last", "best", "epochs", "final"] {
+        for folder in ["last", "best", "epochs", FINAL, ADAPTER] {
             let folder = self.path.join(folder);
             if folder.is_dir() {
                 fs::remove_dir_all(&folder).map_err(Error::io("delete", &folder))?;
             }
         }
-        for file in [TEST, SUMMARY, METRICS, RECIPE] {
+        for file in [RESULT, TEST, SUMMARY, METRICS, RECIPE] {
             let file = self.path.join(file);
             if file.is_file() {
                 fs::remove_file(&file).map_err(Error::io("delete", &file))?;
@@ -489,12 +510,18 @@ mod tests {
         fs::create_dir(&path).unwrap();
         RunFolder::open(&path, &recipe(), Existing::Refuse).unwrap();
         fs::write(path.join("notes.txt"), "mine").unwrap();
+        fs::create_dir(path.join(ADAPTER)).unwrap();
+        fs::write(path.join(RESULT), "{}").unwrap();
         assert!(matches!(
             RunFolder::open(&path, &recipe(), Existing::Refuse),
             Err(Error::RunExists { .. })
         ));
         RunFolder::open(&path, &recipe(), Existing::Replace).unwrap();
         assert!(path.join("notes.txt").exists(), "what no run wrote is left alone");
+        assert!(!path.join(ADAPTER).exists() && !path.join(RESULT).exists());
+        fs::remove_dir(path.join("last")).unwrap();
+        RunFolder::open(&path, &recipe(), Existing::Resume).unwrap();
+        assert!(path.join("last").is_dir(), "a state can be written again");
         fs::remove_file(path.join(RECIPE)).unwrap();
         assert!(matches!(
             RunFolder::open(&path, &recipe(), Existing::Replace),

@@ -23,7 +23,7 @@ use vitesse::measure::trial::vtab::{self as benchmark, Whole};
 use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
 use vitesse::model::storage::atomic_write;
 use vitesse_train::method::{MethodPlan, Trainable};
-use vitesse_train::run::Existing;
+use vitesse_train::run::{Existing, RunFolder};
 
 use super::Console;
 use super::args::positive;
@@ -199,6 +199,7 @@ impl Args {
 
     /// The one method that is meant: as typed, or as the recipe or the run `resumed` says.
     fn entry(&self, resumed: Option<&Path>) -> Result<Entry> {
+        resumed.map(RunFolder::check_method).transpose()?;
         let (name, recipe) = self.recipe.file(resumed)?;
         let entry = match (&self.method, recipe.get("method")) {
             (Some(method), _) => Entry::new(method, &[]),

@@ -17,6 +17,7 @@ use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
 use crate::cli::failure::Result;
+use crate::cli::shell::word;
 use crate::cli::show::ShowRuns;
 
 /// Where a merged model is put beside its adapter.
@@ -233,14 +234,16 @@ impl Adapted {
         );
         let mut content = Content::new().text(&text).table(&table);
         if let Some(task) = self.tasks.first() {
+            let inside = |path: &str| word(&format!("{output}/{path}")).into_owned();
             let merged = format!(
-                "vitesse eval --model {output}/{} --data {} --split test",
-                task.merged, task.task
+                "vitesse eval --model {} --data {} --split test",
+                inside(&task.merged),
+                task.task
             );
             let again = format!(
-                "vitesse merge --model {output}/{}/best --adapter {output}/{} -o merged",
-                self.base.key(),
-                task.adapter
+                "vitesse merge --model {} --adapter {} -o merged",
+                inside(&format!("{}/best", self.base.key())),
+                inside(&task.adapter)
             );
             content = content.command(&merged).command(&again);
         }

@@ -8,6 +8,7 @@ use super::TASK;
 use super::experiment::Method;
 use super::report::{Prediction, Report, Run, best_of, points};
 use crate::cli::failure::{Failure, Result};
+use crate::cli::shell::word;
 
 /// What the paper found, beside which nothing here is of the same size.
 const PAPER: &str = "For comparison, the paper (Touvron et al., ICML 2021) trained DeiT-Ti for 300 epochs of ImageNet's 1.28 \
@@ -256,8 +257,8 @@ fn commands(report: &Report) -> Content {
     for run in &report.runs {
         let (key, verb) = (run.method.key(), run.method.verb());
         let command = format!(
-            "vitesse {verb} --recipe {}/{key}/recipe.toml -o runs/{key}",
-            report.output
+            "vitesse {verb} --recipe {} -o runs/{key}",
+            word(&format!("{}/{key}/recipe.toml", report.output))
         );
         repeat = repeat
             .text(&format!("{}:", capital(run.method.name())))
@@ -271,7 +272,8 @@ fn itself(report: &Report) -> String {
     let short = if report.short { " --short" } else { "" };
     format!(
         "vitesse quickstart{short} --seed {} -o {}",
-        report.seed, report.output
+        report.seed,
+        word(&report.output)
     )
 }
 

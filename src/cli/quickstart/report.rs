@@ -13,6 +13,7 @@ use super::adapt::Adapted;
 use super::experiment::Method;
 use super::{IMAGES, PAGE, TASK};
 use crate::cli::outcome::pairs;
+use crate::cli::shell::word;
 
 /// Everything that was measured. Times and memory aside, it is a function of the seed and the size.
 #[derive(Debug, Serialize)]
@@ -92,7 +93,8 @@ impl Report {
     /// Commands that go on from here, each with what it is for.
     pub(super) fn next(&self) -> Vec<(&'static str, String)> {
         let folder = &self.output;
-        let best = format!("{folder}/{}/best", self.best_student.key());
+        let inside = |path: &str| word(&format!("{folder}/{path}")).into_owned();
+        let best = inside(&format!("{}/best", self.best_student.key()));
         let picture = self
             .predictions
             .first()
@@ -105,7 +107,7 @@ impl Report {
             ),
             (
                 "ask it about a picture",
-                format!("vitesse predict --model {best} {folder}/{picture}"),
+                format!("vitesse predict --model {best} {}", inside(&picture)),
             ),
             (
                 "see what a checkpoint holds",
@@ -113,7 +115,10 @@ impl Report {
             ),
             (
                 "follow the two tokens through the blocks",
-                format!("vitesse analyze tokens --model {folder}/{token}/best --data {TASK} --limit 500"),
+                format!(
+                    "vitesse analyze tokens --model {} --data {TASK} --limit 500",
+                    inside(&format!("{token}/best"))
+                ),
             ),
             (
                 "adapt a published model to your own pictures",

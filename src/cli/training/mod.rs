@@ -23,6 +23,7 @@ use vitesse_train::{Error, Recipe, run_together};
 use super::Console;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
+use super::shell::word;
 use super::show::Show;
 pub(super) use flags::{RecipeArgs, RunArgs};
 use report::Report;
@@ -219,7 +220,7 @@ impl<'a> Training<'a> {
             1 => String::new(),
             processes => format!("mpirun -n {processes} "),
         };
-        let output = self.args.output.display();
-        format!("{launcher}vitesse {} --resume -o {output}", self.verb)
+        let output = self.args.output.display().to_string();
+        format!("{launcher}vitesse {} --resume -o {}", self.verb, word(&output))
     }
 }

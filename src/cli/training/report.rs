@@ -12,6 +12,7 @@ use vitesse_train::run::RunFolder;
 
 use crate::cli::failure::Result;
 use crate::cli::outcome::pairs;
+use crate::cli::shell::word;
 
 /// What is learned from what. Keys as in `eval` where it has them.
 #[derive(Debug, Serialize)]
@@ -159,9 +160,9 @@ impl Report {
         let recipe = RunFolder::recipe(output)?;
         let checkpoint = checkpoint.display().to_string();
         let verb = if test.is_some() { "inspect" } else { "eval" };
-        let mut next = format!("vitesse {verb} --model {checkpoint}");
+        let mut next = format!("vitesse {verb} --model {}", word(&checkpoint));
         if test.is_none() {
-            next.push_str(&format!(" --data {}", recipe.data.path));
+            next.push_str(&format!(" --data {}", word(&recipe.data.path)));
         }
         Ok(Report {
             output: output.display().to_string(),

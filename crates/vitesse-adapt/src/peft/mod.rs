@@ -152,7 +152,9 @@ impl Adapter {
             .map(|(name, tensor)| (name.strip_prefix(PREFIX).unwrap_or(&name).to_owned(), tensor))
             .collect();
         let record = match metadata.get(RECORD_KEY) {
+            // By way of a value, for a place in the one line of metadata helps nobody.
             Some(text) => serde_json::from_str(text)
+                .and_then(serde_json::from_value::<Record>)
                 .map_err(|error| fail(format!("the metadata of its weights cannot be read: {error}")))?,
             None => Record::default(),
         };

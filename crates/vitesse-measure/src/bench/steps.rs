@@ -15,6 +15,7 @@ use vitesse_model::network::{Compute, Precision};
 use vitesse_train::adamw::OptimConfig;
 use vitesse_train::learner::{Learner, Lesson, Settings};
 use vitesse_train::loss::{Distillation, target_rows};
+use vitesse_train::method::head_tensors;
 use vitesse_train::state::State;
 
 use crate::machine::{peak_memory, threads};
@@ -48,7 +49,10 @@ impl Trained {
             |checkpoint, trains: &dyn Fn(&str) -> bool| Ok(State::new(checkpoint, optim, false, trains)?);
         match self {
             Trained::All => of(checkpoint, &|_| true),
-            Trained::Head => of(checkpoint, &|name| name.starts_with("head")),
+            Trained::Head => {
+                let heads = head_tensors(&checkpoint.spec);
+                of(checkpoint, &|name| heads.contains(name))
+            }
             Trained::Lora => {
                 let method = Method::parse("lora", &[])?;
                 let adapted = method.begin(&checkpoint.spec, &checkpoint.tensors, 0)?;

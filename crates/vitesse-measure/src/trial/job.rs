@@ -8,20 +8,18 @@ use burn::tensor::Device;
 use vitesse_adapt::Method;
 use vitesse_adapt::peft::{Adapter, Record};
 use vitesse_data::DataSet;
+use vitesse_model::checkpoint::{file_sha256, weights_file};
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::{Events as Training, Outcome};
 use vitesse_train::method::{Begun, Trainable};
 use vitesse_train::objective::Objective;
-use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::run::{ADAPTER, Existing, RunFolder};
 use vitesse_train::state::State;
 use vitesse_train::trainer::{Start, train};
 use vitesse_train::{Error as TrainError, Recipe};
 
 use crate::{Error, Events, Result};
-
-/// What a run leaves beside the folders of every run.
-pub const ADAPTER: &str = "adapter";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -92,7 +90,7 @@ impl Job<'_> {
     /// Trains, with the objective and the hooks that `ready` then no longer has.
     ///
     /// # Errors
-    /// As [`train`]; a run that was begun with another model.
+    /// As [`train`]; a run that was begun with another model, or with other weights of it.
     pub fn run(
         &self,
         ready: &mut Ready,
@@ -107,8 +105,11 @@ impl Job<'_> {
         };
         let saved = RunFolder::state_in(self.output);
         let state = if self.existing == Existing::Resume && saved.is_file() {
-            State::load(&saved, optim)?
+            let state = State::load(&saved, optim)?;
+            self.same_base(state.parent_sha256.as_deref(), model.source_sha256()?.as_deref())?;
+            state
         } else {
+            self.same_base_as_adapter()?;
             let ema = self.recipe.train.ema_decay.is_some();
             State::new(&model, optim, ema, &|name| adapted.trained.contains(name))?
         };
@@ -133,6 +134,40 @@ impl Job<'_> {
             device,
         };
         train(self.recipe, start, self.output, self.existing, stop, events)
+    }
+
+    /// Refuses to go on with a run whose adapter belongs to other weights than the base has now.
+    pub(super) fn same_base_as_adapter(&self) -> vitesse_train::Result<()> {
+        let folder = self.output.join(ADAPTER);
+        if self.existing != Existing::Resume || !folder.is_dir() {
+            return Ok(());
+        }
+        let Some(begun) = Adapter::read(&folder)?.record.base_sha256 else {
+            return Ok(());
+        };
+        let base = self.base.or(self.recipe.model.checkpoint.as_deref());
+        let now = base.map(|path| file_sha256(&weights_file(path)?)).transpose()?;
+        self.same_base(Some(&begun), now.as_deref())
+    }
+
+    /// Refuses other weights than the run was begun with: what learned on the ones would be kept as learned on the others.
+    fn same_base(&self, begun: Option<&str>, now: Option<&str>) -> vitesse_train::Result<()> {
+        if begun == now {
+            return Ok(());
+        }
+        let sha256 = |sum: Option<&str>| match sum {
+            Some(sum) => format!("weights with SHA-256 {sum}"),
+            None => "fresh weights".to_owned(),
+        };
+        Err(TrainError::Resume {
+            path: self.output.to_owned(),
+            reason: format!(
+                "the base that it was begun with had {}, and the one that is there now has {}; restore the base, or start a \
+                 new run in another folder",
+                sha256(begun),
+                sha256(now)
+            ),
+        })
     }
 
     /// Writes what was learned in the checkpoint `found`, the head included, and tells where.

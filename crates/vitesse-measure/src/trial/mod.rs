@@ -27,7 +27,7 @@ use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
-use vitesse_train::run::{Existing, RunFolder};
+use vitesse_train::run::{ADAPTER, Existing, RESULT, RunFolder};
 use vitesse_train::{Error as TrainError, Recipe};
 
 use crate::classify::Recorder;
@@ -40,10 +40,8 @@ use crate::proof::compare;
 use crate::timing::Budget;
 use crate::{Error, Events, Result, TrainEvents, origin};
 pub use entry::{Entry, Search, defaults, setting, table};
-pub use job::{ADAPTER, Job, Ready};
+pub use job::{Job, Ready};
 
-/// What stands beside a finished run.
-const RESULT: &str = "result.json";
 /// Test images that a merge is proved on.
 const PROOF_IMAGES: usize = 16;
 /// Images a batch in the test.
@@ -142,12 +140,16 @@ impl Setup {
         }
     }
 
-    /// Refuses a folder with another run.
+    /// Refuses a folder with another run, or with one that is finished on another base.
     ///
     /// # Errors
-    /// As [`RunFolder::check`].
+    /// As [`RunFolder::check`]; a base with other weights.
     pub fn check(&self) -> Result<()> {
-        Ok(RunFolder::check(&self.folder, &self.recipe, self.existing())?)
+        RunFolder::check(&self.folder, &self.recipe, self.existing())?;
+        if self.folder.join(RESULT).is_file() {
+            self.job().same_base_as_adapter()?;
+        }
+        Ok(())
     }
 
     fn existing(&self) -> Existing {

@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::Settings;
 use crate::{Error, Result};
 
 /// Lists methods: one line for each, with what it changes and the module that has its `NAME` and its `Config`.
@@ -124,12 +125,57 @@ pub type Table = Map<String, Value>;
 /// The key under which the name stands beside the settings.
 const NAME_KEY: &str = "name";
 
-/// The settings of a method that [`Settings::settings`](super::Settings::settings) has written, or a part of them.
+/// The settings of a method that [`Settings::settings`] has written, or a part of them.
 ///
 /// # Errors
 /// An unknown key, a value of the wrong type.
-pub fn read<T: DeserializeOwned>(method: &str, settings: Table) -> Result<T> {
+pub fn read<T: DeserializeOwned + Default + Settings>(method: &str, settings: Table) -> Result<T> {
+    let fields = T::default().fields();
+    for (key, value) in &settings {
+        if !fields.iter().any(|field| field.key == key) {
+            let known: Vec<String> = fields.iter().map(|field| format!("`{}`", field.key)).collect();
+            let known = if known.is_empty() {
+                "it has no settings".to_owned()
+            } else {
+                format!("its settings are {}", known.join(", "))
+            };
+            return Err(refused(format!("{method} has no setting `{key}`; {known}")));
+        }
+        // Each by itself, for an error of serde says what it expected but not of which key.
+        if let Some(expected) = expected::<T>(key, value) {
+            return Err(refused(format!(
+                "{method}: `{key}` is `{value}`, but must be {expected}"
+            )));
+        }
+    }
     serde_json::from_value(Value::Object(settings)).map_err(|error| refused(format!("{method}: {error}")))
+}
+
+/// What the setting `key` must be, where it cannot be `value`.
+fn expected<T: DeserializeOwned>(key: &str, value: &Value) -> Option<String> {
+    let refusal = |value: &Value| {
+        let table = Table::from_iter([(key.to_owned(), value.clone())]);
+        let error = serde_json::from_value::<T>(Value::Object(table)).err()?;
+        Some(error.to_string())
+    };
+    let found = refusal(value)?;
+    // Of one of several names, serde names them only where it is given another name.
+    let names = |text: &str| text.contains("unknown variant").then(|| text.to_owned());
+    let named = refusal(&Value::String(String::new())).as_deref().and_then(names);
+    let found = named.unwrap_or(found);
+    let (_, expected) = found.rsplit_once(", expected ").unwrap_or_default();
+    let plain = match expected {
+        "usize" | "u64" | "u32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        "a string" => "text",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        // Serde tells nothing of what may be written in several ways: a name, or a list of them.
+        "" => "text or a list of texts",
+        other => other,
+    };
+    Some(plain.to_owned())
 }
 
 /// Settings as typed: a value is JSON where it can be read so, and text otherwise.
@@ -175,5 +221,89 @@ fn refused(sentence: String) -> Error {
     Error::Method {
         code: "E_METHOD",
         sentence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Place {
+        Before,
+        After,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        One(String),
+        Several(Vec<String>),
+    }
+
+    crate::settings! {
+        /// One of every type.
+        struct Config {
+            /// A whole number.
+            width: usize = 8,
+            /// Any number.
+            scale: f64 = 1.0,
+            /// A switch.
+            deep: bool = false,
+            /// A text.
+            label: String = String::new(),
+            /// A name.
+            place: Place = Place::Before,
+            /// Names.
+            names: Names = Names::One(String::new()),
+            /// A list.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            parts: Option<Vec<Place>> = None,
+        }
+    }
+
+    crate::settings! {
+        /// None.
+        struct Nothing {}
+    }
+
+    #[test]
+    fn a_refusal_names_method_setting_and_what_is_expected() {
+        for (key, value, says) in [
+            (
+                "width",
+                json!(1.5),
+                "`width` is `1.5`, but must be a whole number",
+            ),
+            ("width", json!(-1), "`width` is `-1`, but must be a whole number"),
+            (
+                "scale",
+                json!("much"),
+                "`scale` is `\"much\"`, but must be a number",
+            ),
+            ("deep", json!(3), "must be true or false"),
+            ("label", json!(3), "must be text"),
+            ("place", json!("inside"), "must be `before` or `after`"),
+            ("place", json!(3), "must be `before` or `after`"),
+            ("names", json!(3), "must be text or a list of texts"),
+            ("parts", json!("after"), "must be a list"),
+            (
+                "widths",
+                json!(1),
+                "m has no setting `widths`; its settings are `width`, `scale`",
+            ),
+        ] {
+            let settings = Table::from_iter([(key.to_owned(), value)]);
+            let error = read::<Config>("m", settings).unwrap_err().to_string();
+            assert!(error.starts_with('m') && error.contains(says), "{error}");
+        }
+        let settings = Table::from_iter([("width".to_owned(), json!(1))]);
+        let error = read::<Nothing>("none", settings.clone()).unwrap_err().to_string();
+        assert_eq!(error, "none has no setting `width`; it has no settings");
+        assert_eq!(read::<Config>("m", settings).unwrap().width, 1);
     }
 }
