@@ -63,6 +63,16 @@ pub enum Error {
         /// The model's.
         known: usize,
     },
+    /// The same of one of several models.
+    #[error("the data set has {asked} classes, `{model}` {known}")]
+    ClassesOf {
+        /// The model.
+        model: String,
+        /// The data set's classes.
+        asked: usize,
+        /// The model's.
+        known: usize,
+    },
     /// An image of a shifted version that has no label.
     #[error("`{sample}` of `{data}` has no label")]
     Unlabelled {
@@ -201,7 +211,10 @@ impl Error {
             Error::Io { .. } => "E_IO",
             Error::Threads { .. } => "E_THREADS",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
-            Error::Classes { .. } | Error::Unlabelled { .. } | Error::UnknownClass { .. } => "E_DATA_LABEL",
+            Error::Classes { .. }
+            | Error::ClassesOf { .. }
+            | Error::Unlabelled { .. }
+            | Error::UnknownClass { .. } => "E_DATA_LABEL",
             Error::NoImages { .. } => "E_DATA_EMPTY",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
@@ -225,6 +238,7 @@ impl Error {
                 Some("leave --precision out, or take a vision transformer, which the engine runs")
             }
             Error::Classes { .. } => Some("take a model of this task, or one adapted to it"),
+            Error::ClassesOf { .. } => Some("take models of this task, or ones adapted to it"),
             Error::UnknownClass { .. } => Some(
                 "classes are matched by name: a shifted version has the class names of the data set, or some of them",
             ),

@@ -5,18 +5,21 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use vitesse_data::DataSet;
+use vitesse_engine::Precision;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
 use vitesse_train::events::{Events as Training, Plan};
+use vitesse_train::parallel::Team;
 use vitesse_train::prepare::preprocess;
-use vitesse_train::run::{EpochRecord, Existing, StepRecord};
+use vitesse_train::run::{EpochRecord, Existing, RunFolder, StepRecord};
 use vitesse_train::state::{Best, State};
 use vitesse_train::teacher::Teacher;
 use vitesse_train::tokens::{TokenSimilarity, token_similarity};
 use vitesse_train::trainer::{Start, train};
 use vitesse_train::{Error, Recipe};
 
-use crate::classify::network;
+use crate::accuracy::{Exam, Report};
+use crate::classify::{Runner, network};
 use crate::events::evaluating;
 use crate::{Events, Result, TrainEvents};
 
@@ -96,6 +99,39 @@ pub fn teach(
         best,
         test: found,
     })
+}
+
+/// Evaluates `checkpoint`, of the run of `recipe` in the folder `run`, by all processes of `team` on the test images `data`,
+/// after which nothing is chosen any more. What is found is kept in the folder.
+///
+/// # Errors
+/// As [`Exam::run`]; a checkpoint that cannot be loaded, a folder that cannot be written.
+pub fn test(
+    recipe: &Recipe,
+    (run, checkpoint): (&Path, &Path),
+    data: &DataSet,
+    team: &Team,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Report> {
+    let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
+    let exam = Exam {
+        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+        checkpoint,
+        data: data.clone(),
+        data_name: recipe.data.path.clone(),
+        options: EvalOptions {
+            workers: recipe.train.workers,
+            fusion: recipe.distill.joint,
+            ..EvalOptions::default()
+        },
+    };
+    let mut runner = Runner::new(&exam.checkpoint, None, Precision::F32, events)?;
+    let found = exam.run(&mut runner, team, stop, events)?;
+    if team.leads() {
+        RunFolder::save_test(run, &found)?;
+    }
+    Ok(found)
 }
 
 /// How alike the class and the distillation token of `checkpoint` are on `data`.

@@ -1,13 +1,13 @@
-//! From a recipe to a run: opens the data, builds or loads the model, loads the teacher, and trains.
+//! From a recipe to a run, or to the plan of one: opens the data, builds or loads the model, loads the teacher, and trains.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use vitesse_data::{DataSet, OpenOptions, Split, open};
+use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
-use crate::events::{Events, Outcome};
+use crate::events::{Events, Outcome, Plan};
 use crate::objective::Objective;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
@@ -75,6 +75,86 @@ pub fn run_together(
 }
 
 impl Recipe {
+    /// What a run by the processes of `team` would be, without a step of it: the data and the teacher are opened, the model
+    /// is built or loaded, and the steps are counted.
+    ///
+    /// # Errors
+    /// What keeps the recipe from being followed, as far as it shows before the first step.
+    pub fn plan(&self, team: &Team, device: &Device, events: &mut dyn Events) -> Result<Plan> {
+        let (learn, validation) = self.data.open()?;
+        let student = self.model.checkpoint(&learn, self.train.seed)?;
+        let mut notes = student.source.notes.clone();
+        notes.extend(self.warnings(team.size()));
+        notes.extend(self.data.shortfall(&learn));
+        notes.extend(learn.notes());
+        notes.iter().for_each(|note| events.warning(note));
+        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let teacher = match &self.distill.teacher {
+            Some(path) if self.distill.distils() => {
+                Some(Teacher::load(path, &student.spec, &prepared, device)?)
+            }
+            _ => None,
+        };
+        let (loader, steps_per_epoch) = self.loader(team, learn, &prepared)?;
+        let parameters = student.spec.costs()?.parameters();
+        Ok(Plan {
+            model: student.spec.architecture.clone(),
+            parameters,
+            trained: parameters,
+            teacher: teacher.map(|teacher| teacher.name().to_owned()),
+            classes: student.spec.num_classes,
+            train_samples: loader.data().len(),
+            validation_samples: validation.as_ref().map_or(0, DataSet::len),
+            epochs: self.train.epochs,
+            steps_per_epoch,
+            batch_size: self.train.batch_size * team.size(),
+            processes: team.size(),
+            done: 0,
+        })
+    }
+
+    /// What gives this process of `team` its part of every batch, and the steps of an epoch.
+    ///
+    /// # Errors
+    /// A batch of all processes that has more images than there are.
+    pub(crate) fn loader(
+        &self,
+        team: &Team,
+        learn: DataSet,
+        preprocess: &Preprocess,
+    ) -> Result<(Loader, usize)> {
+        let options = LoaderOptions {
+            batch_size: self.train.batch_size,
+            workers: self.train.workers,
+            order: self.augment.order(),
+            seed: self.train.seed,
+            drop_last: true,
+            on_error: OnError::Replace,
+            replica: Replica {
+                rank: team.rank(),
+                of: team.size(),
+            },
+            ..LoaderOptions::default()
+        };
+        let loader = Loader::new(learn, self.augment.transform(preprocess)?, options)?;
+        let steps = loader.batches()?;
+        if steps == 0 {
+            let mut expected = format!(
+                "at most the {} images there are to learn from",
+                loader.data().len()
+            );
+            if team.size() > 1 {
+                expected += &format!(", shared by {} processes", team.size());
+            }
+            return Err(Error::recipe(
+                "train.batch_size",
+                &self.train.batch_size,
+                expected,
+            ));
+        }
+        Ok((loader, steps))
+    }
+
     /// The state before the first step; all parameters of the model are trained.
     fn first_state(&self, checkpoint: &Checkpoint, events: &mut dyn Events) -> Result<State> {
         checkpoint

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use vitesse_data::{Batch, DataSet, Loader, LoaderOptions, OnError, Preprocess, Replica};
+use vitesse_data::{Batch, DataSet, Loader, Preprocess};
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
 
@@ -139,25 +139,7 @@ impl<'a> Run<'a> {
             return Err(Error::TeacherMissing);
         }
         let preprocess = preprocess(&state.spec, &state.config.pretrained_cfg)?;
-        let options = LoaderOptions {
-            batch_size: recipe.train.batch_size,
-            workers: recipe.train.workers,
-            order: recipe.augment.order(),
-            seed: recipe.train.seed,
-            drop_last: true,
-            on_error: OnError::Replace,
-            replica: Replica {
-                rank: team.rank(),
-                of: team.size(),
-            },
-            ..LoaderOptions::default()
-        };
-        let transform = recipe.augment.transform(&preprocess)?;
-        let loader = Loader::new(train, transform, options)?;
-        let steps_per_epoch = loader.batches()?;
-        if steps_per_epoch == 0 {
-            return Err(too_large(recipe, loader.data().len(), team.size()));
-        }
+        let (loader, steps_per_epoch) = recipe.loader(team, train, &preprocess)?;
         let progress = &state.progress;
         if progress.step > 0 && progress.processes != team.size() {
             return Err(Error::Resume {
@@ -621,15 +603,6 @@ impl Best {
     fn beats(&self, other: &Best) -> bool {
         self.top1 > other.top1 || (self.top1 == other.top1 && self.loss < other.loss)
     }
-}
-
-/// A batch of all processes that has more samples than there are.
-fn too_large(recipe: &Recipe, samples: usize, processes: usize) -> Error {
-    let mut expected = format!("at most the {samples} images there are to learn from");
-    if processes > 1 {
-        expected += &format!(", shared by {processes} processes");
-    }
-    Error::recipe("train.batch_size", &recipe.train.batch_size, expected)
 }
 
 fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {

@@ -19,7 +19,7 @@ use toml::Value;
 use vitesse::adapt::Method;
 use vitesse::measure::trial::comparison::{Comparison, PAGE};
 use vitesse::measure::trial::found::Report as Found;
-use vitesse::measure::trial::vtab::{self as benchmark, Whole};
+use vitesse::measure::trial::vtab as benchmark;
 use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
 use vitesse::model::storage::atomic_write;
 use vitesse_train::method::{MethodPlan, Trainable};
@@ -168,30 +168,22 @@ impl Args {
         };
         let data = comparison.data_path()?;
         comparison.check(self.run.resumed().is_some())?;
+        let (stop, mut show) = (console.stop(), ShowRuns::new(console));
         match &benchmark::tasks(Path::new(&data))[..] {
             [] => {
-                let found = compare(&comparison, console)?;
-                Outcome::of(&found, &report::Text(&found))
+                let found = comparison.run(stop, &mut show)?;
+                keep(&comparison, &found)
             }
             tasks => {
-                let mut all = Vec::new();
-                for (task, comparison) in benchmark::comparisons(&comparison, tasks) {
-                    let text = format!("{} of {}: {task}", all.len() + 1, tasks.len());
-                    console.say("task", &text);
-                    let report = compare(&comparison, console)?;
-                    all.push(benchmark::Found { task, report });
-                }
-                let whole = Whole::of(all)?;
+                let keep = |comparison: &Comparison, found: &Found| keep(comparison, found).map(|_| ());
+                let whole = benchmark::run(&comparison, tasks, stop, &mut show, keep)?;
                 let text = vtab::Text(&whole);
                 let outcome = Outcome::of(&whole, &text)?;
-                for (name, text) in [
+                let files = [
                     ("vtab.csv", text.accuracies().to_csv()),
                     ("vtab.json", outcome.json().to_owned()),
-                ] {
-                    atomic_write(&comparison.output.join(name), |file| {
-                        file.write_all(text.as_bytes())
-                    })?;
-                }
+                ];
+                write(&comparison.output, files)?;
                 Ok(outcome)
             }
         }
@@ -253,21 +245,25 @@ impl Args {
     }
 }
 
-/// Compares, and writes what was found into the folder.
-fn compare(comparison: &Comparison, console: &Console) -> Result<Found> {
-    let found = comparison.run(console.stop(), &mut ShowRuns::new(console))?;
-    let text = report::Text(&found);
+/// Writes what a comparison found into its folder.
+fn keep(comparison: &Comparison, found: &Found) -> Result<Outcome> {
+    let text = report::Text(found);
+    let outcome = Outcome::of(found, &text)?;
     let files = [
-        ("compare.json", Outcome::of(&found, &text)?.json().to_owned()),
+        ("compare.json", outcome.json().to_owned()),
         ("compare.csv", text.csv().to_csv()),
-        (PAGE, page::page(&found)),
+        (PAGE, page::page(found)),
     ];
+    write(&comparison.output, files)?;
+    Ok(outcome)
+}
+
+/// Writes files of these names and texts.
+fn write<const N: usize>(folder: &Path, files: [(&str, String); N]) -> Result<()> {
     for (name, text) in files {
-        atomic_write(&comparison.output.join(name), |file| {
-            file.write_all(text.as_bytes())
-        })?;
+        atomic_write(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
     }
-    Ok(found)
+    Ok(())
 }
 
 impl fmt::Display for Report {

@@ -90,8 +90,15 @@ impl Args {
         }
         let entries = self.entries()?;
         let data = self.data.as_deref().map(|path| self.open(path)).transpose()?;
-        let contest = self.contest(&entries, data.as_ref(), console)?;
         let (stop, mut show) = (console.stop(), Show::new(console));
+        let (threads, batches) = (self.threads.count(), self.forms.batches());
+        let load = |model: &str, classes| self.models.load(model, classes, console);
+        let contestants = Contestant::all(&entries, data.as_ref(), threads, stop, load)?;
+        let turn = Budget {
+            time: self.seconds,
+            runs: RUNS,
+        };
+        let contest = Contest::new(contestants, batches, turn, threads);
         let batches = contest.turns(self.rounds.get(), stop, &mut show)?;
         let models = contest.models();
         let evaluated = match (&self.data, &data) {
@@ -150,44 +157,6 @@ impl Args {
             Some(limit) => data.limit(limit.get(), 0),
             None => data,
         })
-    }
-
-    /// Loads and compiles all of them. A model that takes part more than once is loaded once.
-    fn contest(
-        &self,
-        entries: &[(String, Precision)],
-        data: Option<&DataSet>,
-        console: &Console,
-    ) -> Result<Contest> {
-        let threads = self.threads.count();
-        let classes = data
-            .map(|data| data.class_names().len())
-            .filter(|&classes| classes > 0);
-        let mut contestants: Vec<Option<Contestant>> = entries.iter().map(|_| None).collect();
-        for (i, (model, _)) in entries.iter().enumerate() {
-            if contestants.get(i).is_some_and(Option::is_some) {
-                continue;
-            }
-            console.check()?;
-            let checkpoint = self.models.load(model, classes, console)?;
-            let (asked, known) = (classes.unwrap_or(0), checkpoint.spec.num_classes);
-            if asked > known {
-                let sentence = format!("the data set has {asked} classes, `{model}` {known}");
-                let failure = Failure::new("E_DATA_LABEL", sentence);
-                return Err(failure.hint("take models of this task, or ones adapted to it"));
-            }
-            for (place, (name, precision)) in contestants.iter_mut().zip(entries) {
-                if name == model {
-                    *place = Some(Contestant::new(name, *precision, threads, &checkpoint)?);
-                }
-            }
-        }
-        let budget = Budget {
-            time: self.seconds,
-            runs: RUNS,
-        };
-        let contestants = contestants.into_iter().flatten().collect();
-        Ok(Contest::new(contestants, self.forms.batches(), budget, threads))
     }
 }
 

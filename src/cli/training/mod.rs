@@ -8,16 +8,11 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use vitesse::data::{DataSet, Loader, LoaderOptions};
-use vitesse::engine::Precision;
-use vitesse::measure::accuracy::{self, Exam, open_test};
-use vitesse::measure::classify::Runner;
-use vitesse::model::{Checkpoint, LoadOptions};
-use vitesse_train::evaluate::EvalOptions;
-use vitesse_train::events::{Outcome as Learned, Plan};
-use vitesse_train::prepare::preprocess;
+use vitesse::data::DataSet;
+use vitesse::measure::accuracy::{self, open_test};
+use vitesse::measure::taught;
+use vitesse_train::events::Outcome as Learned;
 use vitesse_train::run::RunFolder;
-use vitesse_train::teacher::Teacher;
 use vitesse_train::{Error, Recipe, run_together};
 
 use super::Console;
@@ -82,7 +77,11 @@ impl<'a> Training<'a> {
 
     /// What would be done, as a report.
     pub(super) fn dry_run(&self) -> Result<DryRun> {
-        DryRun::new(&self.recipe, self.plan()?)
+        let mut watch = Watch::new(self.console);
+        let plan = self
+            .recipe
+            .plan(self.console.team(), &Device::flex(), &mut watch)?;
+        DryRun::new(&self.recipe, plan)
     }
 
     /// What comes after a run: the test, if it was asked for, and the report.
@@ -91,62 +90,6 @@ impl<'a> Training<'a> {
         let checkpoint = self.checkpoint(learned);
         let test = self.test(&checkpoint)?;
         Report::new(&self.args.output, plan, learned, &checkpoint, test)
-    }
-
-    /// What would be done.
-    fn plan(&self) -> Result<Plan> {
-        let recipe = &self.recipe;
-        let (learn, validation) = recipe.data.open()?;
-        let student = recipe.model.checkpoint(&learn, recipe.train.seed)?;
-        student
-            .source
-            .notes
-            .iter()
-            .for_each(|note| self.console.note(note));
-        let processes = self.console.team().size();
-        recipe
-            .warnings(processes)
-            .iter()
-            .chain(&recipe.data.shortfall(&learn))
-            .chain(&learn.notes())
-            .for_each(|text| self.console.note(text));
-        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
-        let teacher = match &recipe.distill.teacher {
-            Some(path) if recipe.distill.distils() => {
-                Some(Teacher::load(path, &student.spec, &prepared, &Device::flex())?)
-            }
-            _ => None,
-        };
-        let options = LoaderOptions {
-            batch_size: recipe.train.batch_size * processes,
-            order: recipe.augment.order(),
-            drop_last: true,
-            ..LoaderOptions::default()
-        };
-        let (train_samples, classes) = (learn.len(), student.spec.num_classes);
-        let steps_per_epoch = Loader::new(learn, recipe.augment.transform(&prepared)?, options)?.batches()?;
-        if steps_per_epoch == 0 {
-            return Err(Failure::from(Error::Recipe {
-                key: "train.batch_size".to_owned(),
-                found: recipe.train.batch_size.to_string(),
-                expected: format!("at most the {train_samples} images there are to learn from"),
-            }));
-        }
-        let parameters = student.spec.costs()?.parameters();
-        Ok(Plan {
-            model: student.spec.architecture.clone(),
-            parameters,
-            trained: parameters,
-            teacher: teacher.map(|teacher| teacher.name().to_owned()),
-            classes,
-            train_samples,
-            validation_samples: validation.as_ref().map_or(0, DataSet::len),
-            epochs: recipe.train.epochs,
-            steps_per_epoch,
-            batch_size: recipe.train.batch_size * processes,
-            processes,
-            done: 0,
-        })
     }
 
     /// The checkpoint that a finished run is known by: the best, or the last where nothing was evaluated.
@@ -158,32 +101,15 @@ impl<'a> Training<'a> {
     /// One evaluation on the test split, after which nothing is chosen any more.
     fn test(&self, path: &Path) -> Result<Option<accuracy::Report>> {
         let Some(data) = &self.test else { return Ok(None) };
-        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
-        let exam = Exam {
-            preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
-            checkpoint,
-            data: data.clone(),
-            data_name: self.recipe.data.path.clone(),
-            options: EvalOptions {
-                workers: self.recipe.train.workers,
-                fusion: self.recipe.distill.joint,
-                ..EvalOptions::default()
-            },
-        };
+        let folders = (self.args.output.as_path(), path);
         let mut show = Show::new(self.console);
-        let mut runner = Runner::new(&exam.checkpoint, None, Precision::F32, &mut show)?;
-        match exam.run(&mut runner, self.console.team(), self.console.stop(), &mut show) {
+        let (team, stop) = (self.console.team(), self.console.stop());
+        match taught::test(&self.recipe, folders, data, team, stop, &mut show) {
             Err(_) if self.console.check().is_err() => {
                 let sentence = "interrupted while testing; the run itself is finished";
                 Err(Failure::stopped(sentence).hint(format!("test it with `{} --test`", self.resume())))
             }
-            found => {
-                let found = found?;
-                if self.console.team().leads() {
-                    RunFolder::save_test(&self.args.output, &found)?;
-                }
-                Ok(Some(found))
-            }
+            found => Ok(Some(found?)),
         }
     }
 

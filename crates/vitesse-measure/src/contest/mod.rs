@@ -14,7 +14,7 @@ use vitesse_train::prepare::preprocess;
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
 use crate::timing::{Budget, measure, median, noise, times};
-use crate::{Events, Progress, Result, Weights, origin};
+use crate::{Error, Events, Progress, Result, Weights, origin};
 pub use found::{Accuracy, Batch, Model, Ratio, Time};
 
 /// One model in one precision.
@@ -32,6 +32,43 @@ pub struct Contestant {
 }
 
 impl Contestant {
+    /// Everyone who takes part, a model and its precision each, compiled, in their order. A model that takes part more than
+    /// once is loaded once. `load` is told its name and the classes of `data`, on which all will be compared.
+    ///
+    /// # Errors
+    /// As `load` and [`Contestant::new`]; [`Error::ClassesOf`] for a model that has fewer classes than `data`;
+    /// [`Error::Interrupted`] once `stop` was set.
+    pub fn all<E: From<Error>>(
+        entries: &[(String, Precision)],
+        data: Option<&DataSet>,
+        threads: usize,
+        stop: &AtomicBool,
+        mut load: impl FnMut(&str, Option<usize>) -> std::result::Result<Checkpoint, E>,
+    ) -> std::result::Result<Vec<Contestant>, E> {
+        let classes = data
+            .map(|data| data.class_names().len())
+            .filter(|&classes| classes > 0);
+        let mut contestants: Vec<Option<Contestant>> = entries.iter().map(|_| None).collect();
+        for (i, (model, _)) in entries.iter().enumerate() {
+            if contestants.get(i).is_some_and(Option::is_some) {
+                continue;
+            }
+            check(stop)?;
+            let checkpoint = load(model, classes)?;
+            let (asked, known) = (classes.unwrap_or(0), checkpoint.spec.num_classes);
+            if asked > known {
+                let model = model.clone();
+                return Err(Error::ClassesOf { model, asked, known }.into());
+            }
+            for (place, (name, precision)) in contestants.iter_mut().zip(entries) {
+                if name == model {
+                    *place = Some(Contestant::new(name, *precision, threads, &checkpoint)?);
+                }
+            }
+        }
+        Ok(contestants.into_iter().flatten().collect())
+    }
+
     /// Compiles `from`, which is called `model`.
     ///
     /// # Errors
@@ -97,7 +134,7 @@ impl Contest {
     /// Everyone's latency with each batch size. The first to run is another one in every round.
     ///
     /// # Errors
-    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    /// [`Error::Interrupted`] once `stop` was set.
     pub fn turns(&self, rounds: usize, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Batch>> {
         let most = self.batches.iter().copied().max().unwrap_or(1);
         let mut images: Vec<([usize; 3], Vec<f32>)> = Vec::new();
@@ -208,7 +245,7 @@ impl Contest {
     ///
     /// # Errors
     /// A model without classes or with fewer than the labels;
-    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    /// [`Error::Interrupted`] once `stop` was set.
     pub fn evaluate(
         &self,
         data: &DataSet,

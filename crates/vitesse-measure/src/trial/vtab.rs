@@ -4,13 +4,14 @@
 //! 1,000, and its last epoch is tested once.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use vitesse_data::vtab::{Score, TASKS, Task, score};
 
 use super::comparison::Comparison;
 use super::found::Report;
-use crate::Result;
+use crate::{Error, Result, TrainEvents};
 
 /// What tells the folder of a task.
 const LIST: &str = "train800.txt";
@@ -27,8 +28,30 @@ pub fn tasks(folder: &Path) -> Vec<(&'static Task, PathBuf)> {
         .collect()
 }
 
+/// Compares as `of` says on each of the `tasks`. What was found on one is given to `keep` before the next begins.
+///
+/// # Errors
+/// As [`Comparison::run`] and `keep`.
+pub fn run<E: From<Error>>(
+    of: &Comparison,
+    tasks: &[(&'static Task, PathBuf)],
+    stop: &AtomicBool,
+    events: &mut dyn TrainEvents,
+    mut keep: impl FnMut(&Comparison, &Report) -> std::result::Result<(), E>,
+) -> std::result::Result<Whole, E> {
+    let mut all = Vec::new();
+    for (task, comparison) in comparisons(of, tasks) {
+        let text = format!("{} of {}: {task}", all.len() + 1, tasks.len());
+        events.as_events().say("task", &text);
+        let report = comparison.run(stop, events)?;
+        keep(&comparison, &report)?;
+        all.push(Found { task, report });
+    }
+    Ok(Whole::of(all)?)
+}
+
 /// The comparison on each task, in a folder of its own.
-pub fn comparisons(of: &Comparison, tasks: &[(&'static Task, PathBuf)]) -> Vec<(&'static str, Comparison)> {
+fn comparisons(of: &Comparison, tasks: &[(&'static Task, PathBuf)]) -> Vec<(&'static str, Comparison)> {
     let one = |(index, (task, folder)): (usize, &(&'static Task, PathBuf))| {
         let comparison = Comparison {
             data: Some(folder.display().to_string()),
@@ -85,7 +108,7 @@ impl Whole {
     ///
     /// # Errors
     /// As [`score`].
-    pub fn of(tasks: Vec<Found>) -> Result<Whole> {
+    fn of(tasks: Vec<Found>) -> Result<Whole> {
         let entries = tasks.first().map(|first| first.report.entries.clone());
         let scored = |label: String| {
             let accuracies: Vec<(&str, f64)> = tasks
