@@ -161,7 +161,7 @@ impl Checkpoint {
     /// Whether [`Checkpoint::save`] may write the folder `dir`, for those who ask before long work.
     ///
     /// # Errors
-    /// [`Error::Exists`](crate::Error::Exists).
+    /// [`Error::Exists`].
     pub fn may_save(dir: &Path, force: bool) -> Result<()> {
         may_replace(dir, force, CONFIG_FILE)
     }
