@@ -10,6 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use vitesse_data::DataSet;
 use vitesse_model::config::Config;
+use vitesse_model::zoo::imagenet;
 
 use crate::{Error, Result};
 
@@ -46,21 +47,38 @@ pub struct Matched {
 }
 
 impl ClassNames {
-    /// Those of a checkpoint's `config` for a model with so many classes. Names that only number the classes are none.
+    /// Those of a checkpoint's `config` for a model with so many classes. Names that only number the classes are none. The classes
+    /// of ImageNet are also known by their synsets and by each of their words.
     pub fn of(config: &Config, classes: usize) -> ClassNames {
-        let labels = &config.label_names;
+        let (labels, descriptions) = config.class_names(classes);
         let whole = labels.len() == classes && labels.keys().copied().eq(0..classes);
-        let plain: Vec<String> = labels.values().cloned().collect();
+        let plain: Vec<String> = labels.into_values().collect();
         if !whole || numbers(&plain) {
             return ClassNames::default();
         }
         let described = |name: String| {
-            let description = config.label_descriptions.get(&name).cloned();
+            let description = descriptions.get(&name).cloned();
             [name].into_iter().chain(description).collect()
         };
-        ClassNames {
-            names: plain.into_iter().map(described).collect(),
+        let mut names: Vec<Vec<String>> = plain.into_iter().map(described).collect();
+        let same = |(names, (synset, words)): (&Vec<String>, (&str, &str))| {
+            names.iter().any(|name| name == synset || name == words)
+        };
+        // Lists of them differ in a few words.
+        let imagenet = names.len() == imagenet::CLASSES
+            && names
+                .iter()
+                .zip(imagenet::classes())
+                .filter(|&pair| same(pair))
+                .count()
+                >= 9 * imagenet::CLASSES / 10;
+        if imagenet {
+            for (names, (synset, words)) in names.iter_mut().zip(imagenet::classes()) {
+                let each = [synset, words].into_iter().chain(words.split(", "));
+                names.extend(each.map(str::to_owned));
+            }
         }
+        ClassNames { names }
     }
 
     /// The model's class for each class called as in `data`, where both have names. Where names are not equal to the letter, case
@@ -71,6 +89,13 @@ impl ClassNames {
     pub fn places(&self, data: &[String]) -> Result<Option<Vec<usize>>> {
         if self.names.is_empty() || data.is_empty() || numbers(data) {
             return Ok(None);
+        }
+        // Names that fit where they stand need not be unambiguous: ImageNet has two cranes.
+        let own = |(name, class): (&String, &Vec<String>)| {
+            class.iter().any(|known| unnumbered(known) == unnumbered(name))
+        };
+        if data.len() <= self.names.len() && data.iter().zip(&self.names).all(own) {
+            return Ok(Some((0..data.len()).collect()));
         }
         for key in [exact, words, unnumbered] {
             let known = self.index(key);
@@ -98,7 +123,7 @@ impl ClassNames {
                 unknown
             }
             .to_string(),
-            known: Few::of(self.names.iter().flatten().take(SHOWN)).to_string(),
+            known: Few::of(self.names.iter().filter_map(|names| names.first()).take(SHOWN)).to_string(),
             classes: self.names.len(),
         })
     }
@@ -328,7 +353,7 @@ mod tests {
         let model = known(["dog", "cat", "crane", "crane"]);
         for (names, says) in [
             (strings(["cat", "lynx"]), "`lynx`"),
-            // Which crane?
+            // Which crane? Where they stand in order, it is clear.
             (strings(["crane", "cat"]), "`crane`"),
             // Two folders of one class.
             (strings(["Dog", "dog"]), "`Dog`, `dog`"),
@@ -341,6 +366,43 @@ mod tests {
             let error = model.places(&names).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("`dog`"), "{error}");
             assert!(error.contains("--labels-by index"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_fit_where_they_stand_need_not_tell_all_apart() {
+        let model = known(["dog", "crane", "crane"]);
+        assert_eq!(
+            model.places(&strings(["dog", "crane", "crane"])).unwrap(),
+            Some(vec![0, 1, 2])
+        );
+    }
+
+    #[test]
+    fn imagenet_is_known_by_synset_and_by_word() {
+        let mut published = Config::default();
+        published.pretrained_cfg.tag = Some("fb_in1k".into());
+        // transformers names the classes in words alone.
+        let words = imagenet::classes().map(|(_, words)| words.to_owned());
+        let transformers = Config {
+            label_names: words.enumerate().collect(),
+            ..Config::default()
+        };
+        for config in [published, transformers] {
+            let model = ClassNames::of(&config, imagenet::CLASSES);
+            for (name, class) in [
+                ("n02099601", 207),
+                ("Golden_Retriever", 207),
+                ("tench", 0),
+                ("Tinca tinca", 0),
+            ] {
+                assert_eq!(
+                    model.places(&strings([name])).unwrap(),
+                    Some(vec![class]),
+                    "{name}"
+                );
+            }
+            assert!(model.places(&strings(["unicorn"])).is_err());
         }
     }
 

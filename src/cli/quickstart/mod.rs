@@ -243,7 +243,7 @@ impl Quickstart<'_> {
             let prediction = Prediction {
                 file: file.display().to_string(),
                 truth: truth.clone(),
-                name: class.name,
+                name: class.name.unwrap_or_else(|| class.class_index.to_string()),
                 score: class.score,
             };
             let image = drawn.load(i)?;
