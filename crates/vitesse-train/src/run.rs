@@ -109,8 +109,10 @@ const TEST: &str = "test.json";
 pub const ADAPTER: &str = "adapter";
 /// What the run came to, where it is one of a comparison.
 pub const RESULT: &str = "result.json";
+/// The checkpoint with the best validation accuracy.
+pub const BEST: &str = "best";
 /// The checkpoint after the last step.
-pub(crate) const FINAL: &str = "final";
+pub const FINAL: &str = "final";
 
 impl RunFolder {
     /// Refuses what [`RunFolder::open`] would refuse, and touches nothing.
@@ -189,7 +191,7 @@ impl RunFolder {
 
     /// Removes what a run writes, and nothing else.
     fn delete(&self) -> Result<()> {
-        for folder in ["last", "best", "epochs", FINAL, ADAPTER] {
+        for folder in ["last", BEST, "epochs", FINAL, ADAPTER] {
             let folder = self.path.join(folder);
             if folder.is_dir() {
                 fs::remove_dir_all(&folder).map_err(Error::io("delete", &folder))?;
@@ -219,9 +221,15 @@ impl RunFolder {
         path.join("last").join("state.safetensors")
     }
 
+    /// The checkpoint that the finished run in `path` is known by: of the best epoch, or of the last where none was evaluated.
+    pub fn checkpoint_in(path: &Path) -> PathBuf {
+        let best = path.join(BEST);
+        if best.is_dir() { best } else { path.join(FINAL) }
+    }
+
     /// The checkpoint with the best validation accuracy.
     pub fn best(&self) -> PathBuf {
-        self.path.join("best")
+        self.path.join(BEST)
     }
 
     /// The checkpoint after the last step.

@@ -89,7 +89,7 @@ pub(super) fn adapt(
             let setup = Setup {
                 label: way.name().to_owned(),
                 recipe: recipe(&way, &data, size, seed, workers, output)?,
-                method: way,
+                method: way.into(),
                 folder: folder.join(place),
                 base: Some(student(folder)),
                 memory: false,
@@ -154,7 +154,7 @@ fn student(folder: &Path) -> PathBuf {
 
 fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: &Path) -> Result<Recipe> {
     let whole = |n: usize| Value::Integer(n as i64);
-    let mut keys = defaults(way);
+    let mut keys = defaults(&**way);
     // Epochs over features that are computed once cost nothing.
     let epochs = match way {
         Way::Linear(_) => 5 * size.adapt_epochs,
@@ -176,7 +176,7 @@ fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: 
         ("schedule.warmup_epochs", Value::Float(0.5)),
         ("schedule.per", Value::String("step".to_owned())),
     ]);
-    keys.push(("method", table(way)?));
+    keys.push(("method", table(&**way)?));
     if !matches!(way, Way::Linear(_)) {
         keys.push(("optim.lr", Value::Float(5e-3)));
     }

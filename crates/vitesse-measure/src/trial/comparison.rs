@@ -152,7 +152,7 @@ impl Comparison {
 
     /// The recipe of an entry: the method's, under what all have in common, under the entry's own keys.
     fn recipe(&self, entry: &Entry, seed: Option<u64>) -> Result<Recipe> {
-        let defaults = defaults(&entry.method()?);
+        let defaults = defaults(&*entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
         let mut more = entry.overrides()?;
         more.extend(self.data.clone().map(|data| ("data.path", Value::String(data))));
@@ -170,7 +170,7 @@ impl Comparison {
         let folder = format!("seed{}", recipe.train.seed);
         Ok(Setup {
             label: label.to_owned(),
-            method: entry.method()?,
+            method: entry.method()?.into(),
             folder: self.output.join(entry.folder()).join(folder),
             recipe,
             base: None,
