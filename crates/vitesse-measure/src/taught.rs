@@ -158,6 +158,22 @@ pub fn tokens(
     )?)
 }
 
+/// As [`tokens`], of the checkpoint in `path`, on images prepared as it says.
+///
+/// # Errors
+/// As [`tokens`]; a checkpoint that cannot be loaded.
+pub fn tokens_of(
+    path: &Path,
+    data: &DataSet,
+    options: EvalOptions,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<TokenSimilarity> {
+    let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+    let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+    tokens(&checkpoint, data, &prepared, options, stop, events)
+}
+
 /// Keeps the epochs of a run that is told to somebody else.
 struct Watch<'a> {
     events: &'a mut dyn Training,

@@ -14,11 +14,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use vitesse::adapt::Method;
-use vitesse::measure::trial::comparison::{Comparison, PAGE};
+use vitesse::measure::trial::comparison::Comparison;
 use vitesse::measure::trial::found::Report as Found;
 use vitesse::measure::trial::vtab as benchmark;
 use vitesse::measure::trial::{Entry, Search, setting};
-use vitesse::model::storage::atomic_write;
 use vitesse_train::run::{Existing, RunFolder};
 
 use super::Console;
@@ -153,13 +152,8 @@ impl Args {
                 let keep = |comparison: &Comparison, found: &Found| keep(comparison, found).map(|_| ());
                 let whole = benchmark::run(&comparison, tasks, stop, &mut show, keep)?;
                 let text = vtab::Text(&whole);
-                let outcome = Outcome::of(&whole, &text)?;
-                let files = [
-                    ("vtab.csv", text.accuracies().to_csv()),
-                    ("vtab.json", outcome.json().to_owned()),
-                ];
-                write(&comparison.output, files)?;
-                Ok(outcome)
+                whole.keep(&comparison.output, &text.accuracies().to_csv())?;
+                Outcome::of(&whole, &text)
             }
         }
     }
@@ -185,23 +179,9 @@ impl Args {
     }
 }
 
-/// Writes what a comparison found into its folder.
+/// Keeps what a comparison found, and shows it.
 fn keep(comparison: &Comparison, found: &Found) -> Result<Outcome> {
     let text = report::Text(found);
-    let outcome = Outcome::of(found, &text)?;
-    let files = [
-        ("compare.json", outcome.json().to_owned()),
-        ("compare.csv", text.csv().to_csv()),
-        (PAGE, page::page(found)),
-    ];
-    write(&comparison.output, files)?;
-    Ok(outcome)
-}
-
-/// Writes files of these names and texts.
-fn write<const N: usize>(folder: &Path, files: [(&str, String); N]) -> Result<()> {
-    for (name, text) in files {
-        atomic_write(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
-    }
-    Ok(())
+    comparison.keep(found, &text.csv().to_csv(), &page::page(found))?;
+    Outcome::of(found, &text)
 }

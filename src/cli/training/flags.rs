@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use vitesse::data::Split;
+use vitesse::measure::machine::start_threads;
+use vitesse::measure::refuse_what_is_no_name;
 use vitesse::measure::trial::{Entry, defaults};
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::recipe::set;
@@ -13,7 +15,7 @@ use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
 use crate::cli::args;
-use crate::cli::args::model::{is_path, refuse_what_is_no_name};
+use crate::cli::args::model::is_path;
 use crate::cli::failure::{Failure, Result};
 
 /// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
@@ -162,7 +164,7 @@ impl RunArgs {
     /// Starts the computing threads; before anything else.
     pub(in crate::cli) fn start_threads(&self) -> Result<()> {
         keep_memory();
-        args::start_threads(self.threads)
+        Ok(start_threads(self.threads)?)
     }
 
     /// The folder of the run that is continued.
@@ -260,7 +262,7 @@ impl RecipeArgs {
         let model = match &self.model {
             Some(model) if is_path(model) => ("model.checkpoint", text(&self.model)),
             Some(model) => {
-                refuse_what_is_no_name(model, None)?;
+                refuse_what_is_no_name(model)?;
                 ("model.name", text(&self.model))
             }
             None => ("model.name", None),

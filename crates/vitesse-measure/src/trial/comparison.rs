@@ -16,7 +16,7 @@ use vitesse_model::Checkpoint;
 use vitesse_train::{Error as TrainError, Recipe};
 
 use super::found::{Candidate, Chosen, Latency, Report, Speeds};
-use super::{ADAPTER, Entry, Search, Setup, Trial, defaults};
+use super::{ADAPTER, Entry, Search, Setup, Trial, defaults, keep};
 use crate::accuracy::open_test;
 use crate::contest::{Contest, Contestant};
 use crate::machine::processor;
@@ -24,8 +24,10 @@ use crate::merge::{Folded, fold};
 use crate::timing::Budget;
 use crate::{Error, Events, Result, TrainEvents};
 
-/// Where the page of a comparison is written, in its folder.
-pub const PAGE: &str = "compare.html";
+/// What a comparison leaves in its folder: the document, the table of its runs, the page with charts.
+const DOCUMENT: &str = "compare.json";
+const TABLE: &str = "compare.csv";
+const PAGE: &str = "compare.html";
 /// Images in one forward pass, where latency is measured.
 const BATCHES: [usize; 3] = [1, 4, 16];
 /// How long a model has its turn, and how many runs at least.
@@ -117,6 +119,14 @@ impl Comparison {
         };
         self.leave_adapter(&entries)?;
         Ok(report)
+    }
+
+    /// Keeps what was found in the folder: as a document, and as who shows it has made a table (CSV) and a page (HTML) of it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn keep(&self, found: &Report, table: &str, page: &str) -> Result<()> {
+        keep(&self.output, (DOCUMENT, found), &[(TABLE, table), (PAGE, page)])
     }
 
     /// What the others are compared with.

@@ -9,12 +9,14 @@
 //! | `entry` | a method with its settings, as typed |
 //! | `comparison` | several methods with one budget: the search before the runs, the latencies after them |
 //! | `found` | what a comparison found |
+//! | `reuse` | a model put to other tasks, with a new head alone and with RepAdapter |
 //! | `vtab` | a comparison on each task of VTAB-1k, and its score |
 
 pub mod comparison;
 mod entry;
 pub mod found;
 mod job;
+pub mod reuse;
 pub mod vtab;
 
 use std::fs;
@@ -227,10 +229,7 @@ impl Setup {
     }
 
     fn save(&self, trial: &Trial) -> Result<()> {
-        let text = serde_json::to_string_pretty(trial)
-            .map_err(|error| TrainError::Backend(format!("writing a result: {error}")))?;
-        atomic_write(&self.folder.join(RESULT), |file| file.write_all(text.as_bytes()))?;
-        Ok(())
+        keep(&self.folder, (RESULT, trial), &[])
     }
 
     /// The model as it was trained, with its ops.
@@ -371,6 +370,16 @@ pub struct Latency {
     pub merged: Ratio,
     /// Whether the merged model's plan is the plain one, step for step.
     pub same_plan: bool,
+}
+
+/// Writes a document as JSON, and texts beside it.
+fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
+    let text = serde_json::to_string_pretty(document)
+        .map_err(|error| TrainError::Backend(format!("writing `{name}`: {error}")))?;
+    for (name, text) in [(name, &*text)].iter().chain(texts) {
+        atomic_write(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
+    }
+    Ok(())
 }
 
 /// Bytes of the files in a folder.
