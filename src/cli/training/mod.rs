@@ -5,7 +5,6 @@
 mod by_method;
 mod flags;
 mod report;
-pub(super) mod study;
 mod watch;
 
 use std::path::Path;

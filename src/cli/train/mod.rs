@@ -1,11 +1,13 @@
-//! `train`: a model learns, as a recipe says.
+//! `train`: a model learns, as a recipe says; `study` is what `--sweep` shows.
+
+mod study;
 
 use std::path::PathBuf;
 
 use super::Console;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
-use super::training::{RecipeArgs, RunArgs, Training, study};
+use super::training::{RecipeArgs, RunArgs, Training};
 
 /// Train or fine-tune a model as a recipe says
 ///
