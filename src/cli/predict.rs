@@ -8,6 +8,7 @@ use serde::Serialize;
 use vitesse::measure::predict::{Class, Predictor};
 use vitesse::measure::{Labels, Weights};
 use vitesse::report::{Table, left, right};
+use vitesse::train::Error;
 
 use super::Console;
 use super::args::model::ModelArgs;
@@ -61,13 +62,10 @@ impl Args {
         };
         let mut checkpoint = self.model.load(None, console)?;
         if checkpoint.spec.num_classes == 0 {
-            let sentence = format!(
-                "`{}` has no classes, it returns features",
-                checkpoint.spec.architecture
-            );
-            return Err(
-                Failure::new("E_MODEL_NO_CLASSES", sentence).hint("`vitesse run` writes features to a file")
-            );
+            let error = Error::NoClasses {
+                architecture: checkpoint.spec.architecture,
+            };
+            return Err(Failure::from(error).hint("`vitesse run` writes features to a file"));
         }
         let labels = named.unwrap_or_else(|| Labels::of(&checkpoint));
         if labels.is_empty() {

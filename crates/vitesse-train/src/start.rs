@@ -8,12 +8,15 @@ use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
+use crate::adamw::Slot;
 use crate::classes::ClassNames;
 use crate::events::{Events, Outcome, Plan};
+use crate::method::Begun;
 use crate::objective::Objective;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, DistillConfig, ModelConfig, Recipe};
+use crate::resume::same_base;
 use crate::run::{Existing, RunFolder};
 use crate::state::State;
 use crate::teacher::Teacher;
@@ -72,6 +75,61 @@ pub fn run_together(
         hooks: Vec::new(),
         teacher,
         device: device.clone(),
+    };
+    train_together(team, recipe, start, path, existing, stop, events)
+}
+
+/// Runs a recipe with the model that a method has `begun` on `base`: its tensors that learn, its objective beside the recipe's
+/// loss, its hooks. In the folder `path`, from the beginning or from where it was left, by all processes of `team`.
+///
+/// # Errors
+/// As [`run_together`]; a run that was begun on other weights, or with another model.
+pub fn run_begun(
+    team: &Team,
+    recipe: &Recipe,
+    (base, begun): (&Checkpoint, Begun),
+    (learn, validation): (DataSet, Option<DataSet>),
+    (path, existing): (&Path, Existing),
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
+    let model = Checkpoint {
+        spec: begun.spec,
+        tensors: begun.tensors,
+        config: base.config.clone(),
+        source: base.source.clone(),
+    };
+    let saved = RunFolder::state_in(path);
+    let learns = |name: &str| begun.trained.contains(name);
+    let state = if existing == Existing::Resume && saved.is_file() {
+        let state = State::load(&saved, &recipe.optim)?;
+        same_base(
+            path,
+            state.parent_sha256.as_deref(),
+            model.source_sha256()?.as_deref(),
+        )?;
+        state
+    } else {
+        State::new(&model, &recipe.optim, recipe.train.ema_decay.is_some(), &learns)?
+    };
+    if state.spec != model.spec || !state.slots.iter().all(|slot: &Slot| learns(&slot.name)) {
+        return Err(Error::Resume {
+            path: path.to_owned(),
+            reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
+                .into(),
+        });
+    }
+    let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(recipe.distill.distillation())];
+    objective.extend(begun.objective);
+    let device = Device::flex();
+    let start = Start {
+        teacher: recipe.distill.teacher(&objective, &state, &device)?,
+        state,
+        train: learn,
+        validation,
+        objective: Box::new(objective),
+        hooks: begun.hooks,
+        device,
     };
     train_together(team, recipe, start, path, existing, stop, events)
 }
