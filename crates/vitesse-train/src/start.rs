@@ -303,6 +303,7 @@ impl DataConfig {
             split: Some(split),
             val_fraction,
             seed: self.seed,
+            decode: self.decode(),
             ..OpenOptions::default()
         };
         let limit = |data: DataSet, most: Option<usize>| match most {

@@ -55,6 +55,12 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images of each class only, drawn by the recipe's data.seed
     #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
     shots: Option<i64>,
+    /// Refuse pictures of more pixels than this [default: 67108864]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    max_pixels: Option<i64>,
+    /// Turn pictures as their EXIF rotation flag says
+    #[arg(long, help_heading = "Data")]
+    exif: bool,
     /// How classes of the data find those that the checkpoint and the teacher know [default: name]
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Data")]
     labels_by: Option<LabelsBy>,
@@ -281,6 +287,8 @@ impl RecipeArgs {
             ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
+            ("data.max_pixels", whole(self.max_pixels)),
+            ("data.exif", self.exif.then_some(Value::Boolean(true))),
             ("data.labels_by", self.labels_by.map(labels_by)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
