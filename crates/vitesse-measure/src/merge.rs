@@ -125,7 +125,8 @@ impl Merge {
             metrics: metrics(&merged.transform),
         };
         merged.checkpoint.config.history.push(step);
-        merged.checkpoint.config.pretrained_cfg.tag = None;
+        let classes = merged.checkpoint.spec.num_classes;
+        merged.checkpoint.config.remove_tag(classes);
         Ok(merged)
     }
 

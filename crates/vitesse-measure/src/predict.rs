@@ -35,8 +35,8 @@ pub struct Predictor {
 pub struct Class {
     /// Its index.
     pub class_index: usize,
-    /// Its name, or its index.
-    pub name: String,
+    /// Its name, where that is known.
+    pub name: Option<String>,
     /// Probability, 0 to 1.
     pub score: f64,
 }
@@ -149,7 +149,7 @@ impl Predictor {
         order.truncate(self.topk);
         let class = |(class_index, score)| Class {
             class_index,
-            name: self.labels.name(class_index),
+            name: self.labels.name(class_index).map(str::to_owned),
             score,
         };
         order.into_iter().map(class).collect()

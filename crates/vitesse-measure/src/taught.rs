@@ -120,6 +120,7 @@ pub fn test(
         checkpoint,
         data: data.clone(),
         data_name: recipe.data.path.clone(),
+        labels_by: recipe.data.labels_by,
         options: EvalOptions {
             workers: recipe.train.workers,
             fusion: recipe.distill.joint,

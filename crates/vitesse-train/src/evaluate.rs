@@ -498,7 +498,10 @@ mod tests {
             .iter()
             .map(|failure| failure.name.as_str())
             .collect();
-        assert_eq!((names, whole.joint.samples), (vec!["picture-5", "picture-15"], 21));
+        assert_eq!(
+            (names, whole.joint.samples),
+            (vec!["picture-5", "picture-15"], 21)
+        );
         for size in [1, 4] {
             let parts = run(&data, size, Fusion::LogitMean).unwrap();
             assert_eq!(parts.joint.confusion, whole.joint.confusion);

@@ -43,6 +43,7 @@
 
 #[cfg(feature = "train")]
 pub mod adamw;
+pub mod classes;
 mod error;
 pub mod evaluate;
 #[cfg(feature = "train")]

@@ -1,5 +1,6 @@
 //! From a recipe to a run, or to the plan of one: opens the data, builds or loads the model, loads the teacher, and trains.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -8,6 +9,7 @@ use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preproc
 use vitesse_model::{Checkpoint, LoadOptions};
 
 use crate::adamw::Slot;
+use crate::classes::ClassNames;
 use crate::events::{Events, Outcome, Plan};
 use crate::method::Begun;
 use crate::objective::Objective;
@@ -141,15 +143,37 @@ impl Recipe {
     pub fn plan(&self, team: &Team, device: &Device, events: &mut dyn Events) -> Result<Plan> {
         let (learn, validation) = self.data.open()?;
         let student = self.model.checkpoint(&learn, self.train.seed)?;
+        self.plan_of(&student, (learn, validation), team, device, events)
+    }
+
+    /// As [`Recipe::plan`], of a run with the model and the data that are there already.
+    ///
+    /// # Errors
+    /// As [`Recipe::plan`].
+    pub fn plan_of(
+        &self,
+        student: &Checkpoint,
+        (learn, validation): (DataSet, Option<DataSet>),
+        team: &Team,
+        device: &Device,
+        events: &mut dyn Events,
+    ) -> Result<Plan> {
         let mut notes = student.source.notes.clone();
         notes.extend(self.warnings(team.size()));
         notes.extend(self.data.shortfall(&learn));
         notes.extend(learn.notes());
         notes.iter().for_each(|note| events.warning(note));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let names = ClassNames::of(&student.config, student.spec.num_classes);
+        let matched = names.matched(&learn, student.spec.num_classes, self.data.labels_by)?;
+        matched.note.iter().for_each(|note| events.warning(note));
+        let learn = matched.data;
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
-                Some(Teacher::load(path, &student.spec, &prepared, device)?)
+                let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
+                note.iter().for_each(|note| events.warning(note));
+                Some(teacher)
             }
             _ => None,
         };
@@ -275,6 +299,12 @@ impl ModelConfig {
     }
 }
 
+/// Whether two data sets have the same classes, in whatever order.
+fn same_classes(one: &DataSet, other: &DataSet) -> bool {
+    let names = |data: &DataSet| data.class_names().iter().cloned().collect::<BTreeSet<_>>();
+    names(one) == names(other)
+}
+
 /// Classes that a sentence names at most.
 const SHOWN: usize = 5;
 
@@ -308,19 +338,22 @@ impl DataConfig {
             None => Some(open(&self.path, &options(Split::Validation, self.val_fraction))?),
         };
         if let Some(validation) = &validation
-            && validation.class_names() != learn.class_names()
+            && !same_classes(validation, &learn)
         {
             return Err(Error::Classes {
                 train: learn.class_names().len(),
                 validation: validation.class_names().len(),
             });
         }
+        // A set of its own may number them otherwise.
+        let validation = validation.map(|data| data.of_classes(learn.class_names()));
         let learn = match self.shots {
             Some(shots) => self.few(&learn, shots)?,
             None => limit(learn, self.limit),
         };
         Ok((learn, validation.map(|data| limit(data, self.validation_limit))))
     }
+
     /// So many images of each class.
     fn few(&self, learn: &DataSet, shots: usize) -> Result<DataSet> {
         let few = learn.per_class(shots, self.seed);

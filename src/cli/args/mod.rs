@@ -20,6 +20,7 @@ use vitesse::engine::Precision;
 use vitesse::measure::classify::{self, Runner};
 use vitesse::measure::machine::{cores, most_threads, start_threads};
 use vitesse::model::Checkpoint;
+use vitesse_train::classes;
 
 use super::failure::Result;
 use super::show::Show;
@@ -95,6 +96,25 @@ enum Backend {
     /// The network that training uses: every model, f32 only, slower
     #[cfg(feature = "train")]
     Burn,
+}
+
+/// How the classes of data and model find each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LabelsBy {
+    /// By name where both have names, by position otherwise
+    #[default]
+    Name,
+    /// By position, whatever the names are
+    Index,
+}
+
+impl From<LabelsBy> for classes::LabelsBy {
+    fn from(by: LabelsBy) -> classes::LabelsBy {
+        match by {
+            LabelsBy::Name => classes::LabelsBy::Name,
+            LabelsBy::Index => classes::LabelsBy::Index,
+        }
+    }
 }
 
 impl Number {

@@ -215,7 +215,10 @@ impl Quickstart<'_> {
             let prediction = Prediction {
                 file: Path::new(IMAGES).join(guess.file).display().to_string(),
                 truth: guess.truth,
-                name: guess.class.name,
+                name: guess
+                    .class
+                    .name
+                    .unwrap_or_else(|| guess.class.class_index.to_string()),
                 score: guess.class.score,
             };
             pictures.push(page::thumbnail(&prediction, &guess.image)?);

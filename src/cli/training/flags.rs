@@ -15,6 +15,7 @@ use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
 use crate::cli::args;
+use crate::cli::args::LabelsBy;
 use crate::cli::args::model::is_path;
 use crate::cli::failure::{Failure, Result};
 
@@ -54,6 +55,9 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images of each class only, drawn by the recipe's data.seed
     #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
     shots: Option<i64>,
+    /// How classes of the data find those that the checkpoint and the teacher know [default: name]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Data")]
+    labels_by: Option<LabelsBy>,
     /// Threads that read images; 0 for one a core. Does not change the result
     #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
     workers: Option<i64>,
@@ -277,6 +281,7 @@ impl RecipeArgs {
             ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
+            ("data.labels_by", self.labels_by.map(labels_by)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
@@ -310,6 +315,15 @@ impl RecipeArgs {
             .filter_map(|(key, value)| Some((key, value?)))
             .collect())
     }
+}
+
+/// The recipe's word for it.
+fn labels_by(by: LabelsBy) -> Value {
+    let word = match by {
+        LabelsBy::Name => "name",
+        LabelsBy::Index => "index",
+    };
+    Value::String(word.to_owned())
 }
 
 /// A whole number from 0; what is too small for its key is refused with the recipe.

@@ -22,6 +22,7 @@ use vitesse_data::{Batch, DataSet, Loader, Preprocess};
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
 
+use crate::classes::ClassNames;
 use crate::evaluate::labels;
 use crate::events::{Events, Outcome, Plan, warnings};
 use crate::features::{Features, suffice};
@@ -131,10 +132,19 @@ impl<'a> Run<'a> {
             validation,
             objective,
             hooks,
-            teacher,
+            mut teacher,
             device,
         } = start;
         check(&state, &train, recipe)?;
+        let (classes, by) = (state.spec.num_classes, recipe.data.labels_by);
+        let names = ClassNames::of(&state.config, classes);
+        let matched = names.matched(&train, classes, by)?;
+        let validation = validation.map(|data| Ok::<_, Error>(names.matched(&data, classes, by)?.data));
+        let (train, validation) = (matched.data, validation.transpose()?);
+        let mut notes = Vec::from_iter(matched.note);
+        if let Some(teacher) = &mut teacher {
+            notes.extend(teacher.answer_as(train.class_names(), by)?);
+        }
         let wants = objective.wants();
         if wants.teacher.is_some() && teacher.is_none() {
             return Err(Error::TeacherMissing);
@@ -192,9 +202,8 @@ impl<'a> Run<'a> {
         };
         let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
-        for warning in warnings(recipe, &state, loader.data()) {
-            events.warning(&warning);
-        }
+        notes.extend(warnings(recipe, &state, loader.data()));
+        notes.iter().for_each(|note| events.warning(note));
         let settings = Settings {
             optim: recipe.optim.clone(),
             ema_decay: recipe.train.ema_decay.unwrap_or(0.0),
