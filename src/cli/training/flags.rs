@@ -79,8 +79,8 @@ pub(in crate::cli) struct RecipeArgs {
     /// Parts that a batch is computed in, for less memory
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
     grad_accum_steps: Option<i64>,
-    /// Mixed precision: bf16. Weights and optimiser stay in f32
-    #[arg(long, value_name = "FORMAT", help_heading = "Training")]
+    /// Mixed precision: bf16, which `--amp` alone means too. Weights and optimiser stay in f32
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "bf16", help_heading = "Training")]
     amp: Option<String>,
     /// Compute blocks again in the backward pass instead of keeping them: less memory, more time, the same result
     #[arg(long, help_heading = "Training")]
