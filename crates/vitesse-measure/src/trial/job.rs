@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use vitesse_adapt::Method;
 use vitesse_adapt::peft::{Adapter, Record};
 use vitesse_data::DataSet;
-use vitesse_model::checkpoint::{file_sha256, weights_file};
+use vitesse_model::checkpoint::{weights_file, weights_sha256};
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::{Events as Training, Outcome};
@@ -146,7 +146,7 @@ impl Job<'_> {
             return Ok(());
         };
         let base = self.base.or(self.recipe.model.checkpoint.as_deref());
-        let now = base.map(|path| file_sha256(&weights_file(path)?)).transpose()?;
+        let now = base.map(|path| weights_sha256(&weights_file(path)?)).transpose()?;
         self.same_base(Some(&begun), now.as_deref())
     }
 

@@ -5,6 +5,8 @@
 //! | [`bare`] | weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm |
 //! | [`hf`] | folders that transformers saved, for all families |
 //! | [`vit`] | ViT and DeiT among them |
+//! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
+//! | [`run`] | what a training program wrote down of its model |
 //! | [`minivit`] | MiniViT's names of shared blocks, which our own folders have too |
 //!
 //! An import ends where a timm folder begins: with a [`ModelSpec`], tensors under timm's names and a [`Config`]. The
@@ -13,7 +15,9 @@
 pub(crate) mod bare;
 pub(crate) mod hf;
 pub(crate) mod minivit;
+pub(crate) mod run;
 mod vit;
+pub(crate) mod wrappers;
 
 use crate::Tensors;
 use crate::config::Config;
