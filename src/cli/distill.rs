@@ -70,7 +70,7 @@ impl TeacherArgs {
         if let Some(teacher) = &self.teacher
             && !is_path(teacher)
         {
-            refuse_what_is_no_name(teacher, None)?;
+            refuse_what_is_no_name(teacher)?;
             let sentence =
                 format!("`{teacher}` names an architecture without weights, which has nothing to teach");
             return Err(Failure::usage(sentence).hint("train it first, or give the folder of a checkpoint"));

@@ -53,12 +53,14 @@ pub struct Source {
     pub weights: Option<PathBuf>,
     /// The state dicts of a `.pth` file; none for a file that has but one.
     pub state_dicts: Vec<StateDict>,
+    /// How its world resizes position embeddings: transformers', DeiT's or timm's.
+    pub pos_embed: Flavour,
     /// What was converted, left out, resized or drawn anew, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// How to load a checkpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Of a file that holds several state dicts, where the one stands that is meant, with dots between the levels: `model`,
     /// `teacher.backbone`. Without it timm's choice is taken.
@@ -67,25 +69,13 @@ pub struct LoadOptions {
     pub architecture: Option<String>,
     /// Put a fresh head with so many classes in the place of one with another number; 0 removes the head.
     pub num_classes: Option<usize>,
-    /// Resize the position embedding for images of this height and width.
+    /// Resize the position embedding for images of this height and width. Of a bare file with a table that is no square it
+    /// is the size the table was trained on.
     pub img_size: Option<[usize; 2]>,
-    /// How it is resized.
-    pub pos_embed: Flavour,
+    /// How it is resized; as where the checkpoint comes from if `None`.
+    pub pos_embed: Option<Flavour>,
     /// Seed of fresh heads.
     pub seed: u64,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        LoadOptions {
-            key: None,
-            architecture: None,
-            num_classes: None,
-            img_size: None,
-            pos_embed: Flavour::Deit,
-            seed: 0,
-        }
-    }
 }
 
 impl Checkpoint {
@@ -142,6 +132,7 @@ impl Checkpoint {
             spec,
             tensors,
             config,
+            pos_embed,
             mut notes,
         } = imported;
         let tensors = minivit::read(&spec, tensors)?;
@@ -153,6 +144,7 @@ impl Checkpoint {
             source: Source {
                 weights: Some(weights),
                 state_dicts: read.state_dicts,
+                pos_embed,
                 notes,
             },
         };
@@ -243,8 +235,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Makes the model one for images of this height and width; a position embedding is resized.
-    pub fn set_img_size(&mut self, img_size: [usize; 2], flavour: Flavour) -> Result<()> {
+    /// Makes the model one for images of this height and width; a position embedding is resized, as where the checkpoint
+    /// comes from unless a flavour is given.
+    pub fn set_img_size(&mut self, img_size: [usize; 2], flavour: Option<Flavour>) -> Result<()> {
+        let flavour = flavour.unwrap_or(self.source.pos_embed);
         let [_, height, width] = self.spec.input_size();
         if img_size == [height, width] {
             return Ok(());
@@ -259,7 +253,7 @@ impl Checkpoint {
             let table = pos_embed::resize(self.tensors.get("pos_embed")?, prefix, from, to, flavour)?;
             self.tensors.insert("pos_embed", table);
             self.source.notes.push(format!(
-                "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}",
+                "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}, {flavour}",
                 img_size[0], img_size[1]
             ));
         }
@@ -319,6 +313,7 @@ fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -
             spec,
             tensors,
             config,
+            pos_embed: Flavour::Timm,
             notes,
         }
     };

@@ -352,7 +352,7 @@ pub enum Error {
     },
     /// A file with tensors of a network and others, or of several networks.
     #[error(
-        "`{path}`: the tensors of a network stand under {found}, and others beside them; choose with `--key NAME`, such as \
+        "`{path}` holds more than the tensors of one network: such stand under {found}; choose with `--key NAME`, such as \
          `--key {example}`",
         path = .path.display()
     )]

@@ -181,7 +181,7 @@ mod tests {
         let path = folder.path().join("teacher");
         let mut teacher = regnet(2);
         teacher
-            .set_img_size([16, 16], vitesse_model::pos_embed::Flavour::Deit)
+            .set_img_size([16, 16], None)
             .unwrap();
         let error = Teacher::new(&teacher, &student.spec, &prepared(), &device)
             .unwrap_err()

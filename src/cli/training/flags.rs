@@ -239,7 +239,7 @@ impl RecipeArgs {
         let model = match &self.model {
             Some(model) if is_path(model) => ("model.checkpoint", text(&self.model)),
             Some(model) => {
-                refuse_what_is_no_name(model, None)?;
+                refuse_what_is_no_name(model)?;
                 ("model.name", text(&self.model))
             }
             None => ("model.name", None),

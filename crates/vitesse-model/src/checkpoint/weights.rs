@@ -187,15 +187,16 @@ fn shown(names: &[&str]) -> String {
 
 /// What `file` holds: of several state dicts the one under `key`, or timm's choice.
 pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Weights> {
-    let mut weights = read_as_stored(file, key)?;
-    let (tensors, note) = wrappers::unwrap(file, key, weights.tensors)?;
+    let (mut weights, place) = read_as_stored(file, key)?;
+    let (tensors, note) = wrappers::unwrap(file, place.as_deref(), weights.tensors)?;
     weights.tensors = tensors;
     weights.notes.extend(note);
     Ok(weights)
 }
 
-fn read_as_stored(file: &Path, key: Option<&str>) -> Result<Weights> {
-    let flat = |tensors: Tensors| -> Result<Weights> {
+/// The tensors under the names they have, and where they stand in the file.
+fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<String>)> {
+    let flat = |tensors: Tensors| -> Result<(Weights, Option<String>)> {
         let (tensors, note) = match key {
             Some(key) => {
                 let taken = wrappers::under(file, key, &tensors)?;
@@ -204,12 +205,13 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<Weights> {
             }
             None => (tensors, None),
         };
-        Ok(Weights {
+        let weights = Weights {
             tensors,
             notes: note.into_iter().collect(),
             state_dicts: Vec::new(),
             recorded: Map::new(),
-        })
+        };
+        Ok((weights, key.map(str::to_owned)))
     };
     if is_index(file) {
         let index = Index::read(file)?;
@@ -218,11 +220,11 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<Weights> {
             Kind::Pickle => Ok(pth::open(shard, None)?.tensors),
         })?;
         let shards = index.shards().len();
-        let mut weights = flat(tensors)?;
+        let (mut weights, key) = flat(tensors)?;
         weights
             .notes
             .insert(0, format!("the weights stand in {shards} files, which the index names"));
-        return Ok(weights);
+        return Ok((weights, key));
     }
     if is_shard(file) {
         return Err(Error::Weights {
@@ -236,12 +238,13 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<Weights> {
         Kind::Safetensors => flat(safetensors::read(file)?.0),
         Kind::Pickle => {
             let contents = pth::open(file, key)?;
-            Ok(Weights {
+            let weights = Weights {
                 notes: vec![taken(&contents, key.is_some())],
                 tensors: contents.tensors,
                 state_dicts: contents.state_dicts,
                 recorded: contents.recorded,
-            })
+            };
+            Ok((weights, contents.key))
         }
     }
 }
@@ -302,9 +305,15 @@ fn kind(file: &Path) -> Result<Kind> {
             detail: detail.to_owned(),
         });
     }
+    // The header of a safetensors file stands behind eight bytes of any value; no other kind has a brace there.
+    let header = start.get(8) == Some(&b'{');
     let pickled = start.starts_with(b"PK") || start.starts_with(b"\x80");
-    let safe = file.extension().is_some_and(|ending| ending == "safetensors") || start.get(8) == Some(&b'{');
-    Ok(if safe && !pickled { Kind::Safetensors } else { Kind::Pickle })
+    let named = file.extension().is_some_and(|ending| ending == "safetensors");
+    Ok(if header || named && !pickled {
+        Kind::Safetensors
+    } else {
+        Kind::Pickle
+    })
 }
 
 /// SHA-256, in hexadecimal, of a weights file: what is trained from weights is known by it. Weights in several files have

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::Imported;
 use super::run::Run;
 use crate::error::Mismatch;
+use crate::pos_embed::Flavour;
 use crate::spec::{ModelSpec, NetworkSpec, Pool, VitSpec};
 use crate::tensors::Tensors;
 use crate::{Error, Result, zoo};
@@ -68,10 +69,17 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
         "read as `{}` with {} classes",
         spec.architecture, spec.num_classes
     ));
+    // Bare files of DeiT are those of its own code, unless timm trained them.
+    let pos_embed = if spec.architecture.starts_with("deit") && !known.run.is_timms() {
+        Flavour::Deit
+    } else {
+        Flavour::Timm
+    };
     Ok(Imported {
         spec,
         tensors,
         config,
+        pos_embed,
         notes,
     })
 }

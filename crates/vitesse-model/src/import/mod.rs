@@ -21,6 +21,7 @@ pub(crate) mod wrappers;
 
 use crate::Tensors;
 use crate::config::Config;
+use crate::pos_embed::Flavour;
 use crate::spec::ModelSpec;
 
 /// What an import makes of a file.
@@ -28,6 +29,8 @@ pub(crate) struct Imported {
     pub(crate) spec: ModelSpec,
     pub(crate) tensors: Tensors,
     pub(crate) config: Config,
+    /// How position embeddings are resized where the file comes from.
+    pub(crate) pos_embed: Flavour,
     /// What a person should know about it, a sentence each.
     pub(crate) notes: Vec<String>,
 }

@@ -26,6 +26,8 @@ pub(crate) struct Run {
     /// The file that says it.
     file: PathBuf,
     architecture: Option<String>,
+    /// Whether timm's program wrote it.
+    timms: bool,
     args: Map<String, Value>,
 }
 
@@ -48,10 +50,12 @@ pub(crate) fn with_args_beside(mut recorded: Map<String, Value>, weights: &Path)
     };
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
     // Without arguments timm writes the name of the class there, which says little.
+    let timms = recorded.contains_key("arch") || file != weights;
     let class = text(recorded.get("arch")).filter(|name| zoo::get(name).is_ok());
     Ok(Run {
         file,
         architecture: text(args.get("model")).or(class),
+        timms,
         args,
     })
 }
@@ -60,6 +64,11 @@ impl Run {
     /// The architecture that was trained.
     pub(crate) fn architecture(&self) -> Option<&str> {
         self.architecture.as_deref()
+    }
+
+    /// Whether timm's program trained it.
+    pub(crate) fn is_timms(&self) -> bool {
+        self.timms
     }
 
     /// The model as it was trained, with as many classes as its architecture has, and what to say about it.

@@ -43,7 +43,7 @@ pub(crate) fn unwrap(file: &Path, key: Option<&str>, tensors: Tensors) -> Result
             .iter()
             .map(|root| {
                 let count = tensors.names().filter(|name| name.starts_with(root)).count();
-                format!("`{root}` ({count} tensors)")
+                format!("`{root}` ({count} of {} tensors)", tensors.len())
             })
             .collect();
         let root = root.trim_end_matches('.');
@@ -170,17 +170,17 @@ mod tests {
         for (names, found, example) in [
             (
                 &["backbone.patch_embed.proj.weight", "head.mlp.0.weight"][..],
-                "`backbone.` (1 tensors)",
+                "`backbone.` (1 of 2 tensors)",
                 "`--key state_dict.backbone`",
             ),
             (
                 &["student.patch_embed.proj.weight", "teacher.patch_embed.proj.weight"],
-                "`student.` (1 tensors) and `teacher.` (1 tensors)",
+                "`student.` (1 of 2 tensors) and `teacher.` (1 of 2 tensors)",
                 "`--key state_dict.student`",
             ),
             (
                 &["module.q.stem.conv.weight", "module.k.stem.conv.weight", "module.queue"],
-                "`module.k.` (1 tensors) and `module.q.`",
+                "`module.k.` (1 of 3 tensors) and `module.q.`",
                 "`--key state_dict.module.k`",
             ),
         ] {

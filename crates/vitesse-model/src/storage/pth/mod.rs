@@ -37,7 +37,7 @@ use self::object::{Global, Id, Node, Pickle};
 use self::rebuild::Rebuild;
 use super::map::Map;
 use crate::error::{Error, Result};
-use crate::tensors::{Source, Tensors};
+use crate::tensors::{DType, Source, Tensors};
 
 /// Where timm looks for a state dict, in its order: moving averages first.
 const TIMMS_KEYS: [&str; 4] = ["state_dict_ema", "model_ema", "state_dict", "model"];
@@ -117,11 +117,6 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
     let mut rebuild = Rebuild::new(path, source, &archive.storages);
     let mut tensors = Tensors::new();
     for &(key, value) in pickle.dict(place.dict) {
-        let refuse = |name: &str, detail: String| Error::PthTensor {
-            path: path.to_owned(),
-            name: name.to_owned(),
-            detail,
-        };
         match (pickle.node(key), pickle.node(value)) {
             (Node::Str(name), node) if !name.starts_with(&place.names) => {
                 if let Node::Tensor(_) = node {
@@ -131,17 +126,21 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
             (Node::Str(name), Node::Tensor(view)) => {
                 let name = name.strip_prefix(&place.names).unwrap_or(name);
                 if tensors.insert(name, rebuild.tensor(name, view)?).is_some() {
-                    return Err(refuse(name, "occurs twice".to_owned()));
+                    return Err(Error::PthTensor {
+                        path: path.to_owned(),
+                        name: name.to_owned(),
+                        detail: "occurs twice".to_owned(),
+                    });
                 }
             }
             (Node::Str(name), Node::Opaque(class, _)) if class.module.starts_with("torch") => {
-                return Err(refuse(
-                    name,
-                    format!(
-                        "is made with Python's `{class}`, which is not read; save it as a plain, dense tensor of a type \
-                         that is"
+                return Err(Error::Unsupported {
+                    what: format!("tensor `{name}` in `{}`", path.display()),
+                    why: format!(
+                        "it is made with Python's `{class}`; plain, dense tensors are read, of the types {}",
+                        DType::ALL.map(DType::name).join(", ")
                     ),
-                ));
+                });
             }
             _ => drop(left.insert(pickle.label(key, value))),
         }
@@ -203,10 +202,14 @@ fn find_as_timm(path: &Path, pickle: &Pickle<'_>, state_dicts: &[StateDict]) -> 
 fn find_key(pickle: &Pickle<'_>, key: &str) -> Option<Place> {
     let (mut dict, mut rest) = (pickle.root, key);
     loop {
-        let deeper = pickle.dicts(dict).find_map(|(name, value)| {
-            let rest = rest.strip_prefix(name)?;
-            Some((value, if rest.is_empty() { rest } else { rest.strip_prefix('.')? }))
-        });
+        // Names may have dots of their own: the longest that fits.
+        let deeper = pickle
+            .dicts(dict)
+            .filter_map(|(name, value)| {
+                let rest = rest.strip_prefix(name)?;
+                Some((value, if rest.is_empty() { rest } else { rest.strip_prefix('.')? }))
+            })
+            .min_by_key(|(_, rest)| rest.len());
         match deeper {
             Some((value, "")) if pickle.count_tensors(value) > 0 => {
                 return Some(Place {
@@ -317,7 +320,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tensors::DType;
 
     /// A file that PyTorch wrote; see `tests/fixtures/make.py`.
     fn fixture(name: &str) -> PathBuf {
