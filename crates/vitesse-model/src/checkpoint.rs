@@ -51,7 +51,9 @@ pub struct Checkpoint {
 pub struct Source {
     /// The weights file, or the index of several; `None` for fresh weights.
     pub weights: Option<PathBuf>,
-    /// The state dicts of a `.pth` file; none for a file that has but one.
+    /// Which of several state dicts was asked for, as in [`LoadOptions::key`].
+    pub key: Option<String>,
+    /// The state dicts of a `.pth` file.
     pub state_dicts: Vec<StateDict>,
     /// How its world resizes position embeddings: transformers', DeiT's or timm's.
     pub pos_embed: Flavour,
@@ -143,6 +145,7 @@ impl Checkpoint {
             config,
             source: Source {
                 weights: Some(weights),
+                key: options.key.clone(),
                 state_dicts: read.state_dicts,
                 pos_embed,
                 notes,
@@ -194,9 +197,10 @@ impl Checkpoint {
         }
     }
 
-    /// [`weights_sha256`] of the file this was loaded from: the parent of what is made of it. `None` for fresh weights.
+    /// [`weights_sha256`] of what this was loaded from: the parent of what is made of it. `None` for fresh weights.
     pub fn source_sha256(&self) -> Result<Option<String>> {
-        self.source.weights.as_deref().map(weights_sha256).transpose()
+        let sha256 = |path: &PathBuf| weights_sha256(path, self.source.key.as_deref());
+        self.source.weights.as_ref().map(sha256).transpose()
     }
 
     /// Puts fresh heads with `num_classes` classes, drawn from `seed`, in the place of those with another number; 0

@@ -438,7 +438,9 @@ impl Error {
             Error::Shards { .. } => "E_CKPT_SHARDS",
             Error::Weights { .. } => "E_CKPT_FILE",
             Error::PthNoTensors { .. } => "E_PTH_EMPTY",
-            Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => "E_CKPT_KEY",
+            Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => {
+                "E_CKPT_KEY"
+            }
             Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
             Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
             Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",

@@ -59,7 +59,11 @@ fn both(one: Tensors, other: Tensors) -> Tensors {
 /// Writes a folder with the description of a model and its tensors in three files.
 fn shard(folder: &Path, made: &Checkpoint, ending: &str) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
-    fs::write(folder.join("config.json"), made.config.to_json(&made.spec).unwrap()).unwrap();
+    fs::write(
+        folder.join("config.json"),
+        made.config.to_json(&made.spec).unwrap(),
+    )
+    .unwrap();
     let stem = if ending == "bin" { "pytorch_model" } else { "model" };
     let mut map = serde_json::Map::new();
     for part in 0..3 {
@@ -79,7 +83,11 @@ fn shard(folder: &Path, made: &Checkpoint, ending: &str) -> PathBuf {
         }
     }
     let index = folder.join(format!("{stem}.{ending}.index.json"));
-    fs::write(&index, json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string()).unwrap();
+    fs::write(
+        &index,
+        json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string(),
+    )
+    .unwrap();
     index
 }
 
@@ -109,7 +117,7 @@ fn several_files_are_read_by_their_index() {
         assert_eq!(loaded.source_sha256().unwrap(), Some(expected.clone()));
         let text = fs::read_to_string(&index).unwrap();
         fs::write(&index, text.replace(',', ", ")).unwrap();
-        assert_eq!(weights_sha256(&index).unwrap(), expected);
+        assert_eq!(weights_sha256(&index, None).unwrap(), expected);
 
         // One of them alone is none.
         let one = fs::read_dir(&folder)
@@ -128,7 +136,11 @@ fn several_files_are_read_by_their_index() {
         ..made.clone()
     };
     let index = shard(&folder, &wrapped, "safetensors");
-    fs::rename(&index, folder.join("diffusion_pytorch_model.safetensors.index.json")).unwrap();
+    fs::rename(
+        &index,
+        folder.join("diffusion_pytorch_model.safetensors.index.json"),
+    )
+    .unwrap();
     assert_eq!(load(&folder).tensors, made.tensors);
 }
 
@@ -146,17 +158,40 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
     let with_cls = |file: &str| format!("{}{file}{}", &good[..at], &good[at + of_cls.len()..]);
     let other = (1..=3).map(shard).find(|name| *name != of_cls).unwrap();
     for (text, expected) in [
-        (with_cls("../model-00001-of-00003.safetensors"), "should be a plain name"),
+        (
+            with_cls("../model-00001-of-00003.safetensors"),
+            "should be a plain name",
+        ),
         (with_cls("/etc/passwd"), "should be a plain name"),
         (with_cls("sub/x.safetensors"), "should be a plain name"),
         (with_cls(""), "should be a plain name"),
         (with_cls("."), "should be a plain name"),
         (with_cls("x.safetensors/"), "should be a plain name"),
-        (with_cls("model-00004-of-00003.safetensors"), "1 of its 4 files are not there"),
+        (
+            with_cls("model-00004-of-00003.safetensors"),
+            "1 of its 4 files are not there",
+        ),
         (with_cls(&other), "but `"),
-        (good.replacen("\"cls_token\"", "\"cls_tokens\"", 1), "which it does not name"),
-        (good.replacen("{\"blocks", &format!("{{\"nowhere\":\"{}\",\"blocks", shard(1)), 1), "1 tensors are not in the files"),
-        (good.replacen("{\"blocks", &format!("{{\"cls_token\":\"{}\",\"blocks", shard(1)), 1), "`cls_token` stands in it twice"),
+        (
+            good.replacen("\"cls_token\"", "\"cls_tokens\"", 1),
+            "which it does not name",
+        ),
+        (
+            good.replacen(
+                "{\"blocks",
+                &format!("{{\"nowhere\":\"{}\",\"blocks", shard(1)),
+                1,
+            ),
+            "1 tensors are not in the files",
+        ),
+        (
+            good.replacen(
+                "{\"blocks",
+                &format!("{{\"cls_token\":\"{}\",\"blocks", shard(1)),
+                1,
+            ),
+            "`cls_token` stands in it twice",
+        ),
         ("{\"weight_map\": {}}".to_owned(), "names no tensor"),
         ("{\"weight_map\": []}".to_owned(), "should be an object"),
         ("{}".to_owned(), "missing field `weight_map`"),
@@ -165,7 +200,10 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
         assert_ne!(text, good, "{expected}");
         fs::write(&index, text).unwrap();
         let error = refused(&folder);
-        assert!(error.contains(expected) && error.contains("model.safetensors.index.json"), "{error}\n{expected}");
+        assert!(
+            error.contains(expected) && error.contains("model.safetensors.index.json"),
+            "{error}\n{expected}"
+        );
     }
     // A tensor that stands in two files.
     fs::write(&index, &good).unwrap();
@@ -175,14 +213,23 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
     assert!(refused(&folder).contains("holds it too"));
     fs::remove_file(folder.join(&other)).unwrap();
     let error = refused(&folder);
-    assert!(error.contains("1 of its 3 files") && error.contains(&other), "{error}");
+    assert!(
+        error.contains("1 of its 3 files") && error.contains(&other),
+        "{error}"
+    );
 }
 
 #[test]
 fn wrapped_names_are_unwrapped_in_every_format() {
     let place = tempfile::tempdir().unwrap();
     let made = fresh(1);
-    for prefix in ["module.", "_orig_mod.", "model.", "backbone.", "_orig_mod.module.model."] {
+    for prefix in [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "backbone.",
+        "_orig_mod.module.model.",
+    ] {
         let mut tensors = prefixed(prefix, &made.tensors);
         let flat = place.path().join("x.safetensors");
         write(&flat, &tensors);
@@ -197,14 +244,23 @@ fn wrapped_names_are_unwrapped_in_every_format() {
         }
     }
     // Names that transformers gives.
-    let two = both(prefixed("student.", &made.tensors), prefixed("teacher.", &fresh(2).tensors));
+    let two = both(
+        prefixed("student.", &made.tensors),
+        prefixed("teacher.", &fresh(2).tensors),
+    );
     let path = place.path().join("two.safetensors");
     write(&path, &two);
     let error = refused(&path);
-    assert!(error.contains("`student.`") && error.contains("--key student"), "{error}");
+    assert!(
+        error.contains("`student.`") && error.contains("--key student"),
+        "{error}"
+    );
     assert_eq!(load_key(&path, "teacher").unwrap().tensors, fresh(2).tensors);
     let error = load_key(&path, "model").unwrap_err();
-    assert!(error.contains("no tensors under `model`") && error.contains("`student`, `teacher`"), "{error}");
+    assert!(
+        error.contains("no tensors under `model`") && error.contains("`student`, `teacher`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -214,9 +270,28 @@ fn a_state_dict_is_taken_as_timm_takes_it_or_as_asked() {
     let of = |seed| Object::StateDict(fresh(seed).tensors);
     let none = || Object::Raw(b"N".to_vec());
     for (file, first) in [
-        (dict([("model", of(1)), ("state_dict", of(2)), ("model_ema", of(3)), ("state_dict_ema", of(4))]), 4),
-        (dict([("model", of(1)), ("state_dict", of(2)), ("model_ema", of(3)), ("state_dict_ema", none())]), 3),
-        (dict([("model", of(1)), ("state_dict", of(2)), ("model_ema", none())]), 2),
+        (
+            dict([
+                ("model", of(1)),
+                ("state_dict", of(2)),
+                ("model_ema", of(3)),
+                ("state_dict_ema", of(4)),
+            ]),
+            4,
+        ),
+        (
+            dict([
+                ("model", of(1)),
+                ("state_dict", of(2)),
+                ("model_ema", of(3)),
+                ("state_dict_ema", none()),
+            ]),
+            3,
+        ),
+        (
+            dict([("model", of(1)), ("state_dict", of(2)), ("model_ema", none())]),
+            2,
+        ),
         (dict([("epoch", none()), ("model", of(1))]), 1),
         (of(5), 5),
     ] {
@@ -224,13 +299,25 @@ fn a_state_dict_is_taken_as_timm_takes_it_or_as_asked() {
         let loaded = load(&path);
         assert_eq!(loaded.tensors, fresh(first).tensors);
         let notes = loaded.source.notes.join("\n");
-        assert_eq!(notes.contains("the moving average, as timm does"), (3..5).contains(&first), "{notes}");
+        assert_eq!(
+            notes.contains("the moving average, as timm does"),
+            (3..5).contains(&first),
+            "{notes}"
+        );
     }
     save(&path, &dict([("model", of(1)), ("model_ema", of(2))]));
     assert!(load(&path).source.notes[0].contains("`--key model`"));
-    assert_eq!(load_key(&path, "model").unwrap().tensors, fresh(1).tensors);
+    let asked = load_key(&path, "model").unwrap();
+    assert_eq!(asked.tensors, fresh(1).tensors);
+    assert_ne!(
+        asked.source_sha256().unwrap(),
+        load(&path).source_sha256().unwrap()
+    );
     let error = load_key(&path, "teacher").unwrap_err();
-    assert!(error.contains("`model` (") && error.contains("`model_ema` ("), "{error}");
+    assert!(
+        error.contains("`model` (") && error.contains("`model_ema` ("),
+        "{error}"
+    );
 
     // What timm would not find is chosen by name, however deep it stands.
     save(
@@ -238,15 +325,38 @@ fn a_state_dict_is_taken_as_timm_takes_it_or_as_asked() {
         &dict([
             ("ema", dict([("shadow", of(2)), ("decay", none())])),
             ("net", of(1)),
-            ("teacher", Object::StateDict(prefixed("module.backbone.", &fresh(3).tensors))),
+            (
+                "teacher",
+                Object::StateDict(prefixed("module.backbone.", &fresh(3).tensors)),
+            ),
         ]),
     );
     let error = refused(&path);
-    assert!(error.contains("`ema.shadow` (") && error.contains("`net` (") && error.contains("--key"), "{error}");
-    for (key, seed) in [("net", 1), ("ema.shadow", 2), ("teacher", 3), ("teacher.module.backbone", 3)] {
-        assert_eq!(load_key(&path, key).unwrap().tensors, fresh(seed).tensors, "{key}");
+    assert!(
+        error.contains("`ema.shadow` (") && error.contains("`net` (") && error.contains("--key"),
+        "{error}"
+    );
+    for (key, seed) in [
+        ("net", 1),
+        ("ema.shadow", 2),
+        ("teacher", 3),
+        ("teacher.module.backbone", 3),
+    ] {
+        assert_eq!(
+            load_key(&path, key).unwrap().tensors,
+            fresh(seed).tensors,
+            "{key}"
+        );
     }
-    for key in ["", ".", "ema", "ema.shadow.x", "teacher.backbone", "net.blocks", "epoch"] {
+    for key in [
+        "",
+        ".",
+        "ema",
+        "ema.shadow.x",
+        "teacher.backbone",
+        "net.blocks",
+        "epoch",
+    ] {
         let error = load_key(&path, key).unwrap_err();
         assert!(error.contains("x.pth"), "{key}: {error}");
     }
@@ -255,7 +365,10 @@ fn a_state_dict_is_taken_as_timm_takes_it_or_as_asked() {
     head.insert_f32("head.mlp.weight", &[2], vec![0.0; 2]).unwrap();
     save(&path, &dict([("model", Object::StateDict(head))]));
     assert!(refused(&path).contains("--key model.backbone"));
-    assert_eq!(load_key(&path, "model.backbone").unwrap().tensors, fresh(1).tensors);
+    assert_eq!(
+        load_key(&path, "model.backbone").unwrap().tensors,
+        fresh(1).tensors
+    );
     // A number beside the state dict is not one.
     let mut best = Tensors::new();
     best.insert_f32("best_loss", &[], vec![0.1]).unwrap();
@@ -287,25 +400,52 @@ fn other_objects_are_closed_boxes() {
     let loaded = load(&path);
     assert_eq!(loaded.tensors, fresh(1).tensors);
     let note = &loaded.source.notes[0];
-    for label in ["`args` (Python's `argparse.Namespace`)", "`out` (Python's `pathlib.PosixPath`)", "`run` (Python's `os.system`)"] {
+    for label in [
+        "`args` (Python's `argparse.Namespace`)",
+        "`out` (Python's `pathlib.PosixPath`)",
+        "`run` (Python's `os.system`)",
+    ] {
         assert!(note.contains(label), "{note}");
     }
     for (file, expected) in [
-        (instance("models", "Net", vec![]), "a whole object of Python's class `models.Net`"),
-        (dict([("model", instance("models", "Net", vec![]))]), "`model` (Python's `models.Net`)"),
         (
-            dict([("model", dict([("w", call(b"cnumpy.core.multiarray\n_reconstruct\n)R"))]))]),
+            instance("models", "Net", vec![]),
+            "a whole object of Python's class `models.Net`",
+        ),
+        (
+            dict([("model", instance("models", "Net", vec![]))]),
+            "`model` (Python's `models.Net`)",
+        ),
+        (
+            dict([(
+                "model",
+                dict([("w", call(b"cnumpy.core.multiarray\n_reconstruct\n)R"))]),
+            )]),
             "`model` (with Python's `numpy.core.multiarray._reconstruct` in it)",
         ),
     ] {
         save(&path, &file);
         let error = refused(&path);
-        assert!(error.contains(expected) && error.contains("model.state_dict()"), "{error}");
+        assert!(
+            error.contains(expected) && error.contains("model.state_dict()"),
+            "{error}"
+        );
     }
     // A weight that is no plain tensor is never left out silently.
-    let quantised = dict([("model", dict([("w", call(b"ctorch._utils\n_rebuild_qtensor\n)R"))]))]);
-    let Object::Dict(mut items) = quantised else { panic!() };
-    items.push(("state_dict", dict([("w", call(b"ctorch._utils\n_rebuild_qtensor\n)R")), ("v", call(b"N"))])));
+    let quantised = dict([(
+        "model",
+        dict([("w", call(b"ctorch._utils\n_rebuild_qtensor\n)R"))]),
+    )]);
+    let Object::Dict(mut items) = quantised else {
+        panic!()
+    };
+    items.push((
+        "state_dict",
+        dict([
+            ("w", call(b"ctorch._utils\n_rebuild_qtensor\n)R")),
+            ("v", call(b"N")),
+        ]),
+    ));
     save(&path, &Object::Dict(items));
     assert!(refused(&path).contains("_rebuild_qtensor"));
 }
@@ -316,7 +456,10 @@ fn what_is_no_weights_file_is_told_what_it_is() {
     let mut tar = vec![0; 512];
     tar[257..262].copy_from_slice(b"ustar");
     for (content, expected) in [
-        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "git lfs pull"),
+        (
+            &b"version https://git-lfs.github.com/spec/v1\n"[..],
+            "git lfs pull",
+        ),
         (b"<!DOCTYPE html>", "web page"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"BZh9", "bzip2"),
@@ -368,7 +511,11 @@ fn of_several_files_the_best_is_taken_and_said() {
         let loaded = load(place.path());
         assert_eq!(loaded.tensors, fresh(seed as u64).tensors, "{name}");
         let notes = loaded.source.notes.join("\n");
-        assert_eq!(notes.contains(&format!("took `{name}`; beside it stand")), seed > 0, "{notes}");
+        assert_eq!(
+            notes.contains(&format!("took `{name}`; beside it stand")),
+            seed > 0,
+            "{notes}"
+        );
         assert!(!notes.contains("training_args"), "{notes}");
     }
     let other = tempfile::tempdir().unwrap();
@@ -376,9 +523,15 @@ fn of_several_files_the_best_is_taken_and_said() {
         save(&other.path().join(name), &Object::StateDict(fresh(1).tensors));
     }
     let error = refused(other.path());
-    assert!(error.contains("`a.pth`, `b.pth`") && error.contains("give the path"), "{error}");
+    assert!(
+        error.contains("`a.pth`, `b.pth`") && error.contains("give the path"),
+        "{error}"
+    );
     let adapter = tempfile::tempdir().unwrap();
-    write(&adapter.path().join("adapter_model.safetensors"), &fresh(1).tensors);
+    write(
+        &adapter.path().join("adapter_model.safetensors"),
+        &fresh(1).tensors,
+    );
     assert!(refused(adapter.path()).contains("an adapter and not a model"));
 }
 
@@ -388,19 +541,31 @@ fn what_training_wrote_down_describes_the_model() {
     let path = place.path().join("model_best.pth.tar");
     let made = Checkpoint::fresh("vit_micro_patch4_32", Some(5), Some([32, 48]), 1).unwrap();
     let args = |more: Vec<(&'static str, Object)>| {
-        let mut all = vec![("model", text("vit_micro_patch4_32")), ("mean", Object::Raw(b"N".to_vec()))];
+        let mut all = vec![
+            ("model", text("vit_micro_patch4_32")),
+            ("mean", Object::Raw(b"N".to_vec())),
+        ];
         all.extend(more);
         instance("argparse", "Namespace", all)
     };
     let weights = || Object::StateDict(made.tensors.clone());
-    let number = |text: &str| Object::Raw([b"G".to_vec(), text.parse::<f64>().unwrap().to_be_bytes().to_vec()].concat());
+    let number = |text: &str| {
+        Object::Raw([b"G".to_vec(), text.parse::<f64>().unwrap().to_be_bytes().to_vec()].concat())
+    };
     let size = || Object::Raw(b"](K\x03K\x20K\x30e".to_vec());
     save(
         &path,
         &dict([
             ("arch", text("vit_micro_patch4_32")),
             ("state_dict", weights()),
-            ("args", args(vec![("input_size", size()), ("crop_pct", number("0.8")), ("interpolation", text("bilinear"))])),
+            (
+                "args",
+                args(vec![
+                    ("input_size", size()),
+                    ("crop_pct", number("0.8")),
+                    ("interpolation", text("bilinear")),
+                ]),
+            ),
         ]),
     );
     let loaded = load(place.path());
@@ -410,27 +575,57 @@ fn what_training_wrote_down_describes_the_model() {
     assert_eq!(format!("{:?}", cfg.interpolation), "Bilinear");
     assert_eq!(loaded.source.pos_embed, Flavour::Timm);
     let notes = loaded.source.notes.join("\n");
-    assert!(notes.contains("its training says that it is `vit_micro_patch4_32`") && notes.contains("crop_pct 0.8"), "{notes}");
+    assert!(
+        notes.contains("its training says that it is `vit_micro_patch4_32`")
+            && notes.contains("crop_pct 0.8"),
+        "{notes}"
+    );
 
     // An architecture that is not known is refused by its name, whatever its shapes say.
-    save(&path, &dict([("state_dict", weights()), ("args", instance("argparse", "Namespace", vec![("model", text("swin_x"))]))]));
+    save(
+        &path,
+        &dict([
+            ("state_dict", weights()),
+            (
+                "args",
+                instance("argparse", "Namespace", vec![("model", text("swin_x"))]),
+            ),
+        ]),
+    );
     assert!(refused(&path).contains("unknown architecture `swin_x`"));
     // One that no class here is named like says nothing.
     let square = Checkpoint::fresh(MICRO, None, None, 1).unwrap();
-    save(&path, &dict([("arch", text("visiontransformer")), ("state_dict", Object::StateDict(square.tensors.clone()))]));
+    save(
+        &path,
+        &dict([
+            ("arch", text("visiontransformer")),
+            ("state_dict", Object::StateDict(square.tensors.clone())),
+        ]),
+    );
     assert_eq!(load(&path).spec, square.spec);
 
     // Where the file says nothing, timm's file of arguments beside it does; what it says must be possible.
     fs::remove_file(&path).unwrap();
     let clean = place.path().join("clean.safetensors");
     write(&clean, &square.tensors);
-    fs::write(place.path().join("args.yaml"), "model: vit_micro_patch4_32\nmean:\n- 0.1\n- 0.2\n- 0.3\nstd: null\n").unwrap();
+    fs::write(
+        place.path().join("args.yaml"),
+        "model: vit_micro_patch4_32\nmean:\n- 0.1\n- 0.2\n- 0.3\nstd: null\n",
+    )
+    .unwrap();
     let loaded = load(&clean);
     assert_eq!(loaded.spec.architecture, "vit_micro_patch4_32");
     assert_eq!(loaded.config.pretrained_cfg.mean, [0.1, 0.2, 0.3]);
-    fs::write(place.path().join("args.yaml"), "model: vit_micro_patch4_32\nmean: [0.1, 0.2]\n").unwrap();
+    fs::write(
+        place.path().join("args.yaml"),
+        "model: vit_micro_patch4_32\nmean: [0.1, 0.2]\n",
+    )
+    .unwrap();
     let error = refused(&clean);
-    assert!(error.contains("args.yaml") && error.contains("pretrained_cfg.mean"), "{error}");
+    assert!(
+        error.contains("args.yaml") && error.contains("pretrained_cfg.mean"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -439,7 +634,9 @@ fn bare_files_say_what_can_be_read_off_them() {
     let path = place.path().join("x.safetensors");
     let variant = |change: &dyn Fn(&mut vitesse_model::spec::VitSpec)| {
         let mut made = Checkpoint::fresh(MICRO, None, None, 1).unwrap();
-        let NetworkSpec::Vit(vit) = &mut made.spec.network else { panic!() };
+        let NetworkSpec::Vit(vit) = &mut made.spec.network else {
+            panic!()
+        };
         change(vit);
         made.tensors = made.spec.init(1).unwrap();
         write(&path, &made.tensors);
@@ -456,7 +653,10 @@ fn bare_files_say_what_can_be_read_off_them() {
     assert_eq!(load(&path).spec, made.spec);
     let made = variant(&|vit| vit.img_size = [24, 64]);
     let error = refused(&path);
-    assert!(error.contains("`pos_embed`") && error.contains("96 patches") && error.contains("--img-size"), "{error}");
+    assert!(
+        error.contains("`pos_embed`") && error.contains("96 patches") && error.contains("--img-size"),
+        "{error}"
+    );
     let at = |size| {
         let options = LoadOptions {
             img_size: Some(size),
@@ -470,7 +670,13 @@ fn bare_files_say_what_can_be_read_off_them() {
     // A table that is a square is one, even where another grid has as many patches.
     variant(&|_| {});
     let resized = at([16, 64]).unwrap();
-    assert!(resized.source.notes.join("\n").contains("resized from 8x8 to 4x16 patches"));
+    assert!(
+        resized
+            .source
+            .notes
+            .join("\n")
+            .contains("resized from 8x8 to 4x16 patches")
+    );
 
     // Another number of channels; DeiT's three means have an average.
     variant(&|vit| vit.in_chans = 1);
@@ -481,17 +687,25 @@ fn bare_files_say_what_can_be_read_off_them() {
 
     // What no model here has is named.
     let mut strange = Checkpoint::fresh(MICRO, None, None, 1).unwrap().tensors;
-    strange.insert("reg_token", Tensor::from_f32(&[1, 4, 96], vec![0.0; 4 * 96]).unwrap());
+    strange.insert(
+        "reg_token",
+        Tensor::from_f32(&[1, 4, 96], vec![0.0; 4 * 96]).unwrap(),
+    );
     write(&path, &strange);
     let error = refused(&path);
-    assert!(error.contains("reg_token") && error.contains("--architecture") && error.contains(MICRO), "{error}");
+    assert!(
+        error.contains("reg_token") && error.contains("--architecture") && error.contains(MICRO),
+        "{error}"
+    );
 }
 
 #[test]
 fn one_channel_takes_the_average_of_three_means() {
     let place = tempfile::tempdir().unwrap();
     let mut made = fresh(1);
-    let NetworkSpec::Vit(vit) = &mut made.spec.network else { panic!() };
+    let NetworkSpec::Vit(vit) = &mut made.spec.network else {
+        panic!()
+    };
     vit.in_chans = 1;
     made.tensors = made.spec.init(1).unwrap();
     (made.config.pretrained_cfg.mean, made.config.pretrained_cfg.std) = (vec![0.5], vec![0.5]);
@@ -504,7 +718,11 @@ fn one_channel_takes_the_average_of_three_means() {
     let loaded = load(&folder);
     assert!((loaded.config.pretrained_cfg.mean[0] - 0.3).abs() < 1e-9);
     assert_eq!(loaded.config.pretrained_cfg.std, [0.5]);
-    assert!(loaded.source.notes[0].contains("`mean` [0.1, 0.2, 0.6]"), "{:?}", loaded.source.notes);
+    assert!(
+        loaded.source.notes[0].contains("`mean` [0.1, 0.2, 0.6]"),
+        "{:?}",
+        loaded.source.notes
+    );
     // Saved, it says one.
     loaded.save(&place.path().join("again"), false).unwrap();
     assert!(load(&place.path().join("again")).source.notes.is_empty());
@@ -532,7 +750,13 @@ fn positions_are_resized_as_where_the_checkpoint_comes_from() {
     let table = |checkpoint: &Checkpoint| checkpoint.tensors.get("pos_embed").unwrap().clone();
     let (timms, deits) = (at(&folder, None), at(&bare, None));
     assert!(timms.source.notes.join("\n").contains("as timm does"));
-    assert!(deits.source.notes.join("\n").contains("as the original DeiT code does"));
+    assert!(
+        deits
+            .source
+            .notes
+            .join("\n")
+            .contains("as the original DeiT code does")
+    );
     assert_ne!(table(&timms), table(&deits));
     assert_eq!(table(&at(&folder, Some(Flavour::Deit))), table(&deits));
     assert_eq!(table(&at(&folder, Some(Flavour::Transformers))), table(&deits));

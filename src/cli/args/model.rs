@@ -64,10 +64,14 @@ impl PosResize {
 fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
     let side = |text: &str| text.parse().ok().filter(|side| (1..=4096).contains(side));
     let size = match text.split_once('x') {
-        Some((height, width)) => side(height).zip(side(width)).map(|(height, width)| [height, width]),
+        Some((height, width)) => side(height)
+            .zip(side(width))
+            .map(|(height, width)| [height, width]),
         None => side(text).map(|side| [side; 2]),
     };
-    size.ok_or_else(|| "expected pixels from 1 to 4096, such as 224, or height and width, such as 224x448".to_owned())
+    size.ok_or_else(|| {
+        "expected pixels from 1 to 4096, such as 224, or height and width, such as 224x448".to_owned()
+    })
 }
 
 impl ReadArgs {
@@ -242,8 +246,18 @@ pub(in crate::cli) fn refuse_what_is_no_name(model: &str) -> Result<()> {
 
 /// Whether `model` is meant as a path: it is there, or it looks like one.
 pub(in crate::cli) fn is_path(model: &str) -> bool {
-    let looks = ["/", "\\", "local-dir:", ".safetensors", ".pt", ".ckpt", ".bin", ".tar", ".json"]
-        .iter()
-        .any(|part| model.contains(part));
+    let looks = [
+        "/",
+        "\\",
+        "local-dir:",
+        ".safetensors",
+        ".pt",
+        ".ckpt",
+        ".bin",
+        ".tar",
+        ".json",
+    ]
+    .iter()
+    .any(|part| model.contains(part));
     looks || Path::new(model).exists()
 }

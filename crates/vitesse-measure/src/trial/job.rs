@@ -146,7 +146,10 @@ impl Job<'_> {
             return Ok(());
         };
         let base = self.base.or(self.recipe.model.checkpoint.as_deref());
-        let now = base.map(|path| weights_sha256(&weights_file(path)?)).transpose()?;
+        let key = self.recipe.model.key.as_deref();
+        let now = base
+            .map(|path| weights_sha256(&weights_file(path)?, key))
+            .transpose()?;
         self.same_base(Some(&begun), now.as_deref())
     }
 

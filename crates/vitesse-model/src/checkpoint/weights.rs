@@ -63,7 +63,10 @@ const STRANGERS: [(&[u8], &str); 9] = [
     (b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
     (b"BZh", "it is compressed with bzip2; unpack it first"),
     (b"\xfd7zXZ", "it is compressed with xz; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "it is compressed with Zstandard; unpack it first"),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "it is compressed with Zstandard; unpack it first",
+    ),
     (
         b"\x89HDF",
         "it is an HDF5 file, as Keras writes them, which is not read; convert it to safetensors under timm's names",
@@ -124,7 +127,11 @@ pub(super) fn choose(path: &Path) -> Result<(PathBuf, Option<String>)> {
         Some(name) => name,
         None => only(path, &names, &candidates)?,
     };
-    let others: Vec<&str> = candidates.iter().copied().filter(|name| *name != chosen).collect();
+    let others: Vec<&str> = candidates
+        .iter()
+        .copied()
+        .filter(|name| *name != chosen)
+        .collect();
     let note = (!others.is_empty()).then(|| {
         format!(
             "took `{chosen}`; beside it stand {}: give the path of one to take it instead",
@@ -153,7 +160,8 @@ fn only<'a>(dir: &Path, names: &[String], candidates: &[&'a str]) -> Result<&'a 
         detail,
     };
     let of_ending = |ending: &&str| -> Vec<&'a str> {
-        let ends = |name: &&&str| name.ends_with(*ending) || (*ending == ".index.json" && is_index(Path::new(name)));
+        let ends =
+            |name: &&&str| name.ends_with(*ending) || (*ending == ".index.json" && is_index(Path::new(name)));
         candidates.iter().filter(ends).copied().collect()
     };
     match ENDINGS.iter().map(of_ending).find(|found| !found.is_empty()).as_deref() {
@@ -200,7 +208,11 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
         let (tensors, note) = match key {
             Some(key) => {
                 let taken = wrappers::under(file, key, &tensors)?;
-                let note = format!("took {} of {} tensors, those under `{key}`", taken.len(), tensors.len());
+                let note = format!(
+                    "took {} of {} tensors, those under `{key}`",
+                    taken.len(),
+                    tensors.len()
+                );
                 (taken, Some(note))
             }
             None => (tensors, None),
@@ -221,9 +233,10 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
         })?;
         let shards = index.shards().len();
         let (mut weights, key) = flat(tensors)?;
-        weights
-            .notes
-            .insert(0, format!("the weights stand in {shards} files, which the index names"));
+        weights.notes.insert(
+            0,
+            format!("the weights stand in {shards} files, which the index names"),
+        );
         return Ok((weights, key));
     }
     if is_shard(file) {
@@ -317,20 +330,27 @@ fn kind(file: &Path) -> Result<Kind> {
 }
 
 /// SHA-256, in hexadecimal, of a weights file: what is trained from weights is known by it. Weights in several files have
-/// that of the text that `sha256sum` prints for the files, sorted by name: their index may be written in many ways.
+/// that of the text that `sha256sum` prints for the files, sorted by name: their index may be written in many ways. A state
+/// dict that was asked for by `key` is not the one that is taken without: it has the SHA-256 of the line `SHA256  KEY`.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn weights_sha256(path: &Path) -> Result<String> {
-    if !is_index(path) {
-        return file_sha256(path);
-    }
-    let mut hash = Sha256::new();
-    for shard in Index::read(path)?.shards() {
-        let name = shard.file_name().unwrap_or_default().to_string_lossy();
-        hash.update(format!("{}  {name}\n", file_sha256(&shard)?));
-    }
-    Ok(hex(&hash.finalize()))
+pub fn weights_sha256(path: &Path, key: Option<&str>) -> Result<String> {
+    let of_lines = |lines: &str| hex(&Sha256::digest(lines));
+    let of_files = if is_index(path) {
+        let mut lines = String::new();
+        for shard in Index::read(path)?.shards() {
+            let name = shard.file_name().unwrap_or_default().to_string_lossy();
+            lines += &format!("{}  {name}\n", file_sha256(&shard)?);
+        }
+        of_lines(&lines)
+    } else {
+        file_sha256(path)?
+    };
+    Ok(match key {
+        Some(key) => of_lines(&format!("{of_files}  {key}\n")),
+        None => of_files,
+    })
 }
 
 /// SHA-256 of a file, in hexadecimal.

@@ -120,7 +120,11 @@ impl PretrainedCfg {
         let channels = |fields: &mut Fields<'_>, key: &str, positive, rgb: Vec<f64>| {
             // timm leaves the three of the architecture where a model takes other images.
             let given = fields.get(key).and_then(Value::as_array).map(Vec::len);
-            let count = if given == Some(rgb.len()) { rgb.len() } else { in_chans };
+            let count = if given == Some(rgb.len()) {
+                rgb.len()
+            } else {
+                in_chans
+            };
             match fields.numbers(key, count, positive)? {
                 Some(numbers) => Ok(numbers),
                 None if in_chans == 3 => Ok(rgb),

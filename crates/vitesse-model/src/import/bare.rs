@@ -170,7 +170,10 @@ fn fitted(mut spec: ModelSpec, tensors: &Tensors, img_size: Option<[usize; 2]>) 
 /// images the caller wants.
 fn fit_image(vit: &mut VitSpec, rows: Option<usize>, img_size: Option<[usize; 2]>) -> Grid {
     let prefix = vit.pos_rows() - vit.patches();
-    let Some(patches) = rows.and_then(|rows| rows.checked_sub(prefix)).filter(|patches| *patches > 0) else {
+    let Some(patches) = rows
+        .and_then(|rows| rows.checked_sub(prefix))
+        .filter(|patches| *patches > 0)
+    else {
         return Grid::Known;
     };
     let side = patches.isqrt();
@@ -192,7 +195,10 @@ fn fit_image(vit: &mut VitSpec, rows: Option<usize>, img_size: Option<[usize; 2]
         }
         None => {
             // Some rectangle, so that everything else can be compared.
-            let rows = (1..=side).rev().find(|rows| patches.is_multiple_of(*rows)).unwrap_or(1);
+            let rows = (1..=side)
+                .rev()
+                .find(|rows| patches.is_multiple_of(*rows))
+                .unwrap_or(1);
             vit.img_size = [rows, patches / rows].map(|side| side * vit.patch_size);
             Grid::Unknown(patches)
         }

@@ -110,7 +110,9 @@ impl Run {
         if let Some(in_chans) = &in_chans {
             model_args.insert("in_chans".into(), in_chans.clone());
         }
-        let in_chans = in_chans.and_then(|number| number.as_u64()).unwrap_or(channels as u64);
+        let in_chans = in_chans
+            .and_then(|number| number.as_u64())
+            .unwrap_or(channels as u64);
         // timm's is [channels, height, width], DeiT's the side.
         let size = match given("input_size") {
             Some(Value::Array(size)) => Some(json!(size)),
@@ -131,7 +133,10 @@ impl Run {
             match given(key) {
                 // One number counts for every channel.
                 Some(Value::Array(numbers)) if numbers.len() == 1 => {
-                    let all = vec![numbers.first().cloned().unwrap_or_default(); in_chans.clamp(1, 1 << 12) as usize];
+                    let all = vec![
+                        numbers.first().cloned().unwrap_or_default();
+                        in_chans.clamp(1, 1 << 12) as usize
+                    ];
                     cfg.insert(key.into(), all.into());
                 }
                 Some(numbers) => drop(cfg.insert(key.into(), numbers)),
@@ -224,8 +229,14 @@ mod tests {
         assert_eq!(args["input_size"], json!([1, 32, 48]));
         assert_eq!(args["mean"], json!([0.5]));
         assert_eq!(args["model"], json!("deit_micro_patch4_32"));
-        assert_eq!(args["model_kwargs"], json!({"global_pool": "avg", "img_size": 64}));
-        assert_eq!((&args["name"], &args["aa"], &args["flag"]), (&json!("it's"), &Value::Null, &json!(true)));
+        assert_eq!(
+            args["model_kwargs"],
+            json!({"global_pool": "avg", "img_size": 64})
+        );
+        assert_eq!(
+            (&args["name"], &args["aa"], &args["flag"]),
+            (&json!("it's"), &Value::Null, &json!(true))
+        );
         assert_eq!((&args["list"], &args["object"]), (&json!([]), &json!({})));
     }
 }

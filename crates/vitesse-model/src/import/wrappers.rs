@@ -59,7 +59,10 @@ pub(crate) fn unwrap(file: &Path, key: Option<&str>, tensors: Tensors) -> Result
     }
     let mut note = format!("removed the prefix `{root}` from all names");
     if !counters.is_empty() {
-        note += &format!(", and left out `{}`, which counts for training", counters.join("`, `"));
+        note += &format!(
+            ", and left out `{}`, which counts for training",
+            counters.join("`, `")
+        );
     }
     Ok((inner.strip_prefix(root).unwrap_or(inner), Some(note)))
 }
@@ -84,7 +87,10 @@ pub(crate) fn under(file: &Path, key: &str, tensors: &Tensors) -> Result<Tensors
         return Err(Error::StateDictKey {
             path: file.to_owned(),
             key: key.to_owned(),
-            found: format!("one state dict, with names that begin with `{}`", first.join("`, `")),
+            found: format!(
+                "one state dict, with names that begin with `{}`",
+                first.join("`, `")
+            ),
         });
     }
     Ok(inner)
@@ -92,7 +98,12 @@ pub(crate) fn under(file: &Path, key: &str, tensors: &Tensors) -> Result<Tensors
 
 /// What stands before the first tensor of each network.
 fn roots(tensors: &Tensors) -> BTreeSet<String> {
-    let root = |name: &str| FIRST.iter().find_map(|first| name.strip_suffix(first)).map(str::to_owned);
+    let root = |name: &str| {
+        FIRST
+            .iter()
+            .find_map(|first| name.strip_suffix(first))
+            .map(str::to_owned)
+    };
     tensors
         .names()
         .filter_map(root)
@@ -147,7 +158,10 @@ mod tests {
         for names in [
             &["patch_embed.proj.weight", "norm.weight"][..],
             &["patch_embed.proj.weight", "patch_embed.backbone.stem.conv.weight"],
-            &["classifier.weight", "vit.embeddings.patch_embeddings.projection.weight"],
+            &[
+                "classifier.weight",
+                "vit.embeddings.patch_embeddings.projection.weight",
+            ],
             &["module.blocks.0.adapter_attn.conv_A.weight"],
             &["xpatch_embed.proj.weight"],
         ] {
@@ -174,12 +188,19 @@ mod tests {
                 "`--key state_dict.backbone`",
             ),
             (
-                &["student.patch_embed.proj.weight", "teacher.patch_embed.proj.weight"],
+                &[
+                    "student.patch_embed.proj.weight",
+                    "teacher.patch_embed.proj.weight",
+                ],
                 "`student.` (1 of 2 tensors) and `teacher.` (1 of 2 tensors)",
                 "`--key state_dict.student`",
             ),
             (
-                &["module.q.stem.conv.weight", "module.k.stem.conv.weight", "module.queue"],
+                &[
+                    "module.q.stem.conv.weight",
+                    "module.k.stem.conv.weight",
+                    "module.queue",
+                ],
                 "`module.k.` (1 of 3 tensors) and `module.q.`",
                 "`--key state_dict.module.k`",
             ),

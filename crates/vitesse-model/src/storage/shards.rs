@@ -42,10 +42,15 @@ pub fn is_index(path: &Path) -> bool {
 
 /// Whether a file of this name is one of several: `…-00001-of-00003.…`.
 pub fn is_shard(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     name.match_indices("-of-").any(|(at, of)| {
-        let before = name.get(at.saturating_sub(6)..at).and_then(|text| text.strip_prefix('-'));
+        let before = name
+            .get(at.saturating_sub(6)..at)
+            .and_then(|text| text.strip_prefix('-'));
         let after = name.get(at + of.len()..at + of.len() + 5);
         before.is_some_and(is_number) && after.is_some_and(is_number)
     })
@@ -63,7 +68,9 @@ impl Index {
         };
         let length = fs::metadata(path).map_err(Error::io("read", path))?.len();
         if length > MAX_INDEX {
-            return Err(wrong(format!("it has {length} bytes, and an index at most {MAX_INDEX}")));
+            return Err(wrong(format!(
+                "it has {length} bytes, and an index at most {MAX_INDEX}"
+            )));
         }
         let text = fs::read(path).map_err(Error::io("read", path))?;
         let raw: Raw = serde_json::from_slice(&text).map_err(|error| {
@@ -74,7 +81,8 @@ impl Index {
         let mut weight_map = BTreeMap::new();
         for (tensor, shard) in raw.weight_map.0 {
             let mut parts = Path::new(&shard).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard.as_str()) {
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == shard.as_str())
+            {
                 return Err(wrong(format!(
                     "the file `{shard}` of tensor `{tensor}` should be a plain name: only files beside the index are read"
                 )));
@@ -198,7 +206,13 @@ mod tests {
         ] {
             assert!(is_shard(Path::new(name)) && !is_index(Path::new(name)));
         }
-        for name in ["model.safetensors", "config.json", "best-of-00002.pth", "-of-.bin", "é-of-00001"] {
+        for name in [
+            "model.safetensors",
+            "config.json",
+            "best-of-00002.pth",
+            "-of-.bin",
+            "é-of-00001",
+        ] {
             assert!(!is_shard(Path::new(name)) && !is_index(Path::new(name)), "{name}");
         }
     }

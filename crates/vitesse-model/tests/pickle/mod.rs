@@ -10,7 +10,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// What a file can hold.
-pub enum Object {
+pub(crate) enum Object {
     /// A dict of `f32` tensors.
     StateDict(Tensors),
     Dict(Vec<(&'static str, Object)>),
@@ -19,27 +19,31 @@ pub enum Object {
 }
 
 /// A dict.
-pub fn dict(items: impl IntoIterator<Item = (&'static str, Object)>) -> Object {
+pub(crate) fn dict(items: impl IntoIterator<Item = (&'static str, Object)>) -> Object {
     Object::Dict(items.into_iter().collect())
 }
 
 /// A text.
-pub fn text(text: &str) -> Object {
+pub(crate) fn text(text: &str) -> Object {
     Object::Raw(string(text))
 }
 
 /// An instance of a class of this module and name with attributes.
-pub fn instance(module: &str, name: &str, attributes: Vec<(&'static str, Object)>) -> Object {
+pub(crate) fn instance(module: &str, name: &str, attributes: Vec<(&'static str, Object)>) -> Object {
     let mut program = format!("c{module}\n{name}\n)").into_bytes();
     // NEWOBJ, the attributes, BUILD.
     program.push(0x81);
-    write_dict(attributes.iter().map(|(key, value)| (*key, value)), &mut program, &mut Vec::new());
+    write_dict(
+        attributes.iter().map(|(key, value)| (*key, value)),
+        &mut program,
+        &mut Vec::new(),
+    );
     program.push(b'b');
     Object::Raw(program)
 }
 
 /// Writes the file `path`.
-pub fn save(path: &Path, object: &Object) {
+pub(crate) fn save(path: &Path, object: &Object) {
     let (mut program, mut storages) = (b"\x80\x02".to_vec(), Vec::new());
     write(object, &mut program, &mut storages);
     program.push(b'.');

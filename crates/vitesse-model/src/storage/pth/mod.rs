@@ -207,7 +207,14 @@ fn find_key(pickle: &Pickle<'_>, key: &str) -> Option<Place> {
             .dicts(dict)
             .filter_map(|(name, value)| {
                 let rest = rest.strip_prefix(name)?;
-                Some((value, if rest.is_empty() { rest } else { rest.strip_prefix('.')? }))
+                Some((
+                    value,
+                    if rest.is_empty() {
+                        rest
+                    } else {
+                        rest.strip_prefix('.')?
+                    },
+                ))
             })
             .min_by_key(|(_, rest)| rest.len());
         match deeper {

@@ -133,11 +133,7 @@ impl<'a> Pickle<'a> {
     /// What stands under a string in a dict; the last of equal keys wins, as in Python.
     pub(super) fn item(&self, dict: Id, name: &str) -> Option<Id> {
         let named = |&&(key, _): &&(Id, Id)| matches!(self.node(key), Node::Str(s) if *s == name);
-        self.dict(dict)
-            .iter()
-            .rev()
-            .find(named)
-            .map(|&(_, value)| value)
+        self.dict(dict).iter().rev().find(named).map(|&(_, value)| value)
     }
 
     /// The dicts that stand under a string in a dict.

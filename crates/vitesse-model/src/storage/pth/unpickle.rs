@@ -439,8 +439,7 @@ impl<'a> Machine<'a, '_> {
                 Global::Storage(dtype) => Node::Storage(Storage {
                     dtype: *dtype,
                     key,
-                    len: usize::try_from(*len)
-                        .map_err(|_| self.broken("a storage has a negative length"))?,
+                    len: usize::try_from(*len).map_err(|_| self.broken("a storage has a negative length"))?,
                 }),
                 Global::Foreign(class) => Node::Opaque(*class, None),
                 _ => return Err(self.broken("a storage is of a type that is none")),
@@ -467,16 +466,20 @@ impl<'a> Machine<'a, '_> {
             },
             // (function, type, arguments, state): of PyTorch's own types the state is nothing that weights need.
             Global::RebuildTyped => match self.tuple_items(args)? {
-                &[function, class, inner, _state] => match (self.nodes.get(function.0), self.nodes.get(class.0)) {
-                    (Some(Node::Global(Global::RebuildTensor)), Some(Node::Global(Global::Foreign(class))))
-                        if PLAIN_TENSORS.contains(&(class.module, class.name)) =>
-                    {
-                        self.tensor(inner)?
+                &[function, class, inner, _state] => {
+                    match (self.nodes.get(function.0), self.nodes.get(class.0)) {
+                        (
+                            Some(Node::Global(Global::RebuildTensor)),
+                            Some(Node::Global(Global::Foreign(class))),
+                        ) if PLAIN_TENSORS.contains(&(class.module, class.name)) => self.tensor(inner)?,
+                        (_, Some(Node::Global(Global::Foreign(class)))) => Node::Opaque(*class, None),
+                        _ => return Err(self.broken("a tensor's type is none")),
                     }
-                    (_, Some(Node::Global(Global::Foreign(class)))) => Node::Opaque(*class, None),
-                    _ => return Err(self.broken("a tensor's type is none")),
-                },
-                _ => return Err(self.broken("a tensor is made of something other than a function, a type and arguments")),
+                }
+                _ => {
+                    return Err(self
+                        .broken("a tensor is made of something other than a function, a type and arguments"));
+                }
             },
             Global::Storage(_) => return Err(self.broken("it calls a storage type")),
             Global::Foreign(class) => Node::Opaque(*class, None),
@@ -656,12 +659,24 @@ mod tests {
     fn names_outside_the_list_become_closed_boxes() {
         for (program, shown) in [
             (&b"cos\nsystem\nX\x02\0\0\0ls\x85R."[..], "os.system"),
-            (b"\x80\x04\x8c\x08builtins\x94\x8c\x04eval\x94\x93\x94)R.", "builtins.eval"),
-            (b"cargparse\nNamespace\n)\x81}X\x01\0\0\0aK\x01sb.", "argparse.Namespace"),
+            (
+                b"\x80\x04\x8c\x08builtins\x94\x8c\x04eval\x94\x93\x94)R.",
+                "builtins.eval",
+            ),
+            (
+                b"cargparse\nNamespace\n)\x81}X\x01\0\0\0aK\x01sb.",
+                "argparse.Namespace",
+            ),
             (b"cmodels\nNet\n)}\x92.", "models.Net"),
             (b"(cmodels\nOld\nK\x01o.", "models.Old"),
-            (b"cbuiltins\ngetattr\nX\x01\0\0\0aX\x01\0\0\0b\x86R)R.", "builtins.getattr"),
-            (b"ceasydict\nEasyDict\n)\x81X\x01\0\0\0aK\x01s.", "easydict.EasyDict"),
+            (
+                b"cbuiltins\ngetattr\nX\x01\0\0\0aX\x01\0\0\0b\x86R)R.",
+                "builtins.getattr",
+            ),
+            (
+                b"ceasydict\nEasyDict\n)\x81X\x01\0\0\0aK\x01s.",
+                "easydict.EasyDict",
+            ),
             (b"cmine\nList\n)\x81(K\x01K\x02e.", "mine.List"),
             (b"c\x1b[31m\nx\n)R.", "\\u{1b}[31m.x"),
         ] {
@@ -676,7 +691,10 @@ mod tests {
         let Node::Opaque(_, Some(state)) = pickle.node(pickle.root) else {
             panic!("{:?}", pickle.node(pickle.root));
         };
-        assert!(matches!(pickle.item(*state, "a").map(|id| pickle.node(id)), Some(Node::Int(1))));
+        assert!(matches!(
+            pickle.item(*state, "a").map(|id| pickle.node(id)),
+            Some(Node::Int(1))
+        ));
         // A name by itself, such as a function's or a number type's, is one too.
         assert!(load(b"ctorch\nfloat32\n.").is_ok());
     }
@@ -690,7 +708,13 @@ mod tests {
             let Node::Tuple(items) = pickle.node(item) else {
                 panic!("{:?}", pickle.node(item));
             };
-            let int = |id: &Id| if let Node::Int(int) = pickle.node(*id) { *int } else { -1 };
+            let int = |id: &Id| {
+                if let Node::Int(int) = pickle.node(*id) {
+                    *int
+                } else {
+                    -1
+                }
+            };
             items.iter().map(int).collect::<Vec<_>>()
         };
         for program in [
@@ -747,10 +771,7 @@ mod tests {
                 "}(K\x01u.".to_owned(),
                 "sets items of something that is not a dict",
             ),
-            (
-                "K\x01}b.".to_owned(),
-                "sets the state of something that has none",
-            ),
+            ("K\x01}b.".to_owned(), "sets the state of something that has none"),
             ("K\x01)R.".to_owned(), "calls something that is not a function"),
             (format!("{od}K\x01R."), "arguments are not a tuple"),
             (format!("{od}K\x01\u{0}"), "refused"),
