@@ -386,7 +386,7 @@ fn other_objects_are_closed_boxes() {
         &path,
         &dict([
             ("model", weights()),
-            ("args", instance("argparse", "Namespace", vec![("lr", call(b"G\x3f\xe0\0\0\0\0\0\0"))])),
+            ("args", instance("argparse", "Namespace", &[("lr", call(b"G\x3f\xe0\0\0\0\0\0\0"))])),
             ("out", call(b"cpathlib\nPosixPath\nX\x01\0\0\0x\x85R")),
             ("best", call(b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\0\0\0f4K\0K\x01\x87RU\x04\0\0\xc0?\x86R")),
             ("when", call(b"cdatetime\ndatetime\nU\x0a\x07\xea\x0b\x1e\x02\x08\x0e\0\0\0\x85R")),
@@ -409,11 +409,11 @@ fn other_objects_are_closed_boxes() {
     }
     for (file, expected) in [
         (
-            instance("models", "Net", vec![]),
+            instance("models", "Net", &[]),
             "a whole object of Python's class `models.Net`",
         ),
         (
-            dict([("model", instance("models", "Net", vec![]))]),
+            dict([("model", instance("models", "Net", &[]))]),
             "`model` (Python's `models.Net`)",
         ),
         (
@@ -546,7 +546,7 @@ fn what_training_wrote_down_describes_the_model() {
             ("mean", Object::Raw(b"N".to_vec())),
         ];
         all.extend(more);
-        instance("argparse", "Namespace", all)
+        instance("argparse", "Namespace", &all)
     };
     let weights = || Object::StateDict(made.tensors.clone());
     let number = |text: &str| {
@@ -588,7 +588,7 @@ fn what_training_wrote_down_describes_the_model() {
             ("state_dict", weights()),
             (
                 "args",
-                instance("argparse", "Namespace", vec![("model", text("swin_x"))]),
+                instance("argparse", "Namespace", &[("model", text("swin_x"))]),
             ),
         ]),
     );

@@ -28,17 +28,18 @@ pub(crate) struct Known<'a> {
 /// Finds out what the tensors of `file` are.
 pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result<Imported> {
     let mut notes = Vec::new();
-    let entry = match (known.architecture, known.run.architecture()) {
-        (Some(name), _) => zoo::get(name)?,
-        (None, Some(name)) => {
-            notes.push(format!("its training says that it is `{name}`"));
-            zoo::get(name)?
-        }
-        (None, None) => {
-            let (entry, note) = recognise(&tensors, file, known.img_size)?;
-            notes.push(note);
-            entry
-        }
+    let entry = if let Some(name) = known.architecture {
+        zoo::get(name)?
+    } else if let Some(entry) = known.run.entry()? {
+        notes.push(format!(
+            "its training says that it is `{}`",
+            entry.spec.architecture
+        ));
+        entry
+    } else {
+        let (entry, note) = recognise(&tensors, file, known.img_size)?;
+        notes.push(note);
+        entry
     };
     let (spec, mut config, said) = known.run.describe(entry)?;
     notes.extend(said);

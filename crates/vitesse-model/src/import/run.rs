@@ -61,9 +61,20 @@ pub(crate) fn with_args_beside(mut recorded: Map<String, Value>, weights: &Path)
 }
 
 impl Run {
-    /// The architecture that was trained.
-    pub(crate) fn architecture(&self) -> Option<&str> {
-        self.architecture.as_deref()
+    /// The architecture that was trained, if the run says so.
+    ///
+    /// # Errors
+    /// One that is not known.
+    pub(crate) fn entry(&self) -> Result<Option<Entry>> {
+        let known = |name: &String| {
+            zoo::get(name).map_err(|error| Error::Weights {
+                path: self.file.clone(),
+                detail: format!(
+                    "its training says that it is `{name}`; {error}; name another with `--architecture`"
+                ),
+            })
+        };
+        self.architecture.as_ref().map(known).transpose()
     }
 
     /// Whether timm's program trained it.
@@ -80,7 +91,7 @@ impl Run {
             pretrained_cfg: entry.pretrained_cfg,
             ..Config::default()
         };
-        let (model_args, cfg) = self.translated(entry.spec.input_size());
+        let (model_args, cfg) = self.translated(&entry.spec);
         if model_args.is_empty() && cfg.is_empty() {
             return Ok((entry.spec, config, Vec::new()));
         }
@@ -102,8 +113,8 @@ impl Run {
         Ok((spec, config, notes))
     }
 
-    /// The arguments as `model_args` and as `pretrained_cfg`. `usual` is the input of the architecture.
-    fn translated(&self, [channels, ..]: [usize; 3]) -> (Map<String, Value>, Map<String, Value>) {
+    /// The arguments as `model_args` of the architecture and as `pretrained_cfg`.
+    fn translated(&self, spec: &ModelSpec) -> (Map<String, Value>, Map<String, Value>) {
         let (mut model_args, mut cfg) = (Map::new(), Map::new());
         let given = |key: &str| self.args.get(key).filter(|value| is_given(value)).cloned();
         let in_chans = given("in_chans").or_else(|| given("input_size")?.get(0).cloned());
@@ -112,7 +123,7 @@ impl Run {
         }
         let in_chans = in_chans
             .and_then(|number| number.as_u64())
-            .unwrap_or(channels as u64);
+            .unwrap_or(spec.input_size()[0] as u64);
         // timm's is [channels, height, width], DeiT's the side.
         let size = match given("input_size") {
             Some(Value::Array(size)) => Some(json!(size)),
@@ -120,7 +131,10 @@ impl Run {
             None => given("img_size").map(|side| json!([in_chans, side, side])),
         };
         if let Some(size) = size {
-            model_args.insert("img_size".into(), json!([size[1], size[2]]));
+            // A convolutional network takes any.
+            if spec.vit().is_ok() {
+                model_args.insert("img_size".into(), json!([size[1], size[2]]));
+            }
             cfg.insert("input_size".into(), size);
         }
         if let Some(pool) = given("gp") {

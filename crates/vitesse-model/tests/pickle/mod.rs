@@ -1,6 +1,6 @@
 //! Files as `torch.save` writes them, for tests: a zip archive of a pickle and the numbers of its tensors.
 
-#![allow(clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -29,7 +29,7 @@ pub(crate) fn text(text: &str) -> Object {
 }
 
 /// An instance of a class of this module and name with attributes.
-pub(crate) fn instance(module: &str, name: &str, attributes: Vec<(&'static str, Object)>) -> Object {
+pub(crate) fn instance(module: &str, name: &str, attributes: &[(&'static str, Object)]) -> Object {
     let mut program = format!("c{module}\n{name}\n)").into_bytes();
     // NEWOBJ, the attributes, BUILD.
     program.push(0x81);

@@ -477,8 +477,9 @@ impl<'a> Machine<'a, '_> {
                     }
                 }
                 _ => {
-                    return Err(self
-                        .broken("a tensor is made of something other than a function, a type and arguments"));
+                    return Err(self.broken(
+                        "a tensor is made of something other than a function, a type and arguments",
+                    ));
                 }
             },
             Global::Storage(_) => return Err(self.broken("it calls a storage type")),
