@@ -483,6 +483,6 @@ fn a_state_dict_is_chosen_and_an_image_size_has_two_sides() {
         .says(&["multiple of the patch size 8"]);
     // Rectangles are evaluated, too.
     place
-        .run("eval --model x.pth --data shapes:plain-count --num-classes 4 --img-size 32x48 --limit 20")
+        .run("eval --model x.pth --data shapes:plain-count --num-classes 5 --img-size 32x48 --limit 20")
         .ended(0);
 }

@@ -694,7 +694,7 @@ fn bare_files_say_what_can_be_read_off_them() {
     write(&path, &strange);
     let error = refused(&path);
     assert!(
-        error.contains("reg_token") && error.contains("--architecture") && error.contains(MICRO),
+        error.contains("reg_token") && error.contains("--architecture") && error.contains("_micro_patch4_32"),
         "{error}"
     );
 }

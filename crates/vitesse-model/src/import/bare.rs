@@ -93,7 +93,7 @@ fn recognise(tensors: &Tensors, file: &Path, img_size: Option<[usize; 2]>) -> Re
         let entry = zoo::get(name)?;
         let usual = entry.spec.input_size();
         let (spec, _) = fitted(entry.spec.clone(), tensors, img_size);
-        match spec.check(tensors, "the file") {
+        match spec.check(tensors, &file.display().to_string()) {
             Ok(()) => fitting.push((usual != spec.input_size(), !name.starts_with("deit"), entry)),
             Err(Error::Mismatch(mismatch)) => {
                 let wrong = mismatch.missing.len() + mismatch.unexpected.len() + 2 * mismatch.misshaped.len();
