@@ -88,7 +88,7 @@ const WEIGHTS: &[Case] = &[
         says: &["m/model.safetensors", "blocks.3.mlp.fc1.bias", "blocks.9.mlp.fc1.bias"] },
     Case { name: "a pickle that wants to run something", prepare: |p|
             p.write("evil.pth", include_bytes!("../crates/vitesse-model/tests/fixtures/evil.pth")),
-        args: "inspect --model evil.pth", code: 1, says: &["evil.pth", "nothing in the file has been executed"] },
+        args: "inspect --model evil.pth", code: 1, says: &["evil.pth", "no architecture of the zoo has these tensors"] },
     Case { name: "text called .pth", prepare: |p| p.write("text.pth", "not a checkpoint"),
         args: "inspect --model text.pth", code: 1, says: &["text.pth"] },
     Case { name: "a folder without weights", prepare: |p| p.write("none/readme.txt", "?"),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod cli_support;
+#[path = "../crates/vitesse-model/tests/pickle/mod.rs"]
+mod pickle;
 mod support;
 
 use std::fs;
@@ -10,6 +12,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use cli_support::Place;
+use pickle::Object;
 use serde_json::Value;
 use vitesse::model::config::ProblemType;
 use vitesse::model::storage::safetensors::{self, Metadata};
@@ -549,4 +552,84 @@ fn accuracy(args: &str, top1: f64, top5: f64) {
         "top-5 {}",
         found["top5"]
     );
+}
+
+#[test]
+fn a_state_dict_is_chosen_and_an_image_size_has_two_sides() {
+    let place = Place::new();
+    let dict = |seed| {
+        let made = Checkpoint::fresh("deit_nano_patch8_32", Some(4), None, seed).unwrap();
+        Object::StateDict(made.tensors)
+    };
+    let file = pickle::dict([("model", dict(1)), ("model_ema", dict(2)), ("teacher", dict(3))]);
+    pickle::save(&place.path("x.pth"), &file);
+    let mut tensors = Tensors::new();
+    tensors
+        .insert_f32("pixel_values", &[1, 3, 32, 48], vec![0.5; 3 * 32 * 48])
+        .unwrap();
+    safetensors::write(&place.path("i.safetensors"), &tensors, &Metadata::new()).unwrap();
+
+    let report = place.run("inspect --model x.pth --json").ended(0).json();
+    let dicts = &report["file"]["state_dicts"];
+    assert_eq!(
+        dicts,
+        &serde_json::json!([["model", 56], ["model_ema", 56], ["teacher", 56]])
+    );
+    assert!(
+        place
+            .run("inspect --model x.pth")
+            .ended(0)
+            .stdout
+            .contains("teacher (56)")
+    );
+
+    let logits = |flags: &str| {
+        let args = format!("run --model x.pth --input i.safetensors --output y.safetensors --force {flags}");
+        let ran = place.run(&args).ended(0);
+        let (y, _) = safetensors::read(&place.path("y.safetensors")).unwrap();
+        (y.get("logits").unwrap().to_f32().into_owned(), ran.stderr)
+    };
+    let (averaged, said) = logits("--img-size 32x48");
+    assert!(
+        said.contains("`model_ema`, the moving average, as timm does"),
+        "{said}"
+    );
+    assert!(
+        said.contains("from 4x4 to 4x6 patches") && said.contains("original DeiT code"),
+        "{said}"
+    );
+    let (plain, _) = logits("--img-size 32x48 --key model");
+    let (antialiased, said) = logits("--img-size 32x48 --key model --pos-resize timm");
+    assert!(said.contains("as timm does, antialiased"), "{said}");
+    let (hf, _) = logits("--img-size 32x48 --key model --pos-resize hf");
+    assert!(averaged != plain && plain != antialiased && plain == hf);
+
+    place.run("inspect --model x.pth --key student").ended(1).says(&[
+        "x.pth",
+        "`student`",
+        "`model` (56 tensors)",
+        "`teacher` (56 tensors)",
+    ]);
+    place
+        .run("inspect --model vit_nano_patch4_32 --key model")
+        .ended(2)
+        .says(&["--key describes a weights file"]);
+    place
+        .run("eval --model x.pth --data shapes --pos-resize timm")
+        .ended(2)
+        .says(&["--img-size"]);
+    for size in ["0", "32x", "x32", "32x48x3", "9999", "a"] {
+        place
+            .run(&format!("eval --model x.pth --data shapes --img-size {size}"))
+            .ended(2)
+            .says(&["such as 224x448"]);
+    }
+    place
+        .run("eval --model x.pth --data shapes --img-size 30x32")
+        .ended(1)
+        .says(&["multiple of the patch size 8"]);
+    // Rectangles are evaluated, too.
+    place
+        .run("eval --model x.pth --data shapes:plain-count --num-classes 5 --img-size 32x48 --limit 20")
+        .ended(0);
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Checks that checkpoints travel between this project, timm and transformers without losing anything.
 
-    python tools/interop.py [--roundtrip PROGRAM]
+    python tools/interop.py [--roundtrip PROGRAM] [--vitesse PROGRAM] [--only WORD]
 
-Needs `torch`, `timm` and `transformers`, and the example `roundtrip` of the crate `vitesse-model`, which it builds
-unless PROGRAM names it. Everything is random weights in a temporary folder; nothing is downloaded. For each case it
-prints the largest difference of the logits, and it ends with status 1 when a load is not strict or a difference is
-above 1e-4.
+Needs `torch`, `timm` and `transformers`, and the example `roundtrip` of the crate `vitesse-model` and the program
+`vitesse`, which it builds unless PROGRAM names them. Everything is random weights in a temporary folder; nothing is
+downloaded. For each case it prints the largest difference of the logits, and it ends with status 1 when a load is not
+strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only files` runs those cases
+alone.
 
   from timm          timm saves a model, we load and save it, timm loads ours: logits equal, tensors bit-equal
   from transformers  transformers saves a model, we import and save it, timm loads ours (with the epsilon the file
@@ -14,6 +15,9 @@ above 1e-4.
   of ours            we make a model of the zoo, timm builds and loads it strictly
   preparation        an image is prepared by transformers, from our preprocessor_config.json or its own, and by timm
                      from our config.json: pixels equal
+  files              weight files as people have them (interop_files.py): in several files, wrapped, beside other
+                     objects, one of several, bare, of other channels, at another size; `vitesse run` says what the
+                     library that wrote them says
 """
 
 import argparse
@@ -21,8 +25,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
+import interop_files
 import numpy as np
 import timm
 import torch
@@ -184,18 +190,25 @@ def preparation_cases(roundtrip, work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--roundtrip", metavar="PROGRAM", help="the built example `roundtrip`")
-    program = parser.parse_args().roundtrip
-    command = [program] if program else [
-        "cargo", "run", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml"), "-p", "vitesse-model",
-        "--example", "roundtrip", "--",
-    ]
+    parser.add_argument("--vitesse", metavar="PROGRAM", help="the built program `vitesse`")
+    parser.add_argument("--only", metavar="WORD", choices=["files"], help="run these cases alone")
+    args = parser.parse_args()
+    manifest = ["cargo", "run", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml")]
+    example = [args.roundtrip] if args.roundtrip else [*manifest, "-p", "vitesse-model", "--example", "roundtrip", "--"]
+    program = [args.vitesse] if args.vitesse else [*manifest, "--bin", "vitesse", "--"]
 
     def roundtrip(source, target, *flags):
-        subprocess.run([*command, str(source), str(target), *flags], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*example, str(source), str(target), *flags], check=True, stdout=subprocess.DEVNULL)
 
+    def vitesse(*flags):
+        subprocess.run([*program, *map(str, flags)], check=True, capture_output=True, text=True)
+
+    warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as work:
-        for cases in (timm_cases, transformers_cases, zoo_cases, preparation_cases):
-            cases(roundtrip, Path(work))
+        if not args.only:
+            for cases in (timm_cases, transformers_cases, zoo_cases, preparation_cases):
+                cases(roundtrip, Path(work))
+        interop_files.compare(vitesse, randomise, report, Path(work))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

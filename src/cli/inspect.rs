@@ -6,10 +6,10 @@ use std::fmt;
 use serde::Serialize;
 use vitesse::model::config::HistoryStep;
 use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
+use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::{Table, format, left, right};
 
-use super::args::model::{is_path, no_name};
+use super::args::model::{ReadArgs, is_path};
 use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 
@@ -27,14 +27,13 @@ pub(super) struct Args {
     /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from --list
     #[arg(long, value_name = "MODEL", required_unless_present = "list")]
     model: Option<String>,
-    /// Architecture of a bare weights file that its shapes do not tell
-    #[arg(long, value_name = "NAME")]
-    architecture: Option<String>,
+    #[command(flatten)]
+    read: ReadArgs,
     /// List the tensors too: name, type, shape, bytes
     #[arg(long)]
     tensors: bool,
     /// List the names of all architectures with their sizes
-    #[arg(long, conflicts_with_all = ["model", "architecture", "tensors"])]
+    #[arg(long, conflicts_with_all = ["model", "key", "architecture", "tensors"])]
     list: bool,
 }
 
@@ -48,18 +47,14 @@ impl Args {
 
     fn inspect(&self, model: &str) -> Result<Report> {
         if is_path(model) {
-            let options = LoadOptions {
-                architecture: self.architecture.clone(),
-                ..LoadOptions::default()
-            };
-            let checkpoint = Checkpoint::load(model, &options)?;
+            let checkpoint = Checkpoint::load(model, &self.read.options())?;
             let file = File::of(&checkpoint, self.tensors)?;
             let config = checkpoint.config;
             let labels = config.label_names.len();
             let preparation = Preparation::of(&checkpoint.spec, &config.pretrained_cfg);
             return Report::new(checkpoint.spec, preparation, Some(file), labels, config.history);
         }
-        no_name(model, self.architecture.as_deref())?;
+        self.read.refuse_what_is_no_name(model)?;
         let entry = zoo::get(model)?;
         let preparation = Preparation::of(&entry.spec, &entry.pretrained_cfg);
         Report::new(entry.spec, preparation, None, 0, Vec::new())
@@ -104,6 +99,8 @@ struct File {
     sha256: String,
     /// Elements of each type.
     dtypes: BTreeMap<&'static str, usize>,
+    /// Of a `.pth` file, where state dicts stand (empty for the top level) and how many tensors they have: what `--key` takes.
+    state_dicts: Vec<(String, usize)>,
     /// What the load changed or took for granted.
     notes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +190,12 @@ impl File {
             bytes: checkpoint.tensors.total_bytes() as u64,
             sha256: checkpoint.source_sha256()?.unwrap_or_default(),
             dtypes,
+            state_dicts: checkpoint
+                .source
+                .state_dicts
+                .iter()
+                .map(|dict| (dict.key.clone(), dict.tensors))
+                .collect(),
             notes: checkpoint.source.notes.clone(),
             tensors: list_tensors.then(|| checkpoint.tensors.iter().map(row).collect()),
         })
@@ -301,6 +304,14 @@ impl fmt::Display for Report {
                     ("elements", dtypes.collect::<Vec<_>>().join(", ")),
                     ("SHA-256", file.sha256.clone()),
                 ]);
+                if !file.state_dicts.is_empty() {
+                    let dict = |(key, tensors): &(String, usize)| match key.as_str() {
+                        "" => format!("the top level ({tensors})"),
+                        key => format!("{key} ({tensors})"),
+                    };
+                    let dicts: Vec<String> = file.state_dicts.iter().map(dict).collect();
+                    rows.push(("state dicts", dicts.join(", ")));
+                }
                 rows.extend(file.notes.iter().map(|note| ("note", note.clone())));
             }
         }

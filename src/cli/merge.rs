@@ -12,6 +12,7 @@ use vitesse::train::method::Kept;
 
 use super::Console;
 use super::args::ThreadsArgs;
+use super::args::model::ReadArgs;
 use super::failure::{Exit, Failure, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -35,6 +36,8 @@ pub(super) struct Args {
     /// The base: a checkpoint folder or weights file; with --unmerge, the merged model
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
+    #[command(flatten)]
+    read: ReadArgs,
     /// The adapter: a folder of ours or PEFT's, or a file of the RepAdapter program
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
@@ -104,7 +107,13 @@ impl Args {
             free => free.map(|()| None)?,
         };
         let mut show = Show::new(console);
-        let merge = Merge::open(&self.model, &self.adapter, self.scale, &mut show)?;
+        let merge = Merge::open(
+            &self.model,
+            &self.read.options(),
+            &self.adapter,
+            self.scale,
+            &mut show,
+        )?;
         let settings = Settings {
             unmerge: self.unmerge,
             keep_unfoldable: self.keep_unfoldable,

@@ -54,13 +54,19 @@ pub struct Merged {
 }
 
 impl Merge {
-    /// Reads a model and an adapter: a folder of ours or PEFT's, or a file of the RepAdapter program, which does not hold its
+    /// Reads a model, as `options` say, and an adapter: a folder of ours or PEFT's, or a file of the RepAdapter program, which does not hold its
     /// `scale` and alone needs it.
     ///
     /// # Errors
     /// Files that cannot be read.
-    pub fn open(model: &Path, adapter: &Path, scale: Option<f64>, events: &mut dyn Events) -> Result<Merge> {
-        let checkpoint = Checkpoint::load(model, &LoadOptions::default())?;
+    pub fn open(
+        model: &Path,
+        options: &LoadOptions,
+        adapter: &Path,
+        scale: Option<f64>,
+        events: &mut dyn Events,
+    ) -> Result<Merge> {
+        let checkpoint = Checkpoint::load(model, options)?;
         for note in &checkpoint.source.notes {
             events.say("note", note);
         }

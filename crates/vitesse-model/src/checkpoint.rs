@@ -10,22 +10,25 @@
 //! is strict: tensors that are missing, superfluous or of another shape are an error that names them. Whatever a load
 //! changed or took for granted is said in [`Source::notes`].
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+mod weights;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{Imported, bare, hf, minivit};
+use crate::import::{Imported, bare, hf, minivit, run};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::may_replace;
-use crate::storage::{AtomicDir, atomic_write, pth, safetensors};
+use crate::storage::pth::StateDict;
+use crate::storage::{AtomicDir, atomic_write, safetensors};
 use crate::tensors::Tensors;
 use crate::{Error, Result, zoo};
+
+pub use weights::{file_sha256, weights_file, weights_sha256};
 
 /// The name of the weights file in a checkpoint folder.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -46,37 +49,35 @@ pub struct Checkpoint {
 /// Where a checkpoint came from, and what happened to it on the way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
-    /// The weights file; `None` for fresh weights.
+    /// The weights file, or the index of several; `None` for fresh weights.
     pub weights: Option<PathBuf>,
+    /// Which of several state dicts was asked for, as in [`LoadOptions::key`].
+    pub key: Option<String>,
+    /// The state dicts of a `.pth` file.
+    pub state_dicts: Vec<StateDict>,
+    /// How its world resizes position embeddings: transformers', DeiT's or timm's.
+    pub pos_embed: Flavour,
     /// What was converted, left out, resized or drawn anew, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// How to load a checkpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
+    /// Of a file that holds several state dicts, where the one stands that is meant, with dots between the levels: `model`,
+    /// `teacher.backbone`. Without it timm's choice is taken.
+    pub key: Option<String>,
     /// The architecture of a weights file that has no config; one that has must agree.
     pub architecture: Option<String>,
     /// Put a fresh head with so many classes in the place of one with another number; 0 removes the head.
     pub num_classes: Option<usize>,
-    /// Resize the position embedding for images of this height and width.
+    /// Resize the position embedding for images of this height and width. Of a bare file with a table that is no square it
+    /// is the size the table was trained on.
     pub img_size: Option<[usize; 2]>,
-    /// How it is resized.
-    pub pos_embed: Flavour,
+    /// How it is resized; as where the checkpoint comes from if `None`.
+    pub pos_embed: Option<Flavour>,
     /// Seed of fresh heads.
     pub seed: u64,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        LoadOptions {
-            architecture: None,
-            num_classes: None,
-            img_size: None,
-            pos_embed: Flavour::Deit,
-            seed: 0,
-        }
-    }
 }
 
 impl Checkpoint {
@@ -110,33 +111,43 @@ impl Checkpoint {
         })
     }
 
-    /// Loads a folder of ours, timm's (`local-dir:` before it is fine) or transformers', or a `.safetensors` or `.pth`
-    /// file, which is described by the `config.json` beside it, by `options.architecture`, or by its shapes.
+    /// Loads a folder of ours, timm's (`local-dir:` before it is fine) or transformers', a `.safetensors` or `.pth` file, or
+    /// the index of several. The model is described by the `config.json` beside the weights, by `options.architecture`, by
+    /// what the training program wrote down, or by its shapes.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
-        let path = local(path.as_ref());
-        let weights = weights_file(path)?;
-        let (tensors, note) = read_weights(&weights)?;
+        let path = weights::local(path.as_ref());
+        let (weights, choice) = weights::choose(path)?;
+        let read = weights::read(&weights, options.key.as_deref())?;
         let config = weights.with_file_name(CONFIG_FILE);
         let described = config.is_file() && (path.is_dir() || options.architecture.is_none());
         let imported = if described {
-            read_described(&config, tensors, options.architecture.as_deref())?
+            read_described(&config, read.tensors, options.architecture.as_deref())?
         } else {
-            bare::import(tensors, &weights, options.architecture.as_deref())?
+            let known = bare::Known {
+                architecture: options.architecture.as_deref(),
+                img_size: options.img_size,
+                run: run::with_args_beside(read.recorded, &weights)?,
+            };
+            bare::import(read.tensors, &weights, &known)?
         };
         let Imported {
             spec,
             tensors,
             config,
+            pos_embed,
             mut notes,
         } = imported;
         let tensors = minivit::read(&spec, tensors)?;
-        notes.splice(0..0, note);
+        notes.splice(0..0, choice.into_iter().chain(read.notes));
         let mut checkpoint = Checkpoint {
             spec,
             tensors,
             config,
             source: Source {
                 weights: Some(weights),
+                key: options.key.clone(),
+                state_dicts: read.state_dicts,
+                pos_embed,
                 notes,
             },
         };
@@ -186,10 +197,10 @@ impl Checkpoint {
         }
     }
 
-    /// SHA-256, in hexadecimal, of the weights file this was loaded from: the parent of what is made of it.
-    /// `None` for fresh weights.
+    /// [`weights_sha256`] of what this was loaded from: the parent of what is made of it. `None` for fresh weights.
     pub fn source_sha256(&self) -> Result<Option<String>> {
-        self.source.weights.as_deref().map(file_sha256).transpose()
+        let sha256 = |path: &PathBuf| weights_sha256(path, self.source.key.as_deref());
+        self.source.weights.as_ref().map(sha256).transpose()
     }
 
     /// Puts fresh heads with `num_classes` classes, drawn from `seed`, in the place of those with another number; 0
@@ -231,8 +242,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Makes the model one for images of this height and width; a position embedding is resized.
-    pub fn set_img_size(&mut self, img_size: [usize; 2], flavour: Flavour) -> Result<()> {
+    /// Makes the model one for images of this height and width; a position embedding is resized, as where the checkpoint
+    /// comes from unless a flavour is given.
+    pub fn set_img_size(&mut self, img_size: [usize; 2], flavour: Option<Flavour>) -> Result<()> {
+        let flavour = flavour.unwrap_or(self.source.pos_embed);
         let [_, height, width] = self.spec.input_size();
         if img_size == [height, width] {
             return Ok(());
@@ -247,7 +260,7 @@ impl Checkpoint {
             let table = pos_embed::resize(self.tensors.get("pos_embed")?, prefix, from, to, flavour)?;
             self.tensors.insert("pos_embed", table);
             self.source.notes.push(format!(
-                "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}",
+                "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}, {flavour}",
                 img_size[0], img_size[1]
             ));
         }
@@ -293,71 +306,6 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
     (cfg.pool_size, cfg.test_input_size, cfg.test_crop_pct) = (None, None, None);
 }
 
-/// Without timm's prefix for a folder.
-fn local(path: &Path) -> &Path {
-    path.to_str()
-        .and_then(|text| text.strip_prefix("local-dir:"))
-        .map_or(path, Path::new)
-}
-
-/// The weights file that [`Checkpoint::load`] reads: that of a folder, or the file itself.
-///
-/// # Errors
-/// A folder without one.
-pub fn weights_file(path: &Path) -> Result<PathBuf> {
-    let path = local(path);
-    if path.is_dir() {
-        find_weights(path)
-    } else {
-        Ok(path.to_owned())
-    }
-}
-
-/// The weights file of a folder, by timm's order of preference.
-fn find_weights(dir: &Path) -> Result<PathBuf> {
-    const PREFERRED: [&str; 4] = [
-        WEIGHTS_FILE,
-        "pytorch_model.bin",
-        "pytorch_model.pth",
-        "model.pth",
-    ];
-    const ENDINGS: [&str; 4] = [".safetensors", ".pth", ".pth.tar", ".bin"];
-    if let Some(path) = PREFERRED
-        .iter()
-        .map(|name| dir.join(name))
-        .find(|path| path.is_file())
-    {
-        return Ok(path);
-    }
-    let entries = fs::read_dir(dir)
-        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(Error::io("read", dir))?;
-    let mut names: Vec<String> = entries
-        .iter()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    let found = ENDINGS
-        .iter()
-        .find_map(|ending| names.iter().find(|name| name.ends_with(ending)));
-    found.map(|name| dir.join(name)).ok_or_else(|| {
-        let nothing = format!(
-            "it holds no weights: no {WEIGHTS_FILE} and no file that ends in {}",
-            ENDINGS.join(", ")
-        );
-        Error::io("load", dir)(io::Error::new(io::ErrorKind::NotFound, nothing))
-    })
-}
-
-/// The tensors of a file, and what was taken from it where it may hold more than one model.
-fn read_weights(file: &Path) -> Result<(Tensors, Option<String>)> {
-    if file.extension().is_some_and(|ending| ending == "safetensors") {
-        return Ok((safetensors::read(file)?.0, None));
-    }
-    let (tensors, taken) = pth::read(file)?;
-    Ok((tensors, Some(taken.to_string())))
-}
-
 /// What `config`, timm's file or transformers', makes of the tensors beside it.
 fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -> Result<Imported> {
     let text = fs::read_to_string(config).map_err(Error::io("read", config))?;
@@ -366,12 +314,14 @@ fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -
         let preprocessor = fs::read_to_string(config.with_file_name(PREPROCESSOR_FILE)).ok();
         hf::import(&text, config, preprocessor.as_deref(), tensors)?
     } else {
-        let (spec, config) = Config::parse(&text, config)?;
+        let mut notes = Vec::new();
+        let (spec, config) = Config::parse_noting(&text, config, &mut notes)?;
         Imported {
             spec,
             tensors,
             config,
-            notes: Vec::new(),
+            pos_embed: Flavour::Timm,
+            notes,
         }
     };
     let found = &imported.spec.architecture;
@@ -384,23 +334,4 @@ fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -
         }),
         _ => Ok(imported),
     }
-}
-
-/// SHA-256 of a file, in hexadecimal.
-pub fn file_sha256(path: &Path) -> Result<String> {
-    let digest = || -> io::Result<_> {
-        let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
-        let mut hash = Sha256::new();
-        loop {
-            let bytes = file.fill_buf()?;
-            let read = bytes.len();
-            if read == 0 {
-                return Ok(hash.finalize());
-            }
-            hash.update(bytes);
-            file.consume(read);
-        }
-    };
-    let digest = digest().map_err(Error::io("read", path))?;
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -142,6 +142,15 @@ impl Config {
 
     /// As [`Config::read`], from the text of `file`, whose name appears in errors.
     pub fn parse(text: &str, file: &Path) -> Result<(ModelSpec, Config)> {
+        Config::parse_noting(text, file, &mut Vec::new())
+    }
+
+    /// The same; what a person should know about it is added to `notes`.
+    pub(crate) fn parse_noting(
+        text: &str,
+        file: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<(ModelSpec, Config)> {
         const CLASSES_KEY: &str = "num_classes";
         let mut top = Fields::parse(file, text)?;
         let mut architecture: String = top.require("architecture", "the name of an architecture")?;
@@ -205,7 +214,9 @@ impl Config {
             Error::InvalidSpec(sentence) => Error::invalid_spec(format!("`{}`: {sentence}", file.display())),
             other => other,
         })?;
-        let pretrained_cfg = PretrainedCfg::parse(cfg, spec.input_size()[0])?;
+        let channels = spec.input_size()[0];
+        let mut pretrained_cfg = PretrainedCfg::parse(cfg, channels)?;
+        notes.extend(pretrained_cfg.fit_channels(channels));
         Ok((
             spec,
             Config {

@@ -279,18 +279,6 @@ pub enum Error {
         /// The instruction.
         opcode: u8,
     },
-    /// The file wants a class or function that is not one of those tensors are made of.
-    #[error(
-        "`{path}` asks for the Python object `{global}`; only tensors and plain containers are read, and nothing in the \
-         file has been executed; {RESAVE}",
-        path = .path.display()
-    )]
-    PickleGlobal {
-        /// The file.
-        path: PathBuf,
-        /// Module and name of the object.
-        global: String,
-    },
     /// The file is larger in some respect than any checkpoint of weights.
     #[error("the pickle in `{path}` has more than {limit} {what}; {RESAVE}", path = .path.display())]
     PickleLimit {
@@ -311,18 +299,70 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
-    /// A `.pth` file in which no state dict was found.
+    /// The index of a checkpoint in several files is no index, or does not agree with the files.
+    #[error("`{path}` is no index that can be followed: {detail}", path = .path.display())]
+    Shards {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        detail: String,
+    },
+    /// A folder or file of which it is not clear what should be read, or that holds no weights of a model.
+    #[error("cannot load `{path}`: {detail}", path = .path.display())]
+    Weights {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// A `.pth` file without a state dict.
     #[error(
-        "`{path}` holds no state dict; expected tensors at the top level or under {expected}, found {found}",
+        "`{path}` holds no state dict; expected a dict of tensors, found {found}. In Python, save the weights alone: \
+         `torch.save(model.state_dict(), new)`",
         path = .path.display()
     )]
     PthNoTensors {
         /// The file.
         path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// A file whose weights stand where neither timm nor we would look.
+    #[error(
+        "`{path}` has no weights under {expected}, nor at its top level; it holds {found}; choose with `--key NAME`",
+        path = .path.display()
+    )]
+    StateDictChoice {
+        /// The file.
+        path: PathBuf,
         /// The keys looked under.
         expected: String,
-        /// The keys that are there.
+        /// The state dicts that are there.
         found: String,
+    },
+    /// The state dict asked for is not there.
+    #[error("`{path}` has no tensors under `{key}`; it holds {found}", path = .path.display())]
+    StateDictKey {
+        /// The file.
+        path: PathBuf,
+        /// The key asked for.
+        key: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file with tensors of a network and others, or of several networks.
+    #[error(
+        "`{path}` holds more than the tensors of one network: such stand under {found}; choose with `--key NAME`, such as \
+         `--key {example}`",
+        path = .path.display()
+    )]
+    Wrapped {
+        /// The file.
+        path: PathBuf,
+        /// The prefixes under which networks stand.
+        found: String,
+        /// One of them, as it would be asked for.
+        example: String,
     },
 
     /// A position table that is not `[1, rows, dim]`, or has no row for a patch.
@@ -392,10 +432,15 @@ impl Error {
             | Error::HeaderHole { .. } => "E_SAFETENSORS_LAYOUT",
             Error::PthFormat { .. } => "E_PTH_FORMAT",
             Error::PickleSyntax { .. } => "E_PTH_PICKLE",
-            Error::PickleOpcode { .. } | Error::PickleGlobal { .. } => "E_PTH_REFUSED",
+            Error::PickleOpcode { .. } => "E_PTH_REFUSED",
             Error::PickleLimit { .. } => "E_PTH_LIMIT",
             Error::PthTensor { .. } => "E_PTH_TENSOR",
+            Error::Shards { .. } => "E_CKPT_SHARDS",
+            Error::Weights { .. } => "E_CKPT_FILE",
             Error::PthNoTensors { .. } => "E_PTH_EMPTY",
+            Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => {
+                "E_CKPT_KEY"
+            }
             Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
             Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
             Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",

@@ -4,25 +4,40 @@
 //! The prefix rows are kept; the others are an image of `dim` channels and are resized as one. Bicubic, because
 //! bilinear averaging shrinks the norm of the vectors and costs accuracy before fine-tuning (DeiT, section 6).
 //!
-//! Two flavours are in use and do not agree, not even for enlarging:
+//! Two ways are in use and do not agree, not even for enlarging:
 //!
-//! | | [`Flavour::Deit`] | [`Flavour::Timm`] |
+//! | | [`Flavour::Deit`], [`Flavour::Transformers`] | [`Flavour::Timm`] |
 //! | --- | --- | --- |
 //! | cubic kernel's `a` | -0.75 | -0.5 |
 //! | when shrinking | four taps, as for enlarging | support widened by the ratio (antialiasing) |
 //! | at the border | outer taps repeat the border | outer taps are left out, the others normalised |
 //! | PyTorch | `interpolate(…, "bicubic")` | `interpolate(…, "bicubic", antialias=True)` |
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 use crate::tensors::{Tensor, byte_len};
 
 /// Whose bicubic interpolation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Flavour {
     /// The original DeiT code's: what its published fine-tuned models were made with.
     Deit,
+    /// That of transformers' `interpolate_pos_encoding`, which computes what DeiT's code does.
+    Transformers,
     /// timm's, antialiased.
+    #[default]
     Timm,
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavour::Deit => "as the original DeiT code does, without antialiasing",
+            Flavour::Transformers => "as transformers does, without antialiasing",
+            Flavour::Timm => "as timm does, antialiased",
+        })
+    }
 }
 
 /// The most patches of a grid: an image of 16384 × 16384 pixels in patches of 16.
@@ -113,7 +128,7 @@ fn taps(n: usize, m: usize, flavour: Flavour) -> Vec<Vec<(usize, f64)>> {
     let ratio = n as f64 / m as f64;
     let centre = |i: usize| (i as f64 + 0.5) * ratio;
     match flavour {
-        Flavour::Deit => (0..m)
+        Flavour::Deit | Flavour::Transformers => (0..m)
             .map(|i| {
                 let at = centre(i) - 0.5;
                 let floor = at.floor();

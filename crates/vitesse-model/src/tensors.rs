@@ -301,6 +301,14 @@ impl Tensors {
         Ok(())
     }
 
+    /// The tensors without this prefix of their names; `None` unless all have it.
+    pub fn strip_prefix(&self, prefix: &str) -> Option<Tensors> {
+        let without = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
+        };
+        self.map.iter().map(without).collect()
+    }
+
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.map.contains_key(name)

@@ -192,7 +192,7 @@ fn another_image_size_resizes_the_positions() {
     );
     assert_eq!(
         wide.source.notes,
-        ["`pos_embed` resized from 8x8 to 12x8 patches, for images of 48x32"]
+        ["`pos_embed` resized from 8x8 to 12x8 patches, for images of 48x32, as timm does, antialiased"]
     );
     // Reads back, and transformers has no words for this crop.
     let again = place.path().join("wide");
@@ -330,7 +330,13 @@ fn a_bare_file_is_recognised_or_named() {
         "{:?}",
         loaded.source.notes
     );
-    let error = load_error(&file, &LoadOptions::default());
+    let loaded = load(&file);
+    assert_eq!(loaded.spec.architecture, "deit_micro_patch4_32");
+    assert_eq!(loaded.spec.network, large.spec.network);
+    let strange = save("strange.safetensors", &fresh("regnety_nano_32").tensors);
+    let (mut tensors, _) = safetensors::read(&strange).unwrap();
+    tensors.remove("stem.conv.weight").unwrap();
+    let error = load_error(&save("strange.safetensors", &tensors), &LoadOptions::default());
     assert!(
         error.contains("no architecture of the zoo has these tensors"),
         "{error}"

@@ -282,6 +282,7 @@ impl ModelConfig {
         let img_size = self.img_size.map(|side| [side; 2]);
         if let Some(path) = &self.checkpoint {
             let options = LoadOptions {
+                key: self.key.clone(),
                 num_classes: Some(classes),
                 img_size,
                 seed,

@@ -225,9 +225,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("teacher");
         let mut teacher = regnet(2);
-        teacher
-            .set_img_size([16, 16], vitesse_model::pos_embed::Flavour::Deit)
-            .unwrap();
+        teacher.set_img_size([16, 16], None).unwrap();
         let error = Teacher::new(&teacher, &student.spec, &prepared(), &device)
             .unwrap_err()
             .to_string();

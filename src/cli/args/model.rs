@@ -2,15 +2,103 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use vitesse::adapt::peft::Adapter;
 use vitesse::engine::Error;
 use vitesse::measure::merge::attach;
 use vitesse::measure::refuse_what_is_no_name;
+use vitesse::model::pos_embed::Flavour;
 use vitesse::model::{Checkpoint, LoadOptions};
 
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::show::Show;
+
+/// How a checkpoint is read, as typed.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(in crate::cli) struct ReadArgs {
+    /// Which state dict of a file with several, such as model, state_dict_ema or teacher.backbone [default: timm's choice]
+    ///
+    /// timm takes state_dict_ema, model_ema, state_dict or model, whichever comes first, then the top level. `vitesse inspect`
+    /// lists what a file holds. Of names with prefixes it takes those that begin so.
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Architecture of a bare weights file that its shapes do not tell, such as deit_tiny_patch16_224
+    #[arg(long, value_name = "NAME")]
+    architecture: Option<String>,
+}
+
+/// For which images, as typed.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Model")]
+struct SizeArgs {
+    /// Image side in pixels, or height and width; position embeddings are resized to it [default: the checkpoint's]
+    #[arg(long, value_name = "PIXELS|HxW", value_parser = image_size)]
+    img_size: Option<[usize; 2]>,
+    /// Whose way of resizing position embeddings [default: that of where the checkpoint comes from]
+    #[arg(long, value_enum, value_name = "WAY", requires = "img_size")]
+    pos_resize: Option<PosResize>,
+}
+
+/// Whose way of resizing position embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PosResize {
+    /// timm's: bicubic, antialiased
+    Timm,
+    /// The original DeiT code's: bicubic, without antialiasing
+    Deit,
+    /// transformers': as DeiT's
+    Hf,
+}
+
+impl PosResize {
+    fn flavour(self) -> Flavour {
+        match self {
+            PosResize::Timm => Flavour::Timm,
+            PosResize::Deit => Flavour::Deit,
+            PosResize::Hf => Flavour::Transformers,
+        }
+    }
+}
+
+/// A side from 1 to 4096 pixels, or height and width.
+fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=4096).contains(side));
+    let size = match text.split_once('x') {
+        Some((height, width)) => side(height)
+            .zip(side(width))
+            .map(|(height, width)| [height, width]),
+        None => side(text).map(|side| [side; 2]),
+    };
+    size.ok_or_else(|| {
+        "expected pixels from 1 to 4096, such as 224, or height and width, such as 224x448".to_owned()
+    })
+}
+
+impl ReadArgs {
+    /// The options of a load that they stand for.
+    pub(in crate::cli) fn options(&self) -> LoadOptions {
+        LoadOptions {
+            key: self.key.clone(),
+            architecture: self.architecture.clone(),
+            ..LoadOptions::default()
+        }
+    }
+
+    /// An error for a `model` that is neither there nor an architecture without its weights.
+    pub(in crate::cli) fn refuse_what_is_no_name(&self, model: &str) -> Result<()> {
+        refuse_what_is_no_name(model)?;
+        for (flag, given) in [("--key", &self.key), ("--architecture", &self.architecture)] {
+            if given.is_some() {
+                return Err(Failure::usage(format!(
+                    "{flag} describes a weights file, but `{model}` is a name"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Which model, as typed.
 #[derive(Debug, clap::Args)]
@@ -25,15 +113,13 @@ pub(in crate::cli) struct ModelArgs {
     /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
     #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
     adapter: Option<PathBuf>,
-    /// Architecture of a bare weights file that its shapes do not tell, such as deit_tiny_patch16_224
-    #[arg(long, value_name = "NAME")]
-    architecture: Option<String>,
+    #[command(flatten)]
+    read: ReadArgs,
     /// Number of classes; where the checkpoint has another, its head is replaced by a fresh, untrained one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     num_classes: Option<u32>,
-    /// Image side in pixels; the position embedding is resized to it [default: the checkpoint's]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    img_size: Option<u32>,
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 /// What is typed once for several models.
@@ -46,9 +132,8 @@ pub(in crate::cli) struct ModelsArgs {
     /// Number of classes; where a checkpoint has another, its head is replaced by a fresh, untrained one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     num_classes: Option<u32>,
-    /// Image side in pixels; position embeddings are resized to it [default: the checkpoint's]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    img_size: Option<u32>,
+    #[command(flatten)]
+    size: SizeArgs,
 }
 
 impl ModelsArgs {
@@ -62,9 +147,9 @@ impl ModelsArgs {
         let args = ModelArgs {
             model: model.to_owned(),
             adapter: self.adapter.clone(),
-            architecture: None,
+            read: ReadArgs::default(),
             num_classes: self.num_classes,
-            img_size: self.img_size,
+            size: self.size.clone(),
         };
         args.load(classes, console)
     }
@@ -93,14 +178,13 @@ impl ModelArgs {
     /// named, it gets as many classes as `classes` says, unless the command line does.
     pub(in crate::cli) fn load(&self, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
         let num_classes = self.num_classes.map(|classes| classes as usize);
-        let img_size = self.img_size.map(|side| [side as usize; 2]);
+        let img_size = self.size.img_size;
         if is_path(&self.model) {
-            let architecture = self.architecture.clone();
             let options = LoadOptions {
-                architecture,
                 num_classes,
                 img_size,
-                ..LoadOptions::default()
+                pos_embed: self.size.pos_resize.map(PosResize::flavour),
+                ..self.read.options()
             };
             let mut checkpoint = Checkpoint::load(&self.model, &options)?;
             self.overrule(&mut checkpoint);
@@ -123,7 +207,7 @@ impl ModelArgs {
             );
             return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
         }
-        no_name(&self.model, self.architecture.as_deref())?;
+        self.read.refuse_what_is_no_name(&self.model)?;
         console.note(&format!(
             "`{}` is a name: its weights are fresh, so its answers are guesses",
             self.model
@@ -135,28 +219,27 @@ impl ModelArgs {
 
     /// An image size that was asked for also stands in the place of the one a checkpoint is best tested at.
     fn overrule(&self, checkpoint: &mut Checkpoint) {
-        if self.img_size.is_some() {
+        if self.size.img_size.is_some() {
             let cfg = &mut checkpoint.config.pretrained_cfg;
             (cfg.test_input_size, cfg.test_crop_pct) = (None, None);
         }
     }
 }
 
-/// Refuses a `model` that is no name, and a name with the `architecture` of a file.
-pub(in crate::cli) fn no_name(model: &str, architecture: Option<&str>) -> Result<()> {
-    refuse_what_is_no_name(model)?;
-    if architecture.is_some() {
-        return Err(Failure::usage(format!(
-            "--architecture describes a weights file, but `{model}` is a name"
-        )));
-    }
-    Ok(())
-}
-
 /// Whether `model` is meant as a path: it is there, or it looks like one.
 pub(in crate::cli) fn is_path(model: &str) -> bool {
-    let looks = ["/", "\\", "local-dir:", ".safetensors", ".pth", ".bin", ".tar"]
-        .iter()
-        .any(|part| model.contains(part));
+    let looks = [
+        "/",
+        "\\",
+        "local-dir:",
+        ".safetensors",
+        ".pt",
+        ".ckpt",
+        ".bin",
+        ".tar",
+        ".json",
+    ]
+    .iter()
+    .any(|part| model.contains(part));
     looks || Path::new(model).exists()
 }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::data::{Interpolation, Preprocess};
-use vitesse::model::{Checkpoint, Fusion, LoadOptions};
+use vitesse::model::{Checkpoint, Fusion};
 use vitesse_train::prepare::preprocess;
 
 use super::share;
@@ -62,7 +62,7 @@ impl PreprocessArgs {
     pub(in crate::cli) fn plan(&self, checkpoint: &mut Checkpoint) -> Result<Preprocess> {
         let mut cfg = checkpoint.config.pretrained_cfg.clone();
         if let Some([_, height, width]) = cfg.test_input_size {
-            checkpoint.set_img_size([height, width], LoadOptions::default().pos_embed)?;
+            checkpoint.set_img_size([height, width], None)?;
             cfg.crop_pct = cfg.test_crop_pct.unwrap_or(cfg.crop_pct);
         }
         let mut plan = preprocess(&checkpoint.spec, &cfg)?;

@@ -34,6 +34,9 @@ pub(in crate::cli) struct RecipeArgs {
     /// A checkpoint (folder, `.safetensors` or `.pth` file), or the name of an architecture to train from scratch
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     model: Option<String>,
+    /// Which state dict of a checkpoint file with several, such as model or teacher.backbone [default: timm's choice]
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    key: Option<String>,
     /// Number of classes [default: the data set's]
     #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole)]
     num_classes: Option<i64>,
@@ -318,6 +321,7 @@ impl RecipeArgs {
         let keys = [
             ("preset", text(&self.preset)),
             model,
+            ("model.key", text(&self.key)),
             ("model.num_classes", whole(self.num_classes)),
             ("model.img_size", whole(self.img_size)),
             ("model.drop_path", number(self.drop_path)),

@@ -156,7 +156,7 @@ impl Adapter {
             .map_err(|error| fail(format!("its `{CONFIG_FILE}` is not a JSON object: {error}")))?;
         let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
         let (tensors, metadata) = if !weights.is_file() && old.is_file() {
-            (pth::read(&old)?.0, BTreeMap::new().into_iter().collect())
+            (pth::read(&old)?, BTreeMap::new().into_iter().collect())
         } else {
             safetensors::read(&weights)?
         };

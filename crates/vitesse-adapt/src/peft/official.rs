@@ -42,7 +42,7 @@ pub fn read(path: &Path, scale: Option<f64>) -> Result<Adapter> {
     let tensors = if path.extension().is_some_and(|end| end == "safetensors") {
         safetensors::read(path)?.0
     } else {
-        pth::read(path)?.0
+        pth::read(path)?
     };
     parse(tensors, scale, path)
 }

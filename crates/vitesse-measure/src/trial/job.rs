@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use vitesse_adapt::peft::{Adapter, Record};
 use vitesse_data::DataSet;
-use vitesse_model::checkpoint::{file_sha256, weights_file};
+use vitesse_model::checkpoint::{weights_file, weights_sha256};
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::events::{Events as Training, Outcome, Plan};
 use vitesse_train::method::{Begun, Method, MethodPlan, Trainable, named};
@@ -153,7 +153,10 @@ impl Job<'_> {
             return Ok(());
         };
         let base = self.base.or(self.recipe.model.checkpoint.as_deref());
-        let now = base.map(|path| file_sha256(&weights_file(path)?)).transpose()?;
+        let key = self.recipe.model.key.as_deref();
+        let now = base
+            .map(|path| weights_sha256(&weights_file(path)?, key))
+            .transpose()?;
         Ok(same_base(self.output, Some(&begun), now.as_deref())?)
     }
 

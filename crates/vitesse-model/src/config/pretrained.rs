@@ -117,12 +117,19 @@ impl PretrainedCfg {
                 value => Ok(value),
             }
         };
-        let channels = |fields: &mut Fields<'_>, key: &str, positive, rgb| match fields
-            .numbers(key, in_chans, positive)?
-        {
-            Some(numbers) => Ok(numbers),
-            None if in_chans == 3 => Ok(rgb),
-            None => Err(fields.wrong(key, &format!("{in_chans} numbers, one a channel"), None)),
+        let channels = |fields: &mut Fields<'_>, key: &str, positive, rgb: Vec<f64>| {
+            // timm leaves the three of the architecture where a model takes other images.
+            let given = fields.get(key).and_then(Value::as_array).map(Vec::len);
+            let count = if given == Some(rgb.len()) {
+                rgb.len()
+            } else {
+                in_chans
+            };
+            match fields.numbers(key, count, positive)? {
+                Some(numbers) => Ok(numbers),
+                None if in_chans == 3 => Ok(rgb),
+                None => Err(fields.wrong(key, &format!("{in_chans} numbers, one a channel"), None)),
+            }
         };
         let parsed = PretrainedCfg {
             tag: fields.take("tag", "a string")?,
@@ -149,6 +156,26 @@ impl PretrainedCfg {
             extra.shift_remove(*key);
         }
         Ok(PretrainedCfg { extra, ..parsed })
+    }
+
+    /// Where a model of other than three channels has three means or deviations, timm's loader takes their average for each
+    /// channel. So does this, and returns what to say.
+    pub(crate) fn fit_channels(&mut self, in_chans: usize) -> Option<String> {
+        let mut said = Vec::new();
+        for (name, numbers) in [("mean", &mut self.mean), ("std", &mut self.std)] {
+            if numbers.len() == 3 && in_chans != 3 {
+                let average = numbers.iter().sum::<f64>() / 3.0;
+                said.push(format!("`{name}` {numbers:?} becomes {average}"));
+                *numbers = vec![average; in_chans];
+            }
+        }
+        let plural = if in_chans == 1 { "" } else { "s" };
+        (!said.is_empty()).then(|| {
+            format!(
+                "images have {in_chans} channel{plural}, so {}, the average, as in timm's loader",
+                said.join(" and ")
+            )
+        })
     }
 
     /// Checks that there is a mean and a deviation for each channel.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Imported, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
 use crate::config::{Config, Fields, PretrainedCfg, take_labels, take_problem_type};
+use crate::pos_embed::Flavour;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result};
@@ -74,6 +75,7 @@ pub(crate) fn import(
             problem_type,
             ..Config::default()
         },
+        pos_embed: Flavour::Transformers,
         notes,
     })
 }

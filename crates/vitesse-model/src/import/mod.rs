@@ -5,6 +5,8 @@
 //! | [`bare`] | weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm |
 //! | [`hf`] | folders that transformers saved, for all families |
 //! | [`vit`] | ViT and DeiT among them |
+//! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
+//! | [`run`] | what a training program wrote down of its model |
 //! | [`minivit`] | MiniViT's names of shared blocks, which our own folders have too |
 //!
 //! An import ends where a timm folder begins: with a [`ModelSpec`], tensors under timm's names and a [`Config`]. The
@@ -13,10 +15,13 @@
 pub(crate) mod bare;
 pub(crate) mod hf;
 pub(crate) mod minivit;
+pub(crate) mod run;
 mod vit;
+pub(crate) mod wrappers;
 
 use crate::Tensors;
 use crate::config::Config;
+use crate::pos_embed::Flavour;
 use crate::spec::ModelSpec;
 
 /// What an import makes of a file.
@@ -24,6 +29,8 @@ pub(crate) struct Imported {
     pub(crate) spec: ModelSpec,
     pub(crate) tensors: Tensors,
     pub(crate) config: Config,
+    /// How position embeddings are resized where the file comes from.
+    pub(crate) pos_embed: Flavour,
     /// What a person should know about it, a sentence each.
     pub(crate) notes: Vec<String>,
 }

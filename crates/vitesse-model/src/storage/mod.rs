@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`safetensors`] | read and write safetensors, the format of every checkpoint folder |
 //! | [`pth`] | read PyTorch's `.pth`, which is a program, without running it |
+//! | [`shards`] | read the index of a checkpoint in several files |
 //! | [`atomic`] | write files and folders that are whole or absent |
 //! | `map` | a file as a slice of memory |
 //!
@@ -14,5 +15,6 @@ pub mod atomic;
 mod map;
 pub mod pth;
 pub mod safetensors;
+pub mod shards;
 
 pub use atomic::{AtomicDir, atomic_write};

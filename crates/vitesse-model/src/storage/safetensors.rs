@@ -261,7 +261,7 @@ fn check_cover(path: &Path, entries: &[Entry], data: Range<usize>) -> Result<()>
 }
 
 /// A JSON object with its keys in order, twins included: maps would drop one of them silently.
-struct Pairs<V>(Vec<(String, V)>);
+pub(super) struct Pairs<V>(pub(super) Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {

@@ -21,6 +21,9 @@ pub struct ModelConfig {
     /// A checkpoint to begin with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<PathBuf>,
+    /// Which state dict of a checkpoint file with several, such as `model` or `teacher.backbone`. Default: timm's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Number of classes; another number than the checkpoint's makes a fresh head. Default: as many as the data have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
@@ -39,6 +42,7 @@ impl Default for ModelConfig {
         ModelConfig {
             name: None,
             checkpoint: None,
+            key: None,
             num_classes: None,
             img_size: None,
             drop_path: 0.1,
@@ -62,6 +66,13 @@ impl ModelConfig {
                 ));
             }
             _ => {}
+        }
+        if let (Some(key), None) = (&self.key, &self.checkpoint) {
+            return Err(Error::recipe(
+                "model.key",
+                key,
+                "absent where no `model.checkpoint` is set",
+            ));
         }
         if self.num_classes == Some(0) {
             return Err(Error::recipe("model.num_classes", &0, "at least 1"));

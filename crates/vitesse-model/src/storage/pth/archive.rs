@@ -17,8 +17,12 @@ use super::unpickle;
 use crate::error::{Error, Result};
 use crate::tensors::DType;
 
-/// The pickle that begins the old format, whole: protocol 2, the magic number 0x1950a86a20f9469cfc6c, stop.
-const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+/// What the pickle that begins the old format ends with: the magic number 0x1950a86a20f9469cfc6c, stop. The protocol
+/// stands before it, and from the fourth on a frame.
+const OLD_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
+/// Where it may stand: behind PROTO, or behind PROTO and FRAME.
+const OLD_MAGIC_AT: [usize; 2] = [2, 11];
 
 /// An opened file: the object it holds, and where the storages lie in it.
 pub(super) struct Archive<'a> {
@@ -31,8 +35,8 @@ impl<'a> Archive<'a> {
     pub(super) fn open(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
         if file.starts_with(b"PK") {
             open_zip(path, file)
-        } else if file.starts_with(OLD_MAGIC) {
-            open_old(path, file)
+        } else if let Some(at) = old_magic_end(file) {
+            open_old(path, file, at)
         } else {
             Err(format(
                 path,
@@ -41,6 +45,13 @@ impl<'a> Archive<'a> {
             ))
         }
     }
+}
+
+/// Where the first pickle of the old format ends, if it is one.
+fn old_magic_end(file: &[u8]) -> Option<usize> {
+    let begins = |at: &usize| file.get(*at..).is_some_and(|rest| rest.starts_with(OLD_MAGIC));
+    let at = OLD_MAGIC_AT.into_iter().find(begins)?;
+    file.starts_with(b"\x80").then_some(at + OLD_MAGIC.len())
 }
 
 fn format(path: &Path, detail: impl Into<String>) -> Error {
@@ -91,9 +102,15 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
                 .filter(|folder| !folder.contains('/'))
         })
         .ok_or_else(|| {
+            let numpy = entries.keys().any(|name| name.ends_with(".npy"));
             format(
                 path,
-                "it is a zip archive without `data.pkl`, so `torch.save` did not write it",
+                if numpy {
+                    "it is an archive of NumPy arrays (`.npz`, as JAX weights are published), which is not read; load it \
+                     with timm and save it with `timm.models.save_for_hf`"
+                } else {
+                    "it is a zip archive without `data.pkl`, so `torch.save` did not write it"
+                },
             )
         })?
         .to_owned();
@@ -116,8 +133,7 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
     Ok(Archive { pickle, storages })
 }
 
-fn open_old<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
-    let mut at = OLD_MAGIC.len();
+fn open_old<'a>(path: &Path, file: &'a [u8], mut at: usize) -> Result<Archive<'a>> {
     let mut next = || -> Result<Pickle<'a>> {
         let pickle = unpickle::load(path, file.get(at..).unwrap_or_default())?;
         at += pickle.len;

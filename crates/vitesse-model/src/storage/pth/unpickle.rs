@@ -1,12 +1,13 @@
 //! A stack machine that can build tensors and plain containers, and nothing else.
 //!
-//! The instructions are those of pickle protocol 2 that `torch.save` emits; everything else is refused, as is every
-//! global name but the few tensors are made of.
+//! The instructions are those that Python writes in protocols 2 to 5. Of the names of classes and functions it knows the
+//! few that tensors are made of; what a file makes with any other is a closed box ([`Node::Opaque`]): instructions pop
+//! and push as they must, and nothing is imported, constructed or called.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::object::{Global, Id, Node, Pickle, Storage, View};
+use super::object::{Class, Global, Id, Node, Pickle, Storage, View};
 use crate::error::{Error, Result};
 use crate::tensors::DType;
 
@@ -21,6 +22,34 @@ const MAX_DIMS: usize = 8;
 
 /// The longest module or function name, in bytes.
 const MAX_NAME: usize = 256;
+
+/// PyTorch's own types of tensors, which are read as tensors whatever attributes they have.
+const PLAIN_TENSORS: [(&str, &str); 3] = [
+    ("torch", "Tensor"),
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.nn.parameter", "Buffer"),
+];
+
+/// What a name stands for.
+fn global<'a>(module: &'a str, name: &'a str) -> Global<'a> {
+    match (module, name) {
+        ("collections", "OrderedDict" | "defaultdict") => Global::Dict,
+        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Global::RebuildTensor,
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Global::RebuildParameter,
+        ("torch._tensor", "_rebuild_from_type_v2") => Global::RebuildTyped,
+        ("torch", "DoubleStorage") => Global::Storage(DType::F64),
+        ("torch", "FloatStorage") => Global::Storage(DType::F32),
+        ("torch", "HalfStorage") => Global::Storage(DType::F16),
+        ("torch", "BFloat16Storage") => Global::Storage(DType::BF16),
+        ("torch", "LongStorage") => Global::Storage(DType::I64),
+        ("torch", "IntStorage") => Global::Storage(DType::I32),
+        ("torch", "ShortStorage") => Global::Storage(DType::I16),
+        ("torch", "CharStorage") => Global::Storage(DType::I8),
+        ("torch", "ByteStorage") => Global::Storage(DType::U8),
+        ("torch", "BoolStorage") => Global::Storage(DType::Bool),
+        _ => Global::Foreign(Class { module, name }),
+    }
+}
 
 /// Runs the pickle at the beginning of `bytes`; `path` is for errors.
 pub(super) fn load<'a>(path: &Path, bytes: &'a [u8]) -> Result<Pickle<'a>> {
@@ -60,17 +89,18 @@ impl<'a> Machine<'a, '_> {
         loop {
             self.opcode_at = self.at;
             match self.byte()? {
-                // PROTO: the instructions decide, not the number.
+                // PROTO and FRAME: the instructions decide, not the number, nor how many bytes a reader should fetch.
                 0x80 => drop(self.byte()?),
+                0x95 => drop(self.array::<8>()?),
                 // STOP
                 b'.' => return self.pop(),
-                // Constants: NONE, NEWTRUE, NEWFALSE, BINFLOAT, BININT, BININT1, BININT2, LONG1, BINUNICODE.
+                // Constants: NONE, NEWTRUE, NEWFALSE, BINFLOAT, BININT, BININT1, BININT2, LONG1, LONG4.
                 b'N' => self.push(Node::Other)?,
                 0x88 => self.push(Node::Bool(true))?,
                 0x89 => self.push(Node::Bool(false))?,
                 b'G' => {
-                    self.array::<8>()?;
-                    self.push(Node::Other)?;
+                    let value = f64::from_be_bytes(self.array()?);
+                    self.push(Node::Float(value))?;
                 }
                 b'J' => {
                     let value = i32::from_le_bytes(self.array()?);
@@ -88,12 +118,44 @@ impl<'a> Machine<'a, '_> {
                     let value = self.long()?;
                     self.push(value)?;
                 }
+                0x8b => {
+                    self.counted::<4>()?;
+                    self.push(Node::Other)?;
+                }
+                // Text: SHORT_BINUNICODE, BINUNICODE, BINUNICODE8.
+                0x8c => {
+                    let bytes = self.counted::<1>()?;
+                    self.text(bytes)?;
+                }
                 b'X' => {
-                    let len = u32::from_le_bytes(self.array()?) as usize;
-                    let bytes = self.take(len)?;
-                    let text =
-                        std::str::from_utf8(bytes).map_err(|_| self.broken("a string is not UTF-8"))?;
-                    self.push(Node::Str(text))?;
+                    let bytes = self.counted::<4>()?;
+                    self.text(bytes)?;
+                }
+                0x8d => {
+                    let bytes = self.counted::<8>()?;
+                    self.text(bytes)?;
+                }
+                // Python 2's strings, which are text or bytes: SHORT_BINSTRING, BINSTRING.
+                b'U' => {
+                    let bytes = self.counted::<1>()?;
+                    self.push(std::str::from_utf8(bytes).map_or(Node::Other, Node::Str))?;
+                }
+                b'T' => {
+                    let bytes = self.counted::<4>()?;
+                    self.push(std::str::from_utf8(bytes).map_or(Node::Other, Node::Str))?;
+                }
+                // Bytes: SHORT_BINBYTES, BINBYTES, BINBYTES8, BYTEARRAY8.
+                b'C' => {
+                    self.counted::<1>()?;
+                    self.push(Node::Other)?;
+                }
+                b'B' => {
+                    self.counted::<4>()?;
+                    self.push(Node::Other)?;
+                }
+                0x8e | 0x96 => {
+                    self.counted::<8>()?;
+                    self.push(Node::Other)?;
                 }
                 // Containers: EMPTY_DICT, EMPTY_LIST, EMPTY_TUPLE, MARK, TUPLE, TUPLE1, TUPLE2, TUPLE3.
                 b'}' => self.push(Node::Dict(Vec::new()))?,
@@ -110,6 +172,16 @@ impl<'a> Machine<'a, '_> {
                 0x85 => self.tuple(1)?,
                 0x86 => self.tuple(2)?,
                 0x87 => self.tuple(3)?,
+                // Sets: EMPTY_SET, ADDITEMS, FROZENSET.
+                0x8f => self.push(Node::Other)?,
+                0x90 => {
+                    self.pop_to_mark()?;
+                    self.top()?;
+                }
+                0x91 => {
+                    self.pop_to_mark()?;
+                    self.push(Node::Other)?;
+                }
                 // Filling them: APPEND, APPENDS, SETITEM, SETITEMS.
                 b'a' => {
                     let item = self.pop()?;
@@ -127,7 +199,14 @@ impl<'a> Machine<'a, '_> {
                     let items = self.pop_to_mark()?;
                     self.set_items(&items)?;
                 }
-                // Memo: BINPUT, LONG_BINPUT, BINGET, LONG_BINGET.
+                // Tuples that hold themselves are dropped again: POP, POP_MARK.
+                b'0' => drop(self.pop()?),
+                b'1' => drop(self.pop_to_mark()?),
+                // Memo: MEMOIZE, BINPUT, LONG_BINPUT, BINGET, LONG_BINGET.
+                0x94 => {
+                    let key = self.memo.len() as u32;
+                    self.remember(key)?;
+                }
                 b'q' => {
                     let key = self.byte()?;
                     self.remember(key.into())?;
@@ -144,16 +223,34 @@ impl<'a> Machine<'a, '_> {
                     let key = u32::from_le_bytes(self.array()?);
                     self.recall(key)?;
                 }
-                // Tensors: GLOBAL, BINPERSID, REDUCE, BUILD.
+                // Objects: GLOBAL, STACK_GLOBAL, BINPERSID, REDUCE, NEWOBJ, NEWOBJ_EX, OBJ, BUILD.
                 b'c' => {
-                    let global = self.global()?;
-                    self.push(Node::Global(global))?;
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.push(Node::Global(global(module, name)))?;
                 }
-                b'Q' => {
-                    let storage = self.storage()?;
-                    self.push(Node::Storage(storage))?;
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let (Some(Node::Str(module)), Some(Node::Str(name))) =
+                        (self.nodes.get(module.0), self.nodes.get(name.0))
+                    else {
+                        return Err(self.broken("the name of a class or function is not text"));
+                    };
+                    self.push(Node::Global(global(module, name)))?;
                 }
-                b'R' => self.reduce()?,
+                b'Q' => self.persistent()?,
+                b'R' | 0x81 => {
+                    let (args, callee) = (self.pop()?, self.pop()?);
+                    self.call(callee, args)?;
+                }
+                0x92 => {
+                    let (_keywords, _args, class) = (self.pop()?, self.pop()?, self.pop()?);
+                    self.unknown(class)?;
+                }
+                b'o' => {
+                    let items = self.pop_to_mark()?;
+                    let class = items.first().copied();
+                    self.unknown(class.ok_or_else(|| self.broken("an object has no class"))?)?;
+                }
                 b'b' => self.build()?,
                 opcode => {
                     return Err(Error::PickleOpcode {
@@ -193,6 +290,21 @@ impl<'a> Machine<'a, '_> {
 
     fn byte(&mut self) -> Result<u8> {
         self.array::<1>().map(|[byte]| byte)
+    }
+
+    /// Bytes behind their number, which is one of `N` bytes.
+    fn counted<const N: usize>(&mut self) -> Result<&'a [u8]> {
+        let mut wide = [0; 8];
+        wide.iter_mut()
+            .zip(self.array::<N>()?)
+            .for_each(|(wide, byte)| *wide = byte);
+        // A number that no memory can hold is more than the limit, which `take` reports.
+        self.take(usize::try_from(u64::from_le_bytes(wide)).unwrap_or(usize::MAX))
+    }
+
+    fn text(&mut self, bytes: &'a [u8]) -> Result<()> {
+        let text = std::str::from_utf8(bytes).map_err(|_| self.broken("a string is not UTF-8"))?;
+        self.push(Node::Str(text))
     }
 
     fn line(&mut self) -> Result<&'a str> {
@@ -263,10 +375,11 @@ impl<'a> Machine<'a, '_> {
 
     fn append(&mut self, new: Vec<Id>) -> Result<()> {
         let broken = self.broken("it appends to something that is not a list");
-        let Node::List(items) = self.top()? else {
-            return Err(broken);
-        };
-        items.extend(new);
+        match self.top()? {
+            Node::List(items) => items.extend(new),
+            Node::Opaque(..) => {}
+            _ => return Err(broken),
+        }
         Ok(())
     }
 
@@ -278,6 +391,7 @@ impl<'a> Machine<'a, '_> {
                 items.extend(pairs.iter().map(|&[key, value]| (key, value)));
                 Ok(())
             }
+            Node::Opaque(..) => Ok(()),
             _ => Err(broken),
         }
     }
@@ -300,114 +414,127 @@ impl<'a> Machine<'a, '_> {
         Ok(())
     }
 
-    // Tensors.
+    // Objects.
 
-    fn global(&mut self) -> Result<Global> {
-        let (module, name) = (self.line()?, self.line()?);
-        Ok(match (module, name) {
-            ("collections", "OrderedDict") => Global::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-            ("torch", "DoubleStorage") => Global::Storage(DType::F64),
-            ("torch", "FloatStorage") => Global::Storage(DType::F32),
-            ("torch", "HalfStorage") => Global::Storage(DType::F16),
-            ("torch", "BFloat16Storage") => Global::Storage(DType::BF16),
-            ("torch", "LongStorage") => Global::Storage(DType::I64),
-            ("torch", "IntStorage") => Global::Storage(DType::I32),
-            ("torch", "ShortStorage") => Global::Storage(DType::I16),
-            ("torch", "CharStorage") => Global::Storage(DType::I8),
-            ("torch", "ByteStorage") => Global::Storage(DType::U8),
-            ("torch", "BoolStorage") => Global::Storage(DType::Bool),
-            _ => {
-                // Escaped and cut: this text comes from the file and goes to a terminal.
-                let global = format!("{module}.{name}").escape_default().take(100).collect();
-                return Err(Error::PickleGlobal {
-                    path: self.path.to_owned(),
-                    global,
-                });
-            }
-        })
-    }
-
-    /// `('storage', type, key, device, length)`, and in old files a view that must be None.
-    fn storage(&mut self) -> Result<Storage<'a>> {
+    /// What stands outside the pickle: `('storage', type, key, device, length)`, and in old files a view that must be None,
+    /// or `('module', class, file, text)`.
+    fn persistent(&mut self) -> Result<()> {
         let id = self.pop()?;
-        let parts = self.tuple_nodes(id)?;
-        match parts.as_slice() {
+        let node = match self.tuple_nodes(id)?.as_slice() {
             [
                 Node::Str("storage"),
-                Node::Global(Global::Storage(dtype)),
+                Node::Global(kind),
                 Node::Str(key),
                 Node::Str(_),
                 Node::Int(len),
             ]
             | [
                 Node::Str("storage"),
-                Node::Global(Global::Storage(dtype)),
+                Node::Global(kind),
                 Node::Str(key),
                 Node::Str(_),
                 Node::Int(len),
                 Node::Other,
-            ] => {
-                let len =
-                    usize::try_from(*len).map_err(|_| self.broken("a storage has a negative length"))?;
-                Ok(Storage {
+            ] => match kind {
+                Global::Storage(dtype) => Node::Storage(Storage {
                     dtype: *dtype,
                     key,
-                    len,
-                })
-            }
-            _ => Err(self.broken("it refers to something outside that is not a storage")),
-        }
-    }
-
-    /// A call: the arguments are on the stack above what is called.
-    fn reduce(&mut self) -> Result<()> {
-        let (args, callee) = (self.pop()?, self.pop()?);
-        let Some(Node::Global(global)) = self.nodes.get(callee.0) else {
-            return Err(self.broken("it calls something that is not a function"));
+                    len: usize::try_from(*len).map_err(|_| self.broken("a storage has a negative length"))?,
+                }),
+                Global::Foreign(class) => Node::Opaque(*class, None),
+                _ => return Err(self.broken("a storage is of a type that is none")),
+            },
+            [Node::Str("module"), Node::Global(Global::Foreign(class)), ..] => Node::Opaque(*class, None),
+            _ => return Err(self.broken("it refers to something outside that is not a storage")),
         };
-        match global {
-            Global::OrderedDict => match self.tuple_nodes(args)?.as_slice() {
-                [] => self.push(Node::Dict(Vec::new())),
-                _ => Err(self.broken("it makes an OrderedDict with arguments")),
-            },
-            Global::RebuildTensor => {
-                let view = self.view(args)?;
-                self.push(Node::Tensor(view))
-            }
-            // (tensor, requires_grad, hooks) is the tensor.
+        self.push(node)
+    }
+
+    /// A call that makes a dict or a tensor, or else a closed box.
+    fn call(&mut self, callee: Id, args: Id) -> Result<()> {
+        let Some(Node::Global(global)) = self.nodes.get(callee.0) else {
+            return self.unknown(callee);
+        };
+        let node = match global {
+            Global::Dict => Node::Dict(self.pairs(args)?),
+            Global::RebuildTensor => self.tensor(args)?,
+            // (tensor, requires_grad, hooks) or (tensor, requires_grad, hooks, state) is the tensor.
             Global::RebuildParameter => match self.tuple_nodes(args)?.as_slice() {
-                [Node::Tensor(view), _, _] => {
-                    let view = view.clone();
-                    self.push(Node::Tensor(view))
-                }
-                _ => Err(self.broken("a parameter is made of something other than a tensor")),
+                [Node::Tensor(view), _, _] | [Node::Tensor(view), _, _, _] => Node::Tensor(view.clone()),
+                [Node::Opaque(class, _), ..] => Node::Opaque(*class, None),
+                _ => return Err(self.broken("a parameter is made of something other than a tensor")),
             },
-            Global::Storage(_) => Err(self.broken("it calls a storage type")),
+            // (function, type, arguments, state): of PyTorch's own types the state is nothing that weights need.
+            Global::RebuildTyped => match self.tuple_items(args)? {
+                &[function, class, inner, _state] => {
+                    match (self.nodes.get(function.0), self.nodes.get(class.0)) {
+                        (
+                            Some(Node::Global(Global::RebuildTensor)),
+                            Some(Node::Global(Global::Foreign(class))),
+                        ) if PLAIN_TENSORS.contains(&(class.module, class.name)) => self.tensor(inner)?,
+                        (_, Some(Node::Global(Global::Foreign(class)))) => Node::Opaque(*class, None),
+                        _ => return Err(self.broken("a tensor's type is none")),
+                    }
+                }
+                _ => {
+                    return Err(self.broken(
+                        "a tensor is made of something other than a function, a type and arguments",
+                    ));
+                }
+            },
+            Global::Storage(_) => return Err(self.broken("it calls a storage type")),
+            Global::Foreign(class) => Node::Opaque(*class, None),
+        };
+        self.push(node)
+    }
+
+    /// What an unknown class or function makes.
+    fn unknown(&mut self, class: Id) -> Result<()> {
+        match self.nodes.get(class.0) {
+            Some(Node::Global(Global::Foreign(class)) | Node::Opaque(class, _)) => {
+                self.push(Node::Opaque(*class, None))
+            }
+            _ => Err(self.broken("it calls something that is not a function")),
         }
     }
 
-    /// `(storage, offset, shape, strides, requires_grad, hooks)`, and maybe metadata.
-    fn view(&self, args: Id) -> Result<View<'a>> {
-        let parts = self.tuple_nodes(args)?;
-        let ([
+    /// The items of a dict that is made from a list of pairs, as Python 2 wrote it, or from nothing or the function for
+    /// items that are missing.
+    fn pairs(&self, args: Id) -> Result<Vec<(Id, Id)>> {
+        let refuse = || self.broken("it makes a dict of something other than pairs");
+        match self.tuple_nodes(args)?.as_slice() {
+            [] | [Node::Global(_) | Node::Other] => Ok(Vec::new()),
+            [Node::List(items)] => items
+                .iter()
+                .map(|item| match self.nodes.get(item.0) {
+                    Some(Node::List(pair) | Node::Tuple(pair)) => match pair.as_slice() {
+                        &[key, value] => Ok((key, value)),
+                        _ => Err(refuse()),
+                    },
+                    _ => Err(refuse()),
+                })
+                .collect(),
+            _ => Err(refuse()),
+        }
+    }
+
+    /// A tensor, or a closed box where its numbers are of a type that is not read.
+    fn tensor(&self, args: Id) -> Result<Node<'a>> {
+        match self.tuple_nodes(args)?.as_slice() {
+            [Node::Opaque(class, _), ..] => Ok(Node::Opaque(*class, None)),
+            parts => self.view(parts).map(Node::Tensor),
+        }
+    }
+
+    /// `(storage, offset, shape, strides)`, since PyTorch 0.4 with `requires_grad` and `hooks`, and maybe metadata.
+    fn view(&self, parts: &[&Node<'a>]) -> Result<View<'a>> {
+        let [
             Node::Storage(storage),
             Node::Int(offset),
             Node::Tuple(shape),
             Node::Tuple(strides),
-            _,
-            _,
-        ]
-        | [
-            Node::Storage(storage),
-            Node::Int(offset),
-            Node::Tuple(shape),
-            Node::Tuple(strides),
-            _,
-            _,
-            _,
-        ]) = parts.as_slice()
+            ..,
+        ] = parts
         else {
             return Err(self
                 .broken("a tensor is made of something other than a storage, an offset, sizes and strides"));
@@ -436,23 +563,28 @@ impl<'a> Machine<'a, '_> {
 
     /// The state of an object. PyTorch gives its OrderedDicts one, with module versions, which weights do not need.
     fn build(&mut self) -> Result<()> {
-        self.pop()?;
-        let broken = self.broken("it sets the state of something that is not a dict");
+        let given = self.pop()?;
+        let broken = self.broken("it sets the state of something that has none");
         match self.top()? {
-            Node::Dict(_) => Ok(()),
-            _ => Err(broken),
+            Node::Dict(_) | Node::Tensor(_) => {}
+            Node::Opaque(_, state) => *state = Some(given),
+            _ => return Err(broken),
+        }
+        Ok(())
+    }
+
+    /// The arguments of a call that is known.
+    fn tuple_items(&self, id: Id) -> Result<&[Id]> {
+        match self.nodes.get(id.0) {
+            // None of them has more than seven.
+            Some(Node::Tuple(items)) if items.len() <= 7 => Ok(items),
+            _ => Err(self.broken("arguments are not a tuple, or there are too many")),
         }
     }
 
-    /// The objects in a tuple of arguments.
     fn tuple_nodes(&self, id: Id) -> Result<Vec<&Node<'a>>> {
-        match self.nodes.get(id.0) {
-            // No call has more than seven arguments.
-            Some(Node::Tuple(items)) if items.len() <= 7 => {
-                Ok(items.iter().filter_map(|item| self.nodes.get(item.0)).collect())
-            }
-            _ => Err(self.broken("arguments are not a tuple, or there are too many")),
-        }
+        let items = self.tuple_items(id)?;
+        Ok(items.iter().filter_map(|item| self.nodes.get(item.0)).collect())
     }
 
     fn limit(&self, what: &'static str, have: usize) -> Result<()> {
@@ -525,24 +657,98 @@ mod tests {
     }
 
     #[test]
-    fn names_outside_the_list_are_refused() {
-        for (name, shown) in [
-            ("cos\nsystem\n", "os.system"),
-            ("cbuiltins\neval\n", "builtins.eval"),
-            ("cargparse\nNamespace\n", "argparse.Namespace"),
-            ("ctorch\nload\n", "torch.load"),
-            ("ctorch.storage\nUntypedStorage\n", "torch.storage.UntypedStorage"),
-            ("c\x1b[31m\nx\n", "\\u{1b}[31m.x"),
+    fn names_outside_the_list_become_closed_boxes() {
+        for (program, shown) in [
+            (&b"cos\nsystem\nX\x02\0\0\0ls\x85R."[..], "os.system"),
+            (
+                b"\x80\x04\x8c\x08builtins\x94\x8c\x04eval\x94\x93\x94)R.",
+                "builtins.eval",
+            ),
+            (
+                b"cargparse\nNamespace\n)\x81}X\x01\0\0\0aK\x01sb.",
+                "argparse.Namespace",
+            ),
+            (b"cmodels\nNet\n)}\x92.", "models.Net"),
+            (b"(cmodels\nOld\nK\x01o.", "models.Old"),
+            (
+                b"cbuiltins\ngetattr\nX\x01\0\0\0aX\x01\0\0\0b\x86R)R.",
+                "builtins.getattr",
+            ),
+            (
+                b"ceasydict\nEasyDict\n)\x81X\x01\0\0\0aK\x01s.",
+                "easydict.EasyDict",
+            ),
+            (b"cmine\nList\n)\x81(K\x01K\x02e.", "mine.List"),
+            (b"c\x1b[31m\nx\n)R.", "\\u{1b}[31m.x"),
         ] {
-            let text = refused(name.as_bytes());
-            assert!(text.contains(&format!("`{shown}`")), "{text}");
+            let pickle = load(program).unwrap();
+            let Node::Opaque(class, _) = pickle.node(pickle.root) else {
+                panic!("{shown}: {:?}", pickle.node(pickle.root));
+            };
+            assert_eq!(class.to_string(), shown);
         }
+        // The attributes of one are kept as data.
+        let pickle = load(b"cargparse\nNamespace\n)\x81}X\x01\0\0\0aK\x01sb.").unwrap();
+        let Node::Opaque(_, Some(state)) = pickle.node(pickle.root) else {
+            panic!("{:?}", pickle.node(pickle.root));
+        };
+        assert!(matches!(
+            pickle.item(*state, "a").map(|id| pickle.node(id)),
+            Some(Node::Int(1))
+        ));
+        // A name by itself, such as a function's or a number type's, is one too.
+        assert!(load(b"ctorch\nfloat32\n.").is_ok());
+    }
+
+    /// What Python writes in its newer protocols, and what Python 2 wrote.
+    #[test]
+    fn every_protocol_says_the_same() {
+        let ints = |program: &[u8]| {
+            let pickle = load(program).unwrap();
+            let item = pickle.item(pickle.root, "a").unwrap();
+            let Node::Tuple(items) = pickle.node(item) else {
+                panic!("{:?}", pickle.node(item));
+            };
+            let int = |id: &Id| {
+                if let Node::Int(int) = pickle.node(*id) {
+                    *int
+                } else {
+                    -1
+                }
+            };
+            items.iter().map(int).collect::<Vec<_>>()
+        };
+        for program in [
+            &b"\x80\x02}q\0X\x01\0\0\0aq\x01K\x01K\x02\x86q\x02s."[..],
+            b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94\x8c\x01a\x94K\x01K\x02\x86\x94s.",
+            b"\x80\x05}\x94\x8d\x01\0\0\0\0\0\0\0a\x94K\x01K\x02\x86\x94s.",
+            b"\x80\x02}U\x01aK\x01K\x02\x86s.",
+            b"\x80\x02ccollections\nOrderedDict\n]]T\x01\0\0\0aaK\x01K\x02\x86aa\x85R.",
+            b"\x80\x04\x8c\x0bcollections\x8c\x0bdefaultdict\x93N\x85R\x8c\x01aK\x01K\x02\x86s.",
+        ] {
+            assert_eq!(ints(program), [1, 2], "{program:?}");
+        }
+        for program in [
+            &b"\x8f(K\x01K\x02\x90."[..],
+            b"(K\x01\x91.",
+            b"C\x02\xff\xfe.",
+            b"B\x01\0\0\0\xff.",
+            b"\x8e\x01\0\0\0\0\0\0\0\xff.",
+            b"\x96\x01\0\0\0\0\0\0\0\xff.",
+            b"U\x01\xff.",
+            b"\x8b\x02\0\0\0\x01\x01.",
+            b"(K\x010NK\x02(K\x0310.",
+        ] {
+            let pickle = load(program).unwrap();
+            assert!(matches!(pickle.node(pickle.root), Node::Other), "{program:?}");
+        }
+        assert!(refused(b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff.").contains("more than 16777216 bytes"));
     }
 
     #[test]
     fn instructions_outside_the_list_are_refused() {
-        // INST, OBJ, NEWOBJ, EXT1, STACK_GLOBAL, PERSID, DUP, POP, FRAME, NEXT_BUFFER.
-        for opcode in [b'i', b'o', 0x81, 0x82, 0x93, b'P', b'2', b'0', 0x95, 0x97] {
+        // INST, EXT1, PERSID, DUP, INT, NEXT_BUFFER, READONLY_BUFFER.
+        for opcode in [b'i', 0x82, b'P', b'2', b'I', 0x97, 0x98] {
             assert_eq!(load(&[opcode, b'.']).unwrap_err().code(), "E_PTH_REFUSED");
         }
     }
@@ -566,14 +772,11 @@ mod tests {
                 "}(K\x01u.".to_owned(),
                 "sets items of something that is not a dict",
             ),
-            (
-                "K\x01}b.".to_owned(),
-                "sets the state of something that is not a dict",
-            ),
+            ("K\x01}b.".to_owned(), "sets the state of something that has none"),
             ("K\x01)R.".to_owned(), "calls something that is not a function"),
             (format!("{od}K\x01R."), "arguments are not a tuple"),
             (format!("{od}K\x01\u{0}"), "refused"),
-            (format!("{od}(K\x01tR."), "an OrderedDict with arguments"),
+            (format!("{od}(K\x01tR."), "a dict of something other than pairs"),
             ("ctorch\nFloatStorage\n)R.".to_owned(), "calls a storage type"),
             (
                 "ctorch._utils\n_rebuild_tensor_v2\n)R.".to_owned(),
@@ -641,6 +844,18 @@ mod tests {
             b".",
             b"X\x01\0\0\x000",
             b"X\x07\0\0\0storage",
+            b"\x8c\x01a",
+            b"\x93",
+            b"\x81",
+            b"\x92",
+            b"\x94",
+            b"\x8f",
+            b"\x90",
+            b"0",
+            b"1",
+            b"o",
+            b"cargparse\nNamespace\n",
+            b"ctorch._tensor\n_rebuild_from_type_v2\n",
             b"ccollections\nOrderedDict\n",
             b"ctorch\nFloatStorage\n",
             b"ctorch._utils\n_rebuild_tensor_v2\n",
