@@ -480,7 +480,7 @@ fn vpt(v: &Vectors, report: &mut Report) {
         .into_iter()
         .enumerate()
         .map(|(layer, values)| {
-            let kind = OpKind::Prompts(Prompts { tokens: count });
+            let kind = OpKind::Prompts(Prompts { tokens: count, project: None });
             (
                 at(Site::BlockIn, layer, kind),
                 vec![("tokens", vec![1, count, dim], values)],

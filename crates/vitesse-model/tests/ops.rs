@@ -209,7 +209,7 @@ fn dropout_depends_on_the_sample_and_not_on_the_batch() {
 
 #[test]
 fn prompts_lengthen_the_stream_and_are_replaced() {
-    let prompts = |layer, tokens| at(Site::BlockIn, layer, OpKind::Prompts(Prompts { tokens }));
+    let prompts = |layer, tokens| at(Site::BlockIn, layer, OpKind::Prompts(Prompts { tokens, project: None }));
     let deep = spec(vec![prompts(0, 3), prompts(1, 3)]);
     assert_eq!(deep.tokens_at(0), 1 + 3 + 16);
     let tensors = weights(&deep);
@@ -270,7 +270,7 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
             "`from` may be",
         ),
         (
-            at(Site::AttnOut, 0, OpKind::Prompts(Prompts { tokens: 1 })),
+            at(Site::AttnOut, 0, OpKind::Prompts(Prompts { tokens: 1, project: None })),
             "stand at `block.in`",
         ),
     ] {

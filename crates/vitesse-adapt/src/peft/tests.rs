@@ -256,7 +256,7 @@ fn official_files_need_a_scale_and_whole_adapters() {
 fn modules_of_any_family_are_found_by_their_path() {
     let model = Pyramid::default();
     let found = names::module("layers.0.blocks.1.mlp.fc2", &model).unwrap();
-    assert_eq!((found.site, found.layer, found.part), (Site::Fc2, 1, None));
+    assert_eq!((found.site, found.layer, found.part), (Site::Fc2, Some(1), None));
     // The path of a shared matrix does not say in which of its layers the update stands.
     assert_eq!(names::module("layers.1.blocks.0.attn.qkv", &model), None);
     assert_eq!(names::module("blocks.0.attn.qkv", &model), None);

@@ -119,7 +119,7 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
         let tokens = between(rng, 1, 9);
         for layer in 0..depth {
             if rng.bernoulli(0.3) && (layer == 0 || spec.sites().prompts() > 0) {
-                let kind = OpKind::Prompts(Prompts { tokens });
+                let kind = OpKind::Prompts(Prompts { tokens, project: None });
                 let (site, layer) = (Site::BlockIn, Some(layer));
                 spec.ops.insert(0, OpSpec { site, layer, kind });
             }

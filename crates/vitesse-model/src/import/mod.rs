@@ -15,6 +15,9 @@ pub(crate) mod hf;
 pub(crate) mod minivit;
 mod vit;
 
+pub use hf::Target;
+pub use vit::{target as transformers_target, unread as transformers_unread};
+
 use crate::Tensors;
 use crate::config::Config;
 use crate::spec::ModelSpec;
