@@ -126,8 +126,11 @@ impl Targets {
         {
             return Err(both(pattern, path));
         }
-        let found: Vec<(Site, Option<usize>)> =
-            patches.map(|_| (Site::Embed, None)).into_iter().chain(blocks).collect();
+        let found: Vec<(Site, Option<usize>)> = patches
+            .map(|_| (Site::Embed, None))
+            .into_iter()
+            .chain(blocks)
+            .collect();
         if found.is_empty() {
             return Err(none(&self.to_string()));
         }

@@ -156,7 +156,10 @@ impl FromStr for Site {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut known = Site::ALL.into_iter().chain(Site::PROJECTIONS).chain([Site::Embed]);
+        let mut known = Site::ALL
+            .into_iter()
+            .chain(Site::PROJECTIONS)
+            .chain([Site::Embed]);
         known.find(|site| site.name() == text).ok_or_else(|| {
             let known = Site::ALL.iter().chain(&Site::PROJECTIONS).chain(&[Site::Embed]);
             let names: Vec<&str> = known.map(|site| site.name()).collect();
@@ -188,7 +191,11 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for site in Site::ALL.into_iter().chain(Site::PROJECTIONS).chain([Site::Embed]) {
+        for site in Site::ALL
+            .into_iter()
+            .chain(Site::PROJECTIONS)
+            .chain([Site::Embed])
+        {
             assert_eq!(site.name().parse::<Site>().unwrap(), site);
         }
         assert!(

@@ -80,7 +80,9 @@ impl Method for Config {
     fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {
         let mut begun = self.plan(spec)?.begin(tensors, seed)?;
         let own = begun.spec.ops.iter().enumerate().skip(spec.ops.len());
-        let adapters: Vec<TensorSpec> = own.flat_map(|(index, op)| op.tensors(index, &begun.spec)).collect();
+        let adapters: Vec<TensorSpec> = own
+            .flat_map(|(index, op)| op.tensors(index, &begun.spec))
+            .collect();
         for mut tensor in adapters {
             // Of an adapter's tensors, `D` alone is drawn at random.
             if matches!(tensor.init, Init::Uniform { .. }) {

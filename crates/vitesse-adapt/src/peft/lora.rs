@@ -232,6 +232,24 @@ fn pattern<T: for<'a> Deserialize<'a>>(config: &Map<String, Value>, key: &str) -
         .collect()
 }
 
+/// Refuses modules that learned whole inside others that did: of such PEFT saves the copy that was not used.
+pub(super) fn nested(config: &Map<String, Value>, whole: &Tensors) -> Result<()> {
+    let entries = config.get("modules_to_save").and_then(Value::as_array);
+    let entries: Vec<&str> = entries.into_iter().flatten().filter_map(Value::as_str).collect();
+    for name in whole.names() {
+        let modules = name.match_indices('.').filter_map(|(dot, _)| name.get(..dot));
+        // PEFT's rule, which begins at no dot.
+        let mut saved = modules.filter(|module| entries.iter().any(|entry| module.ends_with(entry)));
+        if let (Some(outer), Some(inner)) = (saved.next(), saved.next()) {
+            return Err(format!(
+                "its `modules_to_save` names `{outer}` and `{inner}` inside it, of which PEFT saves the copy that it did not \
+                 use; name the modules so that none is inside another"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Separates factors (`MODULE.lora_A.weight`, `MODULE.lora_B.weight`) from whole tensors, without PEFT's wrappers.
 ///
 /// # Errors
@@ -366,9 +384,14 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
 /// The weight `name` of a module that classifies, with its update.
 fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<Tensor> {
     let weight = model.tensors.get(name).map_err(|_| {
-        format!("it adapts `{name}`, and the base has no such module; load a base with the head it was trained on")
+        format!(
+            "it adapts `{name}`, and the base has no such module; load a base with the head it was trained on"
+        )
     })?;
-    let ([rows, columns], rank) = ([0, 1].map(|i| weight.shape().get(i).copied().unwrap_or(1)), kind.rank);
+    let ([rows, columns], rank) = (
+        [0, 1].map(|i| weight.shape().get(i).copied().unwrap_or(1)),
+        kind.rank,
+    );
     if *a.shape() != [rank, columns] || *b.shape() != [rows, rank] {
         return Err(format!(
             "its factors of `{name}` have shapes {:?} and {:?}, but the weight of the base has {:?}; it belongs to another \
@@ -380,7 +403,10 @@ fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint)
     }
     let matrix = |rows, columns, tensor: &Tensor| Matrix::from_f32(rows, columns, &tensor.to_f32());
     let mut sum = matrix(rows, columns, weight);
-    sum.add(kind.factor(), &matrix(rows, rank, b).times(&matrix(rank, columns, a)));
+    sum.add(
+        kind.factor(),
+        &matrix(rows, rank, b).times(&matrix(rank, columns, a)),
+    );
     let values = sum.values.iter().map(|&x| x as f32).collect();
     Tensor::from_f32(weight.shape(), values).map_err(|error| error.to_string())
 }
@@ -388,7 +414,10 @@ fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint)
 /// The kernels of an update of the convolution of patches, as the matrices that they are: its patches do not overlap.
 fn flattened(path: &str, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<[Tensor; 2]> {
     let kernel = kernel(&model.spec).unwrap_or_default();
-    let (rank, outputs) = (a.shape().first().copied().unwrap_or(0), b.shape().first().copied().unwrap_or(0));
+    let (rank, outputs) = (
+        a.shape().first().copied().unwrap_or(0),
+        b.shape().first().copied().unwrap_or(0),
+    );
     if a.shape().get(1..) != kernel.get(1..) || *b.shape() != [outputs, rank, 1, 1] {
         return Err(format!(
             "its factors of `{path}` have shapes {:?} and {:?}, but the weight of the base has {kernel:?}; it belongs to \
@@ -399,7 +428,9 @@ fn flattened(path: &str, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<[Te
     }
     let matrix = |tensor: &Tensor, rows: usize| {
         let columns = tensor.numel() / rows.max(1);
-        tensor.reshape(&[rows, columns]).map_err(|error| error.to_string())
+        tensor
+            .reshape(&[rows, columns])
+            .map_err(|error| error.to_string())
     };
     Ok([matrix(a, rank)?, matrix(b, outputs)?])
 }

@@ -170,9 +170,10 @@ impl Adapter {
             .unwrap_or_default();
         let (content, replaced) = match kind {
             "LORA" => {
-                let config = LoraConfig::read(&config).map_err(fail)?;
+                let read = LoraConfig::read(&config).map_err(fail)?;
                 let (factors, replaced) = lora::split(tensors).map_err(fail)?;
-                (Content::Lora(config, factors), replaced)
+                lora::nested(&config, &replaced).map_err(fail)?;
+                (Content::Lora(read, factors), replaced)
             }
             OWN_TYPE => read_own(&config, tensors).map_err(fail)?,
             other => {

@@ -114,6 +114,8 @@ pub(super) fn place(name: &str, spec: &ModelSpec, known: impl Fn(&str) -> bool) 
     let found = candidates(name, distilled(spec)).find(|(name, _)| known(name));
     match found {
         Some((name, part)) => Some(Place::Tensor(name, part)),
-        None => transformers(name).any(transformers_unread).then_some(Place::Unread),
+        None => transformers(name)
+            .any(transformers_unread)
+            .then_some(Place::Unread),
     }
 }

@@ -179,13 +179,7 @@ impl<'a, T: Real> Compiler<'a, T> {
         let (scale, shift) = folded(op);
         let depths = panels_of([inputs]);
         Ok(Product {
-            weights: Arc::new(Weights::pack(
-                Format::Real,
-                weights,
-                inputs,
-                &columns,
-                &depths,
-            )),
+            weights: Arc::new(Weights::pack(Format::Real, weights, inputs, &columns, &depths)),
             outputs: Outputs::new(&columns, &scale, |n| bias(n) * scale(n) + shift(n)),
             beside: None,
         })
@@ -223,7 +217,10 @@ impl<'a, T: Real> Compiler<'a, T> {
                 continue;
             };
             let prefix = update.prefix(index);
-            let (a, b) = (self.get(&format!("{prefix}.a"))?, self.get(&format!("{prefix}.b"))?);
+            let (a, b) = (
+                self.get(&format!("{prefix}.a"))?,
+                self.get(&format!("{prefix}.b"))?,
+            );
             let rows = weights.to_mut().chunks_exact_mut(embedding.inputs);
             for (row, b) in rows.zip(b.chunks_exact(kind.rank)) {
                 for (b, a) in b.iter().zip(a.chunks_exact(embedding.inputs)) {

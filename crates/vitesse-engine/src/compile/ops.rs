@@ -126,8 +126,8 @@ impl<T: Real> Compiler<'_, T> {
 
     /// Prompts as tokens of the stream: those that are narrower pass the map that the first of the model have.
     fn widened<'v>(&self, prompts: Cow<'v, [f32]>) -> Result<Cow<'v, [f32]>> {
-        let Some((index, width)) = Prompts::first(self.sites)
-            .and_then(|(index, first)| Some((index, first.project?)))
+        let Some((index, width)) =
+            Prompts::first(self.sites).and_then(|(index, first)| Some((index, first.project?)))
         else {
             return Ok(prompts);
         };

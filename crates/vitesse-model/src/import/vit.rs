@@ -42,7 +42,11 @@ pub(super) fn describe(
         Family::Vit
     };
     let dropped: Vec<String> = {
-        tensors.names().filter(|name| unread(name)).map(str::to_owned).collect()
+        tensors
+            .names()
+            .filter(|name| unread(name))
+            .map(str::to_owned)
+            .collect()
     };
     for name in &dropped {
         tensors.remove(name)?;

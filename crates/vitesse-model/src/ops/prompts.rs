@@ -105,7 +105,11 @@ impl Prompts {
             let weight = TensorSpec::parameter(format!("{prefix}.proj.weight"), &[width, own], kaiming);
             let bias = uniform((own as f64).powf(-0.5));
             out.push(weight);
-            out.push(TensorSpec::parameter(format!("{prefix}.proj.bias"), &[width], bias));
+            out.push(TensorSpec::parameter(
+                format!("{prefix}.proj.bias"),
+                &[width],
+                bias,
+            ));
         }
         out
     }
@@ -142,7 +146,8 @@ mod network {
             sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let owns = spec.project.is_some() && Prompts::first(sites).is_some_and(|(first, _)| first == index);
+            let owns =
+                spec.project.is_some() && Prompts::first(sites).is_some_and(|(first, _)| first == index);
             let name = |end| format!("{prefix}.proj.{end}");
             Ok(PromptsOp {
                 tokens: parameters.parameter(&format!("{prefix}.tokens"))?,
@@ -162,7 +167,10 @@ mod network {
                 return tokens;
             };
             let [dim, columns] = map.dims();
-            let (weight, bias) = (map.clone().narrow(1, 0, columns - 1), map.narrow(1, columns - 1, 1));
+            let (weight, bias) = (
+                map.clone().narrow(1, 0, columns - 1),
+                map.narrow(1, columns - 1, 1),
+            );
             let bias = Some(bias.reshape([dim]));
             linear(tokens, Before::Nothing, weight, bias, None, ctx.compute)
         }
