@@ -343,7 +343,7 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             out.heads.insert(name, weight);
         } else if let Some(module) = names::module(path, &model.spec) {
             found.push((module, path, kind, [a, b]));
-        } else {
+        } else if !names::unread(&format!("{path}.weight")) {
             return Err(format!(
                 "it adapts `{path}`, which this model does not have; its projections are {}",
                 available(&model.spec)

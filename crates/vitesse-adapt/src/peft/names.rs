@@ -114,8 +114,11 @@ pub(super) fn place(name: &str, spec: &ModelSpec, known: impl Fn(&str) -> bool) 
     let found = candidates(name, distilled(spec)).find(|(name, _)| known(name));
     match found {
         Some((name, part)) => Some(Place::Tensor(name, part)),
-        None => transformers(name)
-            .any(transformers_unread)
-            .then_some(Place::Unread),
+        None => unread(name).then_some(Place::Unread),
     }
+}
+
+/// Whether transformers has a tensor of this name that no head reads.
+pub(super) fn unread(name: &str) -> bool {
+    transformers(name).any(transformers_unread)
 }

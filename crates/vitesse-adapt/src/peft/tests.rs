@@ -346,6 +346,28 @@ fn names_of_every_writer_mean_the_same_projections() {
 }
 
 #[test]
+fn what_peft_and_others_wrap_modules_in_is_no_part_of_a_name() {
+    for (in_file, name) in [
+        (
+            "blocks.0.attn.qkv.base_layer.bias",
+            Some("blocks.0.attn.qkv.bias"),
+        ),
+        ("norm.modules_to_save.weight", Some("norm.weight")),
+        ("norm.modules_to_save.default.weight", Some("norm.weight")),
+        ("norm.original_module.weight", None),
+        ("head.lora_A.default.weight", Some("head.lora_A.weight")),
+        (
+            "timm_model.blocks.0.mlp.fc1.lora_B.weight",
+            Some("blocks.0.mlp.fc1.lora_B.weight"),
+        ),
+        ("module._orig_mod.head.bias", Some("head.bias")),
+        ("vit.default.module.bias", Some("vit.default.module.bias")),
+    ] {
+        assert_eq!(names::unwrapped(in_file).as_deref(), name, "{in_file}");
+    }
+}
+
+#[test]
 fn biases_and_whole_modules_take_the_place_of_the_bases() {
     let place = tempfile::tempdir().unwrap();
     let base = base(place.path());
