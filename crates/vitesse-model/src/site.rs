@@ -1,7 +1,7 @@
 //! Sites: the stations of a transformer block at which ops stand and traces listen.
 //!
 //! ```text
-//! patch.out ─ … block.in ─ norm1 ─ attn.in ─[qkv]─ attn.qkv ─ q·kᵀ ─ attn.logits ─ softmax ─ attn.probs ─ ·v ─ attn.heads ─[proj]─ attn.out ─(+)─
+//! [embed]─ patch.out ─ … block.in ─ norm1 ─ attn.in ─[qkv]─ attn.qkv ─ q·kᵀ ─ attn.logits ─ softmax ─ attn.probs ─ ·v ─ attn.heads ─[proj]─ attn.out ─(+)─
 //! mid ─ norm2 ─ mlp.in ─[fc1]─ mlp.fc1 ─ gelu ─ mlp.hidden ─[fc2]─ mlp.out ─(+)─ block.out … ─ final.norm
 //! ```
 

@@ -190,9 +190,8 @@ pub fn target(name: &str, distilled: bool) -> Option<Target> {
     match module {
         "embeddings.patch_embeddings.projection" => return whole(&format!("patch_embed.proj.{parameter}")),
         "layernorm" => return whole(&format!("norm.{parameter}")),
-        // That of a model with both heads has another name.
-        "classifier" if distilled => return None,
-        "classifier" | "cls_classifier" => return whole(&format!("head.{parameter}")),
+        "classifier" if !distilled => return whole(&format!("head.{parameter}")),
+        "cls_classifier" if distilled => return whole(&format!("head.{parameter}")),
         "distillation_classifier" => return whole(&format!("head_dist.{parameter}")),
         _ => {}
     }
