@@ -246,27 +246,32 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
         ];
         refused(args, "plain", &parts);
     }
-    refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
     refused(
         "train --recipe plain/recipe.toml",
         "bitfit",
         &["begun by the method `bitfit`, not without a method"],
     );
     refused("distill", "bitfit", &["needs a teacher"]);
-    place.run("adapt --resume -o lora").ended(0);
+    for verb in ["adapt", "train"] {
+        place.run(&format!("{verb} --resume -o lora")).ended(0);
+    }
 
-    // The recipe alone repeats the run.
-    place.run("adapt --recipe lora/recipe.toml -o again").ended(0);
+    // The recipe alone repeats the run, whichever verb it is given to.
     let read = |path: &str| std::fs::read(place.path(path)).unwrap();
-    for file in [
-        "adapter/adapter_model.safetensors",
-        "best/config.json",
-        "recipe.toml",
-    ] {
-        assert!(
-            read(&format!("lora/{file}")) == read(&format!("again/{file}")),
-            "{file}"
-        );
+    for (verb, run) in [("adapt", "again"), ("train", "trained")] {
+        let ran = place.run(&format!("{verb} --recipe lora/recipe.toml --json -o {run}"));
+        assert_eq!(ran.ended(0).json()["adapter"], format!("{run}/adapter"));
+        for file in [
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+            "best/config.json",
+            "recipe.toml",
+        ] {
+            assert!(
+                read(&format!("lora/{file}")) == read(&format!("{run}/{file}")),
+                "{verb}: {file}"
+            );
+        }
     }
     let step = load(&place, "again/best").config.history.pop().unwrap();
     assert_eq!(
@@ -279,10 +284,38 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
     for part in ["[method]\n", "name = \"lora\"\n", "rank = 2\n"] {
         assert!(plan.stdout.contains(part), "`{part}` is not in: {}", plan.stdout);
     }
-    place
-        .run("train --recipe lora/recipe.toml -o none")
-        .ended(2)
-        .says(&["`method.name` is `lora`"]);
+    // One that names only what is not as usual is filled up in the same way.
+    place.write(
+        "short.toml",
+        "[model]\ncheckpoint = \"base\"\n[data]\npath = \"shapes\"\n[method]\nname = \"lora\"\nrank = 3\n",
+    );
+    let plans = ["adapt", "train"].map(|verb| {
+        let args = format!("{verb} --recipe short.toml --epochs 3 --dry-run -o none");
+        place.run(&args).ended(0).stdout
+    });
+    assert!(plans[0] == plans[1], "{} {}", plans[0], plans[1]);
+    for part in [
+        "# lora: ",
+        "rank = 3\n",
+        "alpha = 8.0\n",
+        "eval_mode = false\n",
+        "epochs = 3\n",
+    ] {
+        assert!(plans[0].contains(part), "`{part}` is not in: {}", plans[0]);
+    }
+    for (method, says) in [
+        ("name = \"loras\"", "there is no method `loras`"),
+        ("name = \"lora\"\nranks = 2", "lora has no setting `ranks`"),
+    ] {
+        place.write(
+            "wrong.toml",
+            format!("[data]\npath = \"shapes\"\n[method]\n{method}\n"),
+        );
+        for verb in ["adapt", "train"] {
+            let args = format!("{verb} --recipe wrong.toml --model base -o none");
+            place.run(&args).ended(2).says(&[says]);
+        }
+    }
     assert!(!place.path("none").exists());
 }
 

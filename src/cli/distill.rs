@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use toml::Value;
+use vitesse::measure::refuse_what_is_no_name;
 use vitesse_train::Error;
 use vitesse_train::loss::Kind;
 
 use super::Console;
-use super::args::model::{is_path, refuse_what_is_no_name};
+use super::args::model::is_path;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::training::{RecipeArgs, RunArgs, Training};
@@ -70,7 +71,7 @@ impl TeacherArgs {
         if let Some(teacher) = &self.teacher
             && !is_path(teacher)
         {
-            refuse_what_is_no_name(teacher, None)?;
+            refuse_what_is_no_name(teacher)?;
             let sentence =
                 format!("`{teacher}` names an architecture without weights, which has nothing to teach");
             return Err(Failure::usage(sentence).hint("train it first, or give the folder of a checkpoint"));
@@ -78,10 +79,8 @@ impl TeacherArgs {
         if let Some(teacher) = &self.teacher
             && !Path::new(teacher).exists()
         {
-            return Err(Failure::new(
-                "E_TEACHER",
-                format!("there is no teacher `{teacher}`"),
-            ));
+            let (teacher, reason) = (teacher.clone(), "there is no such file or folder".to_owned());
+            return Err(Error::Teacher { teacher, reason }.into());
         }
         let text = |value: &Option<String>| value.clone().map(Value::String);
         let number = |value: Option<f64>| value.map(Value::Float);

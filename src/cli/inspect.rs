@@ -9,7 +9,7 @@ use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::{Table, format, left, right};
 
-use super::args::model::{is_path, refuse_what_is_no_name};
+use super::args::model::{is_path, no_name};
 use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 
@@ -59,7 +59,7 @@ impl Args {
             let preparation = Preparation::of(&checkpoint.spec, &config.pretrained_cfg);
             return Report::new(checkpoint.spec, preparation, Some(file), labels, config.history);
         }
-        refuse_what_is_no_name(model, self.architecture.as_deref())?;
+        no_name(model, self.architecture.as_deref())?;
         let entry = zoo::get(model)?;
         let preparation = Preparation::of(&entry.spec, &entry.pretrained_cfg);
         Report::new(entry.spec, preparation, None, 0, Vec::new())

@@ -8,6 +8,7 @@ use serde::Serialize;
 use vitesse::measure::predict::{Class, Predictor};
 use vitesse::measure::{Labels, Weights};
 use vitesse::report::{Table, left, right};
+use vitesse::train::Error;
 
 use super::Console;
 use super::args::model::ModelArgs;
@@ -19,7 +20,8 @@ use super::show::Show;
 
 /// Say what a model sees in image files: the likeliest classes and their probabilities
 ///
-/// Names of classes come from --labels, else from the checkpoint; without either, classes are numbers. A file that cannot be
+/// Names of classes come from --labels, else from the checkpoint; published weights of ImageNet-1k have its names. Without any,
+/// classes are numbers. A file that cannot be
 /// read is said to be so, the others are still predicted, and the exit status is 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -32,7 +34,7 @@ pub(super) struct Args {
     /// Image files: JPEG, PNG, WebP, BMP or GIF
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Names of the classes: a CSV file with the columns class_index and name [default: the checkpoint's]
+    /// Names of the classes: a CSV file with the columns class_index and name, or `imagenet` [default: the checkpoint's]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// Classes shown for each image
@@ -47,23 +49,31 @@ pub(super) struct Args {
     run: RunArgs,
 }
 
+/// What `--labels` takes for the names of ImageNet-1k.
+const IMAGENET: &str = "imagenet";
+
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
-        let named = self.labels.as_deref().map(Labels::read).transpose()?;
+        let named = match &self.labels {
+            Some(name) if name.as_os_str() == IMAGENET && !name.exists() => Some(Labels::imagenet()),
+            Some(file) => Some(Labels::read(file)?),
+            None => None,
+        };
         let mut checkpoint = self.model.load(None, console)?;
         if checkpoint.spec.num_classes == 0 {
-            let sentence = format!(
-                "`{}` has no classes, it returns features",
-                checkpoint.spec.architecture
-            );
-            return Err(
-                Failure::new("E_MODEL_NO_CLASSES", sentence).hint("`vitesse run` writes features to a file")
-            );
+            let error = Error::NoClasses {
+                architecture: checkpoint.spec.architecture,
+            };
+            return Err(Failure::from(error).hint("`vitesse run` writes features to a file"));
+        }
+        let labels = named.unwrap_or_else(|| Labels::of(&checkpoint));
+        if labels.is_empty() {
+            console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
         }
         let predictor = Predictor {
             preprocess: self.preprocess.plan(&mut checkpoint)?,
-            labels: named.unwrap_or_else(|| Labels::of(&checkpoint)),
+            labels,
             topk: self.topk.get(),
             fusion: self.joint.fusion(),
             batch_size: self.run.compute.batch_size.get(),
@@ -118,7 +128,12 @@ impl fmt::Display for Report {
             let mut file = prediction.file.as_str();
             for class in prediction.classes.iter().flatten() {
                 let probability = format!("{:.2} %", 100.0 * class.score);
-                table.push([file, &probability, &class.class_index.to_string(), &class.name]);
+                table.push([
+                    file,
+                    &probability,
+                    &class.class_index.to_string(),
+                    class.name.as_deref().unwrap_or_default(),
+                ]);
                 file = "";
             }
         }

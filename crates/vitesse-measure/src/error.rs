@@ -50,6 +50,24 @@ pub enum Error {
         /// What the system says.
         reason: String,
     },
+    /// A model that is neither there nor known.
+    #[error("there is no file or folder `{model}`, and {reason}")]
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// What the list of architectures says.
+        reason: String,
+    },
+    /// A model that is not there, by the name of its published weights.
+    #[error(
+        "there is no file or folder `{name}.{tag}`, and the weights `{tag}` of `{name}` are not built in"
+    )]
+    NoWeights {
+        /// The architecture.
+        name: String,
+        /// The weights.
+        tag: String,
+    },
     /// A number format that what computes the model does not have.
     #[error("the network computes in f32 only, not in {0}")]
     NetworkPrecision(vitesse_engine::Precision),
@@ -210,6 +228,7 @@ impl Error {
             Error::Train(error) => error.code(),
             Error::Io { .. } => "E_IO",
             Error::Threads { .. } => "E_THREADS",
+            Error::UnknownModel { .. } | Error::NoWeights { .. } => "E_MODEL_UNKNOWN",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
             Error::Classes { .. }
             | Error::ClassesOf { .. }
@@ -237,6 +256,10 @@ impl Error {
             Error::NetworkPrecision(_) => {
                 Some("leave --precision out, or take a vision transformer, which the engine runs")
             }
+            Error::UnknownModel { .. } => Some("`vitesse inspect --list` shows the names of architectures"),
+            Error::NoWeights { .. } => Some(
+                "fetch the checkpoint and give its folder, or leave the part after the dot out for the bare architecture",
+            ),
             Error::Classes { .. } => Some("take a model of this task, or one adapted to it"),
             Error::ClassesOf { .. } => Some("take models of this task, or ones adapted to it"),
             Error::UnknownClass { .. } => Some(

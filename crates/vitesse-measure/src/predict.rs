@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use vitesse_data::{DecodeOptions, Preprocess, decode_file};
-use vitesse_model::Fusion;
+use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, decode_file, open};
+use vitesse_engine::Precision;
+use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::Classifier;
+use vitesse_train::prepare::preprocess;
 
 use crate::classify::Runner;
 use crate::error::check;
@@ -33,10 +35,62 @@ pub struct Predictor {
 pub struct Class {
     /// Its index.
     pub class_index: usize,
-    /// Its name, or its index.
-    pub name: String,
+    /// Its name, where that is known.
+    pub name: Option<String>,
     /// Probability, 0 to 1.
     pub score: f64,
+}
+
+/// A picture of a labelled folder, and what a model takes it for.
+#[derive(Debug)]
+pub struct Guess {
+    /// Its file, within the folder.
+    pub file: PathBuf,
+    /// The picture.
+    pub image: Image,
+    /// Its class.
+    pub truth: String,
+    /// The likeliest class.
+    pub class: Class,
+}
+
+/// Asks the model in `checkpoint` about the pictures of the data set in `folder`; those without a label are left out.
+///
+/// # Errors
+/// A picture that cannot be read; as [`Predictor::run`].
+pub fn guess(
+    checkpoint: &Path,
+    folder: &Path,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Vec<Guess>> {
+    let data = open(folder, &OpenOptions::default())?;
+    let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
+    let predictor = Predictor {
+        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+        labels: Labels::of(&checkpoint),
+        topk: 1,
+        fusion: Fusion::default(),
+        batch_size: 16,
+    };
+    let files: Vec<PathBuf> = (0..data.len()).map(|i| PathBuf::from(data.name(i))).collect();
+    let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(file)).collect();
+    let mut runner = Runner::new(&checkpoint, None, Precision::F32, events)?;
+    let found = predictor.run(&mut runner, &paths, stop, events)?;
+    let mut guesses = Vec::new();
+    for (i, (file, classes)) in files.into_iter().zip(found).enumerate() {
+        let truth = data.label(i).and_then(|label| data.class_names().get(label));
+        let class = classes?.into_iter().next();
+        if let (Some(truth), Some(class)) = (truth, class) {
+            guesses.push(Guess {
+                file,
+                image: data.load(i)?,
+                truth: truth.clone(),
+                class,
+            });
+        }
+    }
+    Ok(guesses)
 }
 
 impl Predictor {
@@ -95,7 +149,7 @@ impl Predictor {
         order.truncate(self.topk);
         let class = |(class_index, score)| Class {
             class_index,
-            name: self.labels.name(class_index),
+            name: self.labels.name(class_index).map(str::to_owned),
             score,
         };
         order.into_iter().map(class).collect()

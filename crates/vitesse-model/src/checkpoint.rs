@@ -219,6 +219,8 @@ impl Checkpoint {
         self.spec = spec;
         self.config.label_names.clear();
         self.config.label_descriptions.clear();
+        // It names weights whose classes are others.
+        self.config.pretrained_cfg.tag = None;
         self.config.pretrained_cfg.extra.shift_remove("label_offset");
         let heads = heads.join("` and `");
         self.source.notes.push(match num_classes {

@@ -30,7 +30,8 @@ pub(crate) use fields::Fields;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
 use crate::spec::ModelSpec;
-use crate::{Error, Result, zoo};
+use crate::zoo::{self, imagenet};
+use crate::{Error, Result};
 
 /// The name of the file in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -74,6 +75,29 @@ pub struct HistoryStep {
 }
 
 impl Config {
+    /// What a model of so many classes calls them, and what these names mean: as the file says, or ImageNet-1k's for published weights
+    /// whose tag tells that they were trained on it, such as `fb_in1k`; empty when unknown.
+    pub fn class_names(&self, classes: usize) -> (BTreeMap<usize, String>, BTreeMap<String, String>) {
+        let tag = self.pretrained_cfg.tag.as_deref().unwrap_or_default();
+        if !self.label_names.is_empty() || classes != imagenet::CLASSES || !tag.contains("in1k") {
+            return (self.label_names.clone(), self.label_descriptions.clone());
+        }
+        let classes = imagenet::classes();
+        let (names, words): (Vec<_>, Vec<_>) = classes
+            .map(|(synset, words)| (synset.to_owned(), (synset.to_owned(), words.to_owned())))
+            .unzip();
+        (
+            names.into_iter().enumerate().collect(),
+            words.into_iter().collect(),
+        )
+    }
+
+    /// Removes the tag, which names published weights, because they have changed. What it told about the classes is kept.
+    pub fn remove_tag(&mut self, classes: usize) {
+        (self.label_names, self.label_descriptions) = self.class_names(classes);
+        self.pretrained_cfg.tag = None;
+    }
+
     /// Reads a timm-style `config.json`. Errors name file and key.
     pub fn read(file: &Path) -> Result<(ModelSpec, Config)> {
         let text = fs::read_to_string(file).map_err(Error::io("read", file))?;

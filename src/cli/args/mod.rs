@@ -18,10 +18,11 @@ use clap::ValueEnum;
 use vitesse::data::{DataSet, OpenOptions, Split, open};
 use vitesse::engine::Precision;
 use vitesse::measure::classify::{self, Runner};
-use vitesse::measure::machine::cores;
+use vitesse::measure::machine::{cores, most_threads, start_threads};
 use vitesse::model::Checkpoint;
+use vitesse_train::classes;
 
-use super::failure::{Failure, Result};
+use super::failure::Result;
 use super::show::Show;
 
 /// How the work is spread over the machine.
@@ -97,6 +98,25 @@ enum Backend {
     Burn,
 }
 
+/// How the classes of data and model find each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LabelsBy {
+    /// By name where both have names, by position otherwise
+    #[default]
+    Name,
+    /// By position, whatever the names are
+    Index,
+}
+
+impl From<LabelsBy> for classes::LabelsBy {
+    fn from(by: LabelsBy) -> classes::LabelsBy {
+        match by {
+            LabelsBy::Name => classes::LabelsBy::Name,
+            LabelsBy::Index => classes::LabelsBy::Index,
+        }
+    }
+}
+
 impl Number {
     fn precision(self) -> Precision {
         match self {
@@ -135,7 +155,7 @@ impl ComputeArgs {
 impl ThreadsArgs {
     /// Starts that many.
     pub(super) fn start(&self) -> Result<()> {
-        start_threads(self.threads)
+        Ok(start_threads(self.threads)?)
     }
 
     /// How many are meant.
@@ -154,36 +174,20 @@ impl FormsArgs {
     }
 }
 
-/// Starts the process's computing threads, one a core unless a number is given.
-pub(super) fn start_threads(threads: Option<NonZeroUsize>) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.map_or(0, NonZeroUsize::get))
-        .build_global()
-        .map_err(|error| {
-            Failure::new(
-                "E_THREADS",
-                format!("cannot start the computing threads: {error}"),
-            )
-        })
-}
-
 /// A whole number from 1.
 pub(super) fn positive(text: &str) -> std::result::Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_| "expected a whole number from 1".to_owned())
 }
 
-/// The most threads that can be asked for: more than machines have cores, fewer than systems refuse.
-const MOST_THREADS: usize = 1024;
-
 /// A number of threads.
 pub(super) fn thread_count(text: &str) -> std::result::Result<NonZeroUsize, String> {
-    let cores = cores();
+    let (cores, most) = (cores(), most_threads());
     text.parse()
         .ok()
-        .filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+        .filter(|threads: &NonZeroUsize| threads.get() <= most)
         .ok_or_else(|| {
-            format!("expected a whole number from 1 to {MOST_THREADS}; more than the cores of this machine, {cores}, gain nothing")
+            format!("expected a whole number from 1 to {most}; more than the cores of this machine, {cores}, gain nothing")
         })
 }
 

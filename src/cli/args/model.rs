@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use vitesse::adapt::peft::Adapter;
+use vitesse::engine::Error;
 use vitesse::measure::merge::attach;
-use vitesse::model::{Checkpoint, LoadOptions, zoo};
+use vitesse::measure::refuse_what_is_no_name;
+use vitesse::model::{Checkpoint, LoadOptions};
 
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
@@ -80,7 +82,7 @@ impl ModelsArgs {
                 "the engine runs only vision transformers, and `{}` is another kind of network",
                 checkpoint.spec.architecture
             );
-            return Err(Failure::new("E_MODEL_UNSUPPORTED", sentence));
+            return Err(Error::Unsupported(sentence).into());
         }
         Ok(checkpoint)
     }
@@ -121,7 +123,7 @@ impl ModelArgs {
             );
             return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
         }
-        refuse_what_is_no_name(&self.model, self.architecture.as_deref())?;
+        no_name(&self.model, self.architecture.as_deref())?;
         console.note(&format!(
             "`{}` is a name: its weights are fresh, so its answers are guesses",
             self.model
@@ -140,23 +142,9 @@ impl ModelArgs {
     }
 }
 
-/// An error for a `model` that is neither there nor an architecture without its weights.
-pub(in crate::cli) fn refuse_what_is_no_name(model: &str, architecture: Option<&str>) -> Result<()> {
-    if let Err(error) = zoo::get(model) {
-        let failure = Failure::new(
-            "E_MODEL_UNKNOWN",
-            format!("there is no file or folder `{model}`, and {error}"),
-        );
-        return Err(failure.hint("`vitesse inspect --list` shows the names of architectures"));
-    }
-    if let Some((name, tag)) = model.split_once('.') {
-        let sentence = format!(
-            "there is no file or folder `{model}`, and the weights `{tag}` of `{name}` are not built in"
-        );
-        let hint =
-            format!("fetch the checkpoint and give its folder, or write `{name}` for the bare architecture");
-        return Err(Failure::new("E_MODEL_UNKNOWN", sentence).hint(hint));
-    }
+/// Refuses a `model` that is no name, and a name with the `architecture` of a file.
+pub(in crate::cli) fn no_name(model: &str, architecture: Option<&str>) -> Result<()> {
+    refuse_what_is_no_name(model)?;
     if architecture.is_some() {
         return Err(Failure::usage(format!(
             "--architecture describes a weights file, but `{model}` is a name"

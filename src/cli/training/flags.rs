@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use vitesse::data::Split;
+use vitesse::measure::machine::start_threads;
+use vitesse::measure::refuse_what_is_no_name;
+use vitesse::measure::trial::{Entry, defaults};
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
 use crate::cli::args;
-use crate::cli::args::model::{is_path, refuse_what_is_no_name};
+use crate::cli::args::LabelsBy;
+use crate::cli::args::model::is_path;
 use crate::cli::failure::{Failure, Result};
 
 /// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
@@ -51,6 +55,9 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images of each class only, drawn by the recipe's data.seed
     #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
     shots: Option<i64>,
+    /// How classes of the data find those that the checkpoint and the teacher know [default: name]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Data")]
+    labels_by: Option<LabelsBy>,
     /// Threads that read images; 0 for one a core. Does not change the result
     #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
     workers: Option<i64>,
@@ -161,7 +168,7 @@ impl RunArgs {
     /// Starts the computing threads; before anything else.
     pub(in crate::cli) fn start_threads(&self) -> Result<()> {
         keep_memory();
-        args::start_threads(self.threads)
+        Ok(start_threads(self.threads)?)
     }
 
     /// The folder of the run that is continued.
@@ -180,27 +187,47 @@ impl RunArgs {
 }
 
 impl RecipeArgs {
-    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
+    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`. Where it has a
+    /// method, with what follows from that.
     pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: &[(&str, Value)]) -> Result<Recipe> {
-        self.resolve_over(run.resumed(), Vec::new(), more)
+        let resumed = run.resumed();
+        let Some(entry) = self.method(resumed)? else {
+            let (name, table) = self.table(resumed)?;
+            return Ok(Recipe::layered(&[], table, more, &name)?);
+        };
+        self.resolve_by(resumed, &entry, more)
     }
 
-    /// The same for the run in the folder `resumed`, or a new one, over `defaults`, keys for what neither the file nor the
-    /// flags say.
-    pub(in crate::cli) fn resolve_over(
+    /// The recipe by the method `entry` for the run in the folder `resumed`, or for a new one, under the flags and `more`.
+    pub(in crate::cli) fn resolve_by(
         &self,
         resumed: Option<&Path>,
-        defaults: Vec<(&str, Value)>,
+        entry: &Entry,
         more: &[(&str, Value)],
     ) -> Result<Recipe> {
         let (name, table) = self.table(resumed)?;
         // The recipe of a run that is resumed has every value already.
         let whole = resumed.is_some() && self.recipe.is_none();
-        let defaults: Vec<_> = defaults
+        let defaults: Vec<_> = defaults(&*entry.method()?)
             .into_iter()
             .filter(|(key, _)| !whole || key.contains('.'))
             .collect();
-        Ok(Recipe::layered(&defaults, table, more, &name)?)
+        let mut keys = entry.overrides()?;
+        keys.extend(more.iter().cloned());
+        Ok(Recipe::layered(&defaults, table, &keys, &name)?)
+    }
+
+    /// The method of the file, or of the run that is resumed, if it has one.
+    pub(in crate::cli) fn method(&self, resumed: Option<&Path>) -> Result<Option<Entry>> {
+        let (name, recipe) = self.file(resumed)?;
+        match recipe.get("method") {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(Entry::of(table))),
+            Some(_) => {
+                let detail = "`method` should be a table, [method]".into();
+                Err(Error::RecipeSyntax { name, detail }.into())
+            }
+        }
     }
 
     /// What the recipe is made from, under the flags, and its name.
@@ -213,7 +240,7 @@ impl RecipeArgs {
     }
 
     /// What the recipe is made from, without flags, and its name: the file, the run that is resumed, or nothing.
-    pub(in crate::cli) fn file(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
+    fn file(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
         let (name, text) = match (&self.recipe, resumed) {
             (Some(path), _) => {
                 let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
@@ -239,7 +266,7 @@ impl RecipeArgs {
         let model = match &self.model {
             Some(model) if is_path(model) => ("model.checkpoint", text(&self.model)),
             Some(model) => {
-                refuse_what_is_no_name(model, None)?;
+                refuse_what_is_no_name(model)?;
                 ("model.name", text(&self.model))
             }
             None => ("model.name", None),
@@ -254,6 +281,7 @@ impl RecipeArgs {
             ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
+            ("data.labels_by", self.labels_by.map(labels_by)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
@@ -287,6 +315,15 @@ impl RecipeArgs {
             .filter_map(|(key, value)| Some((key, value?)))
             .collect())
     }
+}
+
+/// The recipe's word for it.
+fn labels_by(by: LabelsBy) -> Value {
+    let word = match by {
+        LabelsBy::Name => "name",
+        LabelsBy::Index => "index",
+    };
+    Value::String(word.to_owned())
 }
 
 /// A whole number from 0; what is too small for its key is refused with the recipe.

@@ -8,7 +8,7 @@ use vitesse::measure::accuracy;
 use vitesse::report::format;
 use vitesse_train::Recipe;
 use vitesse_train::events::{Outcome as Learned, Plan};
-use vitesse_train::run::RunFolder;
+use vitesse_train::run::{FINAL, RunFolder};
 
 use crate::cli::failure::Result;
 use crate::cli::outcome::pairs;
@@ -177,7 +177,7 @@ impl Report {
                 loss: best.loss,
             }),
             checkpoint,
-            last_checkpoint: output.join("final").display().to_string(),
+            last_checkpoint: output.join(FINAL).display().to_string(),
             test,
             next,
             data: recipe.data.path,

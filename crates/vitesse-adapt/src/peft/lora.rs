@@ -363,7 +363,7 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
                 ..kind
             }),
         };
-        if out.ops.iter().any(|other| *other == op) {
+        if out.ops.contains(&op) {
             return Err(format!(
                 "it adapts `{path}` under another name as well, and only one can be meant; save it again with PEFT"
             ));

@@ -236,6 +236,16 @@ impl DataSet {
             .iter()
             .map(|class| places.get(class.as_str()).copied())
             .collect();
+        self.with_labels(labels, names.into())
+    }
+
+    /// The same samples with other labels: `places` has one for each class, and `names` are what these are called. Samples
+    /// of a class without a place are left out.
+    pub fn relabelled(&self, places: &[usize], names: Vec<String>) -> DataSet {
+        self.with_labels(places.iter().copied().map(Some).collect(), names.into())
+    }
+
+    fn with_labels(&self, labels: Vec<Option<usize>>, classes: Arc<[String]>) -> DataSet {
         let samples = Relabelled {
             samples: self.samples.clone(),
             labels,
@@ -244,7 +254,7 @@ impl DataSet {
         DataSet {
             indices: kept.filter(|&index| samples.label(index).is_some()).collect(),
             samples: Arc::new(samples),
-            classes: names.into(),
+            classes,
             ..self.clone()
         }
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use vitesse_data::{DataSet, OpenOptions, Preprocess, Split, open};
 use vitesse_model::Checkpoint;
+use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 use vitesse_train::parallel::Team;
@@ -28,15 +29,27 @@ pub struct Exam {
     pub data_name: String,
     /// How images are prepared.
     pub preprocess: Preprocess,
+    /// How the classes of the images and of the model find each other.
+    pub labels_by: LabelsBy,
     /// Batch size, threads that read, and how heads answer together.
     pub options: EvalOptions,
 }
 
 impl Exam {
-    /// Checks that the model can give every answer that the data set asks for.
+    /// The images with the model's labels: matched by name where both have names, by position otherwise.
     ///
     /// # Errors
-    /// [`Error::Classes`] where the data set has more classes than the model.
+    /// Classes that the model does not have.
+    pub fn matched(&self) -> Result<Matched> {
+        let classes = self.checkpoint.spec.num_classes;
+        let names = ClassNames::of(&self.checkpoint.config, classes);
+        Ok(names.matched(&self.data, classes, self.labels_by)?)
+    }
+
+    /// Checks that the model can give every answer that the data set asks for, and tells how their classes were matched.
+    ///
+    /// # Errors
+    /// [`Error::Classes`] where the data set has more classes than the model; as [`Exam::matched`].
     pub fn check_classes(&self, events: &mut dyn Events) -> Result<()> {
         let (asked, known) = (self.data.class_names().len(), self.checkpoint.spec.num_classes);
         if asked > known {
@@ -46,13 +59,8 @@ impl Exam {
                 known,
             });
         }
-        if asked < known {
-            let text = format!(
-                "`{}` has {asked} classes, the model {known}: right only if the data set's classes are the model's first",
-                self.data_name
-            );
-            events.say("note", &text);
-        }
+        let note = self.matched()?.note;
+        note.iter().for_each(|note| events.say("note", note));
         Ok(())
     }
 
@@ -68,7 +76,7 @@ impl Exam {
         events: &mut dyn Events,
     ) -> Result<Report> {
         let begun = Instant::now();
-        let evaluation = self.measure(runner, &self.data, team, stop, events)?;
+        let evaluation = self.measure(runner, &self.matched()?.data, team, stop, events)?;
         self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
     }
 

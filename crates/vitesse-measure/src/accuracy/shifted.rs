@@ -119,12 +119,17 @@ impl Shifted {
         events: &mut dyn Events,
     ) -> Result<Shifted> {
         let mut sets = Vec::new();
+        let places = clean.matched()?.places;
         // Of the pictures that are not shifted, by classes: versions often have the same.
         let mut baselines: Vec<(Vec<String>, Accuracy)> = Vec::new();
         for Version { name, data } in versions {
             events.say("shifted", name);
             let names = data.class_names();
-            let column = |name: &String| clean.data.class_names().iter().position(|known| known == name);
+            let column = |name: &String| {
+                let own = clean.data.class_names().iter().position(|known| known == name)?;
+                // Taken by position, classes of the data are the model's.
+                Some(places.get(own).copied().unwrap_or(own))
+            };
             let columns: Vec<usize> = names.iter().filter_map(column).collect();
             let mut restricted = Restricted::new(runner, columns)?;
             let baseline = match baselines.iter().find(|(known, _)| known == names) {

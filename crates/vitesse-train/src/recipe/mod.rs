@@ -190,7 +190,7 @@ impl Recipe {
         self.method.as_ref()?.get("name")?.as_str()
     }
 
-    /// Refuses a recipe with a method, for those who train without.
+    /// Refuses a recipe with a method, for those who know none.
     ///
     /// # Errors
     /// [`Error::Recipe`] naming the method.
@@ -200,8 +200,7 @@ impl Recipe {
             Some(name) => Err(Error::recipe(
                 "method.name",
                 &format!("`{name}`"),
-                "no [method] here: `vitesse adapt` follows such a recipe with `--recipe`, and goes on with such a run \
-                 with `--resume`",
+                "no [method] here: `vitesse train` and `vitesse adapt` follow such a recipe with `--recipe`",
             )),
         }
     }

@@ -7,6 +7,7 @@ use vitesse_data::Split;
 use vitesse_model::network::{Compute, Fusion, Precision};
 
 use super::number;
+use crate::classes::LabelsBy;
 use crate::loss::{Distillation, Kind, Normaliser};
 use crate::{Error, Result};
 
@@ -100,6 +101,9 @@ pub struct DataConfig {
     pub val_fraction: f64,
     /// Decides which images are held back and which a limit or shots leave. Default 0.
     pub seed: u64,
+    /// How the classes of the data and those that the model and the teacher know already find each other: `name` or `index`.
+    /// Default `name`.
+    pub labels_by: LabelsBy,
 }
 
 impl Default for DataConfig {
@@ -113,6 +117,7 @@ impl Default for DataConfig {
             validation_limit: None,
             val_fraction: 0.1,
             seed: 0,
+            labels_by: LabelsBy::Name,
         }
     }
 }

@@ -1,18 +1,20 @@
-//! `train`: a model learns, as a recipe says.
+//! `train`: a model learns, as a recipe says; `study` is what `--sweep` shows.
+
+mod study;
 
 use std::path::PathBuf;
 
 use super::Console;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
-use super::training::{RecipeArgs, RunArgs, Training, study};
+use super::training::{RecipeArgs, RunArgs, Training};
 
 /// Train or fine-tune a model as a recipe says
 ///
 /// A value comes from, last first: a flag, the recipe file, the preset it names, the documented default, which is DeiT's. The
 /// effective recipe is saved in the output folder. The best epoch is chosen on the validation split, where none is stored on
 /// a tenth of the training images that is held back. A run that was interrupted or killed goes on with --resume and ends with
-/// the same bits, with any number of threads.
+/// the same bits, with any number of threads. A recipe with a `[method]` is followed as `vitesse adapt` follows it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
