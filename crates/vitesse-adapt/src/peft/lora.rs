@@ -323,7 +323,7 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             continue;
         }
         let rank = config.of_module(&config.rank_pattern, path, config.rank)?;
-        if a.shape().first() != Some(&rank) {
+        if rank == 0 || a.shape().first() != Some(&rank) {
             return Err(format!(
                 "`{name}` has shape {:?}, but the rank of this module is {rank} by `{}`",
                 a.shape(),
@@ -340,7 +340,9 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
         if let Some(head) = names::head(path, &model.spec) {
             let name = format!("{head}.weight");
             let weight = updated(&name, &kind, [a, b], model)?;
-            out.heads.insert(name, weight);
+            if out.heads.insert(name, weight).is_some() {
+                return Err(twice(path));
+            }
         } else if let Some(module) = names::module(path, &model.spec) {
             found.push((module, path, kind, [a, b]));
         } else if !names::unread(&format!("{path}.weight")) {
@@ -354,6 +356,10 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
         return Err("it holds no factors `lora_A` and `lora_B`".into());
     }
     found.sort_by_key(|(module, ..)| (module.layer, module.site, module.part));
+    let mut neighbours = found.iter().zip(found.iter().skip(1));
+    if let Some((_, (_, path, ..))) = neighbours.find(|((a, ..), (b, ..))| a == b) {
+        return Err(twice(path));
+    }
     for (module, path, kind, [a, b]) in found {
         let op = OpSpec {
             site: module.site,
@@ -363,11 +369,6 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
                 ..kind
             }),
         };
-        if out.ops.contains(&op) {
-            return Err(format!(
-                "it adapts `{path}` under another name as well, and only one can be meant; save it again with PEFT"
-            ));
-        }
         let factors = match module.site {
             Site::Embed => flattened(path, [a, b], model)?,
             _ => [a.clone(), b.clone()],
@@ -379,6 +380,12 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
         out.ops.push(op);
     }
     Ok(out)
+}
+
+fn twice(path: &str) -> String {
+    format!(
+        "it adapts `{path}` under another name as well, and only one can be meant; save it again with PEFT"
+    )
 }
 
 /// The weight `name` of a module that classifies, with its update.

@@ -528,6 +528,37 @@ fn heads_are_updated_at_once_and_those_of_a_distilled_model_are_told_apart() {
 }
 
 #[test]
+fn two_updates_of_one_module_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let base = base(place.path());
+    let dim = base.spec.vit().unwrap().embed_dim;
+    for (names, out) in [
+        (["blocks.0.mlp.fc1", "vit.layers.0.mlp.fc1"], 4 * dim),
+        (
+            ["vit.layers.1.attention.k_proj", "deit.layers.1.attention.k_proj"],
+            dim,
+        ),
+        (["head", "classifier"], 7),
+    ] {
+        let names = names.map(|name| ["A", "B"].map(|factor| format!("{name}.lora_{factor}.weight")));
+        let shapes = [[2, dim], [out, 2], [2, dim], [out, 2]];
+        let tensors: Vec<(&str, &[usize])> = names
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .zip(shapes.iter().map(|shape| &shape[..]))
+            .collect();
+        let dir = folder(place.path(), &tensors, json!({}));
+        let error = Adapter::read(&dir)
+            .unwrap()
+            .attach(&base)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("under another name"), "{error}");
+    }
+}
+
+#[test]
 fn one_of_two_copies_is_not_guessed() {
     let place = tempfile::tempdir().unwrap();
     let base = base(place.path());
