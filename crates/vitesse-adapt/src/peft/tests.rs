@@ -207,7 +207,7 @@ fn folders_that_cannot_be_used_are_refused_in_sentences() {
         })
     };
     assert!(
-        rename("blocks.0.attn.qkv", "patch_embed.proj").contains("the weight of the base has [64, 3, 4, 4]")
+        rename("blocks.0.attn.qkv", "patch_embed.proj").contains("3, 4, 4]; it belongs to another model")
     );
     assert!(rename("blocks.0.attn.qkv", "head").contains("another number of classes"));
     assert!(rename("blocks.0.attn.qkv", "blocks.99.attn.qkv").contains("does not have"));
