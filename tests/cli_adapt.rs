@@ -193,6 +193,23 @@ fn every_method_runs_and_a_run_is_resumed() {
     place.run("adapt --method lora --resume -o lora").ended(0);
 }
 
+/// A base may know as many classes as there are, of other names: its head goes, and they with it.
+#[test]
+fn classes_of_the_base_are_forgotten() {
+    let place = place();
+    let mut base = Checkpoint::fresh("deit_nano_patch8_32", Some(8), None, 1).unwrap();
+    base.config.label_names = (0..8).map(|class| (class, format!("other {class}"))).collect();
+    base.save(&place.path("named"), false).unwrap();
+    for more in ["--dry-run", "--json"] {
+        let ran = place.run(&format!(
+            "adapt --model named --method linear {SHORT} -o run {more}"
+        ));
+        assert!(!ran.ended(0).stderr.contains("drawn anew"));
+    }
+    let names = load(&place, "run/best").config.label_names;
+    assert!(names.len() == 8 && names.values().all(|name| !name.contains("other")));
+}
+
 /// The files of a run, with their content.
 fn files(place: &Place, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let all = place.listing().into_iter().map(|(path, _)| path);

@@ -58,7 +58,9 @@ struct TeacherArgs {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
-        let recipe = self.recipe.resolve(&self.run, &self.teacher.overrides()?)?;
+        let recipe = self
+            .recipe
+            .resolve(&self.run, &self.teacher.overrides()?, console)?;
         if !recipe.distill.distils() && recipe.distill.kind != Some(Kind::None) {
             return Err(Failure::from(Error::TeacherMissing).hint("name one with --teacher"));
         }

@@ -74,7 +74,7 @@ impl Args {
         let exam = self.exam(console, &mut show)?;
         let versions = versions
             .iter()
-            .map(|path| Version::open(path, limit, &exam))
+            .map(|path| Version::open(path, &self.data.decode.options(), limit, &exam))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let (team, stop) = (console.team(), console.stop());
         let mut runner = self.run.runner(&exam.checkpoint, &mut show)?;

@@ -115,6 +115,13 @@ pub enum Error {
         /// The data set.
         data: String,
     },
+    /// A data set whose pictures are no files of their own.
+    #[error(
+        "`{path}` is a data set whose pictures are no files of their own; measure a model on it with `vitesse eval --data`, or write \
+         its pictures to files",
+        path = .0.display()
+    )]
+    NoFiles(PathBuf),
     /// An adapter that is to be taken out of a model that it is not in.
     #[error("`{adapter}` was not merged into `{model}`, as far as its history says", adapter = .adapter.display(), model = .model.display())]
     NotMerged {
@@ -234,7 +241,7 @@ impl Error {
             | Error::ClassesOf { .. }
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
-            Error::NoImages { .. } => "E_DATA_EMPTY",
+            Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",

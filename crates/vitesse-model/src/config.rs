@@ -48,10 +48,36 @@ pub struct Config {
     pub label_names: BTreeMap<usize, String>,
     /// What the names of classes mean, such as the words for a synset; empty when unknown.
     pub label_descriptions: BTreeMap<String, String>,
+    /// What the logits stand for; by default one class of several.
+    pub problem_type: Option<ProblemType>,
     /// What has been done to the weights, first to last.
     pub history: Vec<HistoryStep>,
     /// Other keys of the file, as they stand there.
     pub extra: Map<String, Value>,
+}
+
+/// What the logits of a model stand for, in transformers' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemType {
+    /// Classes of which an image has one: softmax.
+    SingleLabelClassification,
+    /// Classes of which an image has any number: a sigmoid for each.
+    MultiLabelClassification,
+    /// Values.
+    Regression,
+}
+
+/// What makes scores of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scores {
+    /// Probabilities of all classes together.
+    Softmax,
+    /// A probability for each class by itself.
+    Sigmoid,
+    /// Nothing: the logits are the scores.
+    Logits,
 }
 
 /// One thing that has been done to the weights.
@@ -92,6 +118,16 @@ impl Config {
         )
     }
 
+    /// What makes scores of the logits of so many classes, as in transformers' pipeline: one class alone is a yes or no.
+    pub fn scores(&self, classes: usize) -> Scores {
+        match self.problem_type {
+            Some(ProblemType::Regression) => Scores::Logits,
+            Some(ProblemType::MultiLabelClassification) => Scores::Sigmoid,
+            _ if classes == 1 => Scores::Sigmoid,
+            _ => Scores::Softmax,
+        }
+    }
+
     /// Removes the tag, which names published weights, because they have changed. What it told about the classes is kept.
     pub fn remove_tag(&mut self, classes: usize) {
         (self.label_names, self.label_descriptions) = self.class_names(classes);
@@ -116,6 +152,7 @@ impl Config {
         top.take::<Value>("global_pool", "")?;
         let mut labels = take_labels(&mut top, if flat { "labels" } else { "label_names" })?;
         let mut descriptions = take_descriptions(&mut top)?;
+        let problem_type = take_problem_type(&mut top)?;
         let mut args = top.object("model_args")?;
         let mut vitesse = top.object("vitesse")?;
         let (mut cfg, extra) = if flat {
@@ -175,6 +212,7 @@ impl Config {
                 pretrained_cfg,
                 label_names: labels,
                 label_descriptions: descriptions,
+                problem_type,
                 history,
                 extra,
             },
@@ -218,6 +256,9 @@ impl Config {
         if !self.label_descriptions.is_empty() {
             put("label_descriptions", json!(self.label_descriptions));
         }
+        if let Some(problem_type) = self.problem_type {
+            put("problem_type", json!(problem_type));
+        }
         if !args.is_empty() {
             put("model_args", Value::Object(args));
         }
@@ -246,6 +287,12 @@ pub(crate) fn take_labels(fields: &mut Fields<'_>, key: &str) -> Result<BTreeMap
         _ => BTreeMap::deserialize(&names),
     };
     read.map_err(|_| fields.wrong(key, EXPECTED, Some(&names)))
+}
+
+/// The key `problem_type`, which transformers writes too.
+pub(crate) fn take_problem_type(fields: &mut Fields<'_>) -> Result<Option<ProblemType>> {
+    let expected = "`single_label_classification`, `multi_label_classification` or `regression`";
+    fields.take("problem_type", expected)
 }
 
 fn take_descriptions(fields: &mut Fields<'_>) -> Result<BTreeMap<String, String>> {

@@ -75,6 +75,7 @@ impl Output {
         };
         let mut config = state.config.clone();
         config.remove_tag(state.spec.num_classes);
+        config.problem_type = None;
         if names.len() == state.spec.num_classes {
             config.label_names = names.iter().cloned().enumerate().collect();
             config.label_descriptions.retain(|name, _| names.contains(name));

@@ -143,6 +143,21 @@ impl Recipe {
     pub fn plan(&self, team: &Team, device: &Device, events: &mut dyn Events) -> Result<Plan> {
         let (learn, validation) = self.data.open()?;
         let student = self.model.checkpoint(&learn, self.train.seed)?;
+        self.plan_of(&student, (learn, validation), team, device, events)
+    }
+
+    /// As [`Recipe::plan`], of a run with the model and the data that are there already.
+    ///
+    /// # Errors
+    /// As [`Recipe::plan`].
+    pub fn plan_of(
+        &self,
+        student: &Checkpoint,
+        (learn, validation): (DataSet, Option<DataSet>),
+        team: &Team,
+        device: &Device,
+        events: &mut dyn Events,
+    ) -> Result<Plan> {
         let mut notes = student.source.notes.clone();
         notes.extend(self.warnings(team.size()));
         notes.extend(self.data.shortfall(&learn));
@@ -207,7 +222,7 @@ impl Recipe {
         let steps = loader.batches()?;
         if steps == 0 {
             let mut expected = format!(
-                "at most the {} images there are to learn from",
+                "at most the {} images there are to learn from (`-b`)",
                 loader.data().len()
             );
             if team.size() > 1 {
@@ -290,6 +305,32 @@ fn same_classes(one: &DataSet, other: &DataSet) -> bool {
     names(one) == names(other)
 }
 
+/// Steps that an epoch should have.
+const STEPS: usize = 4;
+
+impl Recipe {
+    /// Makes the batch smaller, where the data are so few that an epoch would have less than a handful of steps, and says so; for
+    /// recipes in which nobody has said how large it should be.
+    ///
+    /// # Errors
+    /// As [`DataConfig::open`].
+    pub fn fit_batch(&mut self) -> Result<Option<String>> {
+        let images = self.data.open()?.0.len();
+        let most = (images / STEPS).max(1);
+        if self.train.batch_size <= most {
+            return Ok(None);
+        }
+        // The largest power of two, which halves evenly wherever batches are halved.
+        self.train.batch_size = 1 << most.ilog2();
+        self.train.accumulate = self.train.accumulate.min(self.train.batch_size);
+        self.validate()?;
+        Ok(Some(format!(
+            "batches are of {}, since there are only {images} images to learn from; `-b` chooses another size",
+            self.train.batch_size
+        )))
+    }
+}
+
 /// Classes that a sentence names at most.
 const SHOWN: usize = 5;
 
@@ -303,6 +344,7 @@ impl DataConfig {
             split: Some(split),
             val_fraction,
             seed: self.seed,
+            decode: self.decode(),
             ..OpenOptions::default()
         };
         let limit = |data: DataSet, most: Option<usize>| match most {

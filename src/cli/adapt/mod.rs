@@ -13,11 +13,13 @@ mod vtab;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use toml::Value;
 use vitesse::adapt::Method;
 use vitesse::measure::trial::comparison::Comparison;
 use vitesse::measure::trial::found::Report as Found;
 use vitesse::measure::trial::vtab as benchmark;
 use vitesse::measure::trial::{Entry, Search, setting};
+use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 
 use super::Console;
@@ -130,8 +132,21 @@ impl Args {
         if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
             return Err(Failure::usage(format!("the seed {twice} is given twice")));
         }
+        let (name, mut table) = self.recipe.table(None)?;
+        let mut first = self
+            .recipe
+            .resolve_by(None, entries.first().unwrap_or(&single), &[])?;
+        if benchmark::tasks(Path::new(&first.data.path)).is_empty()
+            && self.recipe.fit(&mut first, None, console)?
+        {
+            set(
+                &mut table,
+                "train.batch_size",
+                Value::from(first.train.batch_size as i64),
+            );
+        }
         let comparison = Comparison {
-            recipe: self.recipe.table(None)?,
+            recipe: (name, table),
             entries,
             search: self.search.clone(),
             seeds,
@@ -174,7 +189,8 @@ impl Args {
 
     fn single(self, console: &Console) -> Result<Outcome> {
         let resumed = self.run.resumed();
-        let recipe = self.recipe.resolve_by(resumed, &self.entry(resumed)?, &[])?;
+        let mut recipe = self.recipe.resolve_by(resumed, &self.entry(resumed)?, &[])?;
+        self.recipe.fit(&mut recipe, resumed, console)?;
         Training::new("adapt", recipe, self.run, console)?.run()
     }
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::data::{DataSet, DecodeLimits, DecodeOptions, OpenOptions, Split, open};
 use vitesse::engine::Precision;
 use vitesse::measure::classify::{self, Runner};
 use vitesse::measure::machine::{cores, most_threads, start_threads};
@@ -215,6 +215,28 @@ pub(super) fn share(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+/// How files become pictures, as typed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub(super) struct DecodeArgs {
+    /// Refuse pictures of more pixels than this [default: 67108864]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_pixels: Option<u64>,
+    /// Turn pictures as their EXIF rotation flag says; without it they are taken as they lie, as by torchvision
+    #[arg(long)]
+    exif: bool,
+}
+
+impl DecodeArgs {
+    /// What is meant.
+    pub(super) fn options(&self) -> DecodeOptions {
+        DecodeOptions {
+            limits: self.max_pixels.map(DecodeLimits::of_pixels).unwrap_or_default(),
+            exif_rotation: self.exif,
+        }
+    }
+}
+
 /// Which pictures, as typed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Data")]
@@ -232,6 +254,8 @@ pub(super) struct DataArgs {
     /// Where no validation part is stored, a tenth of train is held back for it.
     #[arg(long, value_name = "SPLIT", value_parser = split)]
     pub(super) split: Option<Split>,
+    #[command(flatten)]
+    pub(super) decode: DecodeArgs,
 }
 
 impl DataArgs {
@@ -241,6 +265,7 @@ impl DataArgs {
             &self.data,
             &OpenOptions {
                 split: self.split,
+                decode: self.decode.options(),
                 ..OpenOptions::default()
             },
         )?)

@@ -22,7 +22,7 @@ use vitesse::model::storage::atomic_write;
 use super::Console;
 use super::args::model::ModelsArgs;
 use super::args::output::may_write;
-use super::args::{FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
+use super::args::{DecodeArgs, FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -79,6 +79,8 @@ pub(super) struct Args {
         help_heading = "Data"
     )]
     labels_by: LabelsBy,
+    #[command(flatten)]
+    decode: DecodeArgs,
     /// HTML page to write
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
@@ -160,6 +162,7 @@ impl Args {
     fn open(&self, path: &Path) -> Result<DataSet> {
         let options = OpenOptions {
             split: self.split,
+            decode: self.decode.options(),
             ..OpenOptions::default()
         };
         let data = open(path, &options)?;

@@ -19,6 +19,7 @@ use super::training::{RecipeArgs, RunArgs, Training};
 #[command(after_help = "\
 Examples:
   vitesse train --preset small --model deit_micro_patch4_32 --data shapes -o runs/first
+  vitesse train --model ./deit_tiny --data ./photos -o runs/tuned
   vitesse train --recipe recipes/finetune-clothing.toml --test -o runs/clothing
   vitesse train --recipe my.toml --lr 3e-4 --epochs 10 --dry-run -o runs/mine
   vitesse train --resume -o runs/first
@@ -43,7 +44,7 @@ impl Args {
             }
             return study::run(file, &self.run, console);
         }
-        let recipe = self.recipe.resolve(&self.run, &[])?;
+        let recipe = self.recipe.resolve(&self.run, &[], console)?;
         Training::new("train", recipe, self.run, console)?.run()
     }
 }

@@ -44,16 +44,17 @@ impl Training<'_> {
             base: None,
         };
         let ready = job.ready(&mut Show::new(self.console))?;
+        let mut watch = Watch::new(self.console);
+        let (team, stop) = (self.console.team(), self.console.stop());
         if self.args.dry_run {
+            let (plan, run) = job.plan(&ready, team, &mut watch)?;
             return Outcome::new(&Dry {
-                plan: method.plan(&ready.base.spec)?,
-                run: self.dry_run()?,
                 method: named(method),
+                plan,
+                run: DryRun::new(&self.recipe, run)?,
             });
         }
         self.console.note(&ready.trainable().to_string());
-        let mut watch = Watch::new(self.console);
-        let (team, stop) = (self.console.team(), self.console.stop());
         let done = job
             .run(ready, team, stop, &mut watch)
             .map_err(|error| match error {
@@ -71,12 +72,10 @@ impl Training<'_> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.trainable)?;
-        write!(f, "{}", self.run)?;
-        match &self.adapter {
-            Some(adapter) => writeln!(f, "adapter  {adapter}"),
-            None => Ok(()),
+        if let Some(adapter) = &self.adapter {
+            writeln!(f, "adapter     {adapter}")?;
         }
+        write!(f, "{}", self.run)
     }
 }
 

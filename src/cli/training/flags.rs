@@ -14,6 +14,7 @@ use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
+use crate::cli::Console;
 use crate::cli::args;
 use crate::cli::args::LabelsBy;
 use crate::cli::args::model::is_path;
@@ -25,7 +26,8 @@ pub(in crate::cli) struct RecipeArgs {
     /// Recipe file; flags override its keys
     #[arg(long, value_name = "FILE", help_heading = "Recipe")]
     recipe: Option<PathBuf>,
-    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, adapt
+    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, highres (a checkpoint at a higher
+    /// resolution), adapt [default: finetune for a checkpoint, else deit]
     #[arg(long, value_name = "NAME", help_heading = "Recipe", value_parser = Recipe::presets().collect::<Vec<_>>())]
     preset: Option<String>,
 
@@ -55,6 +57,12 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images of each class only, drawn by the recipe's data.seed
     #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
     shots: Option<i64>,
+    /// Refuse pictures of more pixels than this [default: 67108864]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    max_pixels: Option<i64>,
+    /// Turn pictures as their EXIF rotation flag says
+    #[arg(long, help_heading = "Data")]
+    exif: bool,
     /// How classes of the data find those that the checkpoint and the teacher know [default: name]
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Data")]
     labels_by: Option<LabelsBy>,
@@ -189,13 +197,50 @@ impl RunArgs {
 impl RecipeArgs {
     /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`. Where it has a
     /// method, with what follows from that.
-    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: &[(&str, Value)]) -> Result<Recipe> {
+    pub(in crate::cli) fn resolve(
+        &self,
+        run: &RunArgs,
+        more: &[(&str, Value)],
+        console: &Console,
+    ) -> Result<Recipe> {
         let resumed = run.resumed();
-        let Some(entry) = self.method(resumed)? else {
-            let (name, table) = self.table(resumed)?;
-            return Ok(Recipe::layered(&[], table, more, &name)?);
+        let mut recipe = match self.method(resumed)? {
+            Some(entry) => self.resolve_by(resumed, &entry, more)?,
+            None => {
+                let (name, table) = self.table(resumed)?;
+                let tuned = table
+                    .get("model")
+                    .is_some_and(|model| model.get("checkpoint").is_some());
+                let preset = (tuned && !self.is_whole(resumed)).then(|| ("preset", Value::from("finetune")));
+                Recipe::layered(&Vec::from_iter(preset), table, more, &name)?
+            }
         };
-        self.resolve_by(resumed, &entry, more)
+        self.fit(&mut recipe, resumed, console)?;
+        Ok(recipe)
+    }
+
+    /// Fits a batch whose size nobody has said to the data, and says so; returns whether it did.
+    pub(in crate::cli) fn fit(
+        &self,
+        recipe: &mut Recipe,
+        resumed: Option<&Path>,
+        console: &Console,
+    ) -> Result<bool> {
+        let (_, table) = self.table(resumed)?;
+        if table
+            .get("train")
+            .is_some_and(|train| train.get("batch_size").is_some())
+        {
+            return Ok(false);
+        }
+        let note = recipe.fit_batch()?;
+        note.iter().for_each(|note| console.note(note));
+        Ok(note.is_some())
+    }
+
+    /// Whether the recipe is that of a run that is resumed, which has every value already.
+    fn is_whole(&self, resumed: Option<&Path>) -> bool {
+        resumed.is_some() && self.recipe.is_none()
     }
 
     /// The recipe by the method `entry` for the run in the folder `resumed`, or for a new one, under the flags and `more`.
@@ -206,8 +251,7 @@ impl RecipeArgs {
         more: &[(&str, Value)],
     ) -> Result<Recipe> {
         let (name, table) = self.table(resumed)?;
-        // The recipe of a run that is resumed has every value already.
-        let whole = resumed.is_some() && self.recipe.is_none();
+        let whole = self.is_whole(resumed);
         let defaults: Vec<_> = defaults(&*entry.method()?)
             .into_iter()
             .filter(|(key, _)| !whole || key.contains('.'))
@@ -281,6 +325,8 @@ impl RecipeArgs {
             ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
+            ("data.max_pixels", whole(self.max_pixels)),
+            ("data.exif", self.exif.then_some(Value::Boolean(true))),
             ("data.labels_by", self.labels_by.map(labels_by)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),

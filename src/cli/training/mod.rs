@@ -49,7 +49,10 @@ impl<'a> Training<'a> {
         if console.team().leads() {
             RunFolder::check(&args.output, &recipe, args.existing())?;
         }
-        let test = args.test.then(|| open_test(&recipe.data.path)).transpose()?;
+        let test = args
+            .test
+            .then(|| open_test(&recipe.data.path, &recipe.data.decode()))
+            .transpose()?;
         Ok(Training {
             verb,
             recipe,

@@ -316,16 +316,17 @@ pub fn splits(data: impl AsRef<Path>) -> Result<Vec<Split>> {
     Ok(parts.into_iter().map(Part::split).collect())
 }
 
-/// Opens every split that is stored, each by itself; nothing is held back.
+/// Opens every split that is stored, each by itself; nothing is held back. Files become pictures as `decode` says.
 ///
 /// # Errors
 /// [`Error::DataSet`] for a path that holds no data set.
-pub fn open_splits(data: impl AsRef<Path>) -> Result<Vec<DataSet>> {
+pub fn open_splits(data: impl AsRef<Path>, decode: &DecodeOptions) -> Result<Vec<DataSet>> {
     let data = data.as_ref();
     let ask = |split| {
         let options = OpenOptions {
             split: Some(split),
             val_fraction: 0.0,
+            decode: decode.clone(),
             ..OpenOptions::default()
         };
         open(data, &options)

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vitesse_data::{DataSet, OpenOptions, Preprocess, Split, open};
+use vitesse_data::{DataSet, DecodeOptions, OpenOptions, Preprocess, Split, open};
 use vitesse_model::Checkpoint;
+use vitesse_model::config::Scores;
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
@@ -61,6 +62,11 @@ impl Exam {
         }
         let note = self.matched()?.note;
         note.iter().for_each(|note| events.say("note", note));
+        if self.checkpoint.config.scores(known) != Scores::Softmax {
+            let text = "the model scores each class by itself, and the data name one a picture: top-1 tells how often that one \
+                        scores highest, and the loss is not the one it learned by";
+            events.say("note", text);
+        }
         Ok(())
     }
 
@@ -149,9 +155,10 @@ impl Exam {
 ///
 /// # Errors
 /// No data set, or none with such a split.
-pub fn open_test(path: &str) -> Result<DataSet> {
+pub fn open_test(path: &str, decode: &DecodeOptions) -> Result<DataSet> {
     let options = OpenOptions {
         split: Some(Split::Test),
+        decode: decode.clone(),
         ..OpenOptions::default()
     };
     Ok(open(path, &options)?)

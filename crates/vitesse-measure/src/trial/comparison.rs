@@ -65,7 +65,7 @@ impl Comparison {
     /// [`Setup::test`].
     pub fn run(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Report> {
         let recipe = self.recipe(self.first()?, None)?;
-        let test = open_test(&recipe.data.path)?;
+        let test = open_test(&recipe.data.path, &recipe.data.decode())?;
         // Every method and recipe is read, and every run that is there is one of these, before anything is computed.
         for entry in &self.entries {
             let candidates = self.candidates(entry).into_iter().map(|(_, candidate)| candidate);

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::Device;
 use vitesse_adapt::peft::{Adapter, Record};
 use vitesse_data::DataSet;
 use vitesse_model::checkpoint::{file_sha256, weights_file};
 use vitesse_model::{Checkpoint, LoadOptions};
-use vitesse_train::events::{Events as Training, Outcome};
-use vitesse_train::method::{Begun, Method, Trainable, named};
+use vitesse_train::events::{Events as Training, Outcome, Plan};
+use vitesse_train::method::{Begun, Method, MethodPlan, Trainable, named};
 use vitesse_train::parallel::Team;
 use vitesse_train::run::{ADAPTER, Existing, RunFolder};
 use vitesse_train::{Recipe, run_begun, same_base};
@@ -80,9 +81,11 @@ impl Job<'_> {
                 "the model is a name: its weights are fresh, and there is little to adapt",
             );
         }
-        // The head is always new, also where the number of classes is the same by chance.
+        // The head is always new, also where the number of classes is the same by chance. That needs no telling.
+        let told = base.source.notes.len();
         base.set_num_classes(0, recipe.train.seed)?;
         base.set_num_classes(classes, recipe.train.seed)?;
+        base.source.notes.truncate(told);
         let begun = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
         Ok(Ready {
             base,
@@ -90,6 +93,18 @@ impl Job<'_> {
             learn,
             validation,
         })
+    }
+
+    /// What the method would change, and what the run by the processes of `team` would be, without a step of it.
+    ///
+    /// # Errors
+    /// As [`Recipe::plan`].
+    pub fn plan(&self, ready: &Ready, team: &Team, events: &mut dyn Training) -> Result<(MethodPlan, Plan)> {
+        let data = (ready.learn.clone(), ready.validation.clone());
+        let run = self
+            .recipe
+            .plan_of(&ready.base, data, team, &Device::flex(), events)?;
+        Ok((self.method.plan(&ready.base.spec)?, run))
     }
 
     /// Trains, by all processes of `team`, and keeps what was learned.

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use vitesse_data::{Batch, DataSet, Loader, Preprocess};
+use vitesse_model::config::Scores;
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
 
@@ -142,6 +143,9 @@ impl<'a> Run<'a> {
         let validation = validation.map(|data| Ok::<_, Error>(names.matched(&data, classes, by)?.data));
         let (train, validation) = (matched.data, validation.transpose()?);
         let mut notes = Vec::from_iter(matched.note);
+        if state.config.scores(classes) != Scores::Softmax {
+            notes.push("the checkpoint scores each class by itself; from here on it learns that an image has one of them".into());
+        }
         if let Some(teacher) = &mut teacher {
             notes.extend(teacher.answer_as(train.class_names(), by)?);
         }
