@@ -9,26 +9,28 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, module};
 use serde_json::Value;
 use support::adapting::{
-    by_name, checkpoint, compare_gradients, gradients, logits, merged, tensor, values, vit,
+    activation, by_engine, by_name, checkpoint, compare_gradients, gradients, logits, merged, tensor, values,
+    vit,
 };
 use support::{Report, Vectors, golden_root, notices, walk_with};
 use vitesse::adapt::Method;
 use vitesse::adapt::merge::{self, Options};
 use vitesse::adapt::peft::{Adapter, CONFIG_FILE, Record, WEIGHTS_FILE};
+use vitesse::measure::merge::{Merge, Settings};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::ops::{
     Activation, Bottleneck, LowRank, NormPlace, Op, OpKind, OpSpec, Prompts, QkvPart, ScaleShift,
 };
 use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse::model::storage::safetensors;
-use vitesse::model::{Checkpoint, ModelSpec, Site, Sites, Tensors, zoo};
+use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Site, Tensors, zoo};
 use vitesse::train::method::Trainable;
 
 #[test]
@@ -46,6 +48,15 @@ fn golden_petl_notices_a_wrong_value() {
         ("ssf_vit", "out.logits_merged"),
         ("vpt_deep", "grad.transformer.deep_prompt_embeddings"),
         ("adaptformer_vit", "out.logits"),
+        ("vpt_deep_project", "grad.transformer.prompt_proj.bias"),
+        (
+            "adaptformer_sequential_ln_out",
+            "grad.blocks.0.adaptmlp.up_proj.weight",
+        ),
+        ("adaptformer_mean", "out.logits"),
+        ("lora_patches", "merged.patch_embed.proj.weight"),
+        ("peft_vit", "out.all_biases"),
+        ("peft_deit", "out.updated_head"),
     ] {
         notices(
             "golden_petl",
@@ -57,10 +68,88 @@ fn golden_petl_notices_a_wrong_value() {
     }
 }
 
+#[test]
+fn golden_petl_knows_every_field() {
+    let file = golden_root().join("petl/vpt_deep.safetensors");
+    let mut v = Vectors::read(&file);
+    v.config["drop_rate"] = 0.1.into();
+    let mut report = Report::default();
+    fields(&v, &mut report);
+    assert!(
+        report.failures[0].contains("config.drop_rate"),
+        "{:?}",
+        report.failures
+    );
+}
+
+/// What a file's config may say of the model, all of which [`vit`] builds it from.
+const MODEL: [&str; 12] = [
+    "act",
+    "depth",
+    "embed_dim",
+    "img_size",
+    "mlp_dim",
+    "mlp_ratio",
+    "norm_eps",
+    "num_classes",
+    "num_heads",
+    "patch_size",
+    "pool",
+    "qkv_bias",
+];
+
+/// What it says of the method, beside what describes the file.
+fn of_method(v: &Vectors) -> &'static [&'static str] {
+    match method(v) {
+        "lora" if v.config.get("enable_lora").is_some() => &[
+            "enable_lora",
+            "in_features",
+            "lora_alpha",
+            "out_features",
+            "r",
+            "scaling",
+        ],
+        "lora" => &["adapter_config", "lora", "saved_keys", "trainable"],
+        "bitfit" => &["trainable", "trainable_numel", "trainable_numel_without_head"],
+        "vpt-deep" | "vpt-shallow" => &["num_tokens", "project"],
+        "adaptformer" => &["bottleneck", "ffn_option", "layernorm_option", "scale"],
+        "adapter" => &["bottleneck", "reduction"],
+        "peft" => &["adapters", "config"],
+        _ => &[],
+    }
+}
+
+/// Every field of a file's config must be known, and those that only describe must say what is taken for granted.
+fn fields(v: &Vectors, report: &mut Report) {
+    const DESCRIPTION: [&str; 6] = ["case", "loss", "max_abs_diff_merge", "method", "mode", "model"];
+    let own = of_method(v);
+    for (key, value) in v.config.as_object().unwrap() {
+        let known = [&MODEL[..], &DESCRIPTION[..], own]
+            .iter()
+            .any(|list| list.contains(&key.as_str()));
+        let expected = match key.as_str() {
+            "case" => Some(v.file.as_str()),
+            "mode" => Some("eval"),
+            "loss" => Some("0.5 * mean(y^2)"),
+            _ => None,
+        };
+        if !known || expected.is_some_and(|expected| value != expected) {
+            report
+                .failures
+                .push(format!("{}: config.{key} is {value}, which is unknown", v.file));
+        }
+    }
+}
+
+fn method(v: &Vectors) -> &str {
+    let method = v.config["method"].as_str().unwrap_or_default();
+    method.split([' ', ',']).next().unwrap_or_default()
+}
+
 /// Chooses the check by what the file's config describes.
 fn check(v: &Vectors, report: &mut Report) {
-    let method = v.config["method"].as_str().unwrap_or_default();
-    match method.split([' ', ',']).next().unwrap_or_default() {
+    fields(v, report);
+    match method(v) {
         "lora" if v.config.get("adapter_config").is_some() => lora(v, report),
         "lora" if v.config.get("enable_lora").is_some() => lora_parts(v, report),
         "bitfit" => bitfit(v, report),
@@ -68,9 +157,10 @@ fn check(v: &Vectors, report: &mut Report) {
         "vpt-deep" | "vpt-shallow" => vpt(v, report),
         "adaptformer" => adaptformer(v, report),
         "adapter" => one_block(v, report),
-        _ => report
+        "peft" => peft(v, report),
+        other => report
             .failures
-            .push(format!("{}: config.method `{method}` is unknown", v.file)),
+            .push(format!("{}: config.method `{other}` is unknown", v.file)),
     }
 }
 
@@ -79,6 +169,16 @@ fn other(path: &Path, report: &mut Report) {
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     if let Some(file) = name.strip_suffix("_adapter").filter(|_| path.is_dir()) {
         peft_folder(path, &path.with_file_name(format!("{file}.safetensors")), report);
+    } else if let Some(file) = name.strip_suffix("_adapters").filter(|_| path.is_dir()) {
+        let v = Vectors::read(&path.with_file_name(format!("{file}.safetensors")));
+        let listing = std::fs::read_dir(path).unwrap();
+        let found: BTreeSet<String> = listing
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        let listed = names(&v.config["adapters"]).into_iter().collect();
+        report.expect(&name, found == listed, || {
+            "its folders are not those of `adapters`".into()
+        });
     } else if name == "bitfit_trainable.json" {
         trainable_lists(path, report);
     } else {
@@ -123,6 +223,15 @@ fn write_peft(v: &Vectors, folder: &Path) {
 }
 
 fn lora(v: &Vectors, report: &mut Report) {
+    for (field, prefix) in [("saved_keys", "a."), ("trainable", "grad.")] {
+        if let Some(list) = v.config.get(field) {
+            let (under, listed) = (v.under(prefix), names(list));
+            let same = under.names().eq(listed.iter().map(String::as_str));
+            report.expect(&format!("{}: {field}", v.file), same, || {
+                format!("not the keys under `{prefix}`")
+            });
+        }
+    }
     let base = checkpoint(vit(v), v.under("w."));
     let place = tempfile::tempdir().unwrap();
     write_peft(v, place.path());
@@ -138,7 +247,7 @@ fn lora(v: &Vectors, report: &mut Report) {
         for (end, factor) in [(".lora_A.default.weight", "a"), (".lora_B.default.weight", "b")] {
             if let Some(module) = path.strip_suffix(end) {
                 let named = |(_, op): &(usize, &OpSpec)| {
-                    let projection = spec.projection(op.site, op.layer.unwrap());
+                    let projection = spec.sites().matrix(op.site, op.layer.unwrap_or(0));
                     projection.is_some_and(|projection| projection.name == module)
                 };
                 let (index, op) = spec.ops.iter().enumerate().find(named).unwrap();
@@ -207,6 +316,51 @@ fn peft_folder(folder: &Path, vectors: &Path, report: &mut Report) {
         report.compare_also(&v, key, "from the folder", &found);
     }
     report.files += 1;
+}
+
+/// Folders that PEFT wrote for a model of transformers: read, run and merged.
+fn peft(v: &Vectors, report: &mut Report) {
+    let place = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(place.path().join(name), text).unwrap();
+    write("config.json", v.config["config"].to_string());
+    safetensors::write(
+        &place.path().join("model.safetensors"),
+        &v.under("w."),
+        &Default::default(),
+    )
+    .unwrap();
+    let base = Checkpoint::load(place.path(), &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    logits(v, report, "out.logits_base", &base.spec, &base.tensors);
+    let folders = golden_root().join("petl").join(format!("{}_adapters", v.file));
+    for name in names(&v.config["adapters"]) {
+        let key = format!("out.{name}");
+        let adapter = Adapter::read(&folders.join(&name)).unwrap_or_else(|e| panic!("{e}"));
+        let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
+        logits(v, report, &key, &attached.spec, &attached.tensors);
+        let merge = Merge::open(
+            place.path(),
+            &LoadOptions::default(),
+            &folders.join(&name),
+            None,
+            &mut (),
+        );
+        let merge = merge.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let merged = merge.plan(&Settings::default(), &mut ()).unwrap().checkpoint;
+        report.expect(
+            &format!("{}: {name} (merged)", v.file),
+            merged.spec.ops.is_empty(),
+            || "ops are left".into(),
+        );
+        by_engine(v, report, &key, &merged.spec, &merged.tensors);
+        // Written again, it is read as the same.
+        let again = place.path().join(&name);
+        adapter.write(&again, false).unwrap();
+        let again = Adapter::read(&again).unwrap().attach(&base).unwrap();
+        let same = (&again.spec, &again.tensors) == (&attached.spec, &attached.tensors);
+        report.expect(&format!("{}: {name} (written)", v.file), same, || {
+            "it differs".into()
+        });
+    }
 }
 
 /// One fused projection of which thirds are updated.
@@ -463,33 +617,47 @@ fn insert_rows(out: &mut Tensors, name: &str, parts: &[vitesse::model::Tensor]) 
 }
 
 fn vpt(v: &Vectors, report: &mut Report) {
-    assert!(
-        v.config["project"].as_i64().is_none_or(|width| width < 0),
-        "{}",
-        v.file
-    );
     let depth = v.usize("depth");
     let base = checkpoint(vit(v), vpt_names(&v.under("w."), depth));
-    let (count, dim) = (v.usize("num_tokens"), v.usize("embed_dim"));
+    let count = v.usize("num_tokens");
+    let project = v.config["project"].as_i64().unwrap();
+    let project = usize::try_from(project).ok();
+    let width = project.unwrap_or_else(|| v.usize("embed_dim"));
     let mut prompts = vec![v.f32("a.transformer.prompt_embeddings")];
-    if v.has("a.transformer.deep_prompt_embeddings") {
+    if method(v) == "vpt-deep" {
         let deep = v.f32("a.transformer.deep_prompt_embeddings");
-        prompts.extend(deep.chunks_exact(count * dim).map(<[f32]>::to_vec));
+        prompts.extend(deep.chunks_exact(count * width).map(<[f32]>::to_vec));
     }
-    let ops: Vec<(OpSpec, Vec<Part>)> = prompts
+    let mut ops: Vec<(OpSpec, Vec<Part>)> = prompts
         .into_iter()
         .enumerate()
         .map(|(layer, values)| {
-            let kind = OpKind::Prompts(Prompts { tokens: count });
+            let kind = OpKind::Prompts(Prompts {
+                tokens: count,
+                project,
+            });
             (
                 at(Site::BlockIn, layer, kind),
-                vec![("tokens", vec![1, count, dim], values)],
+                vec![("tokens", vec![1, count, width], values)],
             )
         })
         .collect();
+    if project.is_some() {
+        for (end, key) in [("proj.weight", "weight"), ("proj.bias", "bias")] {
+            ops[0]
+                .1
+                .push(part(v, end, &format!("a.transformer.prompt_proj.{key}")));
+        }
+    }
+    let mut settings = vec![
+        ("tokens", count.to_string()),
+        ("deep", (ops.len() > 1).to_string()),
+    ];
+    settings.extend(project.map(|width| ("project", width.to_string())));
     let attached = with_ops(&base, ops);
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
+    same_plan(v, report, ("vpt", &settings), &base, &attached);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
     let ops = &attached.spec.ops;
     compare_gradients(v, report, &found, |key| {
@@ -497,10 +665,28 @@ fn vpt(v: &Vectors, report: &mut Report) {
         match key {
             "transformer.prompt_embeddings" => vec![tokens(0)],
             "transformer.deep_prompt_embeddings" => (1..ops.len()).map(tokens).collect(),
-            other => vec![other.to_owned()],
+            other => match other.strip_prefix("transformer.prompt_") {
+                Some(end) => vec![format!("{}.{end}", ops[0].prefix(0))],
+                None => vec![other.to_owned()],
+            },
         }
     });
     refused(v, report, &attached);
+}
+
+/// The method with these settings puts the same ops in the same places.
+fn same_plan(
+    v: &Vectors,
+    report: &mut Report,
+    (name, settings): (&str, &[(&str, String)]),
+    base: &Checkpoint,
+    attached: &Checkpoint,
+) {
+    let method = Method::parse(name, settings).unwrap_or_else(|e| panic!("{}: {e}", v.file));
+    let same = method.plan(&base.spec).unwrap().spec == attached.spec;
+    report.expect(&format!("{}: ops of the method", v.file), same, || {
+        "they differ".into()
+    });
 }
 
 /// What is not linear must not be folded.
@@ -512,7 +698,12 @@ fn refused(v: &Vectors, report: &mut Report, attached: &Checkpoint) {
 }
 
 fn adaptformer(v: &Vectors, report: &mut Report) {
-    assert_eq!(v.config["ffn_option"], "parallel", "{}", v.file);
+    let form = v.config["ffn_option"].as_str().unwrap();
+    let from = match form {
+        "parallel" => Some(Site::Mid),
+        "sequential" => None,
+        other => panic!("{}: config.ffn_option {other}", v.file),
+    };
     let mut tensors = Tensors::new();
     let weights = v.under("w.");
     for (name, tensor) in weights.iter() {
@@ -545,7 +736,13 @@ fn adaptformer(v: &Vectors, report: &mut Report) {
         names.push(("adapter_layer_norm_before.weight", "norm.weight"));
         names.push(("adapter_layer_norm_before.bias", "norm.bias"));
     }
-    let learned_scale = v.has("a.blocks.0.adaptmlp.scale");
+    let scale = &v.config["scale"];
+    let learned_scale = scale == "learnable_scalar";
+    let scale = if learned_scale {
+        1.0
+    } else {
+        scale.as_f64().unwrap()
+    };
     if learned_scale {
         names.push(("scale", "scale"));
     }
@@ -553,12 +750,26 @@ fn adaptformer(v: &Vectors, report: &mut Report) {
         hidden: v.usize("bottleneck"),
         groups: 1,
         activation: Activation::Relu,
-        scale: v.config["scale"].as_f64().unwrap_or(1.0),
+        scale,
         learned_scale,
         norm,
-        from: Some(Site::Mid),
+        from,
         dropout: 0.1,
     });
+    let mut settings = vec![
+        ("form", form.to_owned()),
+        ("hidden", v.usize("bottleneck").to_string()),
+        ("scale", scale.to_string()),
+        ("learned_scale", learned_scale.to_string()),
+    ];
+    settings.extend(norm.map(|place| {
+        let place = if place == NormPlace::Before {
+            "before"
+        } else {
+            "after"
+        };
+        ("norm", place.to_owned())
+    }));
     let ops = (0..v.usize("depth")).map(|layer| {
         let parts = names
             .iter()
@@ -566,6 +777,7 @@ fn adaptformer(v: &Vectors, report: &mut Report) {
         (at(Site::MlpOut, layer, kind.clone()), parts.collect())
     });
     let attached = with_ops(&base, ops.collect());
+    same_plan(v, report, ("adaptformer", &settings), &base, &attached);
     logits(v, report, "out.logits", &attached.spec, &attached.tensors);
     let found = gradients(v, report, &attached.spec, &attached.tensors);
     compare_gradients(v, report, &found, |key| {
@@ -590,12 +802,8 @@ fn one_block(v: &Vectors, report: &mut Report) {
     vit.norm_eps = v.number("norm_eps");
     let hidden = (dim as f64 * v.number("mlp_ratio")) as usize;
     vit.cores[0].mlp.as_mut().unwrap().hidden = hidden;
-    let activation = match v.config["act"].as_str() {
-        Some("gelu_erf") => Activation::Gelu,
-        Some("quick_gelu") => Activation::QuickGelu,
-        Some("relu") => Activation::Relu,
-        other => panic!("{}: config.act {other:?}", v.file),
-    };
+    // The activation is the adapter's; the reduction says once more how wide it is.
+    assert_eq!(v.usize("bottleneck") * v.usize("reduction"), dim, "{}", v.file);
     let spec = ModelSpec {
         architecture: v.file.clone(),
         num_classes: 0,
@@ -621,7 +829,7 @@ fn one_block(v: &Vectors, report: &mut Report) {
     let kind = OpKind::Bottleneck(Bottleneck {
         hidden: v.usize("bottleneck"),
         groups: 1,
-        activation,
+        activation: activation(v),
         scale: 1.0,
         learned_scale: false,
         norm: None,

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::adapt::Method;
 use vitesse::adapt::merge::{Options as MergeOptions, merge};
 use vitesse::engine::{Engine, Options, Precision};
+use vitesse::measure::merge::Merge;
 use vitesse::measure::proof::Difference;
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::{Checkpoint, ModelSpec, Tensors};
@@ -72,6 +73,7 @@ fn a_merged_model_is_the_plain_model_with_other_weights() {
         ("repadapter", &[("position", "after")]),
         ("lora", &[("targets", "all-linear")]),
         ("lora", &[("parts", r#"["q","v"]"#)]),
+        ("lora", &[("targets", "patch_embed.proj,qkv")]),
         ("ssf", &[]),
     ] {
         let (spec, tensors) = adapted(name, settings);
@@ -102,18 +104,31 @@ fn a_merged_model_is_the_plain_model_with_other_weights() {
 }
 
 #[test]
+fn a_scale_is_for_a_file_and_not_for_a_folder() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, adapter) = (place.path().join("base"), place.path().join("adapter"));
+    base().save(&model, false).unwrap();
+    std::fs::create_dir(&adapter).unwrap();
+    let error = Merge::open(&model, &adapter, Some(0.5), &mut ()).unwrap_err();
+    assert!(error.to_string().contains("which holds its scale"), "{error}");
+}
+
+#[test]
 fn network_and_engine_agree_on_every_method() {
     for (name, settings) in [
         ("repadapter", &[("targets", "all-linear")][..]),
         ("repadapter", &[("position", "parallel"), ("activation", "gelu")]),
         ("lora", &[("targets", "all-linear"), ("rank_stabilized", "true")]),
         ("lora", &[("parts", r#"["k"]"#)]),
+        ("lora", &[("targets", "patch_embed.proj")]),
         ("ssf", &[]),
         ("vpt", &[("tokens", "3")]),
         ("vpt", &[("tokens", "7"), ("deep", "false")]),
+        ("vpt", &[("tokens", "3"), ("project", "5")]),
         ("adapter", &[("placement", "houlsby")]),
         ("adaptformer", &[("norm", "before"), ("learned_scale", "true")]),
         ("adaptformer", &[("norm", "after")]),
+        ("adaptformer", &[("norm", "after"), ("form", "sequential")]),
     ] {
         let (spec, tensors) = adapted(name, settings);
         let device = Device::flex();

@@ -3,10 +3,10 @@
 
     python tools/interop.py [--roundtrip PROGRAM] [--vitesse PROGRAM] [--only WORD]
 
-Needs `torch`, `timm` and `transformers`, and the example `roundtrip` of the crate `vitesse-model` and the program
+Needs `torch`, `timm`, `transformers` and `peft`, and the example `roundtrip` of the crate `vitesse-model` and the program
 `vitesse`, which it builds unless PROGRAM names them. Everything is random weights in a temporary folder; nothing is
 downloaded. For each case it prints the largest difference of the logits, and it ends with status 1 when a load is not
-strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only files` runs those cases
+strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only adapters` or `--only files` runs those cases
 alone.
 
   from timm          timm saves a model, we load and save it, timm loads ours: logits equal, tensors bit-equal
@@ -18,6 +18,9 @@ alone.
   files              weight files as people have them (interop_files.py): in several files, wrapped, beside other
                      objects, one of several, bare, of other channels, at another size; `vitesse run` says what the
                      library that wrote them says
+  adapters           PEFT saves an adapter and loads it again; `vitesse run` with it, by the engine and by the network,
+                     and `vitesse run` of what `vitesse merge` makes of it, say the same; what is not implemented is
+                     refused, and the refusal names the field
 """
 
 import argparse
@@ -32,8 +35,9 @@ import interop_files
 import numpy as np
 import timm
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import (
     AutoImageProcessor,
@@ -187,11 +191,228 @@ def preparation_cases(roundtrip, work):
         compare(type(processor).__name__, ours, processor)
 
 
+SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48, "image_size": 16,
+         "patch_size": 8, "num_labels": 3}
+
+
+def vit():
+    torch.manual_seed(0)
+    return randomise(ViTForImageClassification(ViTConfig(**SMALL)))
+
+
+def deit():
+    torch.manual_seed(0)
+    return randomise(DeiTForImageClassificationWithTeacher(DeiTConfig(**SMALL)))
+
+
+def deit_one_head():
+    torch.manual_seed(0)
+    return randomise(DeiTForImageClassification(DeiTConfig(**SMALL)))
+
+
+def of_timm(name="vit_tiny_patch16_224", **args):
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 3}
+    return randomise(timm.create_model(name, **{**sizes, **args}))
+
+
+def distilled():
+    return of_timm("deit_tiny_distilled_patch16_224")
+
+
+def fc_norm():
+    return of_timm(global_pool="avg", class_token=False)
+
+
+def logits(model, x):
+    y = model(x)
+    return getattr(y, "logits", y)
+
+
+# Adapters that are read: base, options of PEFT's, and how the folder is written.
+READ = {
+    "attention": (vit, {"target_modules": ["q_proj", "v_proj"]}, {}),
+    "keys alone": (vit, {"target_modules": ["k_proj"]}, {}),
+    "the perceptron": (vit, {"target_modules": ["fc1", "fc2"]}, {}),
+    "all-linear": (vit, {"target_modules": "all-linear"}, {}),
+    "all-linear but the head": (vit, {"target_modules": "all-linear", "exclude_modules": ["classifier"]}, {}),
+    "all-linear of a DeiT": (deit, {"target_modules": "all-linear"}, {}),
+    "all-linear of timm": (of_timm, {"target_modules": "all-linear"}, {}),
+    "all-linear of a distilled timm": (distilled, {"target_modules": "all-linear"}, {}),
+    "all biases": (vit, {"target_modules": ["q_proj", "fc1"], "bias": "all"}, {}),
+    "all biases and the head": (
+        vit, {"target_modules": ["v_proj"], "bias": "all", "modules_to_save": ["classifier"]}, {}),
+    "all biases and one head of two": (
+        deit, {"target_modules": ["o_proj"], "bias": "all", "modules_to_save": ["cls_classifier"]}, {}),
+    "biases beside updates": (vit, {"target_modules": ["k_proj", "fc2"], "bias": "lora_only"}, {}),
+    "biases of timm": (of_timm, {"target_modules": ["qkv"], "bias": "all", "modules_to_save": ["head", "norm"]}, {}),
+    "biases beside updates of timm": (of_timm, {"target_modules": ["qkv", "fc2"], "bias": "lora_only"}, {}),
+    "both heads of a DeiT": (
+        deit, {"target_modules": ["q_proj"], "modules_to_save": ["cls_classifier", "distillation_classifier"]}, {}),
+    "both heads of timm": (distilled, {"target_modules": ["qkv"], "modules_to_save": ["head", "head_dist"]}, {}),
+    "one head of two": (distilled, {"target_modules": ["qkv"], "modules_to_save": ["head_dist"]}, {}),
+    "the head of a DeiT with one": (
+        deit_one_head, {"target_modules": ["q_proj"], "modules_to_save": ["classifier"], "bias": "all"}, {}),
+    "norms": (vit, {"target_modules": ["v_proj"], "modules_to_save": ["layernorm", "layernorm_before"]}, {}),
+    "fc_norm": (fc_norm, {"target_modules": ["qkv"], "modules_to_save": ["fc_norm", "head", "norm2"]}, {}),
+    "whole projections": (vit, {"target_modules": ["fc2"], "modules_to_save": ["k_proj", "fc1"]}, {}),
+    "whole perceptrons": (vit, {"target_modules": ["v_proj"], "modules_to_save": ["mlp"], "bias": "all"}, {}),
+    "the whole convolution": (deit, {"target_modules": ["v_proj"], "modules_to_save": ["patch_embeddings"]}, {}),
+    "an update of the head": (vit, {"target_modules": ["classifier"], "bias": "lora_only"}, {}),
+    "an update of one head of two": (deit, {"target_modules": ["distillation_classifier", "q_proj"]}, {}),
+    "an update of a head of timm": (of_timm, {"target_modules": ["head", "qkv"], "use_rslora": True}, {}),
+    "the patches": (vit, {"target_modules": ["projection"]}, {}),
+    "the patches with all biases": (vit, {"target_modules": ["projection", "classifier"], "bias": "all"}, {}),
+    "proj, which is two modules": (of_timm, {"target_modules": ["proj"], "use_rslora": True}, {}),
+    "the patches of a model without a class token": (fc_norm, {"target_modules": ["patch_embed.proj", "fc1"]}, {}),
+    "patterns": (
+        vit, {"target_modules": "all-linear", "rank_pattern": {"classifier": 1, r"layers\.1\..*": 3},
+              "alpha_pattern": {"q_proj": 7}, "use_rslora": True}, {}),
+    "some layers": (vit, {"target_modules": ["q_proj", "fc2"], "layers_to_transform": [1]}, {}),
+    "factors from a normal distribution": (vit, {"target_modules": ["fc1"], "init_lora_weights": "gaussian"}, {}),
+    "orthogonal factors": (vit, {"target_modules": ["fc1"], "init_lora_weights": "orthogonal"}, {}),
+    "factors of EVA": (vit, {"target_modules": ["fc1"], "init_lora_weights": "eva"}, {}),
+    "factors of MiCA": (vit, {"target_modules": ["fc1"], "init_lora_weights": "mica"}, {}),
+    "random factors": (vit, {"target_modules": ["fc1"], "init_lora_weights": False}, {}),
+    "pickled": (vit, {"target_modules": "all-linear", "bias": "all"}, {"safe_serialization": False}),
+    "pickled, of timm": (
+        of_timm, {"target_modules": ["proj", "qkv"], "modules_to_save": ["head"]}, {"safe_serialization": False}),
+    "PiSSA, converted": (
+        vit, {"target_modules": ["q_proj", "fc1"], "init_lora_weights": "pissa"}, {"convert": True}),
+    "OLoRA, converted": (
+        vit, {"target_modules": ["q_proj", "fc1"], "init_lora_weights": "olora"}, {"convert": True}),
+    "half precision": (of_timm, {"target_modules": "all-linear", "bias": "all"}, {"half": torch.bfloat16}),
+    "old names": (vit, {"target_modules": "all-linear", "bias": "all"}, {"old_names": True}),
+    "old names, pickled": (
+        deit, {"target_modules": ["o_proj", "v_proj", "fc2"]}, {"old_names": True, "safe_serialization": False}),
+}
+
+# Adapters that are refused: options of PEFT's, or fields put into the file, and the field that the refusal names.
+REFUSED = {
+    "PiSSA": ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
+    "fast PiSSA": ({"init_lora_weights": "pissa_niter_4"}, {}, "init_lora_weights"),
+    "OLoRA": ({"init_lora_weights": "olora"}, {}, "init_lora_weights"),
+    "LoftQ": ({}, {"init_lora_weights": "loftq"}, "init_lora_weights"),
+    "CorDA": ({}, {"init_lora_weights": "corda"}, "init_lora_weights"),
+    "LoRA-GA": ({}, {"init_lora_weights": "lora_ga"}, "init_lora_weights"),
+    "a new way of drawing": ({}, {"init_lora_weights": "of_tomorrow"}, "init_lora_weights"),
+    "DoRA": ({"use_dora": True}, {}, "use_dora"),
+    "a bias of B": ({"lora_bias": True}, {}, "lora_bias"),
+    "parameters": ({"target_modules": None, "target_parameters": ["q_proj.weight"]}, {}, "target_parameters"),
+    "replicated layers": ({}, {"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+    "tokens": ({}, {"trainable_token_indices": [1]}, "trainable_token_indices"),
+    "transposed weights": ({}, {"fan_in_fan_out": True}, "fan_in_fan_out"),
+    "QALoRA": ({}, {"use_qalora": True}, "use_qalora"),
+    "a field of tomorrow": ({}, {"use_something_new": {"depth": 3}}, "use_something_new"),
+    "other biases": ({}, {"bias": "some"}, "bias"),
+    "a module inside a whole one": ({"modules_to_save": ["embeddings"]}, {}, "modules_to_save"),
+    "another kind": ({}, {"peft_type": "IA3"}, "peft_type"),
+}
+
+# transformers' names of modules before version 5.
+OLD_NAMES = {
+    "layers.": "encoder.layer.", "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key", "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+}
+
+
+def adapted(make, options, seed=3):
+    """A model of PEFT's in which everything that learns has moved."""
+    options = {"r": 2, "lora_alpha": 5, "target_modules": ["q_proj"], **options}
+    model = get_peft_model(make(), LoraConfig(**options))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+def rename(folder):
+    """Gives the adapter in `folder` the names that it would have had before version 5 of transformers."""
+    old = folder / "adapter_model.bin"
+    path = old if old.exists() else folder / "adapter_model.safetensors"
+    tensors = torch.load(path, weights_only=True) if old.exists() else load_file(path)
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, before in OLD_NAMES.items():
+            name = name.replace(new, before)
+        renamed[name] = tensor
+    torch.save(renamed, path) if old.exists() else save_file(renamed, path)
+
+
+def save_base(model, folder):
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        save_for_hf(model, folder, safe_serialization=True)
+
+
+def adapter_cases(vitesse, work):
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    save_file({"pixel_values": x}, work / "x.safetensors")
+
+    def run(*flags):
+        out = work / "y.safetensors"
+        vitesse("run", "--input", work / "x.safetensors", "--output", out, "--force", *flags)
+        return load_file(out)["logits"]
+
+    for number, (case, (make, options, how)) in enumerate(READ.items()):
+        base, folder, merged = (work / f"{kind}-{number}" for kind in ("base", "adapter", "merged"))
+        save_base(make(), base)
+        model = adapted(make, options)
+        if how.get("convert"):
+            # The adapter as it is before training is what it is told apart from.
+            torch.manual_seed(0)
+            before = get_peft_model(make(), LoraConfig(r=2, lora_alpha=5, **options))
+            before.peft_config["default"].init_lora_weights = True
+            before.save_pretrained(work / f"before-{number}")
+            model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(work / f"before-{number}"))
+        else:
+            model.save_pretrained(folder, safe_serialization=how.get("safe_serialization", True))
+        if "half" in how:
+            path = folder / "adapter_model.safetensors"
+            save_file({name: tensor.to(how["half"]) for name, tensor in load_file(path).items()}, path)
+        with torch.no_grad():
+            expected = logits(PeftModel.from_pretrained(make(), folder).eval(), x)
+            plain = logits(make(), x)
+        if (expected - plain).abs().max() < 1e-2:
+            failures.append(f"{case}: the adapter changes nothing")
+        if how.get("old_names"):
+            rename(folder)
+        scale = max(1.0, expected.abs().max().item())
+        found = {
+            "engine": run("--model", base, "--adapter", folder),
+            "network": run("--model", base, "--adapter", folder, "--engine", "burn"),
+        }
+        vitesse("merge", "--model", base, "--adapter", folder, "--output", merged, "--images", "2")
+        found["merged"] = run("--model", merged)
+        for by, y in found.items():
+            report(f"adapters: {case}, {by}", (y - expected).abs().max().item() / scale)
+
+    base = work / "base-refused"
+    save_base(vit(), base)
+    for number, (case, (options, fields, named)) in enumerate(REFUSED.items()):
+        folder = work / f"refused-{number}"
+        adapted(vit, options).save_pretrained(folder)
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        try:
+            run("--model", base, "--adapter", folder)
+            failures.append(f"{case}: it was read")
+        except subprocess.CalledProcessError as error:
+            ok = f"`{named}`" in error.stderr
+            print(f"{'ok  ' if ok else 'FAIL'} adapters: {case} is refused, naming `{named}`")
+            if not ok:
+                failures.append(f"{case}: {error.stderr}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--roundtrip", metavar="PROGRAM", help="the built example `roundtrip`")
     parser.add_argument("--vitesse", metavar="PROGRAM", help="the built program `vitesse`")
-    parser.add_argument("--only", metavar="WORD", choices=["files"], help="run these cases alone")
+    parser.add_argument("--only", metavar="WORD", choices=["adapters", "files"], help="run these cases alone")
     args = parser.parse_args()
     manifest = ["cargo", "run", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml")]
     example = [args.roundtrip] if args.roundtrip else [*manifest, "-p", "vitesse-model", "--example", "roundtrip", "--"]
@@ -208,7 +429,10 @@ def main():
         if not args.only:
             for cases in (timm_cases, transformers_cases, zoo_cases, preparation_cases):
                 cases(roundtrip, Path(work))
-        interop_files.compare(vitesse, randomise, report, Path(work))
+        if args.only != "adapters":
+            interop_files.compare(vitesse, randomise, report, Path(work))
+        if args.only != "files":
+            adapter_cases(vitesse, Path(work))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -11,7 +11,8 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse::adapt::merge;
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
-use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::ops::Activation;
+use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
 use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors};
 use vitesse::train::loss::{self, Distillation, Kind};
 use vitesse::train::method::Finished;
@@ -30,6 +31,12 @@ pub fn vit(v: &Vectors) -> ModelSpec {
         vec![PrefixToken::Class],
     );
     vit.norm_eps = v.number("norm_eps");
+    vit.activation = activation(v);
+    vit.pool = match v.config.get("pool").map(|pool| pool.as_str().unwrap()) {
+        None | Some("cls token" | "cls token after norm") => Pool::Token,
+        Some("mean then fc_norm" | "mean of the patch tokens, then fc_norm") => Pool::AvgThenNorm,
+        Some(other) => panic!("{}: config.pool is `{other}`, which is unknown", v.file),
+    };
     let hidden = if v.config.get("mlp_dim").is_some() {
         v.usize("mlp_dim")
     } else {
@@ -44,6 +51,16 @@ pub fn vit(v: &Vectors) -> ModelSpec {
         num_classes: v.usize("num_classes"),
         network: NetworkSpec::Vit(vit),
         ops: Vec::new(),
+    }
+}
+
+/// The activation that a file's config names; the exact GELU where it names none.
+pub fn activation(v: &Vectors) -> Activation {
+    match v.config.get("act").map(|act| act.as_str().unwrap()) {
+        None | Some("gelu_erf") => Activation::Gelu,
+        Some("quick_gelu") => Activation::QuickGelu,
+        Some("relu") => Activation::Relu,
+        Some(other) => panic!("{}: config.act is `{other}`, which is unknown", v.file),
     }
 }
 
@@ -75,12 +92,30 @@ pub fn traced(v: &Vectors, spec: &ModelSpec, tensors: &Tensors, sites: Vec<Site>
         Network::new(spec, tensors, &v.file, &Device::flex()).unwrap_or_else(|e| panic!("{}: {e}", v.file));
     let mut ctx = Ctx::tracing(Trace::sites(sites));
     let logits = network.forward(images(v), &mut ctx).unwrap();
-    (values(&logits.class), ctx.trace)
+    let distillation = logits.distillation.as_ref().map(values).unwrap_or_default();
+    (mean(values(&logits.class), &distillation), ctx.trace)
+}
+
+/// What the heads of a model say together; the second says nothing where there is but one.
+fn mean(class: Vec<f32>, distillation: &[f32]) -> Vec<f32> {
+    if distillation.is_empty() {
+        return class;
+    }
+    class
+        .iter()
+        .zip(distillation)
+        .map(|(a, b)| (a + b) / 2.0)
+        .collect()
 }
 
 /// Logits under `key` from the network and from the engine: every instruction set of this processor, one thread and three.
 pub fn logits(v: &Vectors, report: &mut Report, key: &str, spec: &ModelSpec, tensors: &Tensors) {
     report.compare(v, key, &traced(v, spec, tensors, Vec::new()).0);
+    by_engine(v, report, key, spec, tensors);
+}
+
+/// Logits under `key` from the engine, beside those that were compared already.
+pub fn by_engine(v: &Vectors, report: &mut Report, key: &str, spec: &ModelSpec, tensors: &Tensors) {
     let under = v.under("in.");
     let images = under.get("images").unwrap();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
@@ -93,7 +128,7 @@ pub fn logits(v: &Vectors, report: &mut Report, key: &str, spec: &ModelSpec, ten
             let engine = Engine::new(spec, tensors, &v.file, options).unwrap_or_else(|e| panic!("{e}"));
             let found = engine.run(&images.to_f32(), images.shape()[0]).unwrap();
             let by = format!("engine, {isa}, {threads} threads");
-            report.compare_also(v, key, &by, &found.class);
+            report.compare_also(v, key, &by, &mean(found.class, &found.distillation));
         }
     }
 }

@@ -67,12 +67,26 @@ impl Targets {
         })
     }
 
-    /// The projections that are meant, as `(site, layer)` in the model's order, each matrix once.
+    /// The projections of blocks that are meant, as `(site, layer)` in the model's order, each matrix once.
     ///
     /// # Errors
-    /// A pattern that is no regular expression; an entry that names nothing in this model; one that also names the patch
-    /// embedding, which is a convolution (as `proj` does).
+    /// As [`Targets::modules`], and a pattern that names the patch embedding.
     pub fn projections(&self, sites: &dyn Sites) -> Result<Vec<(Site, usize)>> {
+        let modules = self.modules(sites)?.into_iter();
+        let blocks: Option<Vec<(Site, usize)>> = modules.map(|(site, layer)| Some((site, layer?))).collect();
+        blocks.ok_or_else(|| Error::Pattern {
+            pattern: self.to_string(),
+            detail: "it names the patch embedding, which stands in no block".into(),
+        })
+    }
+
+    /// The projections that are meant, as `(site, layer)` in the model's order, each matrix once; the patch embedding, which
+    /// stands in no layer, before them.
+    ///
+    /// # Errors
+    /// A pattern that is no regular expression; an entry that names nothing in this model; one that names projections of
+    /// blocks and the patch embedding (as `proj` does, which is seldom meant).
+    pub fn modules(&self, sites: &dyn Sites) -> Result<Vec<(Site, Option<usize>)>> {
         let embedding = sites.embedding().map(|embedding| embedding.name);
         let matches = self.matcher(embedding.as_deref())?;
         let all: Vec<(Site, usize, String)> = sites
@@ -81,29 +95,41 @@ impl Targets {
             .collect();
         let none = |pattern: &str| Error::NoModule {
             pattern: pattern.to_owned(),
-            available: endings(&all),
+            available: available(sites),
         };
+        let both = |pattern: &str, path: &str| Error::Pattern {
+            pattern: pattern.to_owned(),
+            detail: format!(
+                "it also names `{path}`, the convolution of the patches; write `attn.proj` for the projection after \
+                 attention, or `{path}` for the convolution"
+            ),
+        };
+        let embedding = embedding.as_deref();
         if let Targets::List(entries) = self {
             for entry in entries {
                 let known = all.iter().any(|(_, _, path)| ends_with(path, entry));
-                if !known && !embedding.as_deref().is_some_and(|path| ends_with(path, entry)) {
-                    return Err(none(entry));
+                match embedding.filter(|path| ends_with(path, entry)) {
+                    None if !known => return Err(none(entry)),
+                    Some(path) if known => return Err(both(entry, path)),
+                    _ => {}
                 }
             }
         }
-        if let Some(path) = embedding.as_deref().filter(|path| matches(path)) {
-            return Err(Error::Pattern {
-                pattern: self.to_string(),
-                detail: format!(
-                    "it also names `{path}`, a convolution, which is not adapted; write `attn.proj` for the \
-                     projection after attention"
-                ),
-            });
-        }
-        let found: Vec<(Site, usize)> = all
+        let blocks: Vec<(Site, Option<usize>)> = all
             .iter()
             .filter(|(_, _, path)| matches(path))
-            .map(|&(site, layer, _)| (site, layer))
+            .map(|&(site, layer, _)| (site, Some(layer)))
+            .collect();
+        let patches = embedding.filter(|path| matches(path));
+        if let (Targets::Pattern(pattern), Some(path)) = (self, patches)
+            && !blocks.is_empty()
+        {
+            return Err(both(pattern, path));
+        }
+        let found: Vec<(Site, Option<usize>)> = patches
+            .map(|_| (Site::Embed, None))
+            .into_iter()
+            .chain(blocks)
             .collect();
         if found.is_empty() {
             return Err(none(&self.to_string()));
@@ -122,12 +148,10 @@ impl std::fmt::Display for Targets {
 }
 
 /// The different ends of the projections' paths, for a sentence.
-fn endings(projections: &[(Site, usize, String)]) -> String {
+pub(crate) fn available(sites: &dyn Sites) -> String {
     let mut ends: Vec<String> = Vec::new();
-    for (_, _, path) in projections {
-        let mut parts: Vec<&str> = path.rsplit('.').take(2).collect();
-        parts.reverse();
-        let end = format!("`{}`", parts.join("."));
+    for (_, _, projection) in sites.projections() {
+        let end = format!("`{}`", end(&projection.name));
         if !ends.contains(&end) {
             ends.push(end);
         }
@@ -135,7 +159,14 @@ fn endings(projections: &[(Site, usize, String)]) -> String {
     ends.join(", ")
 }
 
-fn ends_with(path: &str, entry: &str) -> bool {
+/// The last two parts of a path, such as `attn.qkv`.
+pub(crate) fn end(path: &str) -> &str {
+    let dots = path.rmatch_indices('.').nth(1);
+    dots.map_or(path, |(dot, _)| path.get(dot + 1..).unwrap_or(path))
+}
+
+/// Whether `entry` of a list of targets means the module `path`.
+pub(crate) fn ends_with(path: &str, entry: &str) -> bool {
     path == entry
         || path
             .strip_suffix(entry)

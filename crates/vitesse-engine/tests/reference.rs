@@ -192,7 +192,10 @@ fn what_stays_agrees_at_every_site() {
             if let NetworkSpec::Vit(vit) = &mut spec.network {
                 vit.pre_norm = case % 2 == 1;
             }
-            let kind = OpKind::Prompts(Prompts { tokens: 5 });
+            let kind = OpKind::Prompts(Prompts {
+                tokens: 5,
+                project: None,
+            });
             let at = |layer| OpSpec {
                 site: Site::BlockIn,
                 layer: Some(layer),

@@ -58,7 +58,7 @@ impl Merge {
     /// `scale` and alone needs it.
     ///
     /// # Errors
-    /// Files that cannot be read.
+    /// Files that cannot be read; a scale for a folder, which holds its own.
     pub fn open(
         model: &Path,
         options: &LoadOptions,
@@ -71,6 +71,15 @@ impl Merge {
             events.say("note", note);
         }
         let (found, adapter_sha256) = if adapter.is_dir() {
+            if let Some(scale) = scale {
+                return Err(Error::Adapt(vitesse_adapt::Error::Adapter {
+                    path: adapter.to_owned(),
+                    sentence: format!(
+                        "it is a folder, which holds its scale, but {scale} was given as well; give a scale only with a file \
+                         of the RepAdapter program"
+                    ),
+                }));
+            }
             let found = Adapter::read(adapter)?;
             let sha256 = found.sha256()?;
             (found, sha256)
@@ -165,7 +174,7 @@ impl Merge {
         );
         // With the adapter again, it is what was merged.
         let images = self.find_images(settings, &self.model, events)?;
-        let again = self.adapter.attach(&out.checkpoint)?;
+        let again = self.adapter.attach_again(&out.checkpoint)?;
         if out.transform.prove(&again, &self.model, images, self.check())? {
             out.transform.time(&self.model, &out.checkpoint, stop, events)?;
         }
@@ -187,7 +196,7 @@ impl Merge {
         };
         let step = history.remove(last);
         let created = step.config.get("created_bias").and_then(Value::as_bool);
-        let attached = self.adapter.attach(&self.model)?;
+        let attached = self.adapter.attach_again(&self.model)?;
         let out = merge::unmerge(&attached.spec, &attached.tensors, created.unwrap_or(false))?;
         (checkpoint.spec, checkpoint.tensors) = (out.spec, out.tensors);
         Ok(Merged {

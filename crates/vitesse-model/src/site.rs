@@ -1,7 +1,7 @@
 //! Sites: the stations of a transformer block at which ops stand and traces listen.
 //!
 //! ```text
-//! patch.out ─ … block.in ─ norm1 ─ attn.in ─[qkv]─ attn.qkv ─ q·kᵀ ─ attn.logits ─ softmax ─ attn.probs ─ ·v ─ attn.heads ─[proj]─ attn.out ─(+)─
+//! [embed]─ patch.out ─ … block.in ─ norm1 ─ attn.in ─[qkv]─ attn.qkv ─ q·kᵀ ─ attn.logits ─ softmax ─ attn.probs ─ ·v ─ attn.heads ─[proj]─ attn.out ─(+)─
 //! mid ─ norm2 ─ mlp.in ─[fc1]─ mlp.fc1 ─ gelu ─ mlp.hidden ─[fc2]─ mlp.out ─(+)─ block.out … ─ final.norm
 //! ```
 
@@ -54,6 +54,8 @@ pub enum Site {
     Fc1,
     /// The perceptron's second projection.
     Fc2,
+    /// The convolution that makes tokens of patches, as a projection of flattened patches. It stands before all blocks.
+    Embed,
 }
 
 impl Site {
@@ -101,20 +103,21 @@ impl Site {
             Site::Proj => "proj",
             Site::Fc1 => "fc1",
             Site::Fc2 => "fc2",
+            Site::Embed => "embed",
         }
     }
 
     /// Whether every block has this site (the others occur once a model).
     pub fn in_block(self) -> bool {
-        !matches!(self, Site::PatchOut | Site::FinalNorm)
+        !matches!(self, Site::PatchOut | Site::FinalNorm | Site::Embed)
     }
 
     /// Whether it is a projection and not a station between two.
     pub fn is_projection(self) -> bool {
-        Site::PROJECTIONS.contains(&self)
+        Site::PROJECTIONS.contains(&self) || self == Site::Embed
     }
 
-    /// The station whose value enters this projection; `None` for what is none.
+    /// The station whose value enters this projection; `None` for what is none, and for the patches' own.
     pub fn input(self) -> Option<Site> {
         match self {
             Site::Qkv => Some(Site::AttnIn),
@@ -132,6 +135,7 @@ impl Site {
             Site::Proj => Some(Site::AttnOut),
             Site::Fc1 => Some(Site::MlpFc1),
             Site::Fc2 => Some(Site::MlpOut),
+            Site::Embed => Some(Site::PatchOut),
             _ => None,
         }
     }
@@ -152,9 +156,12 @@ impl FromStr for Site {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut known = Site::ALL.into_iter().chain(Site::PROJECTIONS);
+        let mut known = Site::ALL
+            .into_iter()
+            .chain(Site::PROJECTIONS)
+            .chain([Site::Embed]);
         known.find(|site| site.name() == text).ok_or_else(|| {
-            let known = Site::ALL.iter().chain(&Site::PROJECTIONS);
+            let known = Site::ALL.iter().chain(&Site::PROJECTIONS).chain(&[Site::Embed]);
             let names: Vec<&str> = known.map(|site| site.name()).collect();
             Error::invalid_spec(format!(
                 "unknown site `{text}`; the sites are {}",
@@ -184,7 +191,11 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for site in Site::ALL.into_iter().chain(Site::PROJECTIONS) {
+        for site in Site::ALL
+            .into_iter()
+            .chain(Site::PROJECTIONS)
+            .chain([Site::Embed])
+        {
             assert_eq!(site.name().parse::<Site>().unwrap(), site);
         }
         assert!(

@@ -218,8 +218,22 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
                     at(Site::Qkv, 0, OpKind::LowRank(low_rank.clone())),
                     at(Site::Fc2, 1, OpKind::LowRank(low_rank)),
                     at(Site::MlpOut, 0, OpKind::Bottleneck(bottleneck)),
-                    at(Site::BlockIn, 0, OpKind::Prompts(Prompts { tokens: 3 })),
-                    at(Site::BlockIn, 1, OpKind::Prompts(Prompts { tokens: 3 })),
+                    at(
+                        Site::BlockIn,
+                        0,
+                        OpKind::Prompts(Prompts {
+                            tokens: 3,
+                            project: Some(7),
+                        }),
+                    ),
+                    at(
+                        Site::BlockIn,
+                        1,
+                        OpKind::Prompts(Prompts {
+                            tokens: 3,
+                            project: Some(7),
+                        }),
+                    ),
                 ],
             )
         }),

@@ -4,7 +4,9 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_model::network::{Ctx, DropPath, Fusion, Network};
-use vitesse_model::ops::{Activation, Bottleneck, LowRank, NormPlace, OpKind, OpSpec, Prompts, QkvPart};
+use vitesse_model::ops::{
+    self, Activation, Bottleneck, LowRank, NormPlace, OpKind, OpSpec, Prompts, QkvPart,
+};
 use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
@@ -209,7 +211,16 @@ fn dropout_depends_on_the_sample_and_not_on_the_batch() {
 
 #[test]
 fn prompts_lengthen_the_stream_and_are_replaced() {
-    let prompts = |layer, tokens| at(Site::BlockIn, layer, OpKind::Prompts(Prompts { tokens }));
+    let prompts = |layer, tokens| {
+        at(
+            Site::BlockIn,
+            layer,
+            OpKind::Prompts(Prompts {
+                tokens,
+                project: None,
+            }),
+        )
+    };
     let deep = spec(vec![prompts(0, 3), prompts(1, 3)]);
     assert_eq!(deep.tokens_at(0), 1 + 3 + 16);
     let tensors = weights(&deep);
@@ -219,7 +230,28 @@ fn prompts_lengthen_the_stream_and_are_replaced() {
         .unwrap();
     // The first prompts act through what the first block makes of the other tokens.
     assert!(distance(&run(&deep, &tensors), &run(&deep, &first_changed)) > 1e-5);
+    // Narrower ones share the map of the first, which is trained by all of them, however the blocks are computed.
+    let narrow = |layer, project| {
+        let kind = Prompts { tokens: 3, project };
+        at(Site::BlockIn, layer, OpKind::Prompts(kind))
+    };
+    let shared = spec(vec![narrow(0, Some(5)), narrow(1, Some(5))]);
+    let shapes: Vec<(String, Vec<usize>)> = ops::tensors(&shared)
+        .into_iter()
+        .map(|tensor| (tensor.name, tensor.shape))
+        .collect();
+    let expected = [
+        ("ops.0.0.block.in.tokens", vec![1, 3, 5]),
+        ("ops.0.0.block.in.proj.weight", vec![DIM, 5]),
+        ("ops.0.0.block.in.proj.bias", vec![DIM]),
+        ("ops.1.1.block.in.tokens", vec![1, 3, 5]),
+    ];
+    assert_eq!(shapes, expected.map(|(name, shape)| (name.to_owned(), shape)));
+    let error = spec(vec![narrow(0, Some(5)), narrow(1, None)]).validate();
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("whose map all prompts share"), "{error}");
     for ops in [
+        vec![narrow(0, Some(0))],
         vec![prompts(1, 3)],
         vec![prompts(0, 3), prompts(1, 2)],
         vec![prompts(0, 0)],
@@ -270,7 +302,14 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
             "`from` may be",
         ),
         (
-            at(Site::AttnOut, 0, OpKind::Prompts(Prompts { tokens: 1 })),
+            at(
+                Site::AttnOut,
+                0,
+                OpKind::Prompts(Prompts {
+                    tokens: 1,
+                    project: None,
+                }),
+            ),
             "stand at `block.in`",
         ),
     ] {

@@ -104,7 +104,14 @@ fn an_op_stands_only_where_the_family_has_a_place() {
         (op(Site::AttnProbs, 0, scale()), "attention maps"),
         (op(Site::AttnIn, 0, low_rank(None)), "must stand on a projection"),
         (
-            op(Site::BlockIn, 2, OpKind::Prompts(Prompts { tokens: 2 })),
+            op(
+                Site::BlockIn,
+                2,
+                OpKind::Prompts(Prompts {
+                    tokens: 2,
+                    project: None,
+                }),
+            ),
             "0 in the first block",
         ),
     ] {

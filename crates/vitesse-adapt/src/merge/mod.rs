@@ -1,7 +1,7 @@
 //! Merge: folding ops into the weights around them, and taking them out again.
 //!
 //! One mechanism for every method. Each op is an affine map of a token ([`affine::Affine`]) or a low-rank update, and a
-//! model is a chain `norm → ops → projection → ops`, four times a block. What follows a norm and is diagonal goes into the
+//! model is a chain `norm → ops → projection → ops`, four times a block, after the patch embedding with its ops. What follows a norm and is diagonal goes into the
 //! norm; what stands before a projection goes into it from the right, the nearest first; what stands behind goes into it
 //! from the left, the nearest first; updates of the projection go first of all. Everything is computed in `f64` from the
 //! stored weights and rounded once, to `f32`.
@@ -342,9 +342,10 @@ impl<'a> Work<'a> {
 
     /// `W ± s · B A`, part by part.
     fn update(&mut self, op: &OpSpec, fold: &Fold, direction: Direction) -> Result<()> {
-        let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) else {
+        let OpKind::LowRank(kind) = &op.kind else {
             return Ok(());
         };
+        let layer = op.layer.unwrap_or(0);
         let prefix = op.prefix(fold.op);
         let read = |name: &str| -> Result<Matrix> {
             let tensor = self.tensors.get(&format!("{prefix}.{name}"))?;

@@ -47,6 +47,9 @@ pub(super) fn routes(sites: &dyn Sites, tensors: &Tensors) -> Result<Routes> {
         refused: Vec::new(),
     };
     if let Some(embedding) = sites.embedding() {
+        for (index, _) in sites.ops_at(Site::Embed, None) {
+            routes.fold(index, Target::On(embedding.name.clone()));
+        }
         routes.after(sites, tensors, (Site::PatchOut, None), &embedding)?;
     }
     for layer in 0..sites.depth() {

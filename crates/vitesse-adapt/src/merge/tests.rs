@@ -192,7 +192,14 @@ fn kept_ops_move_up_and_keep_their_tensors() {
             op(Site::AttnIn, Some(1), bottleneck(Activation::Relu)),
             op(Site::AttnIn, Some(1), scale_shift()),
             op(Site::Mid, Some(1), scale_shift()),
-            op(Site::BlockIn, Some(0), OpKind::Prompts(Prompts { tokens: 2 })),
+            op(
+                Site::BlockIn,
+                Some(0),
+                OpKind::Prompts(Prompts {
+                    tokens: 2,
+                    project: None,
+                }),
+            ),
         ],
     );
     let tensors = random(&model, 4);

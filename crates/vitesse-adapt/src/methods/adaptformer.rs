@@ -1,19 +1,21 @@
-//! ADAPTFORMER — a bottleneck parallel to the perceptron.
+//! ADAPTFORMER — a bottleneck parallel to the perceptron, or behind it.
 //!
 //! **Paper.** S. Chen, C. Ge, Z. Tong, J. Wang, Y. Song, J. Wang, P. Luo, *AdaptFormer*, NeurIPS 2022, equations 3 and 4:
-//! `x + MLP(LN(x)) + s · (U ReLU(D x + d) + u)`, with `x` the stream after attention.
+//! `x + MLP(LN(x)) + s · (U ReLU(D x + d) + u)`, with `x` the stream after attention. The sequential form, which the paper
+//! compares with it, reads what the perceptron says instead.
 //!
 //! **When.** To compare.
 //!
-//! **Changes** ops `bottleneck` at `mlp.out` that read `mid`. Cannot be folded: parallel to a branch that is not linear.
+//! **Changes** ops `bottleneck` at `mlp.out` that read `mid`; their own input in the sequential form. Cannot be folded: not linear.
 //!
 //! **Cost.** `2·C·h` multiply-adds for each token and block.
 //!
 //! **Deviations.** It stands inside the perceptron's residual branch, so drop path drops both together; the released program
 //! drops the perceptron alone (its recipes set drop path to 0).
 
+use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{Activation, Bottleneck, NormPlace, OpKind};
-use vitesse_model::spec::Init;
+use vitesse_model::spec::{Init, TensorSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_train::method::{Begun, Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
@@ -28,6 +30,8 @@ settings! {
     pub struct Config {
         /// Width between the two projections, as in the comparisons on VTAB; the paper's is 64.
         pub hidden: usize = 8,
+        /// Whether it stands parallel to the perceptron or behind it.
+        pub form: Form = Form::Parallel,
         /// Factor of the branch.
         pub scale: f64 = 0.1,
         /// Whether that is a trained scalar, which starts at 1 then.
@@ -38,6 +42,16 @@ settings! {
         /// Probability with which a hidden unit is zeroed in training.
         pub dropout: f64 = 0.1,
     }
+}
+
+/// What an adapter reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// The stream after attention.
+    Parallel,
+    /// What the perceptron says.
+    Sequential,
 }
 
 impl Method for Config {
@@ -53,7 +67,7 @@ impl Method for Config {
             scale: self.scale,
             learned_scale: self.learned_scale,
             norm: self.norm,
-            from: Some(Site::Mid),
+            from: (self.form == Form::Parallel).then_some(Site::Mid),
             dropout: self.dropout,
         });
         let ops = layers_with(spec, Site::MlpOut)
@@ -65,8 +79,13 @@ impl Method for Config {
     /// `D` starts Kaiming-uniform with a slope of √5, where the op's own start is Xavier-uniform.
     fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {
         let mut begun = self.plan(spec)?.begin(tensors, seed)?;
-        for mut tensor in begun.spec.tensors()? {
-            if begun.trained.contains(&tensor.name) && tensor.name.ends_with(".down.weight") {
+        let own = begun.spec.ops.iter().enumerate().skip(spec.ops.len());
+        let adapters: Vec<TensorSpec> = own
+            .flat_map(|(index, op)| op.tensors(index, &begun.spec))
+            .collect();
+        for mut tensor in adapters {
+            // Of an adapter's tensors, `D` alone is drawn at random.
+            if matches!(tensor.init, Init::Uniform { .. }) {
                 let inputs = tensor.shape.last().copied().unwrap_or(1);
                 let bound = (inputs as f64).powf(-0.5);
                 tensor.init = Init::Uniform { bound };

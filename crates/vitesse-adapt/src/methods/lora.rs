@@ -15,12 +15,12 @@
 
 use std::collections::BTreeMap;
 
-use vitesse_model::ops::{LowRank, OpKind, QkvPart};
-use vitesse_model::{ModelSpec, Site, Sites, Tensors};
+use vitesse_model::ops::{LowRank, OpKind, OpSpec, QkvPart};
+use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_train::method::{Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{fold, insert, op, projections};
+use super::{fold, insert, needs_projections};
 use crate::pattern::{Targets, key_matches};
 
 /// The name on the command line and in files.
@@ -60,9 +60,11 @@ impl Method for Config {
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let mut ops = Vec::new();
-        for (site, layer) in projections(NAME, spec, &self.targets)? {
+        needs_projections(NAME, spec)?;
+        for (site, layer) in self.targets.modules(spec)? {
             let path = spec
-                .projection(site, layer)
+                .sites()
+                .matrix(site, layer.unwrap_or(0))
                 .map_or_else(String::new, |projection| projection.name);
             let kind = OpKind::LowRank(LowRank {
                 rank: by_pattern(&self.rank_pattern, &path)?.unwrap_or(self.rank),
@@ -71,7 +73,7 @@ impl Method for Config {
                 parts: self.parts.clone().filter(|_| site == Site::Qkv),
                 dropout: self.dropout,
             });
-            ops.push(op(site, layer, kind));
+            ops.push(OpSpec { site, layer, kind });
         }
         insert(NAME, spec, &Site::PROJECTIONS, ops)
     }
@@ -132,6 +134,9 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         assert!(refusal(NAME, &[("targets", "proj")]).contains("patch_embed.proj"));
+        // Named by itself, the convolution is adapted.
+        let patches = begun(NAME, &[("targets", "patch_embed.proj,qkv"), ("rank", "2")]);
+        assert_eq!(patches.tensors.get("ops.0.embed.a").unwrap().shape(), [2, 48]);
         assert!(refusal(NAME, &[("targets", "value")]).contains("names no module"));
         assert!(refusal(NAME, &[("rank", "0")]).contains("rank must be from 1"));
         assert!(refusal(NAME, &[("parts", r#"["v","q"]"#)]).contains("in this order"));

@@ -31,7 +31,6 @@ use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_train::Result;
 use vitesse_train::method::{Finished, MethodPlan};
 
-use crate::pattern::Targets;
 use crate::{Error, merge};
 
 vitesse_train::methods! {
@@ -84,12 +83,12 @@ fn no_place<T>(method: &'static str, spec: &ModelSpec, sites: &[Site]) -> Result
     )
 }
 
-/// The projections that `targets` names, of a model that has some.
-fn projections(method: &'static str, spec: &ModelSpec, targets: &Targets) -> Result<Vec<(Site, usize)>> {
+/// Refuses a model that has no projections in its layers.
+fn needs_projections(method: &'static str, spec: &ModelSpec) -> Result<()> {
     if spec.sites().projections().next().is_none() {
         return no_place(method, spec, &Site::PROJECTIONS);
     }
-    Ok(targets.projections(spec)?)
+    Ok(())
 }
 
 /// An op in a block.

@@ -20,7 +20,7 @@ use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_train::method::{Finished, Method, MethodPlan};
 use vitesse_train::{Result, settings};
 
-use super::{fold, insert, layers_with, op, projections, refuse};
+use super::{fold, insert, layers_with, needs_projections, op, refuse};
 use crate::pattern::Targets;
 
 /// The name on the command line and in files.
@@ -140,7 +140,9 @@ impl Config {
                 "where `targets` names projections, `position` must be `before`",
             );
         }
-        Ok(projections(NAME, spec, targets)?
+        needs_projections(NAME, spec)?;
+        let projections = targets.projections(spec)?;
+        Ok(projections
             .into_iter()
             .filter_map(|(site, layer)| Some(op(site.input()?, layer, self.bottleneck(None))))
             .collect())

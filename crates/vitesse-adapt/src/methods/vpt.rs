@@ -11,7 +11,7 @@
 //! **Cost.** Every token of `n` passes all blocks, and attention grows with `(1 + n + N)²`.
 //!
 //! **Deviations.** The prompts stand after all prefix tokens (class, distillation, registers), and the mean of a model that
-//! pools leaves them out. No projection of narrower prompts.
+//! pools leaves them out.
 
 use vitesse_model::ops::{OpKind, Prompts};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
@@ -30,6 +30,10 @@ settings! {
         pub tokens: usize = 10,
         /// Whether every block has its own; else those of the first block travel on.
         pub deep: bool = true,
+        /// Their width, where they are narrower or wider than the model: one linear map, the same for all blocks, makes
+        /// tokens of them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub project: Option<usize> = None,
     }
 }
 
@@ -45,7 +49,10 @@ impl Method for Config {
 
     fn plan(&self, spec: &ModelSpec) -> Result<MethodPlan> {
         let layers = if self.deep { spec.depth() } else { 1 };
-        let prompts = OpKind::Prompts(Prompts { tokens: self.tokens });
+        let prompts = OpKind::Prompts(Prompts {
+            tokens: self.tokens,
+            project: self.project,
+        });
         let ops = layers_with(spec, Site::BlockIn)
             .take(layers)
             .map(|layer| op(Site::BlockIn, layer, prompts.clone()))

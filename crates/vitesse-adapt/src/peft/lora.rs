@@ -1,39 +1,67 @@
 //! PEFT's LoRA: its configuration, and its tensors as `low-rank` ops and back.
 //!
-//! Every module has `MODULE.lora_A.weight` `[rank, in]` and `MODULE.lora_B.weight` `[out, rank]`. Which modules those are,
-//! the names in the file say; the configuration says ranks and factors, which `rank_pattern` and `alpha_pattern` change
-//! for modules whose path's end matches a key, the first in the order of the file. Options that change what is computed
-//! and are not implemented are refused; all others, such as those of initialisation, are passed over.
+//! Every module has `MODULE.lora_A.weight` `[rank, in]` and `MODULE.lora_B.weight` `[out, rank]`, which for a convolution are
+//! kernels, `[rank, in, height, width]` and `[out, rank, 1, 1]`. Which modules those are, the names in the file say; the
+//! configuration says ranks and factors, which `rank_pattern` and `alpha_pattern` change for modules whose path's end
+//! matches a key, the first in the order of the file. Beside the factors stand whole tensors: modules that learned whole,
+//! and with `bias` the biases. No op stands on a module that classifies, so its update goes into its weight at once.
+//!
+//! A field that could change what is computed and is not implemented is refused, whatever its name, unless it is off.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use vitesse_model::ops::{LowRank, OpKind, OpSpec};
-use vitesse_model::{Sites, Tensors};
+use vitesse_model::{Checkpoint, ModelSpec, Site, Sites, Tensor, Tensors};
+use vitesse_train::method::head_tensors;
 
 use super::names;
-use crate::pattern::key_matches;
+use crate::merge::matrix::Matrix;
+use crate::pattern::{available, end, ends_with, key_matches};
 
 /// What went wrong, to be told with the adapter's path.
 type Result<T> = std::result::Result<T, String>;
 
-/// Options with which PEFT computes something else. Any value but these is refused: absent, null, false, 0, empty.
-const NOT_IMPLEMENTED: [&str; 13] = [
-    "use_dora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
+/// The fields that are read.
+const READ: [&str; 10] = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "lora_dropout",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "bias",
+    "init_lora_weights",
 ];
+
+/// Fields that change nothing of what a saved adapter computes: where it comes from, what chose its modules, what goes with
+/// an option that is refused when it is on, and how its factors were drawn.
+const PASSED_OVER: [&str; 18] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
+/// Ways of drawing the factors that leave the base's weights as they are; PEFT's others change them before training.
+const DRAWN: [&str; 4] = ["gaussian", "eva", "mica", "orthogonal"];
 
 /// What counts of an `adapter_config.json` with `peft_type` `LORA`.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +80,8 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// As in the file.
     pub target_modules: Value,
+    /// Which biases are in the file: `none`, `all` or `lora_only`.
+    pub bias: String,
 }
 
 impl LoraConfig {
@@ -60,8 +90,8 @@ impl LoraConfig {
     /// # Errors
     /// A field that is missing or of the wrong type, an option that is not implemented.
     pub fn read(config: &Map<String, Value>) -> Result<LoraConfig> {
-        for key in NOT_IMPLEMENTED {
-            let value = config.get(key).unwrap_or(&Value::Null);
+        let known = |key: &str| READ.contains(&key) || PASSED_OVER.contains(&key);
+        for (key, value) in config.iter().filter(|(key, _)| !known(key)) {
             let off = match value {
                 Value::Null | Value::Bool(false) => true,
                 Value::Number(number) => number.as_f64() == Some(0.0),
@@ -71,10 +101,12 @@ impl LoraConfig {
             };
             if !off {
                 return Err(format!(
-                    "its option `{key}` is {value}, which is not implemented; merge it with PEFT and load the result"
+                    "its option `{key}` is {value}, which is not implemented and may change what is computed; merge it with \
+                     PEFT and load the result"
                 ));
             }
         }
+        drawn(config.get("init_lora_weights").unwrap_or(&Value::Null))?;
         fn get<T: for<'a> Deserialize<'a>>(
             config: &Map<String, Value>,
             key: &str,
@@ -96,6 +128,15 @@ impl LoraConfig {
             rank_pattern: pattern(config, "rank_pattern")?,
             alpha_pattern: pattern(config, "alpha_pattern")?,
             target_modules: config.get("target_modules").cloned().unwrap_or_default(),
+            bias: match get::<String>(config, "bias", "`none`, `all` or `lora_only`")?.as_deref() {
+                Some(bias @ ("all" | "lora_only")) => bias.to_owned(),
+                None | Some("none") => "none".to_owned(),
+                Some(other) => {
+                    return Err(format!(
+                        "its `bias` should be `none`, `all` or `lora_only`, but is `{other}`"
+                    ));
+                }
+            },
         })
     }
 
@@ -125,7 +166,7 @@ impl LoraConfig {
                 "parent_library": "timm.models.vision_transformer",
             },
             "base_model_name_or_path": null,
-            "bias": "none",
+            "bias": self.bias,
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": true,
@@ -155,10 +196,33 @@ impl LoraConfig {
     }
 }
 
+/// Refuses an adapter whose factors were drawn in a way that changed the base, so that it fits no base at hand.
+fn drawn(init: &Value) -> Result<()> {
+    let known = match init {
+        Value::Null | Value::Bool(_) => true,
+        Value::String(name) => DRAWN.contains(&name.to_lowercase().as_str()),
+        _ => false,
+    };
+    if known {
+        return Ok(());
+    }
+    Err(format!(
+        "its `init_lora_weights` is {init}, which changes the base's weights before training, and to what is not in the \
+         folder; save it with PEFT's `path_initial_model_for_weight_conversion`, which makes it an adapter of the base as it \
+         was, or merge it with PEFT and load the result"
+    ))
+}
+
 /// A `rank_pattern` or `alpha_pattern`, in the file's order.
 fn pattern<T: for<'a> Deserialize<'a>>(config: &Map<String, Value>, key: &str) -> Result<Vec<(String, T)>> {
-    let Some(Value::Object(map)) = config.get(key) else {
-        return Ok(Vec::new());
+    let map = match config.get(key) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(map)) => map,
+        Some(other) => {
+            return Err(format!(
+                "its `{key}` should be an object of numbers by module, but is {other}"
+            ));
+        }
     };
     map.iter()
         .map(|(module, value)| match T::deserialize(value) {
@@ -168,57 +232,98 @@ fn pattern<T: for<'a> Deserialize<'a>>(config: &Map<String, Value>, key: &str) -
         .collect()
 }
 
-/// Separates factors (`MODULE.lora_A.weight`, `MODULE.lora_B.weight`) from whole tensors under our names.
+/// Refuses modules that learned whole inside others that did: of such PEFT saves the copy that was not used.
+pub(super) fn nested(config: &Map<String, Value>, whole: &Tensors) -> Result<()> {
+    let entries = config.get("modules_to_save").and_then(Value::as_array);
+    let entries: Vec<&str> = entries.into_iter().flatten().filter_map(Value::as_str).collect();
+    for name in whole.names() {
+        let modules = name.match_indices('.').filter_map(|(dot, _)| name.get(..dot));
+        // PEFT's rule, which begins at no dot.
+        let mut saved = modules.filter(|module| entries.iter().any(|entry| module.ends_with(entry)));
+        if let (Some(outer), Some(inner)) = (saved.next(), saved.next()) {
+            return Err(format!(
+                "its `modules_to_save` names `{outer}` and `{inner}` inside it, of which PEFT saves the copy that it did not \
+                 use; name the modules so that none is inside another"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Separates factors (`MODULE.lora_A.weight`, `MODULE.lora_B.weight`) from whole tensors, without PEFT's wrappers.
 ///
 /// # Errors
-/// Tensors of other kinds of updates.
+/// Tensors of other kinds of updates, and two of one name that differ.
 pub(super) fn split(tensors: Tensors) -> Result<(Tensors, Tensors)> {
     let (mut factors, mut whole) = (Tensors::new(), Tensors::new());
-    for (name, tensor) in tensors {
-        // As they are called in memory, where an adapter has a name of its own.
-        let name = name.replace(".default.", ".").replace(".modules_to_save.", ".");
-        if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
-            factors.insert(name, tensor);
+    for (in_file, tensor) in tensors {
+        let Some(name) = names::unwrapped(&in_file) else {
+            continue;
+        };
+        let kind = if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
+            &mut factors
         } else if name.contains(".lora_") {
             return Err(format!(
-                "its tensor `{name}` belongs to an update that is not implemented"
+                "its tensor `{in_file}` belongs to an update that is not implemented; merge it with PEFT and load the result"
             ));
-        } else if !name.contains(".original_module.") {
-            whole.insert(names::tensor(&name), tensor);
-        }
+        } else {
+            &mut whole
+        };
+        // With `bias`, PEFT writes that of a module that learned whole a second time.
+        match kind.get(&name) {
+            Ok(other) if *other != tensor => {
+                return Err(format!(
+                    "it holds `{name}` twice, with different values, and only one can be meant; save it again with PEFT"
+                ));
+            }
+            _ => kind.insert(name, tensor),
+        };
     }
     Ok((factors, whole))
 }
 
-/// The ops that the factors are in this model, with their tensors.
+/// The name of a whole tensor in PEFT's file with these factors: PEFT moves what a module with an update had before.
+pub(super) fn wrapped(name: &str, factors: &Tensors) -> String {
+    match name.rsplit_once('.') {
+        Some((module, end)) if factors.contains(&format!("{module}.lora_A.weight")) => {
+            format!("{module}.base_layer.{end}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
+/// What factors are in a model.
+#[derive(Default)]
+pub(super) struct Updates {
+    /// The ops, as if they were the model's only ones.
+    pub(super) ops: Vec<OpSpec>,
+    /// Their tensors.
+    pub(super) tensors: Tensors,
+    /// New weights of modules that classify, by name.
+    pub(super) heads: Tensors,
+}
+
+/// What the factors are in this model.
 ///
 /// # Errors
 /// Modules that the model does not have, factors without their partner, ranks that are not the configuration's.
-pub(super) fn ops(
-    config: &LoraConfig,
-    factors: &Tensors,
-    sites: &dyn Sites,
-) -> Result<(Vec<OpSpec>, Tensors)> {
-    let mut found = Vec::new();
+pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint) -> Result<Updates> {
+    let (mut found, mut out) = (Vec::new(), Updates::default());
     for name in factors.names() {
-        let Some(path) = name.strip_suffix(".lora_A.weight") else {
+        let path = name
+            .trim_end_matches(".lora_A.weight")
+            .trim_end_matches(".lora_B.weight");
+        let pair = ["lora_A", "lora_B"].map(|factor| factors.get(&format!("{path}.{factor}.weight")));
+        let [Ok(a), Ok(b)] = pair else {
+            return Err(format!(
+                "`{path}` has one of the factors `lora_A` and `lora_B` but not the other"
+            ));
+        };
+        if name.ends_with(".lora_B.weight") {
             continue;
-        };
-        if sites.embedding().is_some_and(|embedding| embedding.name == path) {
-            return Err(format!(
-                "it adapts `{path}`, a convolution (the name `proj` in `target_modules` does that); train it with \
-                 `attn.proj`, or merge it with PEFT and load the result"
-            ));
         }
-        let Some(module) = names::module(path, sites) else {
-            return Err(format!(
-                "it adapts `{path}`, which this model does not have; its projections are those of `blocks.N.attn.qkv`, \
-                 `attn.proj`, `mlp.fc1` and `mlp.fc2`"
-            ));
-        };
         let rank = config.of_module(&config.rank_pattern, path, config.rank)?;
-        let a = factors.get(name).map_err(|error| error.to_string())?;
-        if a.shape().first() != Some(&rank) {
+        if rank == 0 || a.shape().first() != Some(&rank) {
             return Err(format!(
                 "`{name}` has shape {:?}, but the rank of this module is {rank} by `{}`",
                 a.shape(),
@@ -229,119 +334,196 @@ pub(super) fn ops(
             rank,
             alpha: config.of_module(&config.alpha_pattern, path, config.alpha)?,
             rank_stabilized: config.rank_stabilized,
-            parts: module.part.map(|part| vec![part]),
+            parts: None,
             dropout: config.dropout,
         };
-        found.push((module, path.to_owned(), kind));
-    }
-    let paths: std::collections::HashSet<&str> = found.iter().map(|(_, path, _)| path.as_str()).collect();
-    for name in factors.names() {
-        let path = name
-            .trim_end_matches(".lora_A.weight")
-            .trim_end_matches(".lora_B.weight");
-        let partner = format!("{path}.lora_B.weight");
-        if !paths.contains(path) || !factors.contains(&partner) {
+        if let Some(head) = names::head(path, &model.spec) {
+            let name = format!("{head}.weight");
+            let weight = updated(&name, &kind, [a, b], model)?;
+            if out.heads.insert(name, weight).is_some() {
+                return Err(twice(path));
+            }
+        } else if let Some(module) = names::module(path, &model.spec) {
+            found.push((module, path, kind, [a, b]));
+        } else if !names::unread(&format!("{path}.weight")) {
             return Err(format!(
-                "`{path}` has one of the factors `lora_A` and `lora_B` but not the other"
+                "it adapts `{path}`, which this model does not have; its projections are {}",
+                available(&model.spec)
             ));
         }
     }
-    if found.is_empty() {
+    if found.is_empty() && out.heads.is_empty() {
         return Err("it holds no factors `lora_A` and `lora_B`".into());
     }
-    found.sort_by_key(|(module, _, _)| (module.layer, module.site, module.part));
-    let (mut ops, mut tensors) = (Vec::new(), Tensors::new());
-    for (module, path, kind) in found {
+    found.sort_by_key(|(module, ..)| (module.layer, module.site, module.part));
+    let mut neighbours = found.iter().zip(found.iter().skip(1));
+    if let Some((_, (_, path, ..))) = neighbours.find(|((a, ..), (b, ..))| a == b) {
+        return Err(twice(path));
+    }
+    for (module, path, kind, [a, b]) in found {
         let op = OpSpec {
             site: module.site,
-            layer: Some(module.layer),
-            kind: OpKind::LowRank(kind),
+            layer: module.layer,
+            kind: OpKind::LowRank(LowRank {
+                parts: module.part.map(|part| vec![part]),
+                ..kind
+            }),
         };
-        let prefix = op.prefix(ops.len());
-        for (end, factor) in [("a", "lora_A"), ("b", "lora_B")] {
-            let tensor = factors
-                .get(&format!("{path}.{factor}.weight"))
-                .map_err(|error| error.to_string())?;
-            tensors.insert(format!("{prefix}.{end}"), tensor.clone());
+        let factors = match module.site {
+            Site::Embed => flattened(path, [a, b], model)?,
+            _ => [a.clone(), b.clone()],
+        };
+        let prefix = op.prefix(out.ops.len());
+        for (end, factor) in ["a", "b"].into_iter().zip(factors) {
+            out.tensors.insert(format!("{prefix}.{end}"), factor);
         }
-        ops.push(op);
+        out.ops.push(op);
     }
-    Ok((ops, tensors))
+    Ok(out)
 }
 
-/// Ops as PEFT's LoRA; `None` where PEFT cannot express them: other kinds, parts of a fused projection, several updates of
-/// one, different factors or dropouts, or whole tensors besides heads.
+fn twice(path: &str) -> String {
+    format!(
+        "it adapts `{path}` under another name as well, and only one can be meant; save it again with PEFT"
+    )
+}
+
+/// The weight `name` of a module that classifies, with its update.
+fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<Tensor> {
+    let weight = model.tensors.get(name).map_err(|_| {
+        format!(
+            "it adapts `{name}`, and the base has no such module; load a base with the head it was trained on"
+        )
+    })?;
+    let ([rows, columns], rank) = (
+        [0, 1].map(|i| weight.shape().get(i).copied().unwrap_or(1)),
+        kind.rank,
+    );
+    if *a.shape() != [rank, columns] || *b.shape() != [rows, rank] {
+        return Err(format!(
+            "its factors of `{name}` have shapes {:?} and {:?}, but the weight of the base has {:?}; it belongs to another \
+             model, or to one with another number of classes",
+            a.shape(),
+            b.shape(),
+            weight.shape()
+        ));
+    }
+    let matrix = |rows, columns, tensor: &Tensor| Matrix::from_f32(rows, columns, &tensor.to_f32());
+    let mut sum = matrix(rows, columns, weight);
+    sum.add(
+        kind.factor(),
+        &matrix(rows, rank, b).times(&matrix(rank, columns, a)),
+    );
+    let values = sum.values.iter().map(|&x| x as f32).collect();
+    Tensor::from_f32(weight.shape(), values).map_err(|error| error.to_string())
+}
+
+/// The kernels of an update of the convolution of patches, as the matrices that they are: its patches do not overlap.
+fn flattened(path: &str, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<[Tensor; 2]> {
+    let kernel = kernel(&model.spec).unwrap_or_default();
+    let (rank, outputs) = (
+        a.shape().first().copied().unwrap_or(0),
+        b.shape().first().copied().unwrap_or(0),
+    );
+    if a.shape().get(1..) != kernel.get(1..) || *b.shape() != [outputs, rank, 1, 1] {
+        return Err(format!(
+            "its factors of `{path}` have shapes {:?} and {:?}, but the weight of the base has {kernel:?}; it belongs to \
+             another model",
+            a.shape(),
+            b.shape()
+        ));
+    }
+    let matrix = |tensor: &Tensor, rows: usize| {
+        let columns = tensor.numel() / rows.max(1);
+        tensor
+            .reshape(&[rows, columns])
+            .map_err(|error| error.to_string())
+    };
+    Ok([matrix(a, rank)?, matrix(b, outputs)?])
+}
+
+/// The shape of the weight of the convolution of patches.
+fn kernel(spec: &ModelSpec) -> Option<Vec<usize>> {
+    let name = format!("{}.weight", spec.embedding()?.name);
+    let mut tensors = spec.tensors().ok()?.into_iter();
+    Some(tensors.find(|tensor| tensor.name == name)?.shape)
+}
+
+/// Ops as PEFT's LoRA; `None` where PEFT cannot express them: other kinds, parts of a fused projection, a matrix that layers
+/// share, several updates of one, different factors or dropouts, or whole tensors besides heads.
 pub(super) fn express(
     ops: &[OpSpec],
     tensors: &Tensors,
     replaced: &Tensors,
+    spec: &ModelSpec,
 ) -> Option<(LoraConfig, Tensors)> {
-    let heads_only = replaced.names().all(|name| name.starts_with("head"));
-    let mut modules: Vec<(String, usize, &LowRank)> = Vec::new();
+    let heads = head_tensors(spec);
+    let heads_only = replaced.names().all(|name| heads.contains(name));
+    let sites = spec.sites();
+    let mut modules: Vec<(String, &LowRank)> = Vec::new();
     let mut out = Tensors::new();
     for (index, op) in ops.iter().enumerate() {
-        let (OpKind::LowRank(kind), Some(layer)) = (&op.kind, op.layer) else {
+        let OpKind::LowRank(kind) = &op.kind else {
             return None;
         };
-        let end = match op.site {
-            vitesse_model::Site::Qkv => "attn.qkv",
-            vitesse_model::Site::Proj => "attn.proj",
-            vitesse_model::Site::Fc1 => "mlp.fc1",
-            vitesse_model::Site::Fc2 => "mlp.fc2",
-            _ => return None,
-        };
-        let path = format!("blocks.{layer}.{end}");
-        if kind.parts.is_some() || modules.iter().any(|(other, _, _)| *other == path) {
+        let layer = op.layer.unwrap_or(0);
+        let path = sites.matrix(op.site, layer)?.name;
+        let shared = op.site != Site::Embed && sites.sharing(op.site, layer).len() > 1;
+        if shared || kind.parts.is_some() || modules.iter().any(|(other, _)| *other == path) {
             return None;
         }
         let prefix = op.prefix(index);
-        out.insert(
-            format!("{path}.lora_A.weight"),
-            tensors.get(&format!("{prefix}.a")).ok()?.clone(),
-        );
-        out.insert(
-            format!("{path}.lora_B.weight"),
-            tensors.get(&format!("{prefix}.b")).ok()?.clone(),
-        );
-        modules.push((path, layer, kind));
+        let get = |end: &str| tensors.get(&format!("{prefix}.{end}")).ok();
+        let (mut a, mut b) = (get("a")?.clone(), get("b")?.clone());
+        if op.site == Site::Embed {
+            let kernel = kernel(spec)?;
+            let (rank, outputs) = (kind.rank, *kernel.first()?);
+            a = a.reshape(&[&[rank], kernel.get(1..)?].concat()).ok()?;
+            b = b.reshape(&[outputs, rank, 1, 1]).ok()?;
+        }
+        out.insert(format!("{path}.lora_A.weight"), a);
+        out.insert(format!("{path}.lora_B.weight"), b);
+        modules.push((path, kind));
     }
-    let (_, _, first) = modules.first()?;
+    let (_, first) = modules.first()?;
     let alike = modules
         .iter()
-        .all(|(_, _, kind)| kind.rank_stabilized == first.rank_stabilized && kind.dropout == first.dropout);
+        .all(|(_, kind)| kind.rank_stabilized == first.rank_stabilized && kind.dropout == first.dropout);
     if !alike || !heads_only {
         return None;
     }
-    let other_rank = modules.iter().filter(|(_, _, kind)| kind.rank != first.rank);
-    let other_alpha = modules.iter().filter(|(_, _, kind)| kind.alpha != first.alpha);
+    let other_rank = modules.iter().filter(|(_, kind)| kind.rank != first.rank);
+    let other_alpha = modules.iter().filter(|(_, kind)| kind.alpha != first.alpha);
     let config = LoraConfig {
         rank: first.rank,
         alpha: first.alpha,
         rank_stabilized: first.rank_stabilized,
         dropout: first.dropout,
-        rank_pattern: other_rank
-            .map(|(path, _, kind)| (path.clone(), kind.rank))
-            .collect(),
+        rank_pattern: other_rank.map(|(path, kind)| (path.clone(), kind.rank)).collect(),
         alpha_pattern: other_alpha
-            .map(|(path, _, kind)| (path.clone(), kind.alpha))
+            .map(|(path, kind)| (path.clone(), kind.alpha))
             .collect(),
-        target_modules: json!(targets(&modules)),
+        target_modules: json!(targets(&modules, sites)),
+        bias: "none".into(),
     };
     Some((config, out))
 }
 
-/// `target_modules`: an end of a path where all its blocks are adapted, else whole paths. Never `proj` alone.
-fn targets(modules: &[(String, usize, &LowRank)]) -> Vec<String> {
-    let depth = modules.iter().map(|(_, layer, _)| layer + 1).max().unwrap_or(0);
+/// `target_modules`: an end of paths where it means adapted modules alone, else whole paths.
+fn targets(modules: &[(String, &LowRank)], sites: &dyn Sites) -> Vec<String> {
+    let blocks = sites.projections().map(|(_, _, projection)| projection.name);
+    let all: Vec<String> = blocks
+        .chain(sites.embedding().map(|embedding| embedding.name))
+        .collect();
     let mut by_end: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (path, _, _) in modules {
-        let end = path.splitn(3, '.').nth(2).unwrap_or(path);
-        by_end.entry(end).or_default().push(path);
+    for (path, _) in modules {
+        by_end.entry(end(path)).or_default().push(path);
     }
     by_end
         .into_iter()
         .flat_map(|(end, paths)| {
-            if paths.len() == depth {
+            let mut meant = all.iter().filter(|path| ends_with(path, end));
+            if meant.all(|path| paths.contains(&path.as_str())) {
                 vec![end.to_owned()]
             } else {
                 paths.into_iter().map(str::to_owned).collect()

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! adapter_config.json          what the adapter is
-//! adapter_model.safetensors    its tensors, and the whole head
+//! adapter_model.safetensors    its tensors, and the whole head; `adapter_model.bin` where an old PEFT wrote it
 //! ```
 //!
 //! LoRA is written as PEFT writes it and read as PEFT reads it ([`lora`]). The methods that PEFT does not have stand in the
@@ -16,20 +16,21 @@ pub mod lora;
 mod names;
 pub mod official;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use vitesse_model::checkpoint::file_sha256;
-use vitesse_model::ops::OpSpec;
+use vitesse_model::ops::{self, OpSpec};
 use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
-use vitesse_train::method::{Table, Trainable, split};
+use vitesse_train::method::{Table, Trainable, head_tensors, split};
 
 use crate::{Error, Method, Result};
-use lora::LoraConfig;
+use lora::{LoraConfig, Updates};
+use names::Place;
 
 /// The description of an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -103,7 +104,7 @@ enum Content {
 }
 
 impl Adapter {
-    /// What was learned of an adapted model: its last `ops` ops and whatever else of it learns.
+    /// What was learned of an adapted model: its last `added` ops and whatever else of it learns.
     ///
     /// # Errors
     /// Tensors that are not the spec's.
@@ -111,10 +112,10 @@ impl Adapter {
         spec: &ModelSpec,
         tensors: &Tensors,
         trainable: &Trainable,
-        ops: usize,
+        added: usize,
         record: Record,
     ) -> Result<Adapter> {
-        let first = spec.ops.len().saturating_sub(ops);
+        let first = spec.ops.len().saturating_sub(added);
         let (mut own, mut own_tensors) = (Vec::new(), Tensors::new());
         for (index, op) in spec.ops.iter().enumerate().skip(first) {
             let (from, to) = (op.prefix(index), op.prefix(index - first));
@@ -124,13 +125,18 @@ impl Adapter {
             }
             own.push(op.clone());
         }
+        let of_ops: HashSet<String> = ops::tensors(spec).into_iter().map(|tensor| tensor.name).collect();
         let mut replaced = Tensors::new();
-        for name in trainable.names().filter(|name| !name.starts_with("ops.")) {
+        for name in trainable.names().filter(|name| !of_ops.contains(*name)) {
             replaced.insert(name, tensors.get(name)?.clone());
         }
+        let content = match lora::express(&own, &own_tensors, &replaced, spec) {
+            Some((config, factors)) => Content::Lora(config, factors),
+            None => Content::Ops(own, own_tensors),
+        };
         Ok(Adapter {
             path: PathBuf::new(),
-            content: Content::Ops(own, own_tensors),
+            content,
             replaced,
             record,
         })
@@ -154,9 +160,9 @@ impl Adapter {
         })?;
         let config: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|error| fail(format!("its `{CONFIG_FILE}` is not a JSON object: {error}")))?;
-        let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
-        let (tensors, metadata) = if !weights.is_file() && old.is_file() {
-            (pth::read(&old)?, BTreeMap::new().into_iter().collect())
+        let weights = weights_file(dir);
+        let (tensors, metadata) = if weights.ends_with(OLD_WEIGHTS_FILE) {
+            (pth::read(&weights)?, Default::default())
         } else {
             safetensors::read(&weights)?
         };
@@ -177,9 +183,10 @@ impl Adapter {
             .unwrap_or_default();
         let (content, replaced) = match kind {
             "LORA" => {
-                let config = LoraConfig::read(&config).map_err(fail)?;
+                let read = LoraConfig::read(&config).map_err(fail)?;
                 let (factors, replaced) = lora::split(tensors).map_err(fail)?;
-                (Content::Lora(config, factors), replaced)
+                lora::nested(&config, &replaced).map_err(fail)?;
+                (Content::Lora(read, factors), replaced)
             }
             OWN_TYPE => read_own(&config, tensors).map_err(fail)?,
             other => {
@@ -222,14 +229,12 @@ impl Adapter {
         let heads: Vec<String> = self.modules_replaced();
         let (mut config, mut tensors) = match &self.content {
             Content::Lora(config, tensors) => (config.to_json(&heads), tensors.clone()),
-            Content::Ops(ops, tensors) => match lora::express(ops, tensors, &self.replaced) {
-                Some((config, tensors)) => (config.to_json(&heads), tensors),
-                None => (own_config(ops, &heads), tensors.clone()),
-            },
+            Content::Ops(ops, tensors) => (own_config(ops, &heads), tensors.clone()),
         };
         config.insert("base_model_name_or_path".into(), json!(self.record.architecture));
         for (name, tensor) in self.replaced.iter() {
-            tensors.insert(name, tensor.clone());
+            let wrapped = lora::wrapped(name, &tensors);
+            tensors.insert(wrapped, tensor.clone());
         }
         (config, tensors)
     }
@@ -251,7 +256,7 @@ impl Adapter {
     /// # Errors
     /// An adapter that was not read from a folder, and whatever the file system says.
     pub fn sha256(&self) -> Result<String> {
-        Ok(file_sha256(&self.path.join(WEIGHTS_FILE))?)
+        Ok(file_sha256(&weights_file(&self.path))?)
     }
 
     /// Refuses a base that is not the one the adapter was trained on. `Ok(false)` where the adapter does not say which
@@ -286,54 +291,166 @@ impl Adapter {
         })
     }
 
-    /// The base with the adapter's ops and head. Whether it is the right base is [`Adapter::check_base`]'s to say.
+    /// The base with the adapter's ops, head and other tensors. Whether it is the right base is [`Adapter::check_base`]'s to
+    /// say.
     ///
     /// # Errors
     /// Modules or shapes that the base does not have, in a sentence.
     pub fn attach(&self, base: &Checkpoint) -> Result<Checkpoint> {
         let mut out = base.clone();
-        let fail = |sentence: String| Error::Adapter {
+        self.set_classes(&mut out)?;
+        self.replace(&mut out)?;
+        let Updates { ops, tensors, heads } = self.updates(&out)?;
+        for (name, weight) in heads {
+            out.tensors.insert(name, weight);
+        }
+        self.add(&mut out, ops, &tensors)?;
+        Ok(out)
+    }
+
+    /// The model into which this adapter was merged, with the adapter's ops: all of what it holds that is not in the merged
+    /// model as it is.
+    ///
+    /// # Errors
+    /// As [`Adapter::attach`], and an adapter that took the place of more than the heads: what was there is in the base
+    /// alone.
+    pub fn attach_again(&self, merged: &Checkpoint) -> Result<Checkpoint> {
+        let heads = head_tensors(&merged.spec);
+        let places = self.places(merged)?;
+        let gone = places.iter().find_map(|(place, _)| match place {
+            Place::Tensor(name, _) => (!heads.contains(name)).then_some(name),
+            Place::Unread => None,
+        });
+        if let Some(name) = gone {
+            return Err(self.fail(format!(
+                "it holds `{name}` whole, and what the base had there is not in the merged model; load the base"
+            )));
+        }
+        let mut out = merged.clone();
+        let Updates { ops, tensors, .. } = self.updates(&out)?;
+        self.add(&mut out, ops, &tensors)?;
+        Ok(out)
+    }
+
+    fn fail(&self, sentence: String) -> Error {
+        Error::Adapter {
             path: self.path.clone(),
             sentence,
-        };
-        if let Some(head) = out.spec.classifiers().first()
-            && let Ok(weight) = self.replaced.get(&format!("{head}.weight"))
-        {
-            let classes = weight.shape().first().copied().unwrap_or(0);
-            out.set_num_classes(classes, 0)?;
-            if !self.record.label_names.is_empty() {
-                out.config.label_names = self.record.label_names.clone();
-            }
         }
-        let shapes: BTreeMap<String, Vec<usize>> = out
-            .spec
-            .tensors()?
-            .into_iter()
-            .map(|tensor| (tensor.name, tensor.shape))
-            .collect();
+    }
+
+    /// As many classes as the adapter's heads have.
+    fn set_classes(&self, out: &mut Checkpoint) -> Result<()> {
+        let heads = head_tensors(&ModelSpec {
+            num_classes: 1,
+            ..out.spec.clone()
+        });
+        let known = |name: &str| heads.contains(name);
+        let (mut found, mut classes) = (HashSet::new(), None);
         for (name, tensor) in self.replaced.iter() {
-            match shapes.get(name) {
-                Some(shape) if shape == tensor.shape() => {
-                    out.tensors.insert(name, tensor.clone());
-                }
-                Some(shape) => {
-                    return Err(fail(format!(
-                        "its tensor `{name}` has shape {:?}, but the base's has {shape:?}; it belongs to another model",
-                        tensor.shape()
-                    )));
-                }
+            if let Some(Place::Tensor(head, _)) = names::place(name, &out.spec, known) {
+                found.insert(head);
+                classes = tensor.shape().first().copied().or(classes);
+            }
+        }
+        let Some(classes) = classes else {
+            return Ok(());
+        };
+        if classes != out.spec.num_classes
+            && let Some(missing) = heads.iter().find(|head| !found.contains(*head))
+        {
+            return Err(self.fail(format!(
+                "it has {classes} classes and the base {}, but it lacks `{missing}`; load a base with {classes} classes",
+                out.spec.num_classes
+            )));
+        }
+        out.set_num_classes(classes, 0)?;
+        if !self.record.label_names.is_empty() {
+            out.config.label_names = self.record.label_names.clone();
+        }
+        Ok(())
+    }
+
+    /// What the whole tensors take the place of.
+    fn places<'a>(&'a self, model: &Checkpoint) -> Result<Vec<(Place, (&'a str, &'a Tensor))>> {
+        let found = self.replaced.iter().map(|(name, tensor)| {
+            let place = names::place(name, &model.spec, |name| model.tensors.contains(name));
+            let place = place.ok_or_else(|| {
+                self.fail(format!(
+                    "it holds `{name}`, which `{}` does not have; it belongs to another model",
+                    model.spec.architecture
+                ))
+            })?;
+            Ok((place, (name, tensor)))
+        });
+        found.collect()
+    }
+
+    /// Puts the whole tensors in their places.
+    fn replace(&self, out: &mut Checkpoint) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for (place, (name, tensor)) in self.places(out)? {
+            let Place::Tensor(ours, part) = place else {
+                continue;
+            };
+            if !seen.insert((ours.clone(), part)) {
+                return Err(self.fail(format!(
+                    "it holds `{ours}` under another name besides `{name}`, and only one can be meant; save it again with PEFT"
+                )));
+            }
+            let old = out.tensors.get(&ours)?;
+            let parts = part.and_then(|part| {
+                let sites = out.spec.sites();
+                let mut projections = sites.projections().map(|(_, _, projection)| projection);
+                let fused = projections.find(|fused| {
+                    let end = ours.strip_prefix(&fused.name);
+                    end.is_some_and(|end| end.starts_with('.'))
+                })?;
+                Some(part.rows(fused.parts?))
+            });
+            let mut shape = old.shape().to_vec();
+            if let (Some((_, rows)), Some(all)) = (parts, shape.first_mut()) {
+                *all = rows;
+            }
+            if shape != tensor.shape() {
+                return Err(self.fail(format!(
+                    "its tensor `{name}` has shape {:?}, but the base's has {shape:?}; it belongs to another model",
+                    tensor.shape()
+                )));
+            }
+            match parts {
                 None => {
-                    return Err(fail(format!(
-                        "it holds `{name}`, which `{}` does not have; it belongs to another model",
-                        base.spec.architecture
-                    )));
+                    out.tensors.insert(ours, tensor.clone());
+                }
+                Some((first, rows)) => {
+                    let (shape, mut values) = (old.shape().to_vec(), old.to_f32().into_owned());
+                    let columns = tensor.numel() / rows.max(1);
+                    if let Some(to) = values.get_mut(first * columns..(first + rows) * columns) {
+                        to.copy_from_slice(&tensor.to_f32());
+                    }
+                    out.tensors.insert_f32(ours, &shape, values)?;
                 }
             }
         }
-        let (ops, tensors) = match &self.content {
-            Content::Ops(ops, tensors) => (ops.clone(), tensors.clone()),
-            Content::Lora(config, tensors) => lora::ops(config, tensors, &out.spec).map_err(fail)?,
-        };
+        Ok(())
+    }
+
+    /// The ops and new heads in a model that has the whole tensors.
+    fn updates(&self, model: &Checkpoint) -> Result<Updates> {
+        match &self.content {
+            Content::Ops(ops, tensors) => Ok(Updates {
+                ops: ops.clone(),
+                tensors: tensors.clone(),
+                heads: Tensors::new(),
+            }),
+            Content::Lora(config, factors) => {
+                lora::updates(config, factors, model).map_err(|sentence| self.fail(sentence))
+            }
+        }
+    }
+
+    /// Adds ops to those of a model.
+    fn add(&self, out: &mut Checkpoint, ops: Vec<OpSpec>, tensors: &Tensors) -> Result<()> {
         let first = out.spec.ops.len();
         for (index, op) in ops.iter().enumerate() {
             let (from, to) = (op.prefix(index), op.prefix(first + index));
@@ -346,8 +463,7 @@ impl Adapter {
         out.spec.ops.extend(ops);
         out.spec
             .check(&out.tensors, "the base with the adapter")
-            .map_err(|error| fail(format!("it does not fit the base: {error}")))?;
-        Ok(out)
+            .map_err(|error| self.fail(format!("it does not fit the base: {error}")))
     }
 
     /// How many tensors and parameters it holds, the head's included.
@@ -357,6 +473,16 @@ impl Adapter {
             tensors.len() + self.replaced.len(),
             tensors.parameters() + self.replaced.parameters(),
         )
+    }
+}
+
+/// The weights of the adapter in `dir`: the file of an old PEFT only where the other is absent.
+fn weights_file(dir: &Path) -> PathBuf {
+    let (weights, old) = (dir.join(WEIGHTS_FILE), dir.join(OLD_WEIGHTS_FILE));
+    if !weights.is_file() && old.is_file() {
+        old
+    } else {
+        weights
     }
 }
 
@@ -390,19 +516,11 @@ fn read_own(
     let ops = config.get("ops").cloned().unwrap_or_else(|| json!([]));
     let ops: Vec<OpSpec> =
         serde_json::from_value(ops).map_err(|error| format!("its `ops` cannot be read: {error}"))?;
-    let (own, replaced): (Vec<(String, Tensor)>, Vec<_>) = tensors
-        .into_iter()
-        .partition(|(name, _)| name.starts_with("ops."));
-    let known = |name: &str| {
+    let of_op = |name: &str| {
         let mut prefixes = ops.iter().enumerate().map(|(index, op)| op.prefix(index));
         prefixes.any(|prefix| name.strip_prefix(&prefix).is_some_and(|end| end.starts_with('.')))
     };
-    if let Some((name, _)) = own.iter().find(|(name, _)| !known(name)) {
-        return Err(format!(
-            "its tensor `{name}` belongs to none of its {} ops",
-            ops.len()
-        ));
-    }
+    let (own, replaced): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|(name, _)| of_op(name));
     Ok((
         Content::Ops(ops, own.into_iter().collect()),
         replaced.into_iter().collect(),

@@ -1,51 +1,124 @@
-//! Which projection a module path of an adapter means: timm's names, and transformers' ViT's.
+//! What the names in an adapter's file mean: PEFT wraps modules, and the modules have timm's names, which are ours, or
+//! transformers'.
 
 use vitesse_model::ops::QkvPart;
-use vitesse_model::{Site, Sites};
+use vitesse_model::{ModelSpec, Site, Sites, Target, transformers_target, transformers_unread};
 
-/// The projection, or the part of a fused one.
+/// Modules around a whole model, whose names stand before its own.
+const AROUND: [&str; 3] = ["_orig_mod", "module", "timm_model"];
+
+/// Where transformers' names of a ViT may begin, behind the names of modules around it.
+const INSIDE: [&str; 3] = ["vit.", "deit.", "encoder.layer."];
+
+/// A projection, or the part of a fused one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Module {
     pub(super) site: Site,
-    pub(super) layer: usize,
+    pub(super) layer: Option<usize>,
     pub(super) part: Option<QkvPart>,
 }
 
-/// transformers' names in a layer, which keeps queries, keys and values apart.
-const TRANSFORMERS: [(&str, Site, Option<QkvPart>); 6] = [
-    ("attention.attention.query", Site::Qkv, Some(QkvPart::Q)),
-    ("attention.attention.key", Site::Qkv, Some(QkvPart::K)),
-    ("attention.attention.value", Site::Qkv, Some(QkvPart::V)),
-    ("attention.output.dense", Site::Proj, None),
-    ("intermediate.dense", Site::Fc1, None),
-    ("output.dense", Site::Fc2, None),
-];
+/// What a tensor of an adapter takes the place of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A tensor of the model, or the rows of a part of a fused one.
+    Tensor(String, Option<QkvPart>),
+    /// One that no head reads.
+    Unread,
+}
+
+/// The name without what PEFT wraps modules in: `base_layer` around what has an update, `modules_to_save` around what
+/// learns whole, and in memory the adapter's name. `None` for what such a module was before.
+pub(super) fn unwrapped(name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    let mut before = "";
+    for part in name.split('.') {
+        let named = before == "modules_to_save" || before.starts_with("lora_");
+        let around = parts.is_empty() && AROUND.contains(&part);
+        match part {
+            "original_module" => return None,
+            "base_layer" | "modules_to_save" => {}
+            "default" if named => {}
+            _ if around => {}
+            _ => parts.push(part),
+        }
+        before = part;
+    }
+    Some(parts.join("."))
+}
+
+/// The names that a tensor may have in a model, with the part of a fused one; `distilled` is a model with two heads.
+fn candidates(name: &str, distilled: bool) -> impl Iterator<Item = (String, Option<QkvPart>)> {
+    let own = std::iter::once((name.to_owned(), None));
+    own.chain(transformers(name).filter_map(move |name| {
+        Some(match transformers_target(name, distilled)? {
+            Target::Whole(name) => (name, None),
+            Target::Third(name, third) => {
+                let part = [QkvPart::Q, QkvPart::K, QkvPart::V].get(third)?;
+                (name, Some(*part))
+            }
+        })
+    }))
+}
+
+/// The name itself, and what follows the modules around a ViT.
+fn transformers(name: &str) -> impl Iterator<Item = &str> {
+    let inside = name
+        .match_indices('.')
+        .filter_map(|(dot, _)| name.get(dot + 1..))
+        .filter(|rest| INSIDE.iter().any(|begin| rest.starts_with(begin)));
+    std::iter::once(name).chain(inside)
+}
 
 /// The projection that `path` names in this model.
 pub(super) fn module(path: &str, sites: &dyn Sites) -> Option<Module> {
-    let own = sites
-        .projections()
-        .find(|(_, _, projection)| projection.name == path);
-    // A matrix that several layers share has one path, which does not say whose update this is.
-    if let Some((site, layer, _)) = own.filter(|(site, layer, _)| sites.sharing(*site, *layer).len() == 1) {
-        return Some(Module {
+    let weight = format!("{path}.weight");
+    candidates(&weight, false).find_map(|(name, part)| {
+        let name = name.strip_suffix(".weight")?;
+        if sites.embedding().is_some_and(|embedding| embedding.name == name) {
+            return Some(Module {
+                site: Site::Embed,
+                layer: None,
+                part: None,
+            });
+        }
+        // A matrix that several layers share has one path, which does not say whose update this is.
+        let (site, layer, projection) = sites
+            .projections()
+            .find(|(_, _, projection)| projection.name == name)
+            .filter(|(site, layer, _)| sites.sharing(*site, *layer).len() == 1)?;
+        (part.is_none() || projection.parts.is_some()).then_some(Module {
             site,
-            layer,
-            part: None,
-        });
-    }
-    let (_, rest) = path.split_once("encoder.layer.")?;
-    let (layer, end) = rest.split_once('.')?;
-    let layer = layer.parse().ok()?;
-    let (_, site, part) = TRANSFORMERS.into_iter().find(|(name, _, _)| *name == end)?;
-    sites.projection(site, layer)?;
-    Some(Module { site, layer, part })
+            layer: Some(layer),
+            part,
+        })
+    })
 }
 
-/// The name of a whole tensor in our files.
-pub(super) fn tensor(name: &str) -> String {
-    match name.strip_prefix("classifier.") {
-        Some(end) => format!("head.{end}"),
-        None => name.to_owned(),
+/// The module that classifies which `path` names in this model.
+pub(super) fn head(path: &str, spec: &ModelSpec) -> Option<&'static str> {
+    let weight = format!("{path}.weight");
+    let mut heads = spec.classifiers().into_iter();
+    let means = |head: &&str| {
+        candidates(&weight, distilled(spec)).any(|(name, _)| name.strip_suffix(".weight") == Some(head))
+    };
+    heads.find(means)
+}
+
+fn distilled(spec: &ModelSpec) -> bool {
+    spec.classifiers().len() > 1
+}
+
+/// What the tensor `name` takes the place of in this model, among whose tensors are the names for which `known` holds.
+pub(super) fn place(name: &str, spec: &ModelSpec, known: impl Fn(&str) -> bool) -> Option<Place> {
+    let found = candidates(name, distilled(spec)).find(|(name, _)| known(name));
+    match found {
+        Some((name, part)) => Some(Place::Tensor(name, part)),
+        None => unread(name).then_some(Place::Unread),
     }
+}
+
+/// Whether transformers has a tensor of this name that no head reads.
+pub(super) fn unread(name: &str) -> bool {
+    transformers(name).any(transformers_unread)
 }

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use vitesse_kernels::{Panels, Real, panels_of};
+use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{Pool, PrefixToken, Projection, VitSpec};
 use vitesse_model::{ModelSpec, Sites, Tensors};
@@ -161,20 +162,24 @@ impl<'a, T: Real> Compiler<'a, T> {
     /// A linear layer outside of blocks, with `op` after it.
     fn linear(&self, name: &str, op: Option<&Folded>) -> Result<Product<T>> {
         let weights = self.tensors.get(&format!("{name}.weight"))?;
-        let outputs = weights.shape()[0];
-        let inputs = weights.shape()[1..].iter().product();
+        self.product(name, &weights.to_f32(), weights.shape()[0], op)
+    }
+
+    /// The same with these weights.
+    fn product(
+        &self,
+        name: &str,
+        weights: &[f32],
+        outputs: usize,
+        op: Option<&Folded>,
+    ) -> Result<Product<T>> {
+        let inputs = weights.len() / outputs.max(1);
         let columns = panels_of([outputs]);
         let bias = self.bias(name)?;
         let (scale, shift) = folded(op);
         let depths = panels_of([inputs]);
         Ok(Product {
-            weights: Arc::new(Weights::pack(
-                Format::Real,
-                &weights.to_f32(),
-                inputs,
-                &columns,
-                &depths,
-            )),
+            weights: Arc::new(Weights::pack(Format::Real, weights, inputs, &columns, &depths)),
             outputs: Outputs::new(&columns, &scale, |n| bias(n) * scale(n) + shift(n)),
             beside: None,
         })
@@ -197,8 +202,35 @@ impl<'a, T: Real> Compiler<'a, T> {
             side: self.vit.patch_size,
             prefix: self.vit.prefix.len() + self.sites.prompts(),
             start: self.start()?,
-            product: self.linear("patch_embed.proj", op.as_ref())?,
+            product: self.embedding(op.as_ref())?,
         })
+    }
+
+    /// The product with the patches, into which low-rank updates are folded, and with `op` after it.
+    fn embedding(&mut self, op: Option<&Folded>) -> Result<Product<T>> {
+        let embedding = self.sites.embedding().ok_or_else(|| {
+            Error::Unsupported("the model makes no tokens of patches, which the engine needs".into())
+        })?;
+        let mut weights = self.get(&format!("{}.weight", embedding.name))?;
+        for (index, update) in self.sites.ops_at(Site::Embed, None) {
+            let OpKind::LowRank(kind) = &update.kind else {
+                continue;
+            };
+            let prefix = update.prefix(index);
+            let (a, b) = (
+                self.get(&format!("{prefix}.a"))?,
+                self.get(&format!("{prefix}.b"))?,
+            );
+            let rows = weights.to_mut().chunks_exact_mut(embedding.inputs);
+            for (row, b) in rows.zip(b.chunks_exact(kind.rank)) {
+                for (b, a) in b.iter().zip(a.chunks_exact(embedding.inputs)) {
+                    let factor = kind.factor() as f32 * b;
+                    row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
+                }
+            }
+            self.consumed[index] = true;
+        }
+        self.product(&embedding.name, &weights, embedding.outputs, op)
     }
 
     fn start(&mut self) -> Result<Panels<f32>> {

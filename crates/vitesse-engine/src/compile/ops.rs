@@ -3,12 +3,13 @@
 //! Ops that are linear and per token are folded into the matrix or the norm beside them, so that they cost nothing. The
 //! rest stays: low-rank updates with their projection, the others as steps of their own.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use vitesse_kernels::{Panels, Real, panels_of};
 use vitesse_model::Tensors;
-use vitesse_model::ops::{Bottleneck, NORM_EPS, NormPlace, OpKind, OpSpec, ScaleShift};
+use vitesse_model::ops::{Bottleneck, NORM_EPS, NormPlace, OpKind, OpSpec, Prompts, ScaleShift};
 use vitesse_model::site::Site;
 
 use super::Compiler;
@@ -112,10 +113,8 @@ impl<T: Real> Compiler<'_, T> {
             return Ok(None);
         };
         self.consumed[index] = true;
-        let (values, dim) = (
-            self.get(&format!("{}.tokens", op.prefix(index)))?,
-            self.vit.embed_dim,
-        );
+        let dim = self.vit.embed_dim;
+        let values = self.widened(self.get(&format!("{}.tokens", op.prefix(index)))?)?;
         let mut out = Panels::zeros(values.len() / dim, Panels::<f32>::needed(dim));
         for (row, token) in values.chunks_exact(dim).enumerate() {
             for (channel, &value) in token.iter().enumerate() {
@@ -123,6 +122,24 @@ impl<T: Real> Compiler<'_, T> {
             }
         }
         Ok(Some(out))
+    }
+
+    /// Prompts as tokens of the stream: those that are narrower pass the map that the first of the model have.
+    fn widened<'v>(&self, prompts: Cow<'v, [f32]>) -> Result<Cow<'v, [f32]>> {
+        let Some((index, width)) =
+            Prompts::first(self.sites).and_then(|(index, first)| Some((index, first.project?)))
+        else {
+            return Ok(prompts);
+        };
+        let prefix = self.sites.ops()[index].prefix(index);
+        let weight = self.get(&format!("{prefix}.proj.weight"))?;
+        let bias = self.get(&format!("{prefix}.proj.bias"))?;
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let token = |prompt| {
+            let rows = weight.chunks_exact(width).zip(bias.iter());
+            rows.map(move |(row, bias)| dot(row, prompt) + bias)
+        };
+        Ok(prompts.chunks_exact(width).flat_map(token).collect())
     }
 
     /// What stays at `site` of `layer`, where values lie in panels as `columns` says: all that is not folded. Whether there

@@ -117,9 +117,10 @@ pub fn random_spec(rng: &mut Rng) -> ModelSpec {
             spec.ops.extend(random_op(rng, &spec));
         }
         let tokens = between(rng, 1, 9);
+        let project = rng.bernoulli(0.5).then(|| between(rng, 1, 60));
         for layer in 0..depth {
             if rng.bernoulli(0.3) && (layer == 0 || spec.sites().prompts() > 0) {
-                let kind = OpKind::Prompts(Prompts { tokens });
+                let kind = OpKind::Prompts(Prompts { tokens, project });
                 let (site, layer) = (Site::BlockIn, Some(layer));
                 spec.ops.insert(0, OpSpec { site, layer, kind });
             }
@@ -138,13 +139,14 @@ pub fn random_op(rng: &mut Rng, sites: &dyn Sites) -> Option<OpSpec> {
     let layer = rng.below(sites.depth());
     let choose = |rng: &mut Rng, sites: &[Site]| sites[rng.below(sites.len())];
     if rng.bernoulli(0.4) {
-        let site = choose(rng, &Site::PROJECTIONS);
-        sites.projection(site, layer)?;
+        let [qkv, proj, fc1, fc2] = Site::PROJECTIONS;
+        let site = choose(rng, &[qkv, proj, fc1, fc2, Site::Embed]);
+        sites.matrix(site, layer)?;
         let parts = [QkvPart::Q, QkvPart::K, QkvPart::V];
         let parts: Vec<QkvPart> = parts.into_iter().filter(|_| rng.bernoulli(0.5)).collect();
         return Some(OpSpec {
             site,
-            layer: Some(layer),
+            layer: site.in_block().then_some(layer),
             kind: OpKind::LowRank(LowRank {
                 rank: between(rng, 1, 40),
                 alpha: 2.0,
@@ -377,10 +379,16 @@ impl Model<'_> {
                     }
                 }
                 OpKind::Prompts(_) => {
-                    let tokens: Rows = get("tokens")
-                        .chunks_exact(vit.embed_dim)
-                        .map(<[f64]>::to_vec)
-                        .collect();
+                    let (first, prompts) = Prompts::first(self.spec).unwrap();
+                    let width = prompts.project.unwrap_or(vit.embed_dim);
+                    let tokens: Rows = get("tokens").chunks_exact(width).map(<[f64]>::to_vec).collect();
+                    let tokens = match prompts.project {
+                        Some(_) => {
+                            let map = self.spec.ops[first].prefix(first);
+                            self.linear(&format!("{map}.proj"), true, &tokens)
+                        }
+                        None => tokens,
+                    };
                     let (first, old) = (vit.prefix.len(), x.len() - vit.prefix.len() - vit.patches());
                     x.splice(first..first + old, tokens);
                 }
@@ -431,9 +439,9 @@ impl Model<'_> {
 
     /// A projection of `layer` with the updates on it.
     fn project(&self, site: Site, layer: usize, has_bias: bool, x: &[Vec<f64>]) -> Rows {
-        let projection = self.spec.projection(site, layer).unwrap();
+        let projection = self.spec.sites().matrix(site, layer).unwrap();
         let mut y = self.linear(&projection.name, has_bias, x);
-        for (i, op) in self.spec.ops_at(site, Some(layer)) {
+        for (i, op) in self.spec.ops_at(site, site.in_block().then_some(layer)) {
             let OpKind::LowRank(kind) = &op.kind else {
                 unreachable!("only low-rank updates stand on projections")
             };
@@ -476,7 +484,7 @@ impl Model<'_> {
         let patches = self.ops(
             Site::PatchOut,
             None,
-            self.linear("patch_embed.proj", vit.patch_bias, &patches),
+            self.project(Site::Embed, 0, vit.patch_bias, &patches),
         );
         let mut rows = Rows::new();
         let mut registers = 0;

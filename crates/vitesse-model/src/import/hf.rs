@@ -140,7 +140,7 @@ pub(super) type Names = dyn Fn(&str) -> Option<Target>;
 
 /// Where a tensor goes.
 #[derive(Debug, PartialEq)]
-pub(super) enum Target {
+pub enum Target {
     /// It takes this name.
     Whole(String),
     /// It is query (0), key (1) or value (2) of the fused tensor of this name.

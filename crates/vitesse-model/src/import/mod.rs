@@ -19,6 +19,9 @@ pub(crate) mod run;
 mod vit;
 pub(crate) mod wrappers;
 
+pub use hf::Target;
+pub use vit::{target as transformers_target, unread as transformers_unread};
+
 use crate::Tensors;
 use crate::config::Config;
 use crate::pos_embed::Flavour;

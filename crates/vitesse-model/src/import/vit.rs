@@ -42,8 +42,11 @@ pub(super) fn describe(
         Family::Vit
     };
     let dropped: Vec<String> = {
-        let droppable = |name: &&str| DROPPED.contains(&body(name));
-        tensors.names().filter(droppable).map(str::to_owned).collect()
+        tensors
+            .names()
+            .filter(|name| unread(name))
+            .map(str::to_owned)
+            .collect()
     };
     for name in &dropped {
         tensors.remove(name)?;
@@ -168,8 +171,13 @@ fn body(name: &str) -> &str {
         .unwrap_or(name)
 }
 
-/// timm's name for one of transformers'; `None` for a name that is unknown.
-fn target(name: &str, distilled: bool) -> Option<Target> {
+/// Whether this is one of transformers' tensors that no head here reads.
+pub fn unread(name: &str) -> bool {
+    DROPPED.contains(&body(name))
+}
+
+/// timm's name for one of transformers' ViT or DeiT; `None` for a name that is unknown.
+pub fn target(name: &str, distilled: bool) -> Option<Target> {
     let body = body(name);
     let whole = |name: &str| Some(Target::Whole(name.to_owned()));
     match body {
@@ -182,7 +190,8 @@ fn target(name: &str, distilled: bool) -> Option<Target> {
     match module {
         "embeddings.patch_embeddings.projection" => return whole(&format!("patch_embed.proj.{parameter}")),
         "layernorm" => return whole(&format!("norm.{parameter}")),
-        "classifier" | "cls_classifier" => return whole(&format!("head.{parameter}")),
+        "classifier" if !distilled => return whole(&format!("head.{parameter}")),
+        "cls_classifier" if distilled => return whole(&format!("head.{parameter}")),
         "distillation_classifier" => return whole(&format!("head_dist.{parameter}")),
         _ => {}
     }

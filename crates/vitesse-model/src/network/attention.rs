@@ -92,7 +92,7 @@ impl SelfAttention {
         ops: &[Op],
         ctx: &mut Ctx,
     ) -> Tensor<3> {
-        let qkv = project(Site::Qkv, &self.qkv, (x, before), ops, ctx);
+        let qkv = project(Site::Qkv, self.qkv.values(), (x, before), ops, ctx);
         let qkv = at(Site::AttnQkv, qkv, ops, ctx);
         let reads = |part| ops.iter().any(|op| op.reads_attention() == Some(part));
         let maps = cut(Site::AttnLogits, ops, ctx)

@@ -210,8 +210,8 @@ impl Layer {
             return None;
         }
         let maps = [
-            &weighted(Site::Fc1, &mlp.fc1, &self.ops, ctx),
-            &weighted(Site::Fc2, &mlp.fc2, &self.ops, ctx),
+            &weighted(Site::Fc1, mlp.fc1.values(), &self.ops, ctx),
+            &weighted(Site::Fc2, mlp.fc2.values(), &self.ops, ctx),
         ];
         let factors = ctx.drop_path(x.dims()[0], self.place.depth, 1);
         fused::perceptron(x, &norm.before(), maps, factors, ctx.compute)
@@ -257,10 +257,10 @@ impl Layer {
         let whole = !cut(end.projection, &self.ops, ctx) && !cut(end.site, &self.ops, ctx);
         if end.out_idx.is_none() && whole {
             let residual = Some(Residual { x, factors });
-            let map = weighted(end.projection, end.map, &self.ops, ctx);
+            let map = weighted(end.projection, end.map.values(), &self.ops, ctx);
             return map.segment(input, before, residual, ctx.compute);
         }
-        let branch = project(end.projection, end.map, (input, before), &self.ops, ctx);
+        let branch = project(end.projection, end.map.values(), (input, before), &self.ops, ctx);
         let branch = scatter(branch, end.out_idx, x.dims()[2]);
         let branch = at(end.site, branch, &self.ops, ctx);
         x + fused::scaled(branch, factors)
@@ -295,7 +295,7 @@ impl Mlp {
     /// `before(x)` `[batch, tokens, dim]` to what `fc2` reads, `[batch, tokens, hidden]`, and what is still to be done to
     /// it: the exact GELU, unless something stands behind it. Other activations are part of no segment.
     fn hidden(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> (Tensor<3>, Before) {
-        let hidden = project(Site::Fc1, &self.fc1, (x, before), ops, ctx);
+        let hidden = project(Site::Fc1, self.fc1.values(), (x, before), ops, ctx);
         let hidden = at(Site::MlpFc1, hidden, ops, ctx);
         let gelu = self.activation == Activation::Gelu;
         if gelu && !cut(Site::MlpHidden, ops, ctx) {

@@ -1,8 +1,8 @@
 //! What passes in and out of a block that is computed again, as one tensor.
 //!
 //! Such a block is a function of one tensor ([`recompute`](super::fused::recompute)). Mostly that is the value at the
-//! stream's site alone, and nothing is copied. Where the stream holds a policy or sizes, or an op left outputs, these are
-//! joined to it, so that their gradients flow as well.
+//! stream's site alone, and nothing is copied. Where the stream holds tensors, or an op left outputs, these are joined to it,
+//! so that their gradients flow as well.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,7 @@ pub(super) struct Form {
     x: [usize; 3],
     /// The stream without its tensors.
     stream: Stream,
+    prompt_map: Option<[usize; 2]>,
     policy: Option<[usize; 2]>,
     sizes: Option<[usize; 2]>,
     outputs: Vec<(String, [usize; 2])>,
@@ -31,16 +32,19 @@ pub(super) fn pack(
     let form = Form {
         x: x.dims(),
         stream: Stream {
+            prompt_map: None,
             policy: None,
             sizes: None,
             ..stream.clone()
         },
+        prompt_map: stream.prompt_map.as_ref().map(Tensor::dims),
         policy: stream.policy.as_ref().map(Tensor::dims),
         sizes: stream.sizes.as_ref().map(Tensor::dims),
         outputs: outputs.iter().map(|(name, x)| (name.clone(), x.dims())).collect(),
     };
     let mut parts = vec![flat(x)];
-    let beside = stream.policy.iter().chain(&stream.sizes).chain(outputs.values());
+    let of_stream = [&stream.prompt_map, &stream.policy, &stream.sizes];
+    let beside = of_stream.into_iter().flatten().chain(outputs.values());
     parts.extend(beside.cloned().map(flat));
     if parts.len() == 1 {
         (parts.remove(0), form)
@@ -57,9 +61,11 @@ impl Form {
     pub(super) fn unpack(&self, packed: Tensor<1>, ctx: &mut Ctx) -> Tensor<3> {
         let mut parts = Parts { packed, at: 0 };
         let x = parts.next(self.x);
+        let prompt_map = self.prompt_map.map(|shape| parts.next(shape));
         let policy = self.policy.map(|shape| parts.next(shape));
         let sizes = self.sizes.map(|shape| parts.next(shape));
         ctx.stream = Stream {
+            prompt_map,
             policy,
             sizes,
             ..self.stream.clone()

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::Ctx;
 use super::fused::Before;
-use super::layers::{Linear, LinearValues};
+use super::layers::LinearValues;
 use crate::ops::Op;
 use crate::site::Site;
 
@@ -30,8 +30,7 @@ pub(super) fn at_map(site: Site, x: Tensor<4>, ops: &[Op], ctx: &mut Ctx) -> Ten
 }
 
 /// The weight and bias of a projection, the weight as the ops on it change it, in order.
-pub(super) fn weighted(projection: Site, map: &Linear, ops: &[Op], ctx: &Ctx) -> LinearValues {
-    let mut values = map.values();
+pub(super) fn weighted(projection: Site, mut values: LinearValues, ops: &[Op], ctx: &Ctx) -> LinearValues {
     for op in ops.iter().filter(|op| op.site() == projection) {
         values.weight = op.weight(values.weight, ctx);
     }
@@ -41,7 +40,7 @@ pub(super) fn weighted(projection: Site, map: &Linear, ops: &[Op], ctx: &Ctx) ->
 /// A projection of `before(x)` with the ops on it, in order. Where none needs more than its weight it is one segment.
 pub(super) fn project(
     projection: Site,
-    map: &Linear,
+    map: LinearValues,
     (x, before): (Tensor<3>, Before),
     ops: &[Op],
     ctx: &mut Ctx,

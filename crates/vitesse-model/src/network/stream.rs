@@ -11,6 +11,9 @@ pub struct Stream {
     pub prefix: usize,
     /// Of which prompts, the last ones.
     pub prompts: usize,
+    /// `[dim, width + 1]`: what makes tokens of prompts narrower than the stream, weight and bias side by side. Those of
+    /// the first block bring it, and later ones use it. Differentiable.
+    pub prompt_map: Option<Tensor<2>>,
     /// Rows and columns of the patch grid.
     pub grid: [usize; 2],
     /// Tokens after the patches, which stand for several of them that left (packages, fused tokens). No mean over the

@@ -10,10 +10,10 @@ use burn::tensor::Tensor;
 use super::Logits;
 use super::block::{Blocks, Core, Layer, Norms, Place};
 use super::ctx::Ctx;
-use super::fused::{self, Before, Compute};
-use super::layers::{LayerNorm, Linear};
+use super::fused::{Before, Compute};
+use super::layers::{LayerNorm, Linear, LinearValues};
 use super::params::Parameters;
-use super::stations::{at, cut};
+use super::stations::{at, cut, project};
 use super::stream::Stream;
 use crate::Result;
 use crate::ops::Op;
@@ -117,7 +117,7 @@ impl Vit {
             grid: self.spec.grid(),
             ..Stream::default()
         };
-        let x = self.embed_patches(images, ctx.compute);
+        let x = self.embed_patches(images, ctx);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
         let x = self.add_tokens(x);
         let x = match &self.norm_pre {
@@ -128,7 +128,7 @@ impl Vit {
     }
 
     /// The patch convolution, as a product over flattened patches: `[batch, patches, dim]`.
-    fn embed_patches(&self, images: Tensor<4>, compute: Compute) -> Tensor<3> {
+    fn embed_patches(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<3> {
         let [batch, channels, _, _] = images.dims();
         let ([rows, columns], side) = (self.spec.grid(), self.spec.patch_size);
         let width = channels * side * side;
@@ -136,9 +136,11 @@ impl Vit {
             .reshape([batch, channels, rows, side, columns, side])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, width]);
-        let weight = self.patch_weight.val().reshape([self.spec.embed_dim, width]);
-        let bias = self.patch_bias.as_ref().map(Param::val);
-        fused::linear(patches, Before::Nothing, weight, bias, None, compute)
+        let values = LinearValues {
+            weight: self.patch_weight.val().reshape([self.spec.embed_dim, width]),
+            bias: self.patch_bias.as_ref().map(Param::val),
+        };
+        project(Site::Embed, values, (patches, Before::Nothing), &self.ops, ctx)
     }
 
     /// Prefix tokens before the patches, positions added: `[batch, tokens, dim]`.

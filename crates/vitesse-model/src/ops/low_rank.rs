@@ -1,7 +1,8 @@
 //! LOW-RANK — `y += s · B A x` beside one projection `y = W x + b`.
 //!
 //! Paper: Hu et al., *LoRA*, ICLR 2022, equation 3; the factor `alpha / √rank` is rank-stabilised LoRA (Kalajdzievski,
-//! 2023). It stands *on* a projection ([`Site::PROJECTIONS`]) and sees what enters it. Linear, so it folds into `W`.
+//! 2023). It stands *on* a projection ([`Site::PROJECTIONS`], or [`Site::Embed`]) and sees what enters it. Linear, so it folds
+//! into `W`.
 //!
 //! The fused projection to queries, keys and values has one update of the whole matrix, or, where `parts` names some of
 //! the three, one for each of those with factors of its own: the rows of `a` and `b` then belong to the parts in order.
@@ -44,6 +45,17 @@ pub enum QkvPart {
     V,
 }
 
+impl QkvPart {
+    /// Its rows of a fused projection whose parts have so many, as `(first, count)`.
+    pub fn rows(self, [q, k, v]: [usize; 3]) -> (usize, usize) {
+        match self {
+            QkvPart::Q => (0, q),
+            QkvPart::K => (q, k),
+            QkvPart::V => (q + k, v),
+        }
+    }
+}
+
 impl LowRank {
     /// What the update is multiplied by.
     pub fn factor(&self) -> f64 {
@@ -53,18 +65,11 @@ impl LowRank {
 
     /// The rows of the projection that are updated, as `(first, count)`, one range for each update.
     pub fn ranges(&self, site: Site, layer: usize, sites: &dyn Sites) -> Vec<(usize, usize)> {
-        let Some(projection) = sites.projection(site, layer) else {
+        let Some(projection) = sites.matrix(site, layer) else {
             return vec![(0, 0)];
         };
         match (&self.parts, projection.parts) {
-            (Some(parts), Some([q, k, v])) => {
-                let range = |part: &QkvPart| match part {
-                    QkvPart::Q => (0, q),
-                    QkvPart::K => (q, k),
-                    QkvPart::V => (q + k, v),
-                };
-                parts.iter().map(range).collect()
-            }
+            (Some(parts), Some(rows)) => parts.iter().map(|part| part.rows(rows)).collect(),
             _ => vec![(0, projection.outputs)],
         }
     }
@@ -74,7 +79,8 @@ impl LowRank {
         if !site.is_projection() {
             let known = Site::PROJECTIONS.map(Site::name).join("`, `");
             return fail(format!(
-                "low-rank must stand on a projection (one of `{known}`), not at `{site}`"
+                "low-rank must stand on a projection (one of `{known}`, `{}`), not at `{site}`",
+                Site::Embed
             ));
         }
         if !(1..=WIDTH).contains(&self.rank) {
@@ -101,7 +107,7 @@ impl LowRank {
         sites: &dyn Sites,
     ) -> Vec<TensorSpec> {
         let inputs = sites
-            .projection(site, layer)
+            .matrix(site, layer)
             .map_or(0, |projection| projection.inputs);
         let ranges = self.ranges(site, layer, sites);
         let written: usize = ranges.iter().map(|(_, count)| count).sum();

@@ -117,15 +117,20 @@ impl OpSpec {
             OpKind::ScaleShift(op) => op.tensors(&prefix, width),
             OpKind::LowRank(op) => op.tensors(&prefix, self.site, layer, sites),
             OpKind::Bottleneck(op) => op.tensors(&prefix, width),
-            OpKind::Prompts(op) => op.tensors(&prefix, width, sites),
+            OpKind::Prompts(op) => op.tensors(index, &prefix, width, sites),
         };
         let depth = match self.layer {
             Some(layer) => layer + 1,
-            None if self.site == Site::PatchOut => 0,
+            None if self.before_blocks() => 0,
             None => sites.depth() + 1,
         };
         tensors.iter_mut().for_each(|tensor| tensor.depth = depth);
         tensors
+    }
+
+    /// Whether it stands between the images and the first block.
+    fn before_blocks(&self) -> bool {
+        matches!(self.site, Site::Embed | Site::PatchOut)
     }
 
     /// Multiply-accumulates for one image.
@@ -138,12 +143,8 @@ impl OpSpec {
             // What the tokens cost stands where they pass.
             OpKind::Prompts(_) => 0,
         };
-        let last = if self.site == Site::PatchOut {
-            0
-        } else {
-            sites.depth()
-        };
-        sites.tokens_at(self.layer.unwrap_or(last)) * token
+        let outside = if self.before_blocks() { 0 } else { sites.depth() };
+        sites.tokens_at(self.layer.unwrap_or(outside)) * token
     }
 }
 

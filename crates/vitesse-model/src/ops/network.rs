@@ -114,7 +114,7 @@ impl Op {
                 Kind::LowRank(LowRankOp::new(op, &prefix, spec.site, layer, sites, parameters)?)
             }
             OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
-            OpKind::Prompts(_) => Kind::Prompts(PromptsOp::new(&prefix, parameters)?),
+            OpKind::Prompts(op) => Kind::Prompts(PromptsOp::new(op, index, &prefix, sites, parameters)?),
         };
         Ok(Op {
             kind,

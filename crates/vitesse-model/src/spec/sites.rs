@@ -5,7 +5,7 @@
 //! every family there will be.
 
 use super::Activation;
-use crate::ops::{OpKind, OpSpec};
+use crate::ops::{OpSpec, Prompts};
 use crate::site::Site;
 
 /// What a network has at its [`Site`]s, layer by layer.
@@ -71,12 +71,15 @@ impl dyn Sites + '_ {
 
     /// Number of prompts that enter the first layer.
     pub fn prompts(&self) -> usize {
-        self.ops_at(Site::BlockIn, Some(0))
-            .find_map(|(_, op)| match &op.kind {
-                OpKind::Prompts(prompts) => Some(prompts.tokens),
-                _ => None,
-            })
-            .unwrap_or(0)
+        Prompts::first(self).map_or(0, |(_, prompts)| prompts.tokens)
+    }
+
+    /// The matrix of the projection at `site`: that of `layer`, or the embedding, which stands in none.
+    pub fn matrix(&self, site: Site, layer: usize) -> Option<Projection> {
+        match site {
+            Site::Embed => self.embedding(),
+            _ => self.projection(site, layer),
+        }
     }
 
     /// The projections of all layers in order: site, layer and projection. A matrix that several layers share is there

@@ -19,7 +19,7 @@ impl Sites for VitSpec {
     fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
         let dim = self.embed_dim;
         match site {
-            Site::PatchOut => return layer.is_none().then_some(dim),
+            Site::PatchOut | Site::Embed => return layer.is_none().then_some(dim),
             // Where the mean of the tokens is normed, no token is.
             Site::FinalNorm => return (layer.is_none() && self.pool != Pool::AvgThenNorm).then_some(dim),
             site if site.is_projection() => return Some(self.projection(site, layer?)?.outputs),
