@@ -109,7 +109,14 @@ fn a_scale_is_for_a_file_and_not_for_a_folder() {
     let (model, adapter) = (place.path().join("base"), place.path().join("adapter"));
     base().save(&model, false).unwrap();
     std::fs::create_dir(&adapter).unwrap();
-    let error = Merge::open(&model, &adapter, Some(0.5), &mut ()).unwrap_err();
+    let error = Merge::open(
+        &model,
+        &vitesse::model::LoadOptions::default(),
+        &adapter,
+        Some(0.5),
+        &mut (),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("which holds its scale"), "{error}");
 }
 
