@@ -1,4 +1,5 @@
 use super::*;
+use crate::schedule::Per;
 
 const SMALLEST: &str = "[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"shapes\"\n";
 
@@ -195,4 +196,41 @@ fn what_only_decides_the_speed_is_not_decisive() {
     assert_eq!(recipe.decisive().unwrap(), before);
     recipe.train.seed += 1;
     assert_ne!(recipe.decisive().unwrap(), before);
+}
+
+#[test]
+fn fewer_epochs_shorten_the_warm_up_unless_the_recipe_says_how_the_rate_grows() {
+    let schedule = |preset: &str, more: &str| {
+        let text = format!("preset = \"{preset}\"\n{SMALLEST}{more}");
+        Recipe::parse(&text, "my.toml", &[]).unwrap().schedule
+    };
+    let usual = schedule("adapt", "");
+    assert_eq!((usual.warmup_epochs, usual.per), (10.0, Per::Epoch));
+    let short = schedule("adapt", "[train]\nepochs = 2\n");
+    assert_eq!((short.warmup_epochs, short.per), (0.2, Per::Step));
+    // Most of the run is at rates that learn: the mean over its steps is near half the peak.
+    let rates: Vec<f64> = (0..20).map(|step| short.lr(1e-3, 2, 10, step)).collect();
+    assert!(rates.iter().sum::<f64>() / 20.0 > 4e-4, "{rates:?}");
+    let longer = schedule("adapt", "[train]\nepochs = 200\n");
+    assert_eq!((longer.warmup_epochs, longer.per), (10.0, Per::Epoch));
+    let said = schedule("adapt", "[train]\nepochs = 2\n[schedule]\nwarmup_epochs = 1.0\n");
+    assert_eq!((said.warmup_epochs, said.per), (1.0, Per::Epoch));
+    let said = schedule("adapt", "[train]\nepochs = 2\n[schedule]\nper = \"epoch\"\n");
+    assert_eq!((said.warmup_epochs, said.per), (10.0, Per::Epoch));
+}
+
+#[test]
+fn a_batch_is_made_to_fit_few_images() {
+    let fitted = |limit: usize| {
+        let text = format!(
+            "preset = \"finetune\"\n[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"shapes\"\nlimit = {limit}\n"
+        );
+        let mut recipe = Recipe::parse(&text, "my.toml", &[]).unwrap();
+        let note = recipe.fit_batch().unwrap();
+        (recipe.train.batch_size, note)
+    };
+    assert_eq!(fitted(128), (32, None));
+    let (batch, note) = fitted(100);
+    assert!(batch == 16 && note.unwrap().contains("only 100 images"));
+    assert_eq!((fitted(5).0, fitted(1).0), (1, 1));
 }
