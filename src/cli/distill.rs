@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::Value;
 use vitesse::measure::refuse_what_is_no_name;
+use vitesse::model::checkpoint::weights_file;
 use vitesse_train::Error;
 use vitesse_train::loss::Kind;
 
@@ -78,11 +79,15 @@ impl TeacherArgs {
                 format!("`{teacher}` names an architecture without weights, which has nothing to teach");
             return Err(Failure::usage(sentence).hint("train it first, or give the folder of a checkpoint"));
         }
-        if let Some(teacher) = &self.teacher
-            && !Path::new(teacher).exists()
-        {
-            let (teacher, reason) = (teacher.clone(), "there is no such file or folder".to_owned());
-            return Err(Error::Teacher { teacher, reason }.into());
+        if let Some(teacher) = &self.teacher {
+            let refuse = |reason| Error::Teacher {
+                teacher: teacher.clone(),
+                reason,
+            };
+            let file = weights_file(Path::new(teacher)).map_err(|error| refuse(error.to_string()))?;
+            if !file.exists() {
+                return Err(refuse("there is no such file or folder".to_owned()).into());
+            }
         }
         let text = |value: &Option<String>| value.clone().map(Value::String);
         let number = |value: Option<f64>| value.map(Value::Float);

@@ -13,7 +13,7 @@ use vitesse::report::{Table, format, left, right};
 use vitesse_train::evaluate::EvalOptions;
 
 use super::Console;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, ReadArgs, WhichArgs};
 use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{DataArgs, LabelsBy, RunArgs, positive, thread_count};
 use super::failure::{Exit, Result};
@@ -27,11 +27,15 @@ use super::show::Show;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse eval --model ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
+  vitesse eval ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
   vitesse eval --model ./my-run --data shapes:count --split test --json
   vitesse eval --model ./deit.pth --data ./photos --crop-pct 1.0 --limit 500
   vitesse eval --model ./my-run --data ./flowers --shifted ./flowers-drawn ./flowers-at-night")]
 pub(super) struct Args {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    read: ReadArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -104,7 +108,7 @@ impl Args {
             data = data.limit(limit.get(), 0);
         }
         let classes = Some(data.class_names().len()).filter(|&classes| classes > 0);
-        let mut checkpoint = self.model.load(classes, console)?;
+        let mut checkpoint = self.model.load(self.which.name(), &self.read, classes, console)?;
         let exam = Exam {
             preprocess: self.preprocess.plan(&mut checkpoint)?,
             checkpoint,

@@ -20,12 +20,15 @@ use super::outcome::{Outcome, pairs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse inspect --model ./deit_tiny_patch16_224.fb_in1k
-  vitesse inspect --model deit_small_patch16_224 --json
+  vitesse inspect ./deit_tiny_patch16_224.fb_in1k
+  vitesse inspect deit_small_patch16_224 --json
   vitesse inspect --list")]
 pub(super) struct Args {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from --list; as `--model`
+    #[arg(value_name = "MODEL", required_unless_present_any = ["model", "list"])]
+    first: Option<String>,
     /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from --list
-    #[arg(long, value_name = "MODEL", required_unless_present = "list")]
+    #[arg(long, value_name = "MODEL", conflicts_with = "first")]
     model: Option<String>,
     #[command(flatten)]
     read: ReadArgs,
@@ -33,14 +36,14 @@ pub(super) struct Args {
     #[arg(long)]
     tensors: bool,
     /// List the names of all architectures with their sizes
-    #[arg(long, conflicts_with_all = ["model", "key", "architecture", "tensors"])]
+    #[arg(long, conflicts_with_all = ["first", "model", "key", "architecture", "tensors"])]
     list: bool,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<Outcome> {
-        match &self.model {
-            Some(model) if !self.list => Outcome::new(&self.inspect(model)?),
+        match self.first.as_ref().or(self.model.as_ref()) {
+            Some(model) => Outcome::new(&self.inspect(model)?),
             _ => Outcome::new(&Zoo::list()?),
         }
     }

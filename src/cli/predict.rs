@@ -12,7 +12,7 @@ use vitesse::report::{Table, left, right};
 use vitesse::train::Error;
 
 use super::Console;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, ReadArgs};
 use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{DecodeArgs, RunArgs, positive};
 use super::failure::{Exit, Failure, Result};
@@ -30,8 +30,16 @@ Examples:
   vitesse predict --model ./deit_tiny_patch16_224.fb_in1k cat.jpg dog.png
   vitesse predict --model ./my-run --labels labels.csv --topk 1 --json photos/*.jpg")]
 pub(super) struct Args {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
+    ///
+    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
+    /// that architecture with fresh, untrained weights.
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    model: String,
     #[command(flatten)]
-    model: ModelArgs,
+    read: ReadArgs,
+    #[command(flatten)]
+    load: ModelArgs,
     /// Image files: JPEG, PNG, WebP, BMP or GIF; of a folder, all that it holds
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -63,7 +71,7 @@ impl Args {
             Some(file) => Some(Labels::read(file)?),
             None => None,
         };
-        let mut checkpoint = self.model.load(None, console)?;
+        let mut checkpoint = self.load.load(&self.model, &self.read, None, console)?;
         if checkpoint.spec.num_classes == 0 {
             let error = Error::NoClasses {
                 architecture: checkpoint.spec.architecture,

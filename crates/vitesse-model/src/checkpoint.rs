@@ -10,6 +10,7 @@
 //! is strict: tensors that are missing, superfluous or of another shape are an error that names them. Whatever a load
 //! changed or took for granted is said in [`Source::notes`].
 
+pub mod run;
 mod weights;
 
 use std::fs;
@@ -19,7 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{Imported, bare, hf, minivit, run};
+use crate::import::{self, Imported, bare, hf, minivit};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::may_replace;
@@ -112,7 +113,7 @@ impl Checkpoint {
     }
 
     /// Loads a folder of ours, timm's (`local-dir:` before it is fine) or transformers', a `.safetensors` or `.pth` file, or
-    /// the index of several. The model is described by the `config.json` beside the weights, by `options.architecture`, by
+    /// the index of several. Of the folder of a run it takes the best epoch, else the last. The model is described by the `config.json` beside the weights, by `options.architecture`, by
     /// what the training program wrote down, or by its shapes.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
         let path = weights::local(path.as_ref());
@@ -126,7 +127,7 @@ impl Checkpoint {
             let known = bare::Known {
                 architecture: options.architecture.as_deref(),
                 img_size: options.img_size,
-                run: run::with_args_beside(read.recorded, &weights)?,
+                run: import::run::with_args_beside(read.recorded, &weights)?,
             };
             bare::import(read.tensors, &weights, &known)?
         };

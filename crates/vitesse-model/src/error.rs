@@ -315,6 +315,20 @@ pub enum Error {
         /// Why, and what to do.
         detail: String,
     },
+    /// A repository on the Hugging Face hub where a folder or file is expected.
+    #[error(
+        "there is no file or folder `{name}`, and nothing is fetched from the Hugging Face hub; fetch the folder first, with \
+         `hf download {repository} --local-dir {folder}`, and give that",
+        name = .name.display()
+    )]
+    Hub {
+        /// What was given.
+        name: PathBuf,
+        /// The repository that is meant.
+        repository: String,
+        /// What its folder may be called.
+        folder: String,
+    },
     /// A `.pth` file without a state dict.
     #[error(
         "`{path}` holds no state dict; expected a dict of tensors, found {found}. In Python, save the weights alone: \
@@ -437,6 +451,7 @@ impl Error {
             Error::PthTensor { .. } => "E_PTH_TENSOR",
             Error::Shards { .. } => "E_CKPT_SHARDS",
             Error::Weights { .. } => "E_CKPT_FILE",
+            Error::Hub { .. } => "E_MODEL_UNKNOWN",
             Error::PthNoTensors { .. } => "E_PTH_EMPTY",
             Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => {
                 "E_CKPT_KEY"

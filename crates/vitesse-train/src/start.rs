@@ -66,7 +66,7 @@ pub fn run_together(
         recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?
     };
     let objective = recipe.distill.distillation();
-    let teacher = recipe.distill.teacher(&objective, &state, device)?;
+    let teacher = recipe.distill.teacher(&objective, &state, device, events)?;
     let start = Start {
         state,
         train: learn,
@@ -123,7 +123,7 @@ pub fn run_begun(
     objective.extend(begun.objective);
     let device = Device::flex();
     let start = Start {
-        teacher: recipe.distill.teacher(&objective, &state, &device)?,
+        teacher: recipe.distill.teacher(&objective, &state, &device, events)?,
         state,
         train: learn,
         validation,
@@ -171,6 +171,7 @@ impl Recipe {
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
                 let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                teacher.notes().iter().for_each(|note| events.warning(note));
                 let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
                 note.iter().for_each(|note| events.warning(note));
                 Some(teacher)
@@ -258,6 +259,7 @@ impl DistillConfig {
         objective: &dyn Objective,
         state: &State,
         device: &Device,
+        events: &mut dyn Events,
     ) -> Result<Option<Teacher>> {
         let Some(teacher) = self
             .teacher
@@ -267,7 +269,9 @@ impl DistillConfig {
             return Ok(None);
         };
         let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
-        Teacher::load(teacher, &state.spec, &prepared, device).map(Some)
+        let teacher = Teacher::load(teacher, &state.spec, &prepared, device)?;
+        teacher.notes().iter().for_each(|note| events.warning(note));
+        Ok(Some(teacher))
     }
 }
 

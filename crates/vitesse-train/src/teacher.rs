@@ -27,6 +27,7 @@ pub struct Teacher {
     /// Its class for each of the student's, where they stand in another order.
     order: Option<Vec<usize>>,
     name: String,
+    notes: Vec<String>,
 }
 
 impl Teacher {
@@ -92,6 +93,7 @@ impl Teacher {
             names: ClassNames::of(&checkpoint.config, spec.num_classes),
             order: None,
             device,
+            notes: checkpoint.source.notes.iter().map(|note| format!("teacher: {note}")).collect(),
             name,
         })
     }
@@ -130,6 +132,11 @@ impl Teacher {
     /// What the teacher is called in messages: its weights file, or its architecture.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its checkpoint was loaded from, and what was changed or taken for granted, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
