@@ -70,6 +70,17 @@ fn adapt_merge_and_unmerge() {
     };
     assert_eq!(eval("merged"), eval("run/best"));
 
+    // The folder of the run stands for what it learned.
+    let with = place
+        .run("eval base --adapter run --data shapes --split validation --limit 64 --json")
+        .ended(0);
+    with.says(&["`run` is the folder of a run: took what it learned, `adapter`"]);
+    assert_eq!(with.json()["top1"], eval("run/best"));
+    place
+        .run("merge --model base --adapter run --dry-run -o other")
+        .ended(0)
+        .says(&["took what it learned"]);
+
     // A second fold would count the adapter twice.
     let twice = place
         .run("merge --model merged --adapter run/adapter -o twice")

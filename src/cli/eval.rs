@@ -8,8 +8,8 @@ use vitesse::data::Preprocess;
 use vitesse::measure::Weights;
 use vitesse::measure::accuracy::shifted::{Mean, Shifted, Version};
 use vitesse::measure::accuracy::{Accuracy, Exam, Report};
-use vitesse::measure::machine::threads;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 use vitesse_train::evaluate::EvalOptions;
 
 use super::Console;
@@ -180,7 +180,7 @@ impl fmt::Display for Text<'_> {
             report.timing.load.as_secs_f64(),
             report.timing.forward.as_secs_f64(),
         );
-        let threads = threads(report.threads);
+        let threads = counted(report.threads, "thread");
         writeln!(
             f,
             "\n{:.1} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
@@ -191,13 +191,14 @@ impl fmt::Display for Text<'_> {
             format::duration(load)
         )?;
         if report.skipped > 0 {
-            writeln!(f, "{} files of unsupported formats were left out", report.skipped)?;
+            let files = counted(report.skipped, "file");
+            writeln!(f, "left out: {files} of unsupported formats")?;
         }
         if report.unreadable > 0 {
             writeln!(
                 f,
-                "{} files could not be read and are in no number above:",
-                report.unreadable
+                "unreadable, and in no number above: {}",
+                counted(report.unreadable, "file")
             )?;
             report
                 .unreadable_files
@@ -257,10 +258,7 @@ impl fmt::Display for ShiftedText<'_> {
         write!(f, "{table}")?;
         match shifted.unreadable() {
             0 => Ok(()),
-            n => writeln!(
-                f,
-                "{n} files of them could not be read and are in no number above"
-            ),
+            n => writeln!(f, "unreadable, and in no number above: {}", counted(n, "file")),
         }
     }
 }

@@ -131,7 +131,13 @@ impl Display for Failure {
 
 impl From<model::Error> for Failure {
     fn from(error: model::Error) -> Failure {
-        Failure::new(error.code(), error.to_string())
+        let failure = Failure::new(error.code(), error.to_string());
+        match error {
+            model::Error::UnknownArchitecture { .. } => {
+                failure.hint("`vitesse inspect --list` shows the names")
+            }
+            _ => failure,
+        }
     }
 }
 

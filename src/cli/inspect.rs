@@ -7,7 +7,8 @@ use serde::Serialize;
 use vitesse::model::config::HistoryStep;
 use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
 use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 use super::args::model::{ReadArgs, is_path};
 use super::failure::Result;
@@ -244,7 +245,7 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
             })
             .unwrap_or_default()
         }
-        ["head" | "head_dist"] => format!("{} classes", spec.num_classes),
+        ["head" | "head_dist"] => counted(spec.num_classes, "class"),
         _ => String::new(),
     }
 }
@@ -262,10 +263,7 @@ fn sub_layer(vit: &VitSpec, block: &BlockSpec, part: &str) -> String {
 }
 
 fn heads(attn: &AttentionSpec) -> String {
-    let number = match attn.num_heads() {
-        1 => "1 head".to_owned(),
-        heads => format!("{heads} heads"),
-    };
+    let number = counted(attn.num_heads(), "head");
     match attn.uniform_heads() {
         Some((_, qk, v)) => format!("{number}, q/k {qk}, v {v}"),
         None => format!("{number}, q/k {:?}, v {:?}", attn.qk_dims, attn.v_dims),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use vitesse::measure::raw::{Images, Report};
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 
 use super::Console;
 use super::args::RunArgs;
@@ -79,7 +79,8 @@ impl fmt::Display for Text<'_> {
         let seconds = format::duration(report.seconds);
         writeln!(
             f,
-            "{images} images in {seconds}, {:.1} images/s",
+            "{} in {seconds}, {:.1} images/s",
+            counted(images, "image"),
             report.images_per_second
         )
     }

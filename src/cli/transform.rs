@@ -1,8 +1,8 @@
 //! What every verb that transforms a model says: sizes, proof and speed.
 
-use vitesse::measure::machine::threads;
 use vitesse::measure::transform::{Speed, Transform};
-use vitesse::report::{Table, format, left};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left};
 use vitesse::train::method::Change;
 
 /// Lines of a report.
@@ -43,14 +43,14 @@ fn change<T: Copy + PartialEq>(before: T, after: T, spell: impl Fn(T) -> String)
 
 fn latency(speed: &Speed) -> String {
     format!(
-        "{:.3} ms → {:.3} ms, ratio {}, {}; {} rounds in turns, {}, {}",
+        "{:.3} ms → {:.3} ms, ratio {}, {}; {} in turns, {}, {}",
         speed.before_ms,
         speed.after_ms,
         speed.ratio,
         speed.verdict,
-        speed.rounds,
+        counted(speed.rounds, "round"),
         speed.precision,
-        threads(speed.threads)
+        counted(speed.threads, "thread")
     )
 }
 
@@ -68,5 +68,5 @@ pub(super) fn tensors(plan: &Change) -> String {
     if table.is_empty() {
         return String::new();
     }
-    format!("\n{table}\n{gone} tensors go, {new} come, {reshaped} change their shape\n")
+    format!("\n{table}\ntensors: {new} added, {gone} removed, {reshaped} with another shape\n")
 }

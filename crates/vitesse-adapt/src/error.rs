@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use vitesse_words::counted;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -64,7 +66,8 @@ pub enum Error {
     },
     /// Ops that have no counterpart in a plain model.
     #[error(
-        "{} of {total} ops cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged.",
+        "of {}, {} cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged.",
+        counted(*total, "op"),
         .reasons.len(),
         .reasons.join("\n  ")
     )]

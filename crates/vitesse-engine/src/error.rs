@@ -13,7 +13,7 @@ pub enum Error {
     #[error("{0}")]
     Isa(String),
     /// The system gives no more threads.
-    #[error("cannot start {threads} threads: {source}")]
+    #[error("cannot start {}: {source}", vitesse_words::counted(*threads, "thread"))]
     Threads {
         /// How many were wanted.
         threads: usize,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vitesse_model::DType;
+use vitesse_words::counted;
 
 use crate::proof::Difference;
 
@@ -43,7 +44,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system gives no more threads.
-    #[error("cannot start {threads} threads: {reason}")]
+    #[error("cannot start {}: {reason}", counted(*threads, "thread"))]
     Threads {
         /// How many were wanted.
         threads: usize,
@@ -72,7 +73,7 @@ pub enum Error {
     #[error("the network computes in f32 only, not in {0}")]
     NetworkPrecision(vitesse_engine::Precision),
     /// A data set that asks for more classes than a model knows.
-    #[error("`{data}` has {asked} classes, the model {known}")]
+    #[error("`{data}` has {}, the model {known}", counted(*asked, "class"))]
     Classes {
         /// The data set.
         data: String,
@@ -82,7 +83,7 @@ pub enum Error {
         known: usize,
     },
     /// The same of one of several models.
-    #[error("the data set has {asked} classes, `{model}` {known}")]
+    #[error("the data set has {}, `{model}` {known}", counted(*asked, "class"))]
     ClassesOf {
         /// The model.
         model: String,
@@ -173,7 +174,7 @@ pub enum Error {
         found: String,
     },
     /// A data set with nothing to tell apart.
-    #[error("`{data}` has {classes} class, and there is nothing to tell apart")]
+    #[error("`{data}` has {}, and there is nothing to tell apart", counted(*classes, "class"))]
     TooFewClasses {
         /// The data set.
         data: String,

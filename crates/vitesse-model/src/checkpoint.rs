@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
@@ -238,7 +239,10 @@ impl Checkpoint {
         let heads = heads.join("` and `");
         self.source.notes.push(match num_classes {
             0 => format!("`{heads}` removed: the model returns features"),
-            _ => format!("`{heads}` drawn anew for {num_classes} classes (the file has {old})"),
+            _ => format!(
+                "`{heads}` drawn anew for {} (the file has {old})",
+                counted(num_classes, "class")
+            ),
         });
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use vitesse_words::count;
+
 use crate::tensors::DType;
 
 /// What to do about bytes that cannot be what was written.
@@ -588,8 +590,8 @@ fn did_you_mean(similar: &[String]) -> String {
 fn known_architectures(similar: &[String]) -> String {
     match similar {
         [] => format!(
-            "; known are {}",
-            crate::zoo::names().collect::<Vec<_>>().join(", ")
+            "; none of the {} known ones is called like it",
+            count(crate::zoo::names().count() as u64)
         ),
         names => did_you_mean(names),
     }

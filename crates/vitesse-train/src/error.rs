@@ -6,6 +6,8 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
+use vitesse_words::counted;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -126,7 +128,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A data set in which no image could be read.
-    #[error("none of the {samples} images can be read; the first says: {first}")]
+    #[error("of {}, none can be read; the first says: {first}", counted(*samples, "image"))]
     NothingReadable {
         /// How many images there are.
         samples: usize,

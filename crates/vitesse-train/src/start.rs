@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
+use vitesse_words::counted;
 
 use crate::adamw::Slot;
 use crate::classes::ClassNames;
@@ -223,8 +224,8 @@ impl Recipe {
         let steps = loader.batches()?;
         if steps == 0 {
             let mut expected = format!(
-                "at most the {} images there are to learn from (`-b`)",
-                loader.data().len()
+                "at most the {} to learn from (`-b`)",
+                counted(loader.data().len(), "image")
             );
             if team.size() > 1 {
                 expected += &format!(", shared by {} processes", team.size());
@@ -330,8 +331,9 @@ impl Recipe {
         self.train.accumulate = self.train.accumulate.min(self.train.batch_size);
         self.validate()?;
         Ok(Some(format!(
-            "batches are of {}, since there are only {images} images to learn from; `-b` chooses another size",
-            self.train.batch_size
+            "batches are of {}, since there are only {} to learn from; `-b` chooses another size",
+            self.train.batch_size,
+            counted(images, "image")
         )))
     }
 }
@@ -416,7 +418,8 @@ impl DataConfig {
             n => format!(" and {n} more"),
         };
         Some(format!(
-            "not every class has the {shots} images that `data.shots` asks for, and those give all they have: {}{rest}",
+            "not every class has the {} that `data.shots` asks for, and those give all they have: {}{rest}",
+            counted(shots, "image"),
             named.join(", ")
         ))
     }

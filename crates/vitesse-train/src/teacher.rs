@@ -10,6 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use vitesse_data::Preprocess;
 use vitesse_model::network::{Ctx, Fusion, Logits, Network, Trace};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse_words::counted;
 
 use crate::classes::{ClassNames, LabelsBy};
 use crate::objective::{Pass, Place};
@@ -67,9 +68,10 @@ impl Teacher {
         };
         if spec.num_classes != student.num_classes {
             return Err(refuse(format!(
-                "it knows {} classes and the student {}; distillation compares them one by one, so train the teacher on \
+                "it knows {} and the student {}; distillation compares them one by one, so train the teacher on \
                  the student's classes first",
-                spec.num_classes, student.num_classes
+                counted(spec.num_classes, "class"),
+                student.num_classes
             )));
         }
         if spec.input_size() != student.input_size() {
@@ -93,7 +95,12 @@ impl Teacher {
             names: ClassNames::of(&checkpoint.config, spec.num_classes),
             order: None,
             device,
-            notes: checkpoint.source.notes.iter().map(|note| format!("teacher: {note}")).collect(),
+            notes: checkpoint
+                .source
+                .notes
+                .iter()
+                .map(|note| format!("teacher: {note}"))
+                .collect(),
             name,
         })
     }
@@ -118,7 +125,8 @@ impl Teacher {
             return Err(Error::Teacher {
                 teacher: self.name.clone(),
                 reason: format!(
-                    "it knows {known} classes in another order, and the data name only {} of them; give the data all of them",
+                    "it knows {} in another order, and the data name only {} of them; give the data all of them",
+                    counted(known, "class"),
                     names.len()
                 ),
             });

@@ -4,7 +4,8 @@ use std::fmt;
 
 use vitesse::measure::trial::found::{Report, Speeds};
 use vitesse::measure::trial::{Merged, Trial};
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 /// What a comparison found, for people.
 #[derive(Clone, Copy)]
@@ -86,10 +87,9 @@ impl Text<'_> {
             .of(Speeds::PLAIN)
             .map(|latency| latency.batch)
             .collect();
-        let columns = batches.iter().flat_map(|batch| {
-            let s = if *batch == 1 { "" } else { "s" };
-            [right(format!("{batch} image{s}")), right("to the plain model")]
-        });
+        let columns = batches
+            .iter()
+            .flat_map(|batch| [right(counted(*batch, "image")), right("to the plain model")]);
         let mut table = Table::new(std::iter::once(left("model")).chain(columns));
         for model in models {
             let cells = self
@@ -204,8 +204,8 @@ impl Text<'_> {
         };
         let epochs = self.0.trials.iter().map(|trial| trial.epochs);
         let epochs = match (epochs.clone().min(), epochs.max()) {
-            (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
-            (least, _) => least.unwrap_or_default().to_string(),
+            (Some(least), Some(most)) if least < most => format!("{least} to {most} epochs"),
+            (least, _) => counted(least.unwrap_or_default(), "epoch"),
         };
         let chosen = if self.0.trials.iter().any(|trial| trial.validation_top1.is_some()) {
             "the best epoch by validation"
@@ -213,11 +213,11 @@ impl Text<'_> {
             "the last epoch"
         };
         format!(
-            "{} on {}: {} images, {epochs} epochs, {seeds}; {chosen} tested once on {} images.",
+            "{} on {}: {}, {epochs}, {seeds}; {chosen} tested once on {}.",
             self.0.model,
             self.0.data,
-            format::count(self.0.train_images as u64),
-            format::count(self.0.test_images as u64)
+            counted(self.0.train_images, "image"),
+            counted(self.0.test_images, "image")
         )
     }
 
@@ -258,11 +258,11 @@ impl fmt::Display for Text<'_> {
         }
         writeln!(
             f,
-            "\n{}\n{} Ratios: median, least and greatest of {} rounds in turns, f32, {} threads.",
+            "\n{}\n{} Ratios: median, least and greatest of {} in turns, f32, {}.",
             self.latencies(),
             self.plans(),
-            self.0.speeds.rounds,
-            self.0.threads
+            counted(self.0.speeds.rounds, "round"),
+            counted(self.0.threads, "thread")
         )?;
         writeln!(f, "\n`{}` shows it with charts", self.0.page)
     }

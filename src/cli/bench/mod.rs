@@ -48,7 +48,11 @@ Examples:
 A name from `vitesse inspect --list` needs no file: fresh weights take as long as trained ones.")]
 pub(super) struct Args {
     /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`; as `--model`
-    #[arg(value_name = "MODEL", required_unless_present = "model", help_heading = "Model")]
+    #[arg(
+        value_name = "MODEL",
+        required_unless_present = "model",
+        help_heading = "Model"
+    )]
     first: Vec<String>,
     /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
     #[arg(long, num_args = 1.., value_name = "MODEL", conflicts_with = "first", help_heading = "Model")]

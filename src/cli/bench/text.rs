@@ -5,9 +5,9 @@ use std::fmt;
 use vitesse::engine::Stage;
 use vitesse::measure::bench::Row;
 use vitesse::measure::bench::profile::{Profiled, Stages, name};
-use vitesse::measure::machine::threads;
 use vitesse::measure::timing::Latency;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 use super::Report;
 
@@ -97,7 +97,7 @@ impl fmt::Display for Report {
         }
         for row in &self.results {
             if let Some(profile) = &row.profile {
-                let (model, threads) = (&row.model, threads(row.threads));
+                let (model, threads) = (&row.model, counted(row.threads, "thread"));
                 write!(
                     f,
                     "\n{model}, {}, {threads}, {}, batches of {}: {}",
@@ -170,7 +170,10 @@ fn profiled(profile: &Profiled) -> String {
             .into_iter()
             .chain(cells(&profile.stages, share)),
     );
-    format!("first thread, ms, medians of {} runs\n{table}", profile.runs)
+    format!(
+        "first thread, ms, medians of {}\n{table}",
+        counted(profile.runs, "run")
+    )
 }
 
 /// Cells of a table, and the sum.

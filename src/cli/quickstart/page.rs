@@ -2,7 +2,8 @@
 
 use vitesse::data::Image;
 use vitesse::report::chart::{HALF, HeatMap, LineChart, Series};
-use vitesse::report::{Content, Page, Table, Thumbnail, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Content, Page, Table, Thumbnail, left, right};
 use vitesse_train::run::EpochRecord;
 
 use super::TASK;
@@ -235,10 +236,10 @@ fn costs(report: &Report) -> Content {
         format!(" and at most {} of memory", format::bytes(bytes))
     });
     let text = format!(
-        "The whole took {}{memory}, with {} threads. A distilled student is trained more slowly because the teacher looks at \
+        "The whole took {}{memory}, with {}. A distilled student is trained more slowly because the teacher looks at \
          every picture too; afterwards it is as fast as any other.",
         format::duration(report.seconds),
-        report.threads
+        counted(report.threads, "thread")
     );
     Content::new().text(&text).table(&table)
 }

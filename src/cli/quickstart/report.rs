@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 use vitesse_train::evaluate::HeadMetrics;
 use vitesse_train::metrics::Metrics;
 use vitesse_train::run::EpochRecord;
@@ -231,9 +231,9 @@ impl fmt::Display for Report {
         rows.push((
             "time".to_owned(),
             format!(
-                "{} with {} threads{memory}",
+                "{} with {}{memory}",
                 format::duration(self.seconds),
-                self.threads
+                counted(self.threads, "thread")
             ),
         ));
         rows.push((

@@ -17,10 +17,11 @@ use vitesse_engine::{Engine, Options, Precision};
 use vitesse_model::Checkpoint;
 
 use crate::error::check;
-use crate::machine::{Peaks, peak_memory, threads};
+use crate::machine::{Peaks, peak_memory};
 use crate::timing::{Budget, Latency, measure, noise};
 use crate::{Events, Result, Weights, origin};
 use profile::Profiled;
+use vitesse_words::counted;
 
 /// What is measured: every model with all options and batch sizes.
 #[derive(Debug)]
@@ -185,7 +186,7 @@ struct Compiled<'a> {
 
 impl Compiled<'_> {
     fn name(&self) -> String {
-        let threads = threads(self.engine.threads());
+        let threads = counted(self.engine.threads(), "thread");
         format!(
             "{}, {}, {threads}, {}",
             self.model,

@@ -17,8 +17,9 @@ use vitesse_train::learner::{Learner, Lesson, Settings};
 use vitesse_train::loss::{Distillation, target_rows};
 use vitesse_train::method::head_tensors;
 use vitesse_train::state::State;
+use vitesse_words::counted;
 
-use crate::machine::{peak_memory, threads};
+use crate::machine::peak_memory;
 use crate::timing::{Budget, quantile, repeat};
 use crate::{Error, Events, Result, Weights};
 
@@ -139,7 +140,7 @@ impl Case<'_> {
         format!(
             "{}, {}, batches of {}",
             self.model,
-            threads(self.threads),
+            counted(self.threads, "thread"),
             self.batch
         )
     }

@@ -12,6 +12,7 @@ use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
 
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
+use vitesse_words::{counted, listed};
 
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
@@ -154,12 +155,13 @@ impl Contest {
             found.map_or(&[][..], |(_, images)| images)
         };
         let count = self.contestants.len();
-        let sizes: Vec<String> = self.batches.iter().map(usize::to_string).collect();
         events.say(
             "step",
             &format!(
-                "{count} models take turns, batches of {}: {rounds} rounds",
-                sizes.join(" and ")
+                "{} in turns, batches of {}: {}",
+                counted(count, "model"),
+                listed(&self.batches),
+                counted(rounds, "round")
             ),
         );
         for one in &self.contestants {
@@ -264,7 +266,10 @@ impl Contest {
             fusion: Fusion::default(),
         };
         let total = data.len() * self.contestants.len();
-        events.say("step", &format!("each model predicts {} images", data.len()));
+        events.say(
+            "step",
+            &format!("each model predicts {}", counted(data.len(), "image")),
+        );
         let begun = Progress::of_images(total);
         events.progress(begun);
         let (mut found, mut first): (Vec<Accuracy>, Option<Answers>) = (Vec::new(), None);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use vitesse_engine::{Engine, Precision};
 use vitesse_kernels::{Arithmetic, Isa, peak};
+use vitesse_words::counted;
 
 use super::Machine;
 use super::bandwidth::bandwidth;
@@ -121,10 +122,9 @@ pub fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
         Isa::Avx512Vnni => "; bf16 has no instructions here, int8 has",
         Isa::Avx512Bf16 | Isa::Amx => "",
     };
-    let plural = if all.threads == 1 { "" } else { "s" };
     format!(
-        "the default of {} thread{plural} suits this machine{slow}",
-        all.threads
+        "the default of {} suits this machine{slow}",
+        counted(all.threads, "thread")
     )
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use vitesse_words::counted;
 
 use super::WEIGHTS_FILE;
 use super::run::{BEST, FINAL, RECIPE};
@@ -273,7 +274,10 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
         let (mut weights, key) = flat(tensors)?;
         weights.notes.insert(
             0,
-            format!("the weights stand in {shards} files, which the index names"),
+            format!(
+                "the weights stand in {}, which the index names",
+                counted(shards, "file")
+            ),
         );
         return Ok((weights, key));
     }
@@ -302,7 +306,7 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
 
 /// What was taken of a `.pth` file, and what was left.
 fn taken(contents: &pth::Contents, asked: bool) -> String {
-    let mut note = format!("took {} tensors", contents.tensors.len());
+    let mut note = format!("took {}", counted(contents.tensors.len(), "tensor"));
     if let Some(key) = &contents.key {
         note += &format!(" under `{key}`");
         if !asked && key.ends_with("_ema") {

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use vitesse_model::spec::TensorSpec;
 use vitesse_model::{ModelSpec, Tensors};
+use vitesse_words::count;
 
 use super::{Begun, Trainable};
 use crate::Result;
@@ -173,7 +174,12 @@ impl fmt::Display for MethodPlan {
         write!(
             f,
             "while it learns: {} parameters ({} before), {} MACs an image ({} before), {} bytes as f32 ({} before)",
-            after.parameters, before.parameters, after.macs, before.macs, after.bytes, before.bytes
+            count(after.parameters as u64),
+            count(before.parameters as u64),
+            count(after.macs),
+            count(before.macs),
+            count(after.bytes as u64),
+            count(before.bytes as u64)
         )
     }
 }

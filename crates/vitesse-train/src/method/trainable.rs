@@ -9,6 +9,7 @@ use std::fmt;
 use serde::Serialize;
 use vitesse_model::ModelSpec;
 use vitesse_model::spec::{Role, TensorSpec};
+use vitesse_words::{count, counted};
 
 use crate::Result;
 
@@ -100,16 +101,24 @@ pub fn head_tensors(spec: &ModelSpec) -> BTreeSet<String> {
 
 impl fmt::Display for Trainable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} parameters learn in {} tensors ({} of them in matrices), and {} in the head; {:.3} % of {}",
-            self.method_name,
-            self.method_parameters,
-            self.method.len(),
-            self.method_weights,
-            self.head_parameters,
-            100.0 * self.share(),
-            self.total_parameters
-        )
+        let (name, head) = (&self.method_name, self.head_parameters);
+        if self.method.is_empty() {
+            write!(
+                f,
+                "{name}: {} of the head learn, and nothing else",
+                counted(head, "parameter")
+            )?;
+        } else {
+            write!(
+                f,
+                "{name}: {} learn in {} ({} of them in matrices), and {} in the head",
+                counted(self.method_parameters, "parameter"),
+                counted(self.method.len(), "tensor"),
+                count(self.method_weights as u64),
+                count(head as u64)
+            )?;
+        }
+        let total = count(self.total_parameters as u64);
+        write!(f, "; {:.3} % of {total}", 100.0 * self.share())
     }
 }

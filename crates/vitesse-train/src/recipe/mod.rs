@@ -31,6 +31,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use vitesse_words::counted;
 
 use crate::adamw::OptimConfig;
 use crate::loss::Kind;
@@ -284,8 +285,9 @@ impl Recipe {
         let schedule = &self.schedule;
         if schedule.warmup_epochs >= self.train.epochs as f64 {
             warnings.push(format!(
-                "the run of {} epochs ends before its warm-up of {} does, so the learning rate never reaches {peak:.2e}",
-                self.train.epochs, schedule.warmup_epochs
+                "the run of {} ends before its warm-up of {} does, so the learning rate never reaches {peak:.2e}",
+                counted(self.train.epochs, "epoch"),
+                schedule.warmup_epochs
             ));
         }
         if schedule.curve == Curve::Cosine && schedule.min_lr > peak {

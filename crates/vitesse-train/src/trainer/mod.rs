@@ -22,6 +22,7 @@ use vitesse_data::{Batch, DataSet, Loader, Preprocess};
 use vitesse_model::config::Scores;
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
+use vitesse_words::counted;
 
 use crate::classes::ClassNames;
 use crate::evaluate::labels;
@@ -160,11 +161,12 @@ impl<'a> Run<'a> {
             return Err(Error::Resume {
                 path: path.to_owned(),
                 reason: format!(
-                    "its steps were taken by {} processes with {} images each, and now there are {}; start as many as \
-                     then (`mpirun -n {0}`), or start a new run from its checkpoint",
-                    progress.processes,
-                    recipe.train.batch_size,
-                    team.size()
+                    "its steps were taken by {} with {} each, and now there are {}; start as many as \
+                     then (`mpirun -n {}`), or start a new run from its checkpoint",
+                    counted(progress.processes, "process"),
+                    counted(recipe.train.batch_size, "image"),
+                    team.size(),
+                    progress.processes
                 ),
             });
         }
@@ -173,9 +175,10 @@ impl<'a> Run<'a> {
             return Err(Error::Resume {
                 path: path.to_owned(),
                 reason: format!(
-                    "it has taken {} steps in {} epochs, but an epoch now has {steps_per_epoch}: the training set has \
+                    "it has taken {} in {}, but an epoch now has {steps_per_epoch}: the training set has \
                      changed since; restore it, or start a new run",
-                    progress.step, progress.epochs
+                    counted(progress.step, "step"),
+                    counted(progress.epochs, "epoch")
                 ),
             });
         }
