@@ -373,7 +373,7 @@ pub struct Latency {
 }
 
 /// Writes a document as JSON, and texts beside it.
-fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
+pub fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|error| TrainError::Backend(format!("writing `{name}`: {error}")))?;
     for (name, text) in [(name, &*text)].iter().chain(texts) {

@@ -139,6 +139,20 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Whether the key of a table can have this value, as far as its type says; of unknown tables nothing is said.
+    pub(crate) fn takes(table: &str, key: &str, value: &Value) -> bool {
+        match table {
+            "model" => keys::takes::<ModelConfig>(key, value),
+            "data" => keys::takes::<DataConfig>(key, value),
+            "train" => keys::takes::<TrainConfig>(key, value),
+            "optim" => keys::takes::<OptimConfig>(key, value),
+            "schedule" => keys::takes::<Schedule>(key, value),
+            "augment" => keys::takes::<AugmentConfig>(key, value),
+            "distill" => keys::takes::<DistillConfig>(key, value),
+            _ => true,
+        }
+    }
+
     /// As [`Recipe::from_table`], over `defaults`, keys for what the table does not say, and under `more`.
     ///
     /// # Errors
