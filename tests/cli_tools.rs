@@ -361,7 +361,7 @@ fn doctor_measures_this_machine() {
     let peaks = found["peaks"].as_array().unwrap();
     assert_eq!(peaks.len(), 2);
     for peak in peaks {
-        assert!(peak["memory_bytes_per_second"].as_f64().unwrap() > 1e8, "{peak}");
+        assert!(peak["memory_bytes_per_s"].as_f64().unwrap() > 1e8, "{peak}");
         for key in ["f32_flops", "bf16_flops", "int8_ops"] {
             assert!(peak[key].as_f64().unwrap() > 1e8, "{peak}");
         }

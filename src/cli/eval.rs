@@ -184,7 +184,7 @@ impl fmt::Display for Text<'_> {
         writeln!(
             f,
             "\n{:.1} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
-            report.images_per_second,
+            report.images_per_s,
             report.arithmetic.precision,
             report.batch_size,
             format::duration(forward),

@@ -99,7 +99,7 @@ struct Preparation {
 #[derive(Debug, Serialize)]
 struct File {
     path: String,
-    bytes: u64,
+    weight_bytes: u64,
     sha256: String,
     /// Elements of each type.
     dtypes: BTreeMap<&'static str, usize>,
@@ -116,7 +116,7 @@ struct TensorRow {
     name: String,
     dtype: &'static str,
     shape: Vec<usize>,
-    bytes: usize,
+    weight_bytes: usize,
 }
 
 /// One layer in the order of the forward pass.
@@ -125,7 +125,7 @@ struct Layer {
     layer: String,
     /// Its shape in words.
     shape: String,
-    parameters: usize,
+    param_count: usize,
     macs: u64,
 }
 
@@ -142,7 +142,7 @@ impl Report {
         let layers = cost.layers.into_iter().map(|layer| Layer {
             shape: shape(&spec, &layer.layer),
             layer: layer.layer,
-            parameters: layer.parameters,
+            param_count: layer.parameters,
             macs: layer.macs,
         });
         Ok(Report {
@@ -187,11 +187,11 @@ impl File {
             name: name.to_owned(),
             dtype: tensor.dtype().name(),
             shape: tensor.shape().to_vec(),
-            bytes: tensor.bytes().len(),
+            weight_bytes: tensor.bytes().len(),
         };
         Ok(File {
             path: path.map(|path| path.display().to_string()).unwrap_or_default(),
-            bytes: checkpoint.tensors.total_bytes() as u64,
+            weight_bytes: checkpoint.tensors.total_bytes() as u64,
             sha256: checkpoint.source_sha256()?.unwrap_or_default(),
             dtypes,
             state_dicts: checkpoint
@@ -301,7 +301,10 @@ impl fmt::Display for Report {
                     .map(|(dtype, n)| format!("{} {dtype}", format::count(*n as u64)));
                 rows.extend([
                     ("weights", file.path.clone()),
-                    ("bytes", format!("{} in tensors", format::count(file.bytes))),
+                    (
+                        "bytes",
+                        format!("{} in tensors", format::count(file.weight_bytes)),
+                    ),
                     ("elements", dtypes.collect::<Vec<_>>().join(", ")),
                     ("SHA-256", file.sha256.clone()),
                 ]);
@@ -336,7 +339,7 @@ impl fmt::Display for Report {
         let share = |macs: u64| format!("{:.1} %", 100.0 * macs as f64 / self.macs.max(1) as f64);
         for layer in &self.layers {
             let (parameters, macs) = (
-                format::count(layer.parameters as u64),
+                format::count(layer.param_count as u64),
                 format::si(layer.macs as f64, ""),
             );
             table.push([
@@ -353,7 +356,7 @@ impl fmt::Display for Report {
         };
         let mut table = Table::new([left("tensor"), left("type"), left("shape"), right("bytes")]);
         for tensor in tensors {
-            let bytes = format::count(tensor.bytes as u64);
+            let bytes = format::count(tensor.weight_bytes as u64);
             table.push([
                 tensor.name.clone(),
                 tensor.dtype.to_owned(),

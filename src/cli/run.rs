@@ -81,7 +81,7 @@ impl fmt::Display for Text<'_> {
             f,
             "{} in {seconds}, {:.1} images/s",
             counted(images, "image"),
-            report.images_per_second
+            report.images_per_s
         )
     }
 }

@@ -11,7 +11,9 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         (
             "parameters",
-            change(before.parameters, after.parameters, |n| format::si(n as f64, "")),
+            change(before.param_count, after.param_count, |n| {
+                format::si(n as f64, "")
+            }),
         ),
         (
             "MACs",
@@ -19,7 +21,9 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
         ),
         (
             "weights",
-            change(before.bytes, after.bytes, |n| format::bytes(n as u64)),
+            change(before.weight_bytes, after.weight_bytes, |n| {
+                format::bytes(n as u64)
+            }),
         ),
     ];
     if let Some(proof) = &transform.proof {
@@ -44,8 +48,8 @@ fn change<T: Copy + PartialEq>(before: T, after: T, spell: impl Fn(T) -> String)
 fn latency(speed: &Speed) -> String {
     format!(
         "{:.3} ms → {:.3} ms, ratio {}, {}; {} in turns, {}, {}",
-        speed.before_ms,
-        speed.after_ms,
+        speed.before_latency_ms,
+        speed.after_latency_ms,
         speed.ratio,
         speed.verdict,
         counted(speed.rounds, "round"),

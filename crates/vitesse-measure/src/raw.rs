@@ -39,7 +39,7 @@ pub struct Report {
     /// The computation, with the reading of the pixels.
     pub seconds: f64,
     /// Images over that.
-    pub images_per_second: f64,
+    pub images_per_s: f64,
     /// What computed.
     #[serde(flatten)]
     pub arithmetic: Arithmetic,
@@ -127,7 +127,7 @@ impl Images {
             tensors: tensors.names().map(str::to_owned).collect(),
             shape,
             seconds,
-            images_per_second: images as f64 / seconds,
+            images_per_s: images as f64 / seconds,
             arithmetic: runner.arithmetic(),
         })
     }

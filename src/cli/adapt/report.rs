@@ -53,7 +53,7 @@ impl Text<'_> {
                 Some((gain, margin)) if i > 0 => format!("{gain:+.2} ± {margin:.2}"),
                 _ => String::new(),
             };
-            let share = trial.method_parameters as f64 / trial.total_parameters as f64;
+            let share = trial.method_param_count as f64 / trial.param_count as f64;
             let memory = self
                 .0
                 .mean(label, |trial| trial.peak_memory_bytes.map(|bytes| bytes as f64));
@@ -64,7 +64,7 @@ impl Text<'_> {
                     trial.test.as_ref().map(|test| test.balanced_accuracy)
                 }),
                 gain,
-                format::count(trial.method_parameters as u64),
+                format::count(trial.method_param_count as u64),
                 format!("{:.3}", 100.0 * share),
                 format::duration(self.0.mean(label, |trial| Some(trial.seconds))),
                 if memory.is_nan() {
@@ -136,9 +136,9 @@ impl Text<'_> {
             right("loss"),
             right("validation_top1"),
             right("epochs"),
-            right("method_parameters"),
-            right("head_parameters"),
-            right("total_parameters"),
+            right("method_param_count"),
+            right("head_param_count"),
+            right("param_count"),
             right("adapter_bytes"),
             right("train_seconds"),
             right("peak_memory_bytes"),
@@ -173,9 +173,9 @@ impl Text<'_> {
                 cell(test.map(|test| test.loss)),
                 cell(trial.validation_top1),
                 trial.epochs.to_string(),
-                trial.method_parameters.to_string(),
-                trial.head_parameters.to_string(),
-                trial.total_parameters.to_string(),
+                trial.method_param_count.to_string(),
+                trial.head_param_count.to_string(),
+                trial.param_count.to_string(),
                 trial.adapter_bytes.to_string(),
                 cell(Some(trial.seconds)),
                 trial

@@ -93,8 +93,8 @@ impl fmt::Display for Report {
                 format!("{p25:.1}"),
                 format!("{p75:.1}"),
                 format!("{:.1}", row.images_per_s),
-                format::count(row.params as u64),
-                format::count(row.params_trained as u64),
+                format::count(row.param_count as u64),
+                format::count(row.trained_param_count as u64),
             ]);
         }
         write!(f, "steps of training\n{table}")?;

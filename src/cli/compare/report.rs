@@ -49,10 +49,10 @@ impl Report {
         for (i, model) in self.models.iter().enumerate() {
             let mut cells = vec![
                 model.label.clone(),
-                format::count(model.params as u64),
+                format::count(model.param_count as u64),
                 format::bytes(model.weight_bytes as u64),
                 format::bytes(model.packed_bytes as u64),
-                format!("{:.3}", model.gmacs),
+                format!("{:.3}", model.macs as f64 / 1e9),
             ];
             if let Some(found) = self
                 .evaluated

@@ -229,7 +229,7 @@ fn costs(report: &Report) -> Content {
             run.curve.len().to_string(),
             format::duration(run.train_seconds),
             format!("{:.0}", pictures / run.train_seconds),
-            format!("{:.0}", run.images_per_second),
+            format!("{:.0}", run.images_per_s),
         ]);
     }
     let memory = report.peak_memory_bytes.map_or(String::new(), |bytes| {

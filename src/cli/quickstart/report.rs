@@ -71,7 +71,7 @@ pub(super) struct Run {
     /// Seconds of training, evaluation after each epoch included.
     pub(super) train_seconds: f64,
     /// Pictures classified a second, reading them left out.
-    pub(super) images_per_second: f64,
+    pub(super) images_per_s: f64,
 }
 
 /// A picture, and what the best student takes it for.

@@ -171,8 +171,8 @@ impl Case<'_> {
             architecture: spec.architecture.clone(),
             weights: Weights::of(self.checkpoint),
             img_size: [height, width],
-            params: spec.costs()?.parameters(),
-            params_trained: learner.state().slots.iter().map(|slot| slot.weight.len()).sum(),
+            param_count: spec.costs()?.parameters(),
+            trained_param_count: learner.state().slots.iter().map(|slot| slot.weight.len()).sum(),
             peak_memory_bytes: peak_memory(),
             runs: times.len(),
             losses,
@@ -281,9 +281,9 @@ pub struct Row {
     /// Height and width.
     pub img_size: [usize; 2],
     /// Parameters.
-    pub params: usize,
+    pub param_count: usize,
     /// Those of them that are trained.
-    pub params_trained: usize,
+    pub trained_param_count: usize,
     /// Of the process so far, all models and images included.
     pub peak_memory_bytes: Option<u64>,
     /// Timed steps.

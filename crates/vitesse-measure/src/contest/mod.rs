@@ -30,8 +30,8 @@ pub struct Contestant {
     names: ClassNames,
     weights: Weights,
     weight_bytes: usize,
-    params: usize,
-    gmacs: f64,
+    param_count: usize,
+    macs: u64,
     compile_ms: f64,
 }
 
@@ -94,8 +94,8 @@ impl Contestant {
             names: ClassNames::of(&from.config, from.spec.num_classes),
             weights: Weights::of(from),
             weight_bytes: from.tensors.total_bytes(),
-            params: costs.parameters(),
-            gmacs: costs.macs() as f64 / 1e9,
+            param_count: costs.parameters(),
+            macs: costs.macs(),
             compile_ms,
         })
     }
@@ -236,11 +236,11 @@ impl Contest {
                 precision: one.engine.precision(),
                 isa: one.engine.isa().name(),
                 img_size: [height, width],
-                params: one.params,
+                param_count: one.param_count,
                 weight_bytes: one.weight_bytes,
                 packed_bytes: one.engine.packed_bytes(),
-                gmacs: one.gmacs,
-                gmacs_executed: one.engine.macs() as f64 / 1e9,
+                macs: one.macs,
+                macs_executed: one.engine.macs(),
                 compile_ms: one.compile_ms,
             }
         };

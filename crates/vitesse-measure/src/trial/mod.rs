@@ -63,11 +63,11 @@ pub struct Trial {
     /// The seed.
     pub seed: u64,
     /// Parameters of the method.
-    pub method_parameters: usize,
+    pub method_param_count: usize,
     /// Of the head.
-    pub head_parameters: usize,
+    pub head_param_count: usize,
     /// Of the whole model, the method's included.
-    pub total_parameters: usize,
+    pub param_count: usize,
     /// Size of the adapter's files, if there is one.
     pub adapter_bytes: u64,
     /// Epochs trained.
@@ -213,9 +213,9 @@ impl Setup {
             label: self.label.clone(),
             method: named(&*self.method),
             seed: self.recipe.train.seed,
-            method_parameters: trainable.method_parameters,
-            head_parameters: trainable.head_parameters,
-            total_parameters: trainable.total_parameters,
+            method_param_count: trainable.method_param_count,
+            head_param_count: trainable.head_param_count,
+            param_count: trainable.param_count,
             adapter_bytes: adapter.map_or(0, |folder| bytes(&folder)),
             epochs: outcome.epochs,
             validation_top1: outcome.best.map(|best| best.top1),
@@ -349,7 +349,7 @@ impl Setup {
         let times: Vec<_> = batches.iter().flat_map(|batch| &batch.results).collect();
         Ok(match times[..] {
             [plain, with_ops, merged] => Some(Latency {
-                plain_ms: plain.latency_ms,
+                plain_latency_ms: plain.latency_ms,
                 with_ops: with_ops.ratio,
                 merged: merged.ratio,
                 same_plan,
@@ -363,7 +363,7 @@ impl Setup {
 #[derive(Debug, Serialize)]
 pub struct Latency {
     /// Of the plain model.
-    pub plain_ms: f64,
+    pub plain_latency_ms: f64,
     /// To that, with ops.
     pub with_ops: Ratio,
     /// To that, merged.
