@@ -193,7 +193,7 @@ fn every_method_runs_and_a_run_is_resumed() {
             "adapt --model base --method {method} {} -o {method}",
             SHORT.replace("--epochs 2", "--epochs 1")
         ));
-        ran.ended(0).says(&[method, "parameters learn"]);
+        ran.ended(0).says(&[method, "parameters ", " learn"]);
         assert!(
             place
                 .path(method)

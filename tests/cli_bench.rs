@@ -125,7 +125,7 @@ fn bench_refuses_in_sentences() {
     let place = Place::new();
     place.write("bench.csv", "mine");
     for (args, code, parts) in [
-        ("", 2, vec!["--model"]),
+        ("", 2, vec!["MODEL"]),
         ("--model nothing", 1, vec!["nothing", "hint: "]),
         (
             "--model regnety_nano_32",

@@ -162,7 +162,7 @@ fn a_method_goes_through_its_life() {
     assert_eq!(plan.trainable.method_param_count, width * depth);
     assert_eq!(plan.change.counts(), [0, depth, 0]);
     assert_eq!(after.param_count, before.param_count + width * depth);
-    assert_eq!(after.bytes, before.bytes + 4 * width * depth);
+    assert_eq!(after.weight_bytes, before.weight_bytes + 4 * width * depth);
     assert!(after.macs > before.macs);
     assert!(
         plan.to_string()

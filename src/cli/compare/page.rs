@@ -25,6 +25,12 @@ pub(super) fn page(report: &Report) -> String {
         page = page.section(format!("Batches of {}", batch.batch), times(report, batch));
     }
     let isa = report.models.first().map_or("", |model| model.isa);
+    // Labels are short; here is what they stand for.
+    let models = report
+        .models
+        .iter()
+        .filter(|model| !model.label.starts_with(&model.model));
+    page = page.provenance(models.map(|model| (model.label.as_str(), model.model.as_str())));
     page.provenance([
         ("Vitesse", report.version.to_owned()),
         (

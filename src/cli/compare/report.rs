@@ -72,10 +72,10 @@ impl Report {
     pub(super) fn times_table(batch: &Batch) -> Table {
         let mut table = Table::new([
             left("model"),
+            left(""),
+            right("ratio (all rounds)"),
             right("latency"),
             right("images/s"),
-            right("ratio (all rounds)"),
-            left(""),
         ]);
         for (i, time) in batch.results.iter().enumerate() {
             let (ratio, verdict) = match i {
@@ -84,10 +84,10 @@ impl Report {
             };
             table.push([
                 time.label.clone(),
-                format!("{:.3} ms", time.latency_ms),
-                format!("{:.1}", time.images_per_s),
-                ratio,
                 verdict.to_owned(),
+                ratio,
+                format!("{:.3} ms", time.latency_ms),
+                format::number(time.images_per_s),
             ]);
         }
         table

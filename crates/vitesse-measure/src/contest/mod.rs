@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use vitesse_data::DataSet;
 use vitesse_engine::{Engine, Options, Precision};
+use vitesse_model::checkpoint::run::{BEST, FINAL};
 use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
@@ -100,10 +101,6 @@ impl Contestant {
         })
     }
 
-    fn name(&self) -> String {
-        format!("{}@{}", self.model, self.engine.precision())
-    }
-
     /// The steps of its plan.
     pub fn outline(&self) -> &[String] {
         self.engine.outline()
@@ -124,7 +121,14 @@ pub struct Contest {
 impl Contest {
     /// Lets all of them compute `batches` of images, for `budget` in each turn; the first is what the others are compared with.
     pub fn new(contestants: Vec<Contestant>, batches: Vec<usize>, budget: Budget, threads: usize) -> Contest {
-        let labels = labels(&contestants.iter().map(Contestant::name).collect::<Vec<_>>());
+        let models: Vec<&str> = contestants.iter().map(|one| one.model.as_str()).collect();
+        let precisions = contestants.iter().map(|one| one.engine.precision());
+        let names: Vec<String> = short(&models)
+            .iter()
+            .zip(precisions)
+            .map(|(model, precision)| format!("{model}@{precision}"))
+            .collect();
+        let labels = labels(&names);
         // An engine may have taken fewer than it was offered.
         let threads = contestants.first().map_or(threads, |one| one.engine.threads());
         Contest {
@@ -329,6 +333,30 @@ impl Answers {
     }
 }
 
+/// What each model is called: of a path its last part, with as many before it as tell it from the other models.
+fn short(models: &[&str]) -> Vec<String> {
+    let tail = |model: &str, parts: usize| -> String {
+        let all: Vec<&str> = model.split('/').filter(|part| !part.is_empty()).collect();
+        let skipped = all.len().saturating_sub(parts);
+        all.into_iter().skip(skipped).collect::<Vec<_>>().join("/")
+    };
+    let name = |model: &&str| {
+        // All runs call their checkpoints so.
+        let least = if [BEST, FINAL].contains(&tail(model, 1).as_str()) {
+            2
+        } else {
+            1
+        };
+        let mut tails = (least..=model.split('/').count()).map(|parts| (parts, tail(model, parts)));
+        let alone = tails.find(|(parts, name)| {
+            let mut others = models.iter().filter(|other| *other != model);
+            others.all(|other| tail(other, *parts) != *name)
+        });
+        alone.map_or_else(|| (*model).to_owned(), |(_, name)| name)
+    };
+    models.iter().map(name).collect()
+}
+
 /// Names that tell all apart: without the precision where it is everyone's, with a number where one takes part twice.
 fn labels(names: &[String]) -> Vec<String> {
     let precision = |name: &String| name.rsplit_once('@').map(|(_, precision)| precision.to_owned());
@@ -360,6 +388,25 @@ mod tests {
         assert_eq!(of(&["a@f32", "b@f32"]), ["a", "b"]);
         assert_eq!(of(&["a@f32", "a@int8"]), ["a@f32", "a@int8"]);
         assert_eq!(of(&["a@f32", "a@f32", "b@f32"]), ["a", "a (2)", "b"]);
+    }
+
+    #[test]
+    fn models_are_called_by_the_ends_of_their_paths() {
+        let models = [
+            "/data/a/tiny",
+            "/data/b/tiny/",
+            "runs/x/best",
+            "deit_tiny",
+            "deit_tiny",
+        ];
+        assert_eq!(
+            short(&models),
+            ["a/tiny", "b/tiny", "x/best", "deit_tiny", "deit_tiny"]
+        );
+        assert_eq!(
+            short(&["/data/a/tiny", "./tiny", "best"]),
+            ["a/tiny", "./tiny", "best"]
+        );
     }
 
     #[test]
