@@ -22,7 +22,8 @@ pub enum Error {
     },
     /// Images of another size than the model's.
     #[error(
-        "{images} images of {channels} x {height} x {width} are {expected} numbers, but there are {found}"
+        "{} of {channels} x {height} x {width} should be {expected} numbers, but there are {found}",
+        vitesse_words::counted(*images, "image")
     )]
     Input {
         /// How many images were announced.

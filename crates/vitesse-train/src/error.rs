@@ -37,8 +37,9 @@ pub enum Error {
 
     /// A label that the model has no class for.
     #[error(
-        "a sample has class {label}, but the model has {classes} classes (0 to {}); check that data set and model belong \
+        "a sample has class {label}, but the model has {} (0 to {}); check that data set and model belong \
          together, or set `num_classes`",
+        counted(*classes, "class"),
         .classes.saturating_sub(1)
     )]
     Label {
@@ -91,8 +92,9 @@ pub enum Error {
     },
     /// Training and validation sets that do not belong together.
     #[error(
-        "the training set has {train} classes and the validation set {validation}, or they have other names; both must \
-         have the same classes"
+        "the training set has {} and the validation set {validation}, or they have other names; both must \
+         have the same classes",
+        counted(*train, "class")
     )]
     Classes {
         /// Classes of the training set.

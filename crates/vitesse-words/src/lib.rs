@@ -11,7 +11,7 @@ pub fn counted(n: usize, noun: &str) -> String {
     if n == 1 {
         return format!("{number} {noun}");
     }
-    let ending = if ["s", "x", "ch", "sh"].iter().any(|end| noun.ends_with(end)) {
+    let ending = if ["s", "x", "sh", "tch"].iter().any(|end| noun.ends_with(end)) {
         "es"
     } else {
         "s"
@@ -55,6 +55,7 @@ mod tests {
             (0, "class", "0 classes"),
             (1, "class", "1 class"),
             (2, "batch", "2 batches"),
+            (3, "epoch", "3 epochs"),
             (1, "image", "1 image"),
             (1_281_167, "image", "1,281,167 images"),
         ] {

@@ -282,7 +282,7 @@ fn names(state_dicts: &[StateDict]) -> String {
         .take(SHOWN)
         .map(|dict| {
             let key: String = dict.key.escape_default().take(100).collect();
-            format!("`{key}` ({} tensors)", dict.tensors)
+            format!("`{key}` ({})", vitesse_words::counted(dict.tensors, "tensor"))
         })
         .collect();
     match named.len().saturating_sub(SHOWN) {
