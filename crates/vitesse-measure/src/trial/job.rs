@@ -69,6 +69,9 @@ impl Job<'_> {
         let mut model = recipe.model.clone();
         model.checkpoint = self.base.map(Path::to_owned).or(model.checkpoint);
         let mut base = model.checkpoint(&learn, recipe.train.seed)?;
+        for note in &base.source.notes {
+            events.say("note", note);
+        }
         if base.source.weights.is_none() {
             events.say(
                 "note",
