@@ -11,7 +11,7 @@ use cli::{Cli, Console};
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return cli::refuse(&error).into(),
+        Err(error) => return cli::refuse(error).into(),
     };
     let json = cli.json;
     match Console::start() {

@@ -193,6 +193,23 @@ fn every_method_runs_and_a_run_is_resumed() {
     place.run("adapt --method lora --resume -o lora").ended(0);
 }
 
+/// A base may know as many classes as there are, of other names: its head goes, and they with it.
+#[test]
+fn classes_of_the_base_are_forgotten() {
+    let place = place();
+    let mut base = Checkpoint::fresh("deit_nano_patch8_32", Some(8), None, 1).unwrap();
+    base.config.label_names = (0..8).map(|class| (class, format!("other {class}"))).collect();
+    base.save(&place.path("named"), false).unwrap();
+    for more in ["--dry-run", "--json"] {
+        let ran = place.run(&format!(
+            "adapt --model named --method linear {SHORT} -o run {more}"
+        ));
+        assert!(!ran.ended(0).stderr.contains("drawn anew"));
+    }
+    let names = load(&place, "run/best").config.label_names;
+    assert!(names.len() == 8 && names.values().all(|name| !name.contains("other")));
+}
+
 /// The files of a run, with their content.
 fn files(place: &Place, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let all = place.listing().into_iter().map(|(path, _)| path);
@@ -246,27 +263,32 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
         ];
         refused(args, "plain", &parts);
     }
-    refused("train", "bitfit", &["`bitfit`", "`vitesse adapt` follows"]);
     refused(
         "train --recipe plain/recipe.toml",
         "bitfit",
         &["begun by the method `bitfit`, not without a method"],
     );
     refused("distill", "bitfit", &["needs a teacher"]);
-    place.run("adapt --resume -o lora").ended(0);
+    for verb in ["adapt", "train"] {
+        place.run(&format!("{verb} --resume -o lora")).ended(0);
+    }
 
-    // The recipe alone repeats the run.
-    place.run("adapt --recipe lora/recipe.toml -o again").ended(0);
+    // The recipe alone repeats the run, whichever verb it is given to.
     let read = |path: &str| std::fs::read(place.path(path)).unwrap();
-    for file in [
-        "adapter/adapter_model.safetensors",
-        "best/config.json",
-        "recipe.toml",
-    ] {
-        assert!(
-            read(&format!("lora/{file}")) == read(&format!("again/{file}")),
-            "{file}"
-        );
+    for (verb, run) in [("adapt", "again"), ("train", "trained")] {
+        let ran = place.run(&format!("{verb} --recipe lora/recipe.toml --json -o {run}"));
+        assert_eq!(ran.ended(0).json()["adapter"], format!("{run}/adapter"));
+        for file in [
+            "adapter/adapter_config.json",
+            "adapter/adapter_model.safetensors",
+            "best/config.json",
+            "recipe.toml",
+        ] {
+            assert!(
+                read(&format!("lora/{file}")) == read(&format!("{run}/{file}")),
+                "{verb}: {file}"
+            );
+        }
     }
     let step = load(&place, "again/best").config.history.pop().unwrap();
     assert_eq!(
@@ -279,10 +301,38 @@ fn a_run_goes_on_by_the_method_and_settings_that_began_it_or_not_at_all() {
     for part in ["[method]\n", "name = \"lora\"\n", "rank = 2\n"] {
         assert!(plan.stdout.contains(part), "`{part}` is not in: {}", plan.stdout);
     }
-    place
-        .run("train --recipe lora/recipe.toml -o none")
-        .ended(2)
-        .says(&["`method.name` is `lora`"]);
+    // One that names only what is not as usual is filled up in the same way.
+    place.write(
+        "short.toml",
+        "[model]\ncheckpoint = \"base\"\n[data]\npath = \"shapes\"\n[method]\nname = \"lora\"\nrank = 3\n",
+    );
+    let plans = ["adapt", "train"].map(|verb| {
+        let args = format!("{verb} --recipe short.toml --epochs 3 --dry-run -o none");
+        place.run(&args).ended(0).stdout
+    });
+    assert!(plans[0] == plans[1], "{} {}", plans[0], plans[1]);
+    for part in [
+        "# lora: ",
+        "rank = 3\n",
+        "alpha = 8.0\n",
+        "eval_mode = false\n",
+        "epochs = 3\n",
+    ] {
+        assert!(plans[0].contains(part), "`{part}` is not in: {}", plans[0]);
+    }
+    for (method, says) in [
+        ("name = \"loras\"", "there is no method `loras`"),
+        ("name = \"lora\"\nranks = 2", "lora has no setting `ranks`"),
+    ] {
+        place.write(
+            "wrong.toml",
+            format!("[data]\npath = \"shapes\"\n[method]\n{method}\n"),
+        );
+        for verb in ["adapt", "train"] {
+            let args = format!("{verb} --recipe wrong.toml --model base -o none");
+            place.run(&args).ended(2).says(&[says]);
+        }
+    }
     assert!(!place.path("none").exists());
 }
 

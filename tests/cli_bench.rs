@@ -39,9 +39,11 @@ fn bench_measures_every_configuration() {
         assert!(number(&result["runs"]) >= 4.0);
         assert_eq!(result["threads"], 2);
         assert!(result["isa"].is_string());
-        for key in ["images_per_s", "peak_fraction", "peak_gops", "compile_ms"] {
+        for key in ["images_per_s", "peak_gops", "compile_ms"] {
             assert!(number(&result[key]) > 0.0, "{key}: {result}");
         }
+        // Void where other programs slowed the peak, but never above 1.
+        assert!(result["peak_fraction"].is_null() || (0.0..=1.0).contains(&number(&result["peak_fraction"])));
         // The last layer computes one token only, after its keys and values.
         let [nominal, executed] = ["gmacs", "gmacs_executed"].map(|key| number(&result[key]));
         assert!(executed < nominal && executed > nominal / 2.0, "{result}");

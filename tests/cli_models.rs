@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use cli_support::Place;
 use pickle::Object;
 use serde_json::Value;
+use vitesse::model::config::ProblemType;
 use vitesse::model::storage::safetensors::{self, Metadata};
 use vitesse::model::{Checkpoint, Tensors};
 
@@ -251,7 +252,153 @@ fn predict_names_classes_and_survives_a_bad_file() {
         .sum();
     assert!((sum - 1.0).abs() < 1e-6, "{sum}");
     // Without names, classes are numbers.
-    assert_eq!(alone[0]["name"], alone[0]["class_index"].to_string());
+    assert!(alone[0]["name"].is_null());
+}
+
+/// What `predict` says with more arguments, by class.
+fn scores(place: &Place, args: &str) -> Vec<f64> {
+    let found = place
+        .run(&format!("predict --topk 9 --json {args}"))
+        .ended(0)
+        .json();
+    let classes = found["predictions"][0]["classes"].as_array().unwrap().clone();
+    let mut scores = vec![0.0; classes.len()];
+    for class in classes {
+        scores[class["class_index"].as_u64().unwrap() as usize] = number(&class, "score");
+    }
+    scores
+}
+
+#[test]
+fn scores_are_as_the_checkpoint_says() {
+    let place = Place::new();
+    place.run("data draw shapes:silhouette -o d --count 8").ended(0);
+    for (name, classes) in [("several", 8), ("one", 1)] {
+        let mut model = Checkpoint::fresh("deit_nano_patch8_32", Some(classes), None, 1).unwrap();
+        // Not so small that nothing could be told apart.
+        let bias = (0..classes).map(|class| class as f32 - 2.0).collect();
+        model.tensors.insert_f32("head.bias", &[classes], bias).unwrap();
+        model.save(&place.path(name), false).unwrap();
+        for problem in [ProblemType::MultiLabelClassification, ProblemType::Regression] {
+            model.config.problem_type = Some(problem);
+            let kind = serde_json::to_value(problem).unwrap();
+            model
+                .save(&place.path(&format!("{name}-{}", kind.as_str().unwrap())), false)
+                .unwrap();
+        }
+    }
+    let picture = "d/000_circle/00000.png";
+    let logits = scores(&place, &format!("--model several-regression {picture}"));
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let near = |found: &[f64], expected: Vec<f64>| {
+        assert_eq!(found.len(), expected.len());
+        assert!(
+            found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{found:?} {expected:?}"
+        );
+    };
+    let several = scores(
+        &place,
+        &format!("--model several-multi_label_classification {picture}"),
+    );
+    near(&several, logits.iter().copied().map(sigmoid).collect());
+    let sum: f64 = logits.iter().map(|x| x.exp()).sum();
+    let single = scores(&place, &format!("--model several {picture}"));
+    near(&single, logits.iter().map(|x| x.exp() / sum).collect());
+    // One class alone is a yes or no, unless it is a value.
+    let value = scores(&place, &format!("--model one-regression {picture}"));
+    let yes = scores(&place, &format!("--model one {picture}"));
+    near(&yes, value.iter().copied().map(sigmoid).collect());
+    place
+        .run(&format!(
+            "predict --model several-multi_label_classification --joint softmax {picture}"
+        ))
+        .ended(2)
+        .says(&["--joint softmax"]);
+    place
+        .run("eval --model several-multi_label_classification --data d --labels-by index --json")
+        .ended(0)
+        .says(&["scores each class by itself"]);
+    let text = place
+        .run(&format!("predict --model several-regression {picture}"))
+        .ended(0)
+        .stdout;
+    assert!(text.contains("value") && !text.contains('%'), "{text}");
+}
+
+#[test]
+fn a_folder_is_its_pictures() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 8);
+    place.run("data draw shapes:silhouette -o d --count 24").ended(0);
+    fs::remove_file(place.path("d/labels.csv")).unwrap();
+    place.write("d/.hidden.png", "");
+    let found = place
+        .run("predict --model m --json d d/000_circle")
+        .ended(0)
+        .json();
+    let files: Vec<&str> = found["predictions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["file"].as_str().unwrap())
+        .collect();
+    assert_eq!(files.len(), 24 + 3, "{files:?}");
+    assert!(files.contains(&"d/001_ring/00001.png"), "{files:?}");
+    place.write("empty/notes.txt", "");
+    place.run("predict --model m empty").ended(1).says(&["empty"]);
+}
+
+/// The smallest JPEG that a camera held on its side could have written: `picture` behind a flag that it is to be turned.
+fn turned(picture: &image::RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95)
+        .encode_image(picture)
+        .unwrap();
+    let exif = b"\xff\xe1\x00\x22Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    bytes.splice(2..2, exif.iter().copied());
+    bytes
+}
+
+#[test]
+fn rotation_flags_and_limits_are_followed_where_asked_for() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 2);
+    let picture = image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([(8 * x) as u8, (8 * y) as u8, 0]));
+    place.write("d/a/1.jpg", turned(&picture));
+    place.write("plain/a/1.jpg", {
+        let mut bytes = turned(&picture);
+        bytes.drain(2..2 + 36);
+        bytes
+    });
+    let say = |args: &str| scores(&place, &format!("--model m {args}"));
+    let plain = say("plain/a/1.jpg");
+    assert_eq!(say("d/a/1.jpg"), plain);
+    assert_ne!(say("--exif d/a/1.jpg"), plain);
+    let loss = |args: &str| {
+        let found = place
+            .run(&format!("eval --model m --json {args}"))
+            .ended(0)
+            .json();
+        number(&found, "loss")
+    };
+    assert_eq!(loss("--data d"), loss("--data plain"));
+    assert_ne!(loss("--data d --exif"), loss("--data plain"));
+
+    for verb in [
+        "eval --model m --data d --strict",
+        "data check --data d",
+        "predict --model m d/a/1.jpg",
+    ] {
+        place.run(&format!("{verb} --max-pixels 1024")).ended(0);
+        let refused = place.run(&format!("{verb} --max-pixels 1023"));
+        assert_ne!(refused.code, 0, "{verb}");
+        let said = refused.stdout + &refused.stderr;
+        assert!(
+            said.contains("too large") && said.contains("--max-pixels"),
+            "{verb}: {said}"
+        );
+    }
 }
 
 /// The logits that `run` writes for raw tensors.

@@ -329,19 +329,29 @@ fn all_splits_are_checked_and_listed() {
 #[test]
 fn too_many_threads_are_refused_at_once() {
     let place = Place::new();
+    let most = vitesse::data::most_threads();
+    assert!(most >= 64.max(4 * vitesse::data::cores()));
     for args in [
-        "doctor --threads 100000",
-        "eval --model x --data y --threads 1025",
+        "doctor --threads MORE",
+        "eval --model x --data y --threads MORE",
         "eval --model x --data y --workers 100000",
-        "bench --model x --threads 2,100000",
+        "bench --model x --threads 2,MORE",
         "predict --model x --threads 0 a.png",
-        "quickstart -o q --threads 100000",
+        "quickstart -o q --threads MORE",
+        "train --preset small --model deit_nano_patch8_32 --data shapes --threads MORE -o run",
     ] {
         place
-            .run(args)
+            .run(&args.replace("MORE", &(most + 1).to_string()))
             .ended(2)
-            .says(&["expected a whole number from 1 to 1024"]);
+            .says(&[&format!("expected a whole number from 1 to {most};")]);
     }
+    let train =
+        "train --preset small --model deit_nano_patch8_32 --data shapes --limit 32 --batch-size 16 -o run";
+    place
+        .run(&format!("{train} --workers {}", most + 1))
+        .ended(1)
+        .says(&["workers", &format!("at most {most} on this machine")]);
+    assert!(!place.path("run").exists());
 }
 
 #[test]

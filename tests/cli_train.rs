@@ -271,7 +271,7 @@ fn a_student_learns_from_a_teacher_of_its_classes() {
     place
         .run(&format!("{distill} --teacher ./nobody"))
         .ended(1)
-        .says(&["there is no teacher `./nobody`"]);
+        .says(&["`./nobody` cannot be the teacher: there is no such file"]);
     place
         .run(&format!("{distill} --teacher regnety_004"))
         .ended(2)

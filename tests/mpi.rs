@@ -251,6 +251,37 @@ fn a_process_that_is_stopped_or_killed_ends_all_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_method_is_followed_together() {
+    let place = Place::new();
+    place.model("base", "deit_nano_patch8_32", 7);
+    place.write(
+        "recipe.toml",
+        "[model]\ncheckpoint = \"base\"\n[data]\npath = \"shapes\"\nlimit = 80\nvalidation_limit = 33\n\
+         [train]\nepochs = 2\nbatch_size = 8\n[optim]\nlr = 0.01\n[schedule]\nwarmup_epochs = 0\n\
+         [method]\nname = \"lora\"\nrank = 2\n",
+    );
+    let train = "train --recipe recipe.toml --threads 1";
+    let Some(child) = launch(&place, &format!("{train} --json -o run")) else {
+        return;
+    };
+    let (stdout, _) = ended(child, 0);
+    let found: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(found["adapter"], "run/adapter");
+    assert!(place.path("run/adapter/adapter_model.safetensors").is_file());
+    place.run(&format!("{train} -b 16 -o alone")).ended(0);
+    let losses = |run: &str| -> Vec<f64> {
+        let steps = steps(&place.path(run));
+        steps.iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+    };
+    let (shared, alone) = (losses("run"), losses("alone"));
+    assert_eq!((shared.len(), alone.len()), (10, 10));
+    for (a, b) in shared.iter().zip(&alone) {
+        assert!((a - b).abs() < 1e-4, "{shared:?} {alone:?}");
+    }
+    ended(launch(&place, "train --resume -o run --threads 1").unwrap(), 0);
+}
+
+#[test]
 fn an_evaluation_is_shared() {
     let place = Place::new();
     place.model("model", "deit_nano_patch8_32", 8);

@@ -252,12 +252,29 @@ fn an_adaptation_goes_on_as_printed() {
     place.model("base", "deit_nano_patch8_32", 7);
     let options =
         "--model base --data shapes --limit 160 --method lora --set rank=2 --batch-size 16 --epochs 6";
-    let adapt = |name: &str, args: &str| spawn(&place, &format!("adapt {args} -o {name} --threads 1"));
-    finish(adapt("whole", options));
-    let stderr = interrupt(adapt("stopped", options), &place, "stopped", "-INT");
-    let command = stderr.split("continue with `vitesse ").nth(1).unwrap();
-    finish(spawn(&place, command.split('`').next().unwrap()));
+    let run = |args: &str, name: &str| spawn(&place, &format!("{args} -o {name} --threads 1"));
+    let adapt = format!("adapt {options}");
+    finish(run(&adapt, "whole"));
     let read = |name: &str| fs::read(place.path(name).join("adapter/adapter_model.safetensors")).unwrap();
-    assert!(read("whole") == read("stopped"));
-    assert_eq!(steps(&place.path("whole")), steps(&place.path("stopped")));
+    let is_whole = |name: &str| {
+        assert!(read("whole") == read(name), "{name}");
+        assert_eq!(steps(&place.path("whole")), steps(&place.path(name)));
+    };
+    // Whichever verb follows the recipe.
+    for (args, name) in [
+        (&*adapt, "adapted"),
+        ("train --recipe whole/recipe.toml", "trained"),
+    ] {
+        let stderr = interrupt(run(args, name), &place, name, "-INT");
+        let command = stderr.split("continue with `vitesse ").nth(1).unwrap();
+        finish(spawn(&place, command.split('`').next().unwrap()));
+        is_whole(name);
+    }
+
+    let mut child = run(&adapt, "killed");
+    assert!(reached(&mut child, &place.path("killed"), 25));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    finish(run("train --resume", "killed"));
+    is_whole("killed");
 }

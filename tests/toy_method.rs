@@ -1,21 +1,15 @@
-//! A method needs its file, its line and its page: here are the first two of one that no crate ships, and its whole life,
+//! A method needs its file, its line and its page: here they are of one that no crate ships, and its whole life,
 //! `plan → begin → train → finish → check`, with the program's own means.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use burn::tensor::Device;
-use vitesse::engine::{Engine, Options};
-use vitesse::measure::proof::Difference;
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Sites, Tensors};
-use vitesse::rng::Key;
+use vitesse::adapt::peft::Adapter;
+use vitesse::data::{OpenOptions, Split, open};
+use vitesse::measure::trial::{Merged, Setup, defaults, table};
+use vitesse::model::Sites;
 use vitesse::train::Recipe;
-use vitesse::train::method::{Begun, Table};
-use vitesse::train::objective::Objective;
-use vitesse::train::run::Existing;
-use vitesse::train::state::State;
-use vitesse::train::trainer::{Start, train};
+use vitesse::train::method::{Table, described};
 
 /// The file: GAIN scales what every perceptron adds to the stream, channel by channel. Gains are capped after each step.
 mod gain {
@@ -81,13 +75,7 @@ mod gain {
         }
 
         fn finish(&self, spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
-            let merged = merge::merge(spec, tensors, Options::default())?;
-            Ok(Finished {
-                spec: merged.spec,
-                tensors: merged.tensors,
-                folded: merged.report.folded,
-                kept: merged.report.kept,
-            })
+            Ok(merge::merge(spec, tensors, Options::default())?)
         }
     }
 }
@@ -101,11 +89,19 @@ vitesse::train::methods! {
     }
 }
 
-fn logits(spec: &ModelSpec, tensors: &Tensors, images: &[f32]) -> Vec<f32> {
-    let engine = Engine::new(spec, tensors, "test", Options::default()).unwrap();
-    let size: usize = spec.input_size().iter().product();
-    engine.run(images, images.len() / size).unwrap().class
-}
+/// The page, as it stands in the documentation.
+const PAGE: &str = "\
+# GAIN
+
+<!-- settings: gain -->
+| setting | default | |
+| --- | --- | --- |
+| `start` | `1` | What they start as. |
+| `cap` | `2` | What they may not exceed. |
+<!-- end -->
+
+More about it.
+";
 
 #[test]
 fn the_list_makes_names_parsing_and_files() {
@@ -131,40 +127,34 @@ fn the_list_makes_names_parsing_and_files() {
     assert!(Toy::new("gain", Table::new()).is_ok());
 }
 
-/// Of `shapes`.
-const CLASSES: usize = 8;
-
-/// A short run in `folder` on pictures that the program draws.
-fn trained(begun: Begun, base: &Checkpoint, folder: &Path) -> Checkpoint {
-    let text = "[model]\nname = \"deit_nano_patch8_32\"\n[data]\npath = \"shapes\"\nlimit = 64\n[train]\nepochs = 2\n\
-                batch_size = 16\nworkers = 1\n[schedule]\nwarmup_epochs = 0\n[optim]\nlr = 0.1\n";
-    let recipe = Recipe::parse(text, "toy.toml", &[]).unwrap();
-    let model = Checkpoint {
-        spec: begun.spec,
-        tensors: begun.tensors,
-        ..base.clone()
-    };
-    let (train_set, validation) = recipe.data.open().unwrap();
-    let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(recipe.distill.distillation())];
-    objective.extend(begun.objective);
-    let start = Start {
-        state: State::new(&model, &recipe.optim, false, &|name| begun.trained.contains(name)).unwrap(),
-        train: train_set,
-        validation,
-        objective: Box::new(objective),
-        hooks: begun.hooks,
-        teacher: None,
-        device: Device::flex(),
-    };
-    let stop = AtomicBool::new(false);
-    train(&recipe, start, folder, Existing::Refuse, &stop, &mut ()).unwrap();
-    Checkpoint::load(folder.join("best"), &LoadOptions::default()).unwrap()
+#[test]
+fn the_table_of_the_page_is_generated() {
+    let (method, _) = Toy::all().remove(0);
+    assert_eq!(described(PAGE, &*method).unwrap().as_deref(), Some(PAGE));
+    let stale = PAGE.replace("What they start as.", "Once upon a time.");
+    assert_eq!(described(&stale, &*method).unwrap().as_deref(), Some(PAGE));
+    assert_eq!(described("Nothing of the kind.", &*method).unwrap(), None);
 }
+
+/// A short run on pictures that the program draws.
+const RECIPE: &str = "[model]\nname = \"deit_nano_patch8_32\"\n[data]\npath = \"shapes\"\nlimit = 64\n\
+                      validation_limit = 64\n[train]\nepochs = 2\nbatch_size = 16\nworkers = 1\nseed = 3\n\
+                      [schedule]\nwarmup_epochs = 0\n[optim]\nlr = 0.1\n";
 
 #[test]
 fn a_method_goes_through_its_life() {
-    let base = Checkpoint::fresh("deit_nano_patch8_32", Some(CLASSES), None, 1).unwrap();
     let method = Toy::parse("gain", &[("start", "1.95".into())]).unwrap();
+    let named = [("method", table(&*method).unwrap())];
+    let place = tempfile::tempdir().unwrap();
+    let setup = Setup {
+        label: "gain".to_owned(),
+        recipe: Recipe::layered(&defaults(&*method), RECIPE.parse().unwrap(), &named, "toy.toml").unwrap(),
+        method: method.clone().into(),
+        folder: place.path().join("run"),
+        base: None,
+        memory: false,
+    };
+    let base = setup.plain(&mut ()).unwrap();
 
     let (width, depth) = (base.spec.num_features(), base.spec.depth());
     let plan = method.plan(&base.spec).unwrap();
@@ -183,12 +173,19 @@ fn a_method_goes_through_its_life() {
     let begun = method.begin(&base.spec, &base.tensors, 3).unwrap();
     assert_eq!(begun.spec, plan.spec);
     assert_eq!(begun.trained, plan.trainable);
-    let names = begun.trained.method.clone();
 
-    let place = tempfile::tempdir().unwrap();
-    let trained = trained(begun, &base, &place.path().join("run"));
+    let stop = AtomicBool::new(false);
+    let trial = setup.train(&stop, &mut ()).unwrap();
+    assert_eq!((trial.epochs, trial.method_parameters), (2, width * depth));
+    assert_eq!(
+        (&trial.method["name"], &trial.method["start"]),
+        (&"gain".into(), &1.95.into())
+    );
+    let trained = setup.trained().unwrap();
     assert_eq!(trained.spec, plan.spec);
-    let gains: Vec<f32> = names
+    let gains: Vec<f32> = begun
+        .trained
+        .method
         .iter()
         .flat_map(|name| trained.tensors.get(name).unwrap().to_f32().into_owned())
         .collect();
@@ -199,23 +196,33 @@ fn a_method_goes_through_its_life() {
         trained.tensors.get(frozen).unwrap(),
         base.tensors.get(frozen).unwrap()
     );
+    // An adapter of a method that this program does not list, with what it learned.
+    let adapter = Adapter::read(&setup.adapter()).unwrap();
+    assert_eq!(adapter.record.method_name(), Some("gain"));
+    assert!(adapter.record.known_method().is_none());
+    assert_eq!(adapter.attach(&base).unwrap().tensors, trained.tensors);
 
     let finished = method.finish(&trained.spec, &trained.tensors).unwrap();
-    assert_eq!((finished.folded.len(), finished.kept.len()), (depth, 0));
+    let report = &finished.report;
+    assert_eq!((report.folded.len(), report.kept.len()), (depth, 0));
+    assert!(!report.created_bias);
     assert_eq!(finished.spec, base.spec);
 
-    let mut rng = Key::new(3).rng();
-    let size: usize = base.spec.input_size().iter().product();
-    let images: Vec<f32> = (0..2 * size).map(|_| rng.normal() as f32).collect();
-    let expected = logits(&trained.spec, &trained.tensors, &images);
-    let found = logits(&finished.spec, &finished.tensors, &images);
-    let check = Difference::of(&found, &expected, 2, method.check());
-    assert!(check.is_met(), "{check}");
-    let without = Difference::of(
-        &logits(&base.spec, &base.tensors, &images),
-        &expected,
-        2,
-        method.check(),
-    );
-    assert!(!without.is_met(), "the gains change nothing");
+    // The finished model is compared with the trained one, as closely as the method's check says, and tested.
+    let options = OpenOptions {
+        split: Some(Split::Test),
+        ..OpenOptions::default()
+    };
+    let pictures = open("shapes", &options).unwrap().limit(32, 0);
+    let trial = setup.test(trial, &pictures, &stop, &mut ()).unwrap();
+    let Some(Merged::Folded {
+        largest_difference,
+        images,
+    }) = trial.test.unwrap().merged
+    else {
+        panic!("the gains are not folded");
+    };
+    assert!(images > 0 && largest_difference <= method.check().tolerance);
+    // What is finished is found again.
+    assert!(setup.found().unwrap().is_some_and(|trial| trial.test.is_some()));
 }

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use toml::Value;
+use vitesse::measure::refuse_what_is_no_name;
 use vitesse_train::Error;
 use vitesse_train::loss::Kind;
 
 use super::Console;
-use super::args::model::{is_path, refuse_what_is_no_name};
+use super::args::model::is_path;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::training::{RecipeArgs, RunArgs, Training};
@@ -57,7 +58,9 @@ struct TeacherArgs {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
-        let recipe = self.recipe.resolve(&self.run, &self.teacher.overrides()?)?;
+        let recipe = self
+            .recipe
+            .resolve(&self.run, &self.teacher.overrides()?, console)?;
         if !recipe.distill.distils() && recipe.distill.kind != Some(Kind::None) {
             return Err(Failure::from(Error::TeacherMissing).hint("name one with --teacher"));
         }
@@ -78,10 +81,8 @@ impl TeacherArgs {
         if let Some(teacher) = &self.teacher
             && !Path::new(teacher).exists()
         {
-            return Err(Failure::new(
-                "E_TEACHER",
-                format!("there is no teacher `{teacher}`"),
-            ));
+            let (teacher, reason) = (teacher.clone(), "there is no such file or folder".to_owned());
+            return Err(Error::Teacher { teacher, reason }.into());
         }
         let text = |value: &Option<String>| value.clone().map(Value::String);
         let number = |value: Option<f64>| value.map(Value::Float);

@@ -5,11 +5,11 @@ use std::num::NonZeroUsize;
 
 use serde::Serialize;
 use vitesse::engine::Isa;
-use vitesse::measure::machine::{Machine, Peak, advice};
+use vitesse::measure::machine::{Machine, Peak, advice, start_threads};
 use vitesse::report::{Table, format, right};
 
 use super::Console;
-use super::args::{start_threads, thread_count};
+use super::args::thread_count;
 use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
 

@@ -15,7 +15,7 @@ use vitesse_train::evaluate::EvalOptions;
 use super::Console;
 use super::args::model::ModelArgs;
 use super::args::preprocess::{Joint, PreprocessArgs};
-use super::args::{DataArgs, RunArgs, positive, thread_count};
+use super::args::{DataArgs, LabelsBy, RunArgs, positive, thread_count};
 use super::failure::{Exit, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// same classes of --data, chosen so too. A version's test part is taken, else validation, else all.
     #[arg(long, num_args = 1.., value_name = "DATA", help_heading = "Data")]
     shifted: Vec<PathBuf>,
+    /// How classes of the data and of the model find each other
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", help_heading = "Data")]
+    labels_by: LabelsBy,
     /// End with status 3 when a file cannot be read
     #[arg(long, help_heading = "Data")]
     strict: bool,
@@ -71,7 +74,7 @@ impl Args {
         let exam = self.exam(console, &mut show)?;
         let versions = versions
             .iter()
-            .map(|path| Version::open(path, limit, &exam))
+            .map(|path| Version::open(path, &self.data.decode.options(), limit, &exam))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let (team, stop) = (console.team(), console.stop());
         let mut runner = self.run.runner(&exam.checkpoint, &mut show)?;
@@ -107,6 +110,7 @@ impl Args {
             checkpoint,
             data,
             data_name: self.data.data.display().to_string(),
+            labels_by: self.labels_by.into(),
             options: EvalOptions {
                 batch_size: self.run.compute.batch_size.get(),
                 workers: self

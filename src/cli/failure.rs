@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::json;
+#[cfg(feature = "train")]
+use vitesse::report;
 use vitesse::{adapt, data, engine, measure, model};
 
 use super::console;
@@ -151,6 +153,13 @@ impl From<engine::Error> for Failure {
             engine::Error::Isa(_) => Failure::usage(error.to_string()),
             error => Failure::new(error.code(), error.to_string()),
         }
+    }
+}
+
+#[cfg(feature = "train")]
+impl From<report::ReportError> for Failure {
+    fn from(error: report::ReportError) -> Failure {
+        Failure::new(error.code(), error.to_string())
     }
 }
 

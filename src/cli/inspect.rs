@@ -55,7 +55,7 @@ impl Args {
             let preparation = Preparation::of(&checkpoint.spec, &config.pretrained_cfg);
             return Report::new(checkpoint.spec, preparation, Some(file), labels, config.history);
         }
-        self.read.refuse_what_is_no_name(model)?;
+        self.read.no_name(model)?;
         let entry = zoo::get(model)?;
         let preparation = Preparation::of(&entry.spec, &entry.pretrained_cfg);
         Report::new(entry.spec, preparation, None, 0, Vec::new())

@@ -19,6 +19,7 @@ mod distill;
 mod doctor;
 mod eval;
 mod failure;
+mod habits;
 mod inspect;
 mod merge;
 mod outcome;
@@ -133,7 +134,8 @@ impl Cli {
 
 /// What clap has to say instead of a command line: help and the version to standard output, a wrong usage to standard
 /// error (and, where JSON is asked for, as a document).
-pub(crate) fn refuse(error: &clap::Error) -> Exit {
+pub(crate) fn refuse(error: clap::Error) -> Exit {
+    let error = habits::explain(error);
     // A closed pipe is no one's fault.
     let _ = error.print();
     if !error.use_stderr() {
@@ -147,7 +149,11 @@ pub(crate) fn refuse(error: &clap::Error) -> Exit {
             .split("\n\n")
             .next()
             .unwrap_or_default();
-        Failure::usage(sentence.trim_end()).print_document();
+        let failure = Failure::usage(sentence.trim_end());
+        match habits::tip(&error) {
+            Some(tip) => failure.hint(tip).print_document(),
+            None => failure.print_document(),
+        }
     }
     Exit::Usage
 }

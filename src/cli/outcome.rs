@@ -37,12 +37,6 @@ impl Outcome {
         })
     }
 
-    /// The document.
-    #[cfg(feature = "train")]
-    pub(crate) fn json(&self) -> &str {
-        &self.json
-    }
-
     /// The same with another exit status, where a report is worth having although not all went well.
     pub(crate) fn with_exit(self, exit: Exit) -> Outcome {
         Outcome { exit, ..self }

@@ -5,21 +5,24 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vitesse::measure::predict::{Class, Predictor};
+use vitesse::measure::predict::{Class, Predictor, pictures};
 use vitesse::measure::{Labels, Weights};
+use vitesse::model::config::Scores;
 use vitesse::report::{Table, left, right};
+use vitesse::train::Error;
 
 use super::Console;
 use super::args::model::ModelArgs;
 use super::args::preprocess::{Joint, PreprocessArgs};
-use super::args::{RunArgs, positive};
+use super::args::{DecodeArgs, RunArgs, positive};
 use super::failure::{Exit, Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
 
 /// Say what a model sees in image files: the likeliest classes and their probabilities
 ///
-/// Names of classes come from --labels, else from the checkpoint; without either, classes are numbers. A file that cannot be
+/// Names of classes come from --labels, else from the checkpoint; published weights of ImageNet-1k have its names. Without any,
+/// classes are numbers. A file that cannot be
 /// read is said to be so, the others are still predicted, and the exit status is 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -29,15 +32,17 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Image files: JPEG, PNG, WebP, BMP or GIF
+    /// Image files: JPEG, PNG, WebP, BMP or GIF; of a folder, all that it holds
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Names of the classes: a CSV file with the columns class_index and name [default: the checkpoint's]
+    /// Names of the classes: a CSV file with the columns class_index and name, or `imagenet` [default: the checkpoint's]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// Classes shown for each image
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
     topk: NonZeroUsize,
+    #[command(flatten)]
+    decode: DecodeArgs,
     #[command(flatten)]
     preprocess: PreprocessArgs,
     /// How the two heads of a distilled model answer together
@@ -47,32 +52,48 @@ pub(super) struct Args {
     run: RunArgs,
 }
 
+/// What `--labels` takes for the names of ImageNet-1k.
+const IMAGENET: &str = "imagenet";
+
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
-        let named = self.labels.as_deref().map(Labels::read).transpose()?;
+        let named = match &self.labels {
+            Some(name) if name.as_os_str() == IMAGENET && !name.exists() => Some(Labels::imagenet()),
+            Some(file) => Some(Labels::read(file)?),
+            None => None,
+        };
         let mut checkpoint = self.model.load(None, console)?;
         if checkpoint.spec.num_classes == 0 {
-            let sentence = format!(
-                "`{}` has no classes, it returns features",
-                checkpoint.spec.architecture
-            );
-            return Err(
-                Failure::new("E_MODEL_NO_CLASSES", sentence).hint("`vitesse run` writes features to a file")
-            );
+            let error = Error::NoClasses {
+                architecture: checkpoint.spec.architecture,
+            };
+            return Err(Failure::from(error).hint("`vitesse run` writes features to a file"));
+        }
+        let scores = checkpoint.config.scores(checkpoint.spec.num_classes);
+        if scores != Scores::Softmax && self.joint == Joint::Softmax {
+            let sentence = "`--joint softmax` is for classes of which an image has one, and this model's scores are each by itself";
+            return Err(Failure::usage(sentence));
+        }
+        let labels = named.unwrap_or_else(|| Labels::of(&checkpoint));
+        if labels.is_empty() {
+            console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
         }
         let predictor = Predictor {
             preprocess: self.preprocess.plan(&mut checkpoint)?,
-            labels: named.unwrap_or_else(|| Labels::of(&checkpoint)),
+            labels,
             topk: self.topk.get(),
             fusion: self.joint.fusion(),
             batch_size: self.run.compute.batch_size.get(),
+            decode: self.decode.options(),
+            scores,
         };
         let mut show = Show::new(console);
         let mut runner = self.run.runner(&checkpoint, &mut show)?;
-        let found = predictor.run(&mut runner, &self.files, console.stop(), &mut show)?;
+        let files = pictures(&self.files)?;
+        let found = predictor.run(&mut runner, &files, console.stop(), &mut show)?;
         let mut predictions = Vec::new();
-        for (file, found) in self.files.iter().zip(found) {
+        for (file, found) in files.iter().zip(found) {
             let (classes, error) = match found {
                 Ok(classes) => (Some(classes), None),
                 Err(error) => (None, Some(Failure::from(error))),
@@ -88,6 +109,7 @@ impl Args {
         let report = Report {
             model: checkpoint.spec.architecture.clone(),
             weights: Weights::of(&checkpoint),
+            scores,
             predictions,
         };
         Ok(Outcome::new(&report)?.with_exit(if failed { Exit::Failed } else { Exit::Done }))
@@ -98,6 +120,7 @@ impl Args {
 struct Report {
     model: String,
     weights: Weights,
+    scores: Scores,
     predictions: Vec<Prediction>,
 }
 
@@ -113,12 +136,26 @@ struct Prediction {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new([left("file"), right("probability"), right("class"), left("name")]);
+        let values = self.scores == Scores::Logits;
+        let mut table = Table::new([
+            left("file"),
+            right(if values { "value" } else { "probability" }),
+            right("class"),
+            left("name"),
+        ]);
         for prediction in &self.predictions {
             let mut file = prediction.file.as_str();
             for class in prediction.classes.iter().flatten() {
-                let probability = format!("{:.2} %", 100.0 * class.score);
-                table.push([file, &probability, &class.class_index.to_string(), &class.name]);
+                let score = match values {
+                    true => format!("{:.4}", class.score),
+                    false => format!("{:.2} %", 100.0 * class.score),
+                };
+                table.push([
+                    file,
+                    &score,
+                    &class.class_index.to_string(),
+                    class.name.as_deref().unwrap_or_default(),
+                ]);
                 file = "";
             }
         }

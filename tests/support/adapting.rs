@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use vitesse::adapt::merge::{self, Merged};
+use vitesse::adapt::merge;
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
 use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors};
 use vitesse::train::loss::{self, Distillation, Kind};
+use vitesse::train::method::Finished;
 
 use super::{Report, Vectors};
 
@@ -173,7 +174,7 @@ pub fn compare_gradients(
 }
 
 /// Merges, compares every `merged.*` that is a tensor of the model, and un-merges again.
-pub fn merged(v: &Vectors, report: &mut Report, attached: &Checkpoint) -> Merged {
+pub fn merged(v: &Vectors, report: &mut Report, attached: &Checkpoint) -> Finished {
     let merged = merge::merge(&attached.spec, &attached.tensors, merge::Options::default())
         .unwrap_or_else(|e| panic!("{}: {e}", v.file));
     let keys: Vec<String> = v.under("merged.").names().map(str::to_owned).collect();

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use vitesse_adapt::Method;
 use vitesse_model::Checkpoint;
-use vitesse_train::method::table;
+use vitesse_train::method::{between, described};
 
 const INDEX: &str = "README.md";
 const HEADING: &str = "\
@@ -29,18 +29,23 @@ fn the_tables_are_those_of_the_code() {
     let mut pages = read(&folder);
     let mut index = String::from(HEADING);
     for (method, about) in Method::all() {
-        let name = method.name();
-        let marker = format!("<!-- settings: {name} -->");
-        let found = pages.iter().find(|(_, text)| text.contains(&marker));
-        let page = found.map(|(page, _)| page.clone()).unwrap_or_else(|| {
-            panic!("no page of docs/methods describes `{name}`; give one a line `{marker}`")
+        let found = pages
+            .iter()
+            .find_map(|(page, text)| Some((page.clone(), described(text, &*method).unwrap()?)));
+        let (page, text) = found.unwrap_or_else(|| {
+            let name = method.name();
+            panic!(
+                "no page of docs/methods describes `{name}`; give one the lines `<!-- settings: {name} -->` and `<!-- end -->`"
+            )
         });
-        let text = pages.get_mut(&page).unwrap();
-        *text = replaced(text, &marker, &table(&*method));
         index.push_str(&row(&method, about, &page));
+        pages.insert(page, text);
     }
-    let text = pages.get_mut(INDEX).unwrap();
-    *text = replaced(text, "<!-- methods -->", &index);
+    let text = between(&pages[INDEX], "<!-- methods -->", &index);
+    pages.insert(
+        INDEX.to_owned(),
+        text.expect("the index has a line `<!-- methods -->` and an end"),
+    );
     for (page, text) in pages {
         let path = folder.join(&page);
         if std::fs::read_to_string(&path).unwrap() == text {
@@ -65,17 +70,6 @@ fn read(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `text` with `body` between the line `marker` and the next end.
-fn replaced(text: &str, marker: &str, body: &str) -> String {
-    let (before, rest) = text
-        .split_once(marker)
-        .unwrap_or_else(|| panic!("no line `{marker}`"));
-    let (_, after) = rest
-        .split_once("<!-- end -->")
-        .unwrap_or_else(|| panic!("`{marker}` has no `<!-- end -->`"));
-    format!("{before}{marker}\n{body}<!-- end -->{after}")
-}
-
 /// A method in the index: what it adds is counted on ViT-B/16, and how it ends is tried on a small model.
 fn row(method: &Method, about: &str, page: &str) -> String {
     let mut base = vitesse_model::zoo::get("vit_base_patch16_224").unwrap().spec;
@@ -84,7 +78,7 @@ fn row(method: &Method, about: &str, page: &str) -> String {
     let small = Checkpoint::fresh("deit_micro_patch4_32", Some(5), None, 0).unwrap();
     let begun = method.begin(&small.spec, &small.tensors, 0).unwrap();
     let finished = method.finish(&begun.spec, &begun.tensors).unwrap();
-    let end = match (finished.folded.len(), finished.kept.first()) {
+    let end = match (finished.report.folded.len(), finished.report.kept.first()) {
         (0, None) => "nothing to fold".to_owned(),
         (_, None) => "folds into the weights".to_owned(),
         (_, Some(kept)) => format!("stays: {}", kept.reason),

@@ -31,7 +31,7 @@ pub enum Error {
         reason: String,
     },
     /// An image larger than the [`DecodeLimits`](crate::DecodeLimits) allow. Known from its header, before decoding.
-    #[error("`{name}` is too large: {found}, the limit is {limit}")]
+    #[error("`{name}` is too large: {found}, the limit is {limit}; raise it with `--max-pixels`")]
     TooLarge {
         /// The file's path, or what the caller called the bytes.
         name: String,

@@ -59,6 +59,7 @@ mod resize;
 mod sampler;
 #[cfg(test)]
 mod testing;
+mod threads;
 pub mod vtab;
 
 pub use augment::{
@@ -78,3 +79,4 @@ pub use loader::{Batch, Batches, Failure, Loader, LoaderOptions, OnError, Transf
 pub use preprocess::{CropMode, IMAGENET_MEAN, IMAGENET_STD, Preprocess};
 pub use resize::{Interpolation, Window, resize, resize_window};
 pub use sampler::{Order, Pick, Replica, repeated_augmentation};
+pub use threads::{cores, most_threads};

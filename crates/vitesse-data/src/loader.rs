@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use vitesse_rng::Key;
 
 use crate::sampler::{Order, Pick, Replica};
-use crate::{DataSet, Error, Image, Preprocess, Result};
+use crate::{DataSet, Error, Image, Preprocess, Result, cores, most_threads};
 
 /// From a picture to the numbers a model takes.
 pub trait Transform: Send + Sync {
@@ -141,9 +141,6 @@ impl Batch {
     }
 }
 
-/// The most threads of a loader: more than machines have cores, fewer than systems refuse.
-const MOST_WORKERS: usize = 1024;
-
 /// Turns a data set into batches, epoch after epoch.
 #[derive(Clone)]
 pub struct Loader {
@@ -156,15 +153,19 @@ impl Loader {
     /// A loader over `data`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a batch size or a prefetch of zero, more than 1024 workers, or an impossible replica or order.
+    /// [`Error::Setting`] for a batch size or a prefetch of zero, more workers than [`most_threads`], or an impossible replica or order.
     pub fn new(data: DataSet, transform: impl Transform + 'static, options: LoaderOptions) -> Result<Loader> {
         for (key, value) in [("batch_size", options.batch_size), ("prefetch", options.prefetch)] {
             if value == 0 {
                 return Err(Error::setting(key, &0, "at least 1"));
             }
         }
-        if options.workers > MOST_WORKERS {
-            let expected = format!("at most {MOST_WORKERS}, or 0 for one a core");
+        if options.workers > most_threads() {
+            let expected = format!(
+                "at most {} on this machine, or 0 for one on each of its {} cores",
+                most_threads(),
+                cores()
+            );
             return Err(Error::setting("workers", &options.workers, expected));
         }
         options.order.visits(0, 0, 0)?;
@@ -205,7 +206,7 @@ impl Loader {
         let visits = self.visits(epoch, skipped)?;
         let size = self.options.batch_size;
         let workers = match self.options.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => cores(),
             n => n,
         };
         let pieces = pieces(visits.len(), size, workers);

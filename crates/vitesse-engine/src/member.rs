@@ -90,10 +90,7 @@ impl<T: Real> Member<T> {
 
     /// The rows of `spare` become the stream's. They are copied: memory stays where it is.
     pub(crate) fn adopt(&mut self, tokens: Range<usize>) {
-        self.x.reshape(self.spare.rows(), self.spare.panels());
-        for panel in 0..self.spare.panels() {
-            self.x.panel_mut(panel).copy_from_slice(self.spare.panel(panel));
-        }
+        self.x.copy(&self.spare);
         self.has(tokens);
     }
 }

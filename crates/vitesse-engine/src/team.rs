@@ -22,8 +22,6 @@ pub(crate) struct Shown<T: Real> {
     /// Which tokens it has, and their rows of the stream.
     pub(crate) tokens: Range<usize>,
     pub(crate) rows: Panels<f32>,
-    /// The sum of its patches.
-    pub(crate) sum: Vec<f32>,
 }
 
 /// The two places of one thread.
@@ -39,7 +37,6 @@ impl<T: Real> Shared<T> {
                 heads: Vec::new(),
                 tokens: 0..0,
                 rows: Panels::zeros(0, 0),
-                sum: Vec::new(),
             })
         };
         Shared {

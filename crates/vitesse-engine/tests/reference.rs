@@ -254,31 +254,24 @@ fn neither_threads_nor_the_batch_change_a_result() {
         let tensors = weights(&spec, 1);
         let images = images(&spec, 7, 1);
         let size = images.len() / 7;
-        for isa in isas() {
-            let single = engine(&spec, &tensors, Precision::F32, isa, 1);
+        for (isa, precision) in isas().into_iter().flat_map(|isa| {
+            [Precision::F32, Precision::Bf16, Precision::Int8].map(|precision| (isa, precision))
+        }) {
+            let single = engine(&spec, &tensors, precision, isa, 1);
             let each: Vec<Output> = images
                 .chunks_exact(size)
                 .map(|image| single.run(image, 1).unwrap())
                 .collect();
-            for threads in 1..=4 {
-                let engine = engine(&spec, &tensors, Precision::F32, isa, threads);
+            for threads in 1..=5 {
+                let engine = engine(&spec, &tensors, precision, isa, threads);
                 for count in 0..=7 {
                     let out = engine.run(&images[..count * size], count).unwrap();
-                    let class: Vec<f64> = each[..count]
-                        .iter()
-                        .flat_map(|out| &out.class)
-                        .map(|&x| x.into())
-                        .collect();
-                    let more = each[..count]
-                        .iter()
-                        .flat_map(|out| &out.distillation)
-                        .map(|&x| x.into());
-                    let error = distance(&out.class, &class)
-                        .max(distance(&out.distillation, &more.collect::<Vec<_>>()));
-                    assert!(
-                        error <= 1e-5,
-                        "{error:e}: {isa}, {threads} threads, {count} images"
-                    );
+                    let joined = |head: fn(&Output) -> &Vec<f32>| {
+                        each[..count].iter().flat_map(head).copied().collect::<Vec<_>>()
+                    };
+                    let what = || format!("{isa}, {precision}, {threads} threads, {count} images");
+                    assert_eq!(out.class, joined(|out| &out.class), "{}", what());
+                    assert_eq!(out.distillation, joined(|out| &out.distillation), "{}", what());
                 }
             }
         }

@@ -98,11 +98,12 @@ impl sealed::Logits for Bias<'_> {
     }
 }
 
-/// Room for the logits and probabilities of a block of queries.
+/// Room for the logits and probabilities of a block of queries, and for values that come in parts.
 #[derive(Debug)]
 pub struct Attention<T: Real> {
     logits: Panels<f32>,
     probs: Panels<T>,
+    values: Packed<T>,
 }
 
 impl<T: Real> Attention<T> {
@@ -111,13 +112,14 @@ impl<T: Real> Attention<T> {
         Attention {
             logits: Panels::zeros(MAX_ROWS, panels),
             probs: Panels::zeros(MAX_ROWS, panels),
+            values: Packed::zeros(0, 0),
         }
     }
 
     /// `out[row] = softmax(between(q[row] · keysᵀ)) · values` for one head and each of `rows`.
     ///
     /// Keys and values come in one or more segments, `segments(0)`, `segments(1)`, … up to the first `None`, as different
-    /// threads have written them. The head's queries, already scaled, are the panels of `q` from `first` on; its result becomes the panels of `out`
+    /// threads have written them; how they are cut changes no bit of the result. The head's queries, already scaled, are the panels of `q` from `first` on; its result becomes the panels of `out`
     /// from `to` on.
     ///
     /// # Panics
@@ -136,18 +138,22 @@ impl<T: Real> Attention<T> {
     ) {
         let all = || (0..).map_while(segments);
         let keys = all().flat_map(|segment| &segment.keys.widths).sum();
-        let panels: usize = all().map(|segment| segment.keys.panels()).sum();
         let columns = segments(0).map_or(0, |segment| segment.values.panels());
-        assert!(panels > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
+        assert!(keys > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
         let depths = segments(0).map_or(0, |segment| segment.keys.depths.len());
         assert!(first + depths <= q.panels() && to + columns <= out.panels());
         assert!(all().all(|s| s.keys.depths.len() == depths));
         assert!(all().all(|s| s.keys.panels() == s.values.depths.len() && s.values.panels() == columns));
         between.check(rows.clone(), keys);
+        let panels = usize::div_ceil(keys, COLUMNS);
         self.logits.reshape(MAX_ROWS, panels);
         self.probs.reshape(MAX_ROWS, panels);
+        if segments(1).is_some() {
+            join(all().map(|segment| segment.values), &mut self.values);
+        }
         isa.run(Job {
             room: self,
+            keys,
             q,
             first,
             rows,
@@ -162,6 +168,7 @@ impl<T: Real> Attention<T> {
 
 struct Job<'a, 's, T: Real, B> {
     room: &'a mut Attention<T>,
+    keys: usize,
     q: &'a Panels<T>,
     first: usize,
     rows: Range<usize>,
@@ -178,7 +185,13 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Job {
-            room: Attention { logits, probs },
+            room:
+                Attention {
+                    logits,
+                    probs,
+                    values,
+                },
+            keys,
             q,
             first,
             rows,
@@ -190,10 +203,15 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
         } = self;
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let mut inverse = [0f32; MAX_ROWS];
+        let first_values = segments(0).map(|segment| segment.values);
+        let values = match first_values {
+            Some(all) if segments(1).is_none() => all,
+            _ => &*values,
+        };
         S::begin();
         for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
             let count = block.len();
-            let (mut at, mut key) = (0, 0);
+            let mut key = 0;
             for segment in (0..).map_while(segments) {
                 for panel in 0..segment.keys.panels() {
                     let of = Operands {
@@ -206,46 +224,48 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                         half: segment.keys.widths[panel] <= COLUMNS / 2,
                         ahead: &[],
                     };
-                    let logits = scratch_of(logits.panel_mut(at));
-                    T::tile::<S>(of, logits);
                     let width = segment.keys.widths[panel];
-                    between.tile::<S>(block.start, key, width, &mut logits[..count]);
-                    if width < COLUMNS {
-                        logits[..count]
-                            .iter_mut()
-                            .for_each(|row| row[width..].fill(f32::NEG_INFINITY));
+                    let (at, shift) = (key / COLUMNS, key % COLUMNS);
+                    if shift == 0 {
+                        let logits = scratch_of(logits.panel_mut(at));
+                        T::tile::<S>(of, logits);
+                        between.tile::<S>(block.start, key, width, &mut logits[..count]);
+                    } else {
+                        T::tile::<S>(of, &mut scratch);
+                        between.tile::<S>(block.start, key, width, &mut scratch[..count]);
+                        // Each key has its place among all, so that rows are summed in one order.
+                        let here = width.min(COLUMNS - shift);
+                        for (row, from) in scratch[..count].iter().enumerate() {
+                            logits.panel_mut(at)[row][shift..shift + here].copy_from_slice(&from[..here]);
+                            if here < width {
+                                let next = &mut logits.panel_mut(at + 1)[row];
+                                next[..width - here].copy_from_slice(&from[here..width]);
+                            }
+                        }
                     }
-                    at += 1;
                     key += width;
                 }
+            }
+            if !keys.is_multiple_of(COLUMNS) {
+                let last = &mut logits.panel_mut(keys / COLUMNS)[..count];
+                last.iter_mut()
+                    .for_each(|row| row[keys % COLUMNS..].fill(f32::NEG_INFINITY));
             }
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {
                 *inverse = 1.0 / softmax::<S, T>(logits, probs, row);
             }
             for panel in 0..columns {
-                let mut at = 0;
-                for (i, segment) in (0..).map_while(segments).enumerate() {
-                    let of = Operands {
-                        a: &probs.all()[at * MAX_ROWS..],
-                        stride: MAX_ROWS,
-                        row: 0,
-                        rows: count,
-                        depths: &segment.values.depths,
-                        b: segment.values.panel(panel),
-                        half: segment.values.widths[panel] <= COLUMNS / 2,
-                        ahead: &[],
-                    };
-                    if i == 0 {
-                        T::tile::<S>(of, &mut scratch);
-                    } else {
-                        let mut more = [[0f32; 32]; MAX_ROWS];
-                        T::tile::<S>(of, &mut more);
-                        for (sums, more) in scratch.iter_mut().zip(&more).take(count) {
-                            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-                        }
-                    }
-                    at += segment.keys.panels();
-                }
+                let of = Operands {
+                    a: probs.all(),
+                    stride: MAX_ROWS,
+                    row: 0,
+                    rows: count,
+                    depths: &values.depths,
+                    b: values.panel(panel),
+                    half: values.widths[panel] <= COLUMNS / 2,
+                    ahead: &[],
+                };
+                T::tile::<S>(of, &mut scratch);
                 let start = block.start - rows.start;
                 let rows = &mut out.panel_mut(to + panel)[start..start + count];
                 for ((sums, &inverse), row) in scratch.iter().zip(&inverse).zip(rows) {
@@ -257,6 +277,46 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             }
         }
         S::end();
+    }
+}
+
+/// The values of all tokens, one part after the other, as if they had been packed together.
+fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clone, to: &mut Packed<T>) {
+    let tokens = |part: &Packed<T>| part.depths.iter().sum::<usize>();
+    let columns = parts.clone().next().map_or(0, |part| part.widths.iter().sum());
+    to.reshape(parts.clone().map(tokens).sum(), columns);
+    let (panels, len) = (to.panels(), to.depths.len() * T::WIDTH * COLUMNS);
+    // A group of tokens lies together, column by column.
+    let group = T::GROUP;
+    let place = |token: usize| (token / group * COLUMNS) * group + token % group;
+    for panel in 0..panels {
+        let blocks = &mut to.blocks.as_mut_slice()[panel * len..(panel + 1) * len];
+        let mut at: usize = 0;
+        for part in parts.clone() {
+            let (count, from) = (tokens(part), part.panel(panel));
+            if at.is_multiple_of(group) {
+                let whole = count.next_multiple_of(group) * COLUMNS;
+                blocks[at * COLUMNS..at * COLUMNS + whole].copy_from_slice(&from[..whole]);
+            } else {
+                for token in 0..count {
+                    let (from, to) = (&from[place(token)..], &mut blocks[place(at + token)..]);
+                    for (to, from) in to
+                        .iter_mut()
+                        .step_by(group)
+                        .zip(from.iter().step_by(group))
+                        .take(COLUMNS)
+                    {
+                        *to = *from;
+                    }
+                }
+            }
+            at += count;
+            if !at.is_multiple_of(group) {
+                let after = blocks[place(at)..].iter_mut().step_by(group);
+                after.take(COLUMNS).for_each(|x| *x = T::zeroed());
+            }
+        }
+        blocks[at.next_multiple_of(group) * COLUMNS..].fill(T::zeroed());
     }
 }
 

@@ -167,6 +167,14 @@ impl<T: Element> Panels<T> {
         (self.rows, self.panels) = (rows, panels);
     }
 
+    /// Becomes the same as `other`. Memory is kept.
+    pub fn copy(&mut self, other: &Panels<T>) {
+        self.reshape(other.rows, other.panels);
+        for panel in 0..self.panels {
+            self.panel_mut(panel).copy_from_slice(other.panel(panel));
+        }
+    }
+
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -8,6 +8,10 @@ use crate::tile::{COLUMNS, Operands, Scratch};
 
 /// `f32` or [`Bf16`]: panels of 32 columns.
 pub trait Real: Weight {
+    #[doc(hidden)]
+    /// Rows of a right operand that lie together.
+    const GROUP: usize;
+
     /// The nearest one.
     fn from_f32(x: f32) -> Self;
     /// Exact.
@@ -30,6 +34,8 @@ pub trait Real: Weight {
 }
 
 impl Real for f32 {
+    const GROUP: usize = 1;
+
     fn from_f32(x: f32) -> f32 {
         x
     }
@@ -84,6 +90,8 @@ impl Real for f32 {
 }
 
 impl Real for Bf16 {
+    const GROUP: usize = 2;
+
     fn from_f32(x: f32) -> Bf16 {
         Bf16::from_f32(x)
     }

@@ -217,6 +217,31 @@ fn a_query_does_not_depend_on_the_queries_beside_it() {
     }
 }
 
+/// As threads divide the tokens of an image.
+#[test]
+fn the_cut_into_segments_changes_no_bit() {
+    fn same<T: Real>() {
+        for isa in isas() {
+            let (mut attention, mut packed) = room::<T>();
+            for i in 0..20 {
+                let mut case = Case::random(&mut rng("cut", i));
+                let bias = normals(&mut rng("cut bias", i), case.tokens);
+                let bias = Bias::by_key(&bias);
+                case.segments.truncate(1);
+                case.segments[0] = 0..case.tokens;
+                let whole = case.run(isa, &mut attention, &mut packed, &bias);
+                for cut in [0, 1, case.tokens / 2, case.tokens - 1, case.tokens] {
+                    case.segments = vec![0..cut / 3, cut / 3..cut, cut..case.tokens];
+                    let parts = case.run(isa, &mut attention, &mut packed, &bias);
+                    assert_eq!(parts, whole, "{isa} case {i}: {:?}", case.segments);
+                }
+            }
+        }
+    }
+    same::<f32>();
+    same::<Bf16>();
+}
+
 #[test]
 fn very_different_logits_give_the_nearest_value_and_none_overflows() {
     for isa in isas() {

@@ -50,6 +50,24 @@ pub enum Error {
         /// What the system says.
         reason: String,
     },
+    /// A model that is neither there nor known.
+    #[error("there is no file or folder `{model}`, and {reason}")]
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// What the list of architectures says.
+        reason: String,
+    },
+    /// A model that is not there, by the name of its published weights.
+    #[error(
+        "there is no file or folder `{name}.{tag}`, and the weights `{tag}` of `{name}` are not built in"
+    )]
+    NoWeights {
+        /// The architecture.
+        name: String,
+        /// The weights.
+        tag: String,
+    },
     /// A number format that what computes the model does not have.
     #[error("the network computes in f32 only, not in {0}")]
     NetworkPrecision(vitesse_engine::Precision),
@@ -97,6 +115,13 @@ pub enum Error {
         /// The data set.
         data: String,
     },
+    /// A data set whose pictures are no files of their own.
+    #[error(
+        "`{path}` is a data set whose pictures are no files of their own; measure a model on it with `vitesse eval --data`, or write \
+         its pictures to files",
+        path = .0.display()
+    )]
+    NoFiles(PathBuf),
     /// An adapter that is to be taken out of a model that it is not in.
     #[error("`{adapter}` was not merged into `{model}`, as far as its history says", adapter = .adapter.display(), model = .model.display())]
     NotMerged {
@@ -210,12 +235,13 @@ impl Error {
             Error::Train(error) => error.code(),
             Error::Io { .. } => "E_IO",
             Error::Threads { .. } => "E_THREADS",
+            Error::UnknownModel { .. } | Error::NoWeights { .. } => "E_MODEL_UNKNOWN",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
             Error::Classes { .. }
             | Error::ClassesOf { .. }
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
-            Error::NoImages { .. } => "E_DATA_EMPTY",
+            Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",
@@ -237,6 +263,10 @@ impl Error {
             Error::NetworkPrecision(_) => {
                 Some("leave --precision out, or take a vision transformer, which the engine runs")
             }
+            Error::UnknownModel { .. } => Some("`vitesse inspect --list` shows the names of architectures"),
+            Error::NoWeights { .. } => Some(
+                "fetch the checkpoint and give its folder, or leave the part after the dot out for the bare architecture",
+            ),
             Error::Classes { .. } => Some("take a model of this task, or one adapted to it"),
             Error::ClassesOf { .. } => Some("take models of this task, or ones adapted to it"),
             Error::UnknownClass { .. } => Some(

@@ -1,9 +1,10 @@
-//! Names of classes: from the checkpoint, from a file, or numbers.
+//! Names of classes: from the checkpoint, from a file, or ImageNet's.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use vitesse_model::Checkpoint;
+use vitesse_model::zoo::imagenet;
 
 use crate::{Error, Result};
 
@@ -16,15 +17,27 @@ pub struct Labels {
 impl Labels {
     /// Those that stand in a checkpoint. Where names are codes, such as synsets, their descriptions are taken.
     pub fn of(checkpoint: &Checkpoint) -> Labels {
-        let config = &checkpoint.config;
-        let described = |name: &String| config.label_descriptions.get(name).unwrap_or(name).clone();
+        let (names, words) = checkpoint.config.class_names(checkpoint.spec.num_classes);
+        let described = |name: String| words.get(&name).cloned().unwrap_or(name);
         Labels {
-            names: config
-                .label_names
-                .iter()
-                .map(|(&index, name)| (index, described(name)))
+            names: names
+                .into_iter()
+                .map(|(index, name)| (index, described(name)))
                 .collect(),
         }
+    }
+
+    /// Those of ImageNet-1k, in words.
+    pub fn imagenet() -> Labels {
+        let words = imagenet::classes().map(|(_, words)| words.to_owned());
+        Labels {
+            names: words.enumerate().collect(),
+        }
+    }
+
+    /// Whether no class has a name.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
     }
 
     /// Those of a CSV file with the columns `class_index` and `name`. A `labels.csv` with a line for each image will do:
@@ -72,11 +85,8 @@ impl Labels {
         Ok(Labels { names })
     }
 
-    /// What to call a class: its name, or its number.
-    pub fn name(&self, class: usize) -> String {
-        self.names
-            .get(&class)
-            .cloned()
-            .unwrap_or_else(|| class.to_string())
+    /// What a class is called, where that is known.
+    pub fn name(&self, class: usize) -> Option<&str> {
+        self.names.get(&class).map(String::as_str)
     }
 }

@@ -43,4 +43,4 @@ pub use error::{Error, Result};
 pub use events::TrainEvents;
 pub use events::{Events, Progress};
 pub use labels::Labels;
-pub use origin::{Weights, origin};
+pub use origin::{Weights, origin, refuse_what_is_no_name};

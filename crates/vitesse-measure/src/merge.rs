@@ -123,16 +123,16 @@ impl Merge {
         config.insert("adapter_sha256".into(), json!(self.adapter_sha256));
         config.insert("created_bias".into(), json!(merged.folds.created_bias));
         config.insert("method".into(), json!(self.adapter.record.method));
-        let method = self.adapter.record.method.as_ref();
         let step = HistoryStep {
             step: "merge".into(),
-            method: method.map(|method| method.name().to_owned()),
+            method: self.adapter.record.method_name().map(str::to_owned),
             config,
             parent_sha256: self.model.source_sha256()?,
             metrics: metrics(&merged.transform),
         };
         merged.checkpoint.config.history.push(step);
-        merged.checkpoint.config.pretrained_cfg.tag = None;
+        let classes = merged.checkpoint.spec.num_classes;
+        merged.checkpoint.config.remove_tag(classes);
         Ok(merged)
     }
 
@@ -143,7 +143,7 @@ impl Merge {
         let folds = if attached.spec.ops.is_empty() {
             Folds::default()
         } else {
-            // Not `Method::finish`: methods whose ops stay give no reasons there, which a refusal and a partial fold need.
+            // An adapter may name no method. `merge` is what all of them end with.
             let options = Options { keep_unfoldable };
             let merged = merge::merge(&attached.spec, &attached.tensors, options)?;
             (checkpoint.spec, checkpoint.tensors) = (merged.spec, merged.tensors);
@@ -208,9 +208,9 @@ impl Merge {
         Images::find(settings.data.as_deref(), learned, settings.images, model, events)
     }
 
-    /// What the adapter's method asks of the proof.
+    /// What the adapter's method asks of the proof, where it is one of ours.
     fn check(&self) -> Check {
-        let method = self.adapter.record.method.as_ref();
+        let method = self.adapter.record.known_method();
         method.map_or_else(Check::default, |method| method.check())
     }
 }
@@ -256,10 +256,10 @@ pub enum Folded {
 /// Tensors that are not the model's.
 pub fn fold(method: &dyn Method, trained: &Checkpoint) -> Result<Folded> {
     let finished = method.finish(&trained.spec, &trained.tensors)?;
-    if let Some(kept) = finished.kept.first() {
+    if let Some(kept) = finished.report.kept.first() {
         return Ok(Folded::Refused(kept.reason.clone()));
     }
-    if finished.folded.is_empty() {
+    if finished.report.folded.is_empty() {
         return Ok(Folded::Plain);
     }
     let mut model = trained.clone();

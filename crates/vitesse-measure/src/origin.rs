@@ -1,7 +1,9 @@
-//! Where the weights of a model come from.
+//! Where a model and its weights come from.
 
 use serde::Serialize;
-use vitesse_model::Checkpoint;
+use vitesse_model::{Checkpoint, zoo};
+
+use crate::{Error, Result};
 
 /// Where weights come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -30,4 +32,25 @@ pub fn origin(checkpoint: &Checkpoint) -> String {
     weights
         .as_ref()
         .map_or_else(|| "fresh weights".to_owned(), |path| path.display().to_string())
+}
+
+/// Refuses a `model`, of which there is no file or folder, that does not name an architecture either, or names one with its
+/// published weights.
+///
+/// # Errors
+/// [`Error::UnknownModel`], [`Error::NoWeights`].
+pub fn refuse_what_is_no_name(model: &str) -> Result<()> {
+    if let Err(error) = zoo::get(model) {
+        return Err(Error::UnknownModel {
+            model: model.to_owned(),
+            reason: error.to_string(),
+        });
+    }
+    match model.split_once('.') {
+        Some((name, tag)) => Err(Error::NoWeights {
+            name: name.to_owned(),
+            tag: tag.to_owned(),
+        }),
+        None => Ok(()),
+    }
 }

@@ -5,13 +5,16 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use vitesse_data::{DecodeOptions, Preprocess, decode_file};
-use vitesse_model::Fusion;
+use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, Split, decode_file, open};
+use vitesse_engine::Precision;
+use vitesse_model::config::Scores;
+use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::Classifier;
+use vitesse_train::prepare::preprocess;
 
 use crate::classify::Runner;
 use crate::error::check;
-use crate::{Events, Labels, Progress, Result};
+use crate::{Error, Events, Labels, Progress, Result};
 
 /// How files become predictions.
 #[derive(Debug, Clone)]
@@ -26,6 +29,10 @@ pub struct Predictor {
     pub fusion: Fusion,
     /// Images in one forward pass.
     pub batch_size: usize,
+    /// How files become pictures.
+    pub decode: DecodeOptions,
+    /// What makes scores of logits.
+    pub scores: Scores,
 }
 
 /// A class that an image may show.
@@ -33,10 +40,89 @@ pub struct Predictor {
 pub struct Class {
     /// Its index.
     pub class_index: usize,
-    /// Its name, or its index.
-    pub name: String,
-    /// Probability, 0 to 1.
+    /// Its name, where that is known.
+    pub name: Option<String>,
+    /// Probability, 0 to 1; the logit itself of a model that gives values.
     pub score: f64,
+}
+
+/// A picture of a labelled folder, and what a model takes it for.
+#[derive(Debug)]
+pub struct Guess {
+    /// Its file, within the folder.
+    pub file: PathBuf,
+    /// The picture.
+    pub image: Image,
+    /// Its class.
+    pub truth: String,
+    /// The likeliest class.
+    pub class: Class,
+}
+
+/// The picture files that are meant by `paths`: files as they are, and of a folder all pictures of the data set that it is.
+///
+/// # Errors
+/// A folder without pictures, or a data set whose pictures are no files.
+pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let options = OpenOptions {
+            split: Some(Split::All),
+            ..OpenOptions::default()
+        };
+        let data = open(path, &options)?;
+        let found: Vec<PathBuf> = (0..data.len()).map(|i| path.join(data.name(i))).collect();
+        if found.first().is_some_and(|file| !file.is_file()) {
+            return Err(Error::NoFiles(path.clone()));
+        }
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+/// Asks the model in `checkpoint` about the pictures of the data set in `folder`; those without a label are left out.
+///
+/// # Errors
+/// A picture that cannot be read; as [`Predictor::run`].
+pub fn guess(
+    checkpoint: &Path,
+    folder: &Path,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Vec<Guess>> {
+    let data = open(folder, &OpenOptions::default())?;
+    let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
+    let predictor = Predictor {
+        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+        labels: Labels::of(&checkpoint),
+        topk: 1,
+        fusion: Fusion::default(),
+        batch_size: 16,
+        decode: DecodeOptions::default(),
+        scores: Scores::Softmax,
+    };
+    let files: Vec<PathBuf> = (0..data.len()).map(|i| PathBuf::from(data.name(i))).collect();
+    let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(file)).collect();
+    let mut runner = Runner::new(&checkpoint, None, Precision::F32, events)?;
+    let found = predictor.run(&mut runner, &paths, stop, events)?;
+    let mut guesses = Vec::new();
+    for (i, (file, classes)) in files.into_iter().zip(found).enumerate() {
+        let truth = data.label(i).and_then(|label| data.class_names().get(label));
+        let class = classes?.into_iter().next();
+        if let (Some(truth), Some(class)) = (truth, class) {
+            guesses.push(Guess {
+                file,
+                image: data.load(i)?,
+                truth: truth.clone(),
+                class,
+            });
+        }
+    }
+    Ok(guesses)
 }
 
 impl Predictor {
@@ -83,9 +169,7 @@ impl Predictor {
     }
 
     fn prepare(&self, file: &Path) -> Result<Vec<f32>> {
-        Ok(self
-            .preprocess
-            .run(&decode_file(file, &DecodeOptions::default())?)?)
+        Ok(self.preprocess.run(&decode_file(file, &self.decode)?)?)
     }
 
     /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
@@ -95,15 +179,20 @@ impl Predictor {
         order.truncate(self.topk);
         let class = |(class_index, score)| Class {
             class_index,
-            name: self.labels.name(class_index),
+            name: self.labels.name(class_index).map(str::to_owned),
             score,
         };
         order.into_iter().map(class).collect()
     }
 
     fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
-        if self.fusion == Fusion::SoftmaxMean {
-            return scores.iter().map(|&score| f64::from(score)).collect();
+        let exact = scores.iter().map(|&score| f64::from(score));
+        match self.scores {
+            Scores::Sigmoid => return exact.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+            Scores::Logits => return exact.collect(),
+            // These are probabilities already.
+            Scores::Softmax if self.fusion == Fusion::SoftmaxMean => return exact.collect(),
+            Scores::Softmax => {}
         }
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let powers: Vec<f64> = scores.iter().map(|&score| f64::from(score - max).exp()).collect();

@@ -11,7 +11,7 @@ use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, 
 use vitesse_train::events::{Events as Training, Plan};
 use vitesse_train::parallel::Team;
 use vitesse_train::prepare::preprocess;
-use vitesse_train::run::{EpochRecord, Existing, RunFolder, StepRecord};
+use vitesse_train::run::{BEST, EpochRecord, Existing, RunFolder, StepRecord};
 use vitesse_train::state::{Best, State};
 use vitesse_train::teacher::Teacher;
 use vitesse_train::tokens::{TokenSimilarity, token_similarity};
@@ -77,7 +77,7 @@ pub fn teach(
         what: "the validation set",
     })?;
 
-    let best_path = path.join("best");
+    let best_path = path.join(BEST);
     let checkpoint = Checkpoint::load(&best_path, &LoadOptions::default())?;
     let cost = checkpoint.spec.costs()?;
     let (network, device) = network(&checkpoint)?;
@@ -120,6 +120,7 @@ pub fn test(
         checkpoint,
         data: data.clone(),
         data_name: recipe.data.path.clone(),
+        labels_by: recipe.data.labels_by,
         options: EvalOptions {
             workers: recipe.train.workers,
             fusion: recipe.distill.joint,
@@ -156,6 +157,22 @@ pub fn tokens(
         options,
         &mut progress,
     )?)
+}
+
+/// As [`tokens`], of the checkpoint in `path`, on images prepared as it says.
+///
+/// # Errors
+/// As [`tokens`]; a checkpoint that cannot be loaded.
+pub fn tokens_of(
+    path: &Path,
+    data: &DataSet,
+    options: EvalOptions,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<TokenSimilarity> {
+    let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+    let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+    tokens(&checkpoint, data, &prepared, options, stop, events)
 }
 
 /// Keeps the epochs of a run that is told to somebody else.

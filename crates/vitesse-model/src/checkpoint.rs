@@ -230,6 +230,9 @@ impl Checkpoint {
         self.spec = spec;
         self.config.label_names.clear();
         self.config.label_descriptions.clear();
+        self.config.problem_type = None;
+        // It names weights whose classes are others.
+        self.config.pretrained_cfg.tag = None;
         self.config.pretrained_cfg.extra.shift_remove("label_offset");
         let heads = heads.join("` and `");
         self.source.notes.push(match num_classes {

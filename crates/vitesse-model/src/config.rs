@@ -30,7 +30,8 @@ pub(crate) use fields::Fields;
 pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
 
 use crate::spec::ModelSpec;
-use crate::{Error, Result, zoo};
+use crate::zoo::{self, imagenet};
+use crate::{Error, Result};
 
 /// The name of the file in a checkpoint folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -47,10 +48,36 @@ pub struct Config {
     pub label_names: BTreeMap<usize, String>,
     /// What the names of classes mean, such as the words for a synset; empty when unknown.
     pub label_descriptions: BTreeMap<String, String>,
+    /// What the logits stand for; by default one class of several.
+    pub problem_type: Option<ProblemType>,
     /// What has been done to the weights, first to last.
     pub history: Vec<HistoryStep>,
     /// Other keys of the file, as they stand there.
     pub extra: Map<String, Value>,
+}
+
+/// What the logits of a model stand for, in transformers' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemType {
+    /// Classes of which an image has one: softmax.
+    SingleLabelClassification,
+    /// Classes of which an image has any number: a sigmoid for each.
+    MultiLabelClassification,
+    /// Values.
+    Regression,
+}
+
+/// What makes scores of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scores {
+    /// Probabilities of all classes together.
+    Softmax,
+    /// A probability for each class by itself.
+    Sigmoid,
+    /// Nothing: the logits are the scores.
+    Logits,
 }
 
 /// One thing that has been done to the weights.
@@ -74,6 +101,39 @@ pub struct HistoryStep {
 }
 
 impl Config {
+    /// What a model of so many classes calls them, and what these names mean: as the file says, or ImageNet-1k's for published weights
+    /// whose tag tells that they were trained on it, such as `fb_in1k`; empty when unknown.
+    pub fn class_names(&self, classes: usize) -> (BTreeMap<usize, String>, BTreeMap<String, String>) {
+        let tag = self.pretrained_cfg.tag.as_deref().unwrap_or_default();
+        if !self.label_names.is_empty() || classes != imagenet::CLASSES || !tag.contains("in1k") {
+            return (self.label_names.clone(), self.label_descriptions.clone());
+        }
+        let classes = imagenet::classes();
+        let (names, words): (Vec<_>, Vec<_>) = classes
+            .map(|(synset, words)| (synset.to_owned(), (synset.to_owned(), words.to_owned())))
+            .unzip();
+        (
+            names.into_iter().enumerate().collect(),
+            words.into_iter().collect(),
+        )
+    }
+
+    /// What makes scores of the logits of so many classes, as in transformers' pipeline: one class alone is a yes or no.
+    pub fn scores(&self, classes: usize) -> Scores {
+        match self.problem_type {
+            Some(ProblemType::Regression) => Scores::Logits,
+            Some(ProblemType::MultiLabelClassification) => Scores::Sigmoid,
+            _ if classes == 1 => Scores::Sigmoid,
+            _ => Scores::Softmax,
+        }
+    }
+
+    /// Removes the tag, which names published weights, because they have changed. What it told about the classes is kept.
+    pub fn remove_tag(&mut self, classes: usize) {
+        (self.label_names, self.label_descriptions) = self.class_names(classes);
+        self.pretrained_cfg.tag = None;
+    }
+
     /// Reads a timm-style `config.json`. Errors name file and key.
     pub fn read(file: &Path) -> Result<(ModelSpec, Config)> {
         let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
@@ -101,6 +161,7 @@ impl Config {
         top.take::<Value>("global_pool", "")?;
         let mut labels = take_labels(&mut top, if flat { "labels" } else { "label_names" })?;
         let mut descriptions = take_descriptions(&mut top)?;
+        let problem_type = take_problem_type(&mut top)?;
         let mut args = top.object("model_args")?;
         let mut vitesse = top.object("vitesse")?;
         let (mut cfg, extra) = if flat {
@@ -162,6 +223,7 @@ impl Config {
                 pretrained_cfg,
                 label_names: labels,
                 label_descriptions: descriptions,
+                problem_type,
                 history,
                 extra,
             },
@@ -205,6 +267,9 @@ impl Config {
         if !self.label_descriptions.is_empty() {
             put("label_descriptions", json!(self.label_descriptions));
         }
+        if let Some(problem_type) = self.problem_type {
+            put("problem_type", json!(problem_type));
+        }
         if !args.is_empty() {
             put("model_args", Value::Object(args));
         }
@@ -233,6 +298,12 @@ pub(crate) fn take_labels(fields: &mut Fields<'_>, key: &str) -> Result<BTreeMap
         _ => BTreeMap::deserialize(&names),
     };
     read.map_err(|_| fields.wrong(key, EXPECTED, Some(&names)))
+}
+
+/// The key `problem_type`, which transformers writes too.
+pub(crate) fn take_problem_type(fields: &mut Fields<'_>) -> Result<Option<ProblemType>> {
+    let expected = "`single_label_classification`, `multi_label_classification` or `regression`";
+    fields.take("problem_type", expected)
 }
 
 fn take_descriptions(fields: &mut Fields<'_>) -> Result<BTreeMap<String, String>> {

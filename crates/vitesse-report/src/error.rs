@@ -27,3 +27,10 @@ pub enum ReportError {
         source: image::ImageError,
     },
 }
+
+impl ReportError {
+    /// A stable code for programs.
+    pub fn code(&self) -> &'static str {
+        "E_REPORT"
+    }
+}

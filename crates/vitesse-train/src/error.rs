@@ -98,6 +98,19 @@ pub enum Error {
         /// Classes of the validation set.
         validation: usize,
     },
+    /// Data whose classes the model does not know by their names.
+    #[error(
+        "the data's classes do not fit the model's: {unknown} are none of its {classes} classes, or none that can be told from \
+         another; it has {known} …; name the data's classes as the model does, or take them by position with `--labels-by index`"
+    )]
+    ClassNames {
+        /// Names of the data that mean none of the model's classes, or one of several.
+        unknown: String,
+        /// Some of the model's names.
+        known: String,
+        /// The model's classes.
+        classes: usize,
+    },
     /// A class that should give some images and has none.
     #[error("`{data}` has no image of the class `{class}` to learn from, so `data.shots` cannot take any")]
     NoShots {
@@ -264,7 +277,7 @@ impl Error {
             Error::Model(error) => error.code(),
             Error::Data(error) => error.code(),
             Error::Io { .. } => "E_IO",
-            Error::Label { .. } => "E_DATA_LABEL",
+            Error::Label { .. } | Error::ClassNames { .. } => "E_DATA_LABEL",
             Error::NoClasses { .. } => "E_MODEL_NO_CLASSES",
             Error::Preprocess { .. } | Error::InputSize { .. } => "E_MODEL_INPUT",
             Error::Empty { .. } | Error::NoShots { .. } => "E_DATA_EMPTY",

@@ -498,7 +498,10 @@ mod tests {
             .iter()
             .map(|failure| failure.name.as_str())
             .collect();
-        assert_eq!((names, whole.joint.samples), (vec!["noise-5", "noise-15"], 21));
+        assert_eq!(
+            (names, whole.joint.samples),
+            (vec!["picture-5", "picture-15"], 21)
+        );
         for size in [1, 4] {
             let parts = run(&data, size, Fusion::LogitMean).unwrap();
             assert_eq!(parts.joint.confusion, whole.joint.confusion);
@@ -547,7 +550,7 @@ mod tests {
         assert_eq!(heads.distillation, alone.joint);
         assert_eq!(heads.class, run(&data, 4, Fusion::Class).unwrap().joint);
         let json = serde_json::to_value(run(&noise(8), 4, Fusion::Class).unwrap()).unwrap();
-        assert_eq!(json["failures"], serde_json::json!(["noise-5"]));
+        assert_eq!(json["failures"], serde_json::json!(["picture-5"]));
         assert!(json["timing"]["forward_seconds"].is_number());
     }
 

@@ -43,6 +43,7 @@
 
 #[cfg(feature = "train")]
 pub mod adamw;
+pub mod classes;
 mod error;
 pub mod evaluate;
 #[cfg(feature = "train")]
@@ -98,4 +99,6 @@ pub use error::{Error, Result};
 #[cfg(feature = "train")]
 pub use recipe::Recipe;
 #[cfg(feature = "train")]
-pub use start::{run, run_together};
+pub use resume::same_base;
+#[cfg(feature = "train")]
+pub use start::{run, run_begun, run_together};

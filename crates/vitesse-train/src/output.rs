@@ -74,12 +74,12 @@ impl Output {
             return Ok(());
         };
         let mut config = state.config.clone();
+        config.remove_tag(state.spec.num_classes);
+        config.problem_type = None;
         if names.len() == state.spec.num_classes {
             config.label_names = names.iter().cloned().enumerate().collect();
             config.label_descriptions.retain(|name, _| names.contains(name));
         }
-        // The tag names the published weights, which these no longer are.
-        config.pretrained_cfg.tag = None;
         let distils = recipe.distill.distils();
         config.history.push(HistoryStep {
             step: if distils { "distill" } else { "train" }.to_owned(),

@@ -22,6 +22,30 @@ pub(crate) fn may_resume(path: &Path, begun: &Recipe, asked: &Recipe) -> Result<
     })
 }
 
+/// Refuses to go on with the run in `path` on other weights than it was begun with: what learned on the ones would be kept as
+/// learned on the others. Both are the SHA-256 of a file, or none for weights that were drawn.
+///
+/// # Errors
+/// [`Error::Resume`].
+pub fn same_base(path: &Path, begun: Option<&str>, now: Option<&str>) -> Result<()> {
+    if begun == now {
+        return Ok(());
+    }
+    let sha256 = |sum: Option<&str>| match sum {
+        Some(sum) => format!("weights with SHA-256 {sum}"),
+        None => "fresh weights".to_owned(),
+    };
+    Err(Error::Resume {
+        path: path.to_owned(),
+        reason: format!(
+            "the base that it was begun with had {}, and the one that is there now has {}; restore the base, or start a \
+             new run in another folder",
+            sha256(begun),
+            sha256(now)
+        ),
+    })
+}
+
 /// Why no method goes on with a run that has none, in a sentence.
 pub(crate) fn without_method(begun: &Recipe) -> String {
     let verb = if begun.distill.distils() {

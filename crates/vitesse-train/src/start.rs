@@ -1,5 +1,6 @@
 //! From a recipe to a run, or to the plan of one: opens the data, builds or loads the model, loads the teacher, and trains.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -7,11 +8,15 @@ use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
 
+use crate::adamw::Slot;
+use crate::classes::ClassNames;
 use crate::events::{Events, Outcome, Plan};
+use crate::method::Begun;
 use crate::objective::Objective;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, DistillConfig, ModelConfig, Recipe};
+use crate::resume::same_base;
 use crate::run::{Existing, RunFolder};
 use crate::state::State;
 use crate::teacher::Teacher;
@@ -74,6 +79,61 @@ pub fn run_together(
     train_together(team, recipe, start, path, existing, stop, events)
 }
 
+/// Runs a recipe with the model that a method has `begun` on `base`: its tensors that learn, its objective beside the recipe's
+/// loss, its hooks. In the folder `path`, from the beginning or from where it was left, by all processes of `team`.
+///
+/// # Errors
+/// As [`run_together`]; a run that was begun on other weights, or with another model.
+pub fn run_begun(
+    team: &Team,
+    recipe: &Recipe,
+    (base, begun): (&Checkpoint, Begun),
+    (learn, validation): (DataSet, Option<DataSet>),
+    (path, existing): (&Path, Existing),
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Outcome> {
+    let model = Checkpoint {
+        spec: begun.spec,
+        tensors: begun.tensors,
+        config: base.config.clone(),
+        source: base.source.clone(),
+    };
+    let saved = RunFolder::state_in(path);
+    let learns = |name: &str| begun.trained.contains(name);
+    let state = if existing == Existing::Resume && saved.is_file() {
+        let state = State::load(&saved, &recipe.optim)?;
+        same_base(
+            path,
+            state.parent_sha256.as_deref(),
+            model.source_sha256()?.as_deref(),
+        )?;
+        state
+    } else {
+        State::new(&model, &recipe.optim, recipe.train.ema_decay.is_some(), &learns)?
+    };
+    if state.spec != model.spec || !state.slots.iter().all(|slot: &Slot| learns(&slot.name)) {
+        return Err(Error::Resume {
+            path: path.to_owned(),
+            reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
+                .into(),
+        });
+    }
+    let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(recipe.distill.distillation())];
+    objective.extend(begun.objective);
+    let device = Device::flex();
+    let start = Start {
+        teacher: recipe.distill.teacher(&objective, &state, &device)?,
+        state,
+        train: learn,
+        validation,
+        objective: Box::new(objective),
+        hooks: begun.hooks,
+        device,
+    };
+    train_together(team, recipe, start, path, existing, stop, events)
+}
+
 impl Recipe {
     /// What a run by the processes of `team` would be, without a step of it: the data and the teacher are opened, the model
     /// is built or loaded, and the steps are counted.
@@ -83,15 +143,37 @@ impl Recipe {
     pub fn plan(&self, team: &Team, device: &Device, events: &mut dyn Events) -> Result<Plan> {
         let (learn, validation) = self.data.open()?;
         let student = self.model.checkpoint(&learn, self.train.seed)?;
+        self.plan_of(&student, (learn, validation), team, device, events)
+    }
+
+    /// As [`Recipe::plan`], of a run with the model and the data that are there already.
+    ///
+    /// # Errors
+    /// As [`Recipe::plan`].
+    pub fn plan_of(
+        &self,
+        student: &Checkpoint,
+        (learn, validation): (DataSet, Option<DataSet>),
+        team: &Team,
+        device: &Device,
+        events: &mut dyn Events,
+    ) -> Result<Plan> {
         let mut notes = student.source.notes.clone();
         notes.extend(self.warnings(team.size()));
         notes.extend(self.data.shortfall(&learn));
         notes.extend(learn.notes());
         notes.iter().for_each(|note| events.warning(note));
         let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let names = ClassNames::of(&student.config, student.spec.num_classes);
+        let matched = names.matched(&learn, student.spec.num_classes, self.data.labels_by)?;
+        matched.note.iter().for_each(|note| events.warning(note));
+        let learn = matched.data;
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
-                Some(Teacher::load(path, &student.spec, &prepared, device)?)
+                let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
+                note.iter().for_each(|note| events.warning(note));
+                Some(teacher)
             }
             _ => None,
         };
@@ -140,7 +222,7 @@ impl Recipe {
         let steps = loader.batches()?;
         if steps == 0 {
             let mut expected = format!(
-                "at most the {} images there are to learn from",
+                "at most the {} images there are to learn from (`-b`)",
                 loader.data().len()
             );
             if team.size() > 1 {
@@ -218,6 +300,38 @@ impl ModelConfig {
     }
 }
 
+/// Whether two data sets have the same classes, in whatever order.
+fn same_classes(one: &DataSet, other: &DataSet) -> bool {
+    let names = |data: &DataSet| data.class_names().iter().cloned().collect::<BTreeSet<_>>();
+    names(one) == names(other)
+}
+
+/// Steps that an epoch should have.
+const STEPS: usize = 4;
+
+impl Recipe {
+    /// Makes the batch smaller, where the data are so few that an epoch would have less than a handful of steps, and says so; for
+    /// recipes in which nobody has said how large it should be.
+    ///
+    /// # Errors
+    /// As [`DataConfig::open`].
+    pub fn fit_batch(&mut self) -> Result<Option<String>> {
+        let images = self.data.open()?.0.len();
+        let most = (images / STEPS).max(1);
+        if self.train.batch_size <= most {
+            return Ok(None);
+        }
+        // The largest power of two, which halves evenly wherever batches are halved.
+        self.train.batch_size = 1 << most.ilog2();
+        self.train.accumulate = self.train.accumulate.min(self.train.batch_size);
+        self.validate()?;
+        Ok(Some(format!(
+            "batches are of {}, since there are only {images} images to learn from; `-b` chooses another size",
+            self.train.batch_size
+        )))
+    }
+}
+
 /// Classes that a sentence names at most.
 const SHOWN: usize = 5;
 
@@ -231,6 +345,7 @@ impl DataConfig {
             split: Some(split),
             val_fraction,
             seed: self.seed,
+            decode: self.decode(),
             ..OpenOptions::default()
         };
         let limit = |data: DataSet, most: Option<usize>| match most {
@@ -251,19 +366,22 @@ impl DataConfig {
             None => Some(open(&self.path, &options(Split::Validation, self.val_fraction))?),
         };
         if let Some(validation) = &validation
-            && validation.class_names() != learn.class_names()
+            && !same_classes(validation, &learn)
         {
             return Err(Error::Classes {
                 train: learn.class_names().len(),
                 validation: validation.class_names().len(),
             });
         }
+        // A set of its own may number them otherwise.
+        let validation = validation.map(|data| data.of_classes(learn.class_names()));
         let learn = match self.shots {
             Some(shots) => self.few(&learn, shots)?,
             None => limit(learn, self.limit),
         };
         Ok((learn, validation.map(|data| limit(data, self.validation_limit))))
     }
+
     /// So many images of each class.
     fn few(&self, learn: &DataSet, shots: usize) -> Result<DataSet> {
         let few = learn.per_class(shots, self.seed);

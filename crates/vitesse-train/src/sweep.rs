@@ -14,7 +14,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use vitesse_data::{OpenOptions, Split, open};
+use vitesse_data::{DecodeOptions, OpenOptions, Split, open};
 use vitesse_model::network::Network;
 use vitesse_model::spec::VitSpec;
 use vitesse_model::storage::atomic_write;
@@ -232,7 +232,7 @@ impl Sweep {
                         Existing::Refuse
                     };
                     start::run(&recipe, &path, existing, device, stop, events.as_events())?;
-                    let finished = self.test(name, seed, &path, stop)?;
+                    let finished = self.test((name, seed), &recipe.data.decode(), &path, stop)?;
                     let text = serde_json::to_string_pretty(&finished)
                         .map_err(|error| Error::Backend(format!("writing a result: {error}")))?;
                     atomic_write(&path.join(RESULT), |file| file.write_all(text.as_bytes()))?;
@@ -246,7 +246,13 @@ impl Sweep {
     }
 
     /// Evaluates the last weights of the run in `path` on the test split.
-    fn test(&self, arm: &str, seed: u64, path: &Path, stop: &AtomicBool) -> Result<Finished> {
+    fn test(
+        &self,
+        (arm, seed): (&str, u64),
+        decode: &DecodeOptions,
+        path: &Path,
+        stop: &AtomicBool,
+    ) -> Result<Finished> {
         let begin = Instant::now();
         let device = Device::flex();
         let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
@@ -256,6 +262,7 @@ impl Sweep {
             &self.test,
             &OpenOptions {
                 split: Some(Split::Test),
+                decode: decode.clone(),
                 ..OpenOptions::default()
             },
         )?;

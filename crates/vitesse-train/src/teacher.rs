@@ -6,11 +6,12 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use vitesse_data::Preprocess;
-use vitesse_model::network::{Ctx, Fusion, Network, Trace};
+use vitesse_model::network::{Ctx, Fusion, Logits, Network, Trace};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 
+use crate::classes::{ClassNames, LabelsBy};
 use crate::objective::{Pass, Place};
 use crate::prepare::preprocess;
 use crate::{Error, Result};
@@ -22,6 +23,9 @@ pub struct Teacher {
     device: Device,
     /// Per channel, what turns the student's normalisation into the teacher's: `x · scale + shift`.
     renormalise: Option<Vec<(f32, f32)>>,
+    names: ClassNames,
+    /// Its class for each of the student's, where they stand in another order.
+    order: Option<Vec<usize>>,
     name: String,
 }
 
@@ -85,9 +89,42 @@ impl Teacher {
         Ok(Teacher {
             network: Network::new(spec, &checkpoint.tensors, &name, &device)?,
             renormalise: (!same).then(|| exchange.collect()),
+            names: ClassNames::of(&checkpoint.config, spec.num_classes),
+            order: None,
             device,
             name,
         })
+    }
+
+    /// Lets it answer in the order of the student's classes, which are called `names`; says so where its own is another.
+    ///
+    /// # Errors
+    /// Names that are not its own, unless classes are taken by position.
+    pub fn answer_as(&mut self, names: &[String], by: LabelsBy) -> Result<Option<String>> {
+        self.order = match by {
+            LabelsBy::Index => None,
+            LabelsBy::Name => self.names.places(names).map_err(|error| Error::Teacher {
+                teacher: self.name.clone(),
+                reason: error.to_string(),
+            })?,
+        };
+        self.order
+            .take_if(|order| order.iter().copied().eq(0..order.len()));
+        let moved = self.order.is_some();
+        let known = self.network.spec().num_classes;
+        if self.order.as_ref().is_some_and(|order| order.len() != known) {
+            return Err(Error::Teacher {
+                teacher: self.name.clone(),
+                reason: format!(
+                    "it knows {known} classes in another order, and the data name only {} of them; give the data all of them",
+                    names.len()
+                ),
+            });
+        }
+        Ok(moved.then(|| {
+            let name = &self.name;
+            format!("`{name}` has the classes in another order, and its answers are matched by name")
+        }))
     }
 
     /// What the teacher is called in messages: its weights file, or its architecture.
@@ -113,7 +150,15 @@ impl Teacher {
             }
         };
         let mut ctx = Ctx::tracing(Trace::pairs(wanted));
-        let logits = self.network.forward(images, &mut ctx)?;
+        let mut logits = self.network.forward(images, &mut ctx)?;
+        if let Some(order) = &self.order {
+            let order: Vec<i64> = order.iter().map(|&class| class as i64).collect();
+            let order = Tensor::<1, Int>::from_data(TensorData::from(order.as_slice()), &self.device);
+            logits = Logits {
+                class: logits.class.select(1, order.clone()),
+                distillation: logits.distillation.map(|rows| rows.select(1, order)),
+            };
+        }
         let joint = logits.clone().joint(Fusion::LogitMean);
         if crate::loss::rows(&joint)?.iter().all(|x| x.is_finite()) {
             return Pass::new("the teacher", logits, &ctx, wanted);

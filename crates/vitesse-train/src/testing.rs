@@ -2,15 +2,17 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vitesse_data::{DataSet, Error, Image, Preprocess, Samples};
+use vitesse_data::{DataSet, Error, Preprocess};
+use vitesse_model::Checkpoint;
 use vitesse_model::spec::{NetworkSpec, PrefixToken, RegNetSpec, RegNetStage, VitSpec};
-use vitesse_model::{Checkpoint, ModelSpec};
-use vitesse_rng::Key;
 
 use crate::parallel::{Team, Transport};
 
-/// Classes of everything here.
-pub(crate) const CLASSES: usize = 3;
+#[path = "../tests/tiny/mod.rs"]
+mod tiny;
+
+pub(crate) use tiny::CLASSES;
+use tiny::checkpoint;
 
 /// Three blocks of width 12 on images of 8 pixels, distilled.
 pub(crate) fn vit(seed: u64) -> Checkpoint {
@@ -39,62 +41,23 @@ pub(crate) fn regnet(seed: u64) -> Checkpoint {
     checkpoint("regnety_nano_32", body, seed)
 }
 
-fn checkpoint(architecture: &str, network: NetworkSpec, seed: u64) -> Checkpoint {
-    let spec = ModelSpec {
-        architecture: architecture.into(),
-        num_classes: CLASSES,
-        network,
-        ops: Vec::new(),
-    };
-    let tensors = spec.init(seed).unwrap();
-    let mut checkpoint = Checkpoint {
-        spec,
-        tensors,
-        config: Default::default(),
-        source: Default::default(),
-    };
-    checkpoint.config.pretrained_cfg.crop_pct = 1.0;
-    checkpoint
-}
-
 /// How images are prepared for the models here.
 pub(crate) fn prepared() -> Preprocess {
     let checkpoint = vit(0);
     crate::prepare::preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg).unwrap()
 }
 
-/// Noise of 8 x 8 pixels; every 10th picture from the 5th on cannot be read.
-#[derive(Debug)]
-struct Noise(usize);
-
-impl Samples for Noise {
-    fn len(&self) -> usize {
-        self.0
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        Some(index % CLASSES)
-    }
-
-    fn name(&self, index: usize) -> String {
-        format!("noise-{index}")
-    }
-
-    fn load(&self, index: usize) -> vitesse_data::Result<Image> {
+/// Labelled noise; every 10th picture from the 5th on cannot be read.
+pub(crate) fn noise(n: usize) -> DataSet {
+    tiny::pictures(n, |index| {
         if index % 10 == 5 {
             return Err(Error::Decode {
-                name: self.name(index),
+                name: format!("picture-{index}"),
                 reason: "torn".into(),
             });
         }
-        let mut rng = Key::new(index as u64).rng();
-        Image::new(8, 8, (0..8 * 8 * 3).map(|_| rng.below(256) as u8).collect())
-    }
-}
-
-/// Labelled noise.
-pub(crate) fn noise(n: usize) -> DataSet {
-    DataSet::new(Noise(n), (0..CLASSES).map(|class| class.to_string()).collect())
+        tiny::noise(index)
+    })
 }
 
 /// A process of a team that is a thread.

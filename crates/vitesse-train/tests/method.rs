@@ -5,15 +5,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod tiny;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
-use vitesse_data::{DataSet, Image, Samples};
-use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
-use vitesse_model::{Checkpoint, ModelSpec, Site, Tensors};
-use vitesse_rng::Key;
+use tiny::{noise, pictures, vit};
+use vitesse_model::{Site, Tensors};
 use vitesse_train::adamw::Slot;
 use vitesse_train::events::Events;
 use vitesse_train::hooks::Hooks;
@@ -125,51 +125,6 @@ impl Hooks for Rules {
     }
 }
 
-/// Pictures of noise.
-#[derive(Debug)]
-struct Noise(usize);
-
-impl Samples for Noise {
-    fn len(&self) -> usize {
-        self.0
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        Some(index % 3)
-    }
-
-    fn name(&self, index: usize) -> String {
-        format!("noise-{index}")
-    }
-
-    fn load(&self, index: usize) -> vitesse_data::Result<Image> {
-        let mut rng = Key::new(3).at(index as u64).rng();
-        Image::new(8, 8, (0..8 * 8 * 3).map(|_| rng.below(256) as u8).collect())
-    }
-}
-
-fn data(n: usize) -> DataSet {
-    DataSet::new(Noise(n), ["a", "b", "c"].map(String::from).to_vec())
-}
-
-fn vit(seed: u64) -> Checkpoint {
-    let spec = ModelSpec {
-        architecture: "vit_nano_patch4_32".into(),
-        num_classes: 3,
-        network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 2, 3, vec![PrefixToken::Class])),
-        ops: Vec::new(),
-    };
-    let tensors = spec.init(seed).unwrap();
-    let mut checkpoint = Checkpoint {
-        spec,
-        tensors,
-        config: Default::default(),
-        source: Default::default(),
-    };
-    checkpoint.config.pretrained_cfg.crop_pct = 1.0;
-    checkpoint
-}
-
 fn recipe() -> Recipe {
     let text = format!(
         "[model]\nname = \"vit_nano_patch4_32\"\n[data]\npath = \"memory\"\n\
@@ -216,8 +171,8 @@ fn go(path: &Path, threads: usize, after: &mut (dyn FnMut(usize) -> bool + Send)
         let objectives: Vec<Box<dyn Objective>> = vec![Box::new(Distillation::default()), Box::new(Maps)];
         let start = Start {
             state,
-            train: data(STEPS_PER_EPOCH * 8 + 2),
-            validation: Some(data(9)),
+            train: pictures(STEPS_PER_EPOCH * 8 + 2, noise),
+            validation: Some(pictures(9, noise)),
             objective: Box::new(objectives),
             hooks: vec![Box::new(Rules)],
             teacher: Some(Teacher::new(&teacher, &student.spec, &prepared, &device)?),

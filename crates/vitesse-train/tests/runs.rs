@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod tiny;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
-use vitesse_data::{DataSet, Image, Samples};
-use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
-use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
-use vitesse_rng::Key;
+use tiny::{CLASSES, picture, pictures, vit};
+use vitesse_data::DataSet;
+use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::EvalProgress;
 use vitesse_train::events::{Events, Outcome};
 use vitesse_train::loss::Distillation;
@@ -19,34 +20,13 @@ use vitesse_train::trainer::{Start, train};
 use vitesse_train::{Error, Recipe};
 
 /// Noisy pictures, each of one of three colours.
-#[derive(Debug)]
-struct Colours(usize);
-
-impl Samples for Colours {
-    fn len(&self) -> usize {
-        self.0
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        Some(index % 3)
-    }
-
-    fn name(&self, index: usize) -> String {
-        format!("colour-{index}")
-    }
-
-    fn load(&self, index: usize) -> vitesse_data::Result<Image> {
-        let mut rng = Key::new(3).at(index as u64).rng();
-        let pixel = |channel| if channel == index % 3 { 160 } else { 90 };
-        let data = (0..8 * 8 * 3)
-            .map(|i| (pixel(i % 3) + rng.below(60)) as u8)
-            .collect();
-        Image::new(8, 8, data)
-    }
-}
-
 fn data(n: usize) -> DataSet {
-    DataSet::new(Colours(n), ["red", "green", "blue"].map(String::from).to_vec())
+    pictures(n, |index| {
+        picture(index, |channel, rng| {
+            let colour = if channel == index % CLASSES { 160 } else { 90 };
+            colour + rng.below(60)
+        })
+    })
 }
 
 fn recipe(more: &str) -> Recipe {
@@ -64,20 +44,7 @@ fn state(recipe: &Recipe) -> State {
 }
 
 fn state_of(recipe: &Recipe, trained: impl Fn(&str) -> bool) -> State {
-    let spec = ModelSpec {
-        architecture: "vit_nano_patch4_32".into(),
-        num_classes: 3,
-        network: NetworkSpec::Vit(VitSpec::plain(8, 4, 12, 2, 3, vec![PrefixToken::Class])),
-        ops: Vec::new(),
-    };
-    let tensors = spec.init(recipe.train.seed).unwrap();
-    let mut checkpoint = Checkpoint {
-        spec,
-        tensors,
-        config: Default::default(),
-        source: Default::default(),
-    };
-    checkpoint.config.pretrained_cfg.crop_pct = 1.0;
+    let checkpoint = vit(recipe.train.seed);
     State::new(
         &checkpoint,
         &recipe.optim,
@@ -208,7 +175,7 @@ fn a_run_learns_and_leaves_a_checkpoint_that_loads() {
     assert!(best.top1 > 90.0, "{best:?}");
     assert!(outcome.stopped_early == (outcome.epochs < 12));
     let loaded = Checkpoint::load(path.join("best"), &LoadOptions::default()).unwrap();
-    assert_eq!(loaded.config.label_names[&1], "green");
+    assert_eq!(loaded.config.label_names[&1], "1");
     let step = loaded.config.history.last().unwrap();
     assert_eq!(
         (step.step.as_str(), &step.metrics["eval_top1"]),
@@ -264,7 +231,7 @@ fn a_run_that_diverges_says_where() {
         error.contains("the loss is NaN at step 0 (epoch 0, learning rate 1.000e-6)"),
         "{error}"
     );
-    assert!(error.contains("colour-"), "{error}");
+    assert!(error.contains("picture-"), "{error}");
 }
 
 /// Counts what is computed once.

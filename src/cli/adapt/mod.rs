@@ -10,27 +10,24 @@ mod page;
 mod report;
 mod vtab;
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use serde::Serialize;
 use toml::Value;
 use vitesse::adapt::Method;
-use vitesse::measure::trial::comparison::{Comparison, PAGE};
+use vitesse::measure::trial::comparison::Comparison;
 use vitesse::measure::trial::found::Report as Found;
 use vitesse::measure::trial::vtab as benchmark;
-use vitesse::measure::trial::{Entry, Job, Search, defaults, setting};
-use vitesse::model::storage::atomic_write;
-use vitesse_train::method::{MethodPlan, Trainable};
+use vitesse::measure::trial::{Entry, Search, setting};
+use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 
 use super::Console;
 use super::args::positive;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
-use super::show::{Show, ShowRuns};
-use super::training::{DryRun, RecipeArgs, RunArgs, RunReport, Training, Watch};
+use super::show::ShowRuns;
+use super::training::{RecipeArgs, RunArgs, Training};
 
 /// Adapt a pretrained model to a new task with few parameters
 ///
@@ -95,26 +92,6 @@ pub(super) struct Args {
 /// The method where nobody says one.
 const DEFAULT: &str = "repadapter";
 
-/// What a run came to.
-#[derive(Debug, Serialize)]
-struct Report {
-    method: Method,
-    trainable: Trainable,
-    adapter: String,
-    #[serde(flatten)]
-    run: RunReport,
-}
-
-/// What would be done.
-#[derive(Debug, Serialize)]
-struct Dry {
-    method: Method,
-    #[serde(flatten)]
-    plan: MethodPlan,
-    #[serde(flatten)]
-    run: DryRun,
-}
-
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.start_threads()?;
@@ -141,8 +118,7 @@ impl Args {
         }
         let seeds = if self.seeds.is_empty() {
             let entry = entries.first().unwrap_or(&single);
-            let defaults = defaults(&entry.method()?);
-            vec![self.recipe.resolve_over(None, defaults, &[])?.train.seed]
+            vec![self.recipe.resolve_by(None, entry, &[])?.train.seed]
         } else {
             self.seeds.clone()
         };
@@ -156,8 +132,21 @@ impl Args {
         if let Some([twice, _]) = known.array_windows().find(|[a, b]| a == b) {
             return Err(Failure::usage(format!("the seed {twice} is given twice")));
         }
+        let (name, mut table) = self.recipe.table(None)?;
+        let mut first = self
+            .recipe
+            .resolve_by(None, entries.first().unwrap_or(&single), &[])?;
+        if benchmark::tasks(Path::new(&first.data.path)).is_empty()
+            && self.recipe.fit(&mut first, None, console)?
+        {
+            set(
+                &mut table,
+                "train.batch_size",
+                Value::from(first.train.batch_size as i64),
+            );
+        }
         let comparison = Comparison {
-            recipe: self.recipe.table(None)?,
+            recipe: (name, table),
             entries,
             search: self.search.clone(),
             seeds,
@@ -178,13 +167,8 @@ impl Args {
                 let keep = |comparison: &Comparison, found: &Found| keep(comparison, found).map(|_| ());
                 let whole = benchmark::run(&comparison, tasks, stop, &mut show, keep)?;
                 let text = vtab::Text(&whole);
-                let outcome = Outcome::of(&whole, &text)?;
-                let files = [
-                    ("vtab.csv", text.accuracies().to_csv()),
-                    ("vtab.json", outcome.json().to_owned()),
-                ];
-                write(&comparison.output, files)?;
-                Ok(outcome)
+                whole.keep(&comparison.output, &text.accuracies().to_csv())?;
+                Outcome::of(&whole, &text)
             }
         }
     }
@@ -192,14 +176,11 @@ impl Args {
     /// The one method that is meant: as typed, or as the recipe or the run `resumed` says.
     fn entry(&self, resumed: Option<&Path>) -> Result<Entry> {
         resumed.map(RunFolder::check_method).transpose()?;
-        let (name, recipe) = self.recipe.file(resumed)?;
-        let entry = match (&self.method, recipe.get("method")) {
-            (Some(method), _) => Entry::new(method, &[]),
-            (None, None) => Entry::new(DEFAULT, &[]),
-            (None, Some(Value::Table(table))) => Entry::of(table),
-            (None, Some(_)) => {
-                let detail = "`method` should be a table, [method]".into();
-                return Err(vitesse_train::Error::RecipeSyntax { name, detail }.into());
+        let entry = match &self.method {
+            Some(method) => Entry::new(method, &[]),
+            None => {
+                let entry = self.recipe.method(resumed)?;
+                entry.unwrap_or_else(|| Entry::new(DEFAULT, &[]))
             }
         };
         let typed = self.settings.iter();
@@ -207,79 +188,16 @@ impl Args {
     }
 
     fn single(self, console: &Console) -> Result<Outcome> {
-        let entry = self.entry(self.run.resumed())?;
-        let method = entry.method()?;
-        let recipe = self
-            .recipe
-            .resolve_over(self.run.resumed(), defaults(&method), &entry.overrides()?)?;
-        let (dry, existing, output) = (self.run.dry_run, self.run.existing(), self.run.output.clone());
-        let training = Training::new("adapt", recipe.clone(), self.run, console)?;
-        let job = Job {
-            method: &method,
-            recipe: &recipe,
-            output: &output,
-            existing,
-            base: None,
-        };
-        let mut ready = job.ready(&mut Show::new(console))?;
-        if dry {
-            return Outcome::new(&Dry {
-                plan: method.plan(&ready.base.spec)?,
-                run: training.dry_run()?,
-                method,
-            });
-        }
-        console.note(&ready.trainable().to_string());
-        let mut watch = Watch::new(console);
-        let learned = job
-            .run(&mut ready, console.stop(), &mut watch)
-            .map_err(|error| training.failure(error))?;
-        let run = training.finish(&learned, watch)?;
-        let adapter = job.keep(&ready, &training.checkpoint(&learned))?;
-        Outcome::new(&Report {
-            trainable: ready.trainable().clone(),
-            adapter: adapter.display().to_string(),
-            method,
-            run,
-        })
+        let resumed = self.run.resumed();
+        let mut recipe = self.recipe.resolve_by(resumed, &self.entry(resumed)?, &[])?;
+        self.recipe.fit(&mut recipe, resumed, console)?;
+        Training::new("adapt", recipe, self.run, console)?.run()
     }
 }
 
-/// Writes what a comparison found into its folder.
+/// Keeps what a comparison found, and shows it.
 fn keep(comparison: &Comparison, found: &Found) -> Result<Outcome> {
     let text = report::Text(found);
-    let outcome = Outcome::of(found, &text)?;
-    let files = [
-        ("compare.json", outcome.json().to_owned()),
-        ("compare.csv", text.csv().to_csv()),
-        (PAGE, page::page(found)),
-    ];
-    write(&comparison.output, files)?;
-    Ok(outcome)
-}
-
-/// Writes files of these names and texts.
-fn write<const N: usize>(folder: &Path, files: [(&str, String); N]) -> Result<()> {
-    for (name, text) in files {
-        atomic_write(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
-    }
-    Ok(())
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.trainable)?;
-        write!(f, "{}", self.run)?;
-        writeln!(f, "adapter  {}", self.adapter)
-    }
-}
-
-impl fmt::Display for Dry {
-    /// The recipe can be taken from here into a file: the rest is comments.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in self.plan.to_string().lines() {
-            writeln!(f, "# {line}")?;
-        }
-        write!(f, "{}", self.run)
-    }
+    comparison.keep(found, &text.csv().to_csv(), &page::page(found))?;
+    Outcome::of(found, &text)
 }

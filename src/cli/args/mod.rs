@@ -15,13 +15,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use vitesse::data::{DataSet, OpenOptions, Split, open};
+use vitesse::data::{DataSet, DecodeLimits, DecodeOptions, OpenOptions, Split, open};
 use vitesse::engine::Precision;
 use vitesse::measure::classify::{self, Runner};
-use vitesse::measure::machine::cores;
+use vitesse::measure::machine::{cores, most_threads, start_threads};
 use vitesse::model::Checkpoint;
+use vitesse_train::classes;
 
-use super::failure::{Failure, Result};
+use super::failure::Result;
 use super::show::Show;
 
 /// How the work is spread over the machine.
@@ -97,6 +98,25 @@ enum Backend {
     Burn,
 }
 
+/// How the classes of data and model find each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum LabelsBy {
+    /// By name where both have names, by position otherwise
+    #[default]
+    Name,
+    /// By position, whatever the names are
+    Index,
+}
+
+impl From<LabelsBy> for classes::LabelsBy {
+    fn from(by: LabelsBy) -> classes::LabelsBy {
+        match by {
+            LabelsBy::Name => classes::LabelsBy::Name,
+            LabelsBy::Index => classes::LabelsBy::Index,
+        }
+    }
+}
+
 impl Number {
     fn precision(self) -> Precision {
         match self {
@@ -135,7 +155,7 @@ impl ComputeArgs {
 impl ThreadsArgs {
     /// Starts that many.
     pub(super) fn start(&self) -> Result<()> {
-        start_threads(self.threads)
+        Ok(start_threads(self.threads)?)
     }
 
     /// How many are meant.
@@ -154,36 +174,20 @@ impl FormsArgs {
     }
 }
 
-/// Starts the process's computing threads, one a core unless a number is given.
-pub(super) fn start_threads(threads: Option<NonZeroUsize>) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.map_or(0, NonZeroUsize::get))
-        .build_global()
-        .map_err(|error| {
-            Failure::new(
-                "E_THREADS",
-                format!("cannot start the computing threads: {error}"),
-            )
-        })
-}
-
 /// A whole number from 1.
 pub(super) fn positive(text: &str) -> std::result::Result<NonZeroUsize, String> {
     text.parse()
         .map_err(|_| "expected a whole number from 1".to_owned())
 }
 
-/// The most threads that can be asked for: more than machines have cores, fewer than systems refuse.
-const MOST_THREADS: usize = 1024;
-
 /// A number of threads.
 pub(super) fn thread_count(text: &str) -> std::result::Result<NonZeroUsize, String> {
-    let cores = cores();
+    let (cores, most) = (cores(), most_threads());
     text.parse()
         .ok()
-        .filter(|threads: &NonZeroUsize| threads.get() <= MOST_THREADS)
+        .filter(|threads: &NonZeroUsize| threads.get() <= most)
         .ok_or_else(|| {
-            format!("expected a whole number from 1 to {MOST_THREADS}; more than the cores of this machine, {cores}, gain nothing")
+            format!("expected a whole number from 1 to {most}; more than the cores of this machine, {cores}, gain nothing")
         })
 }
 
@@ -211,6 +215,28 @@ pub(super) fn share(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+/// How files become pictures, as typed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub(super) struct DecodeArgs {
+    /// Refuse pictures of more pixels than this [default: 67108864]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_pixels: Option<u64>,
+    /// Turn pictures as their EXIF rotation flag says; without it they are taken as they lie, as by torchvision
+    #[arg(long)]
+    exif: bool,
+}
+
+impl DecodeArgs {
+    /// What is meant.
+    pub(super) fn options(&self) -> DecodeOptions {
+        DecodeOptions {
+            limits: self.max_pixels.map(DecodeLimits::of_pixels).unwrap_or_default(),
+            exif_rotation: self.exif,
+        }
+    }
+}
+
 /// Which pictures, as typed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Data")]
@@ -228,6 +254,8 @@ pub(super) struct DataArgs {
     /// Where no validation part is stored, a tenth of train is held back for it.
     #[arg(long, value_name = "SPLIT", value_parser = split)]
     pub(super) split: Option<Split>,
+    #[command(flatten)]
+    pub(super) decode: DecodeArgs,
 }
 
 impl DataArgs {
@@ -237,6 +265,7 @@ impl DataArgs {
             &self.data,
             &OpenOptions {
                 split: self.split,
+                decode: self.decode.options(),
                 ..OpenOptions::default()
             },
         )?)

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use vitesse::adapt::peft::Adapter;
+use vitesse::engine::Error;
 use vitesse::measure::merge::attach;
+use vitesse::measure::refuse_what_is_no_name;
 use vitesse::model::pos_embed::Flavour;
-use vitesse::model::{Checkpoint, LoadOptions, zoo};
+use vitesse::model::{Checkpoint, LoadOptions};
 
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
@@ -84,8 +86,8 @@ impl ReadArgs {
         }
     }
 
-    /// An error for a `model` that is neither there nor an architecture without its weights.
-    pub(in crate::cli) fn refuse_what_is_no_name(&self, model: &str) -> Result<()> {
+    /// Refuses a `model` that is no name, and a name with what describes a file.
+    pub(in crate::cli) fn no_name(&self, model: &str) -> Result<()> {
         refuse_what_is_no_name(model)?;
         for (flag, given) in [("--key", &self.key), ("--architecture", &self.architecture)] {
             if given.is_some() {
@@ -165,7 +167,7 @@ impl ModelsArgs {
                 "the engine runs only vision transformers, and `{}` is another kind of network",
                 checkpoint.spec.architecture
             );
-            return Err(Failure::new("E_MODEL_UNSUPPORTED", sentence));
+            return Err(Error::Unsupported(sentence).into());
         }
         Ok(checkpoint)
     }
@@ -205,7 +207,7 @@ impl ModelArgs {
             );
             return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
         }
-        self.read.refuse_what_is_no_name(&self.model)?;
+        self.read.no_name(&self.model)?;
         console.note(&format!(
             "`{}` is a name: its weights are fresh, so its answers are guesses",
             self.model
@@ -222,26 +224,6 @@ impl ModelArgs {
             (cfg.test_input_size, cfg.test_crop_pct) = (None, None);
         }
     }
-}
-
-/// An error for a `model` that is neither there nor an architecture without its weights.
-pub(in crate::cli) fn refuse_what_is_no_name(model: &str) -> Result<()> {
-    if let Err(error) = zoo::get(model) {
-        let failure = Failure::new(
-            "E_MODEL_UNKNOWN",
-            format!("there is no file or folder `{model}`, and {error}"),
-        );
-        return Err(failure.hint("`vitesse inspect --list` shows the names of architectures"));
-    }
-    if let Some((name, tag)) = model.split_once('.') {
-        let sentence = format!(
-            "there is no file or folder `{model}`, and the weights `{tag}` of `{name}` are not built in"
-        );
-        let hint =
-            format!("fetch the checkpoint and give its folder, or write `{name}` for the bare architecture");
-        return Err(Failure::new("E_MODEL_UNKNOWN", sentence).hint(hint));
-    }
-    Ok(())
 }
 
 /// Whether `model` is meant as a path: it is there, or it looks like one.

@@ -32,8 +32,8 @@ use super::show::Show;
 ///
 /// Runs the engine on images of noise: first to warm up, then until both --seconds and --min-runs have passed, for every
 /// combination of model, precision, threads and batch size. Latency is the time of one run with a whole batch; images/s are
-/// all images over all of that time. `of peak` compares with what the same threads reach, just before, in a loop of nothing
-/// but multiply-adds of the same precision. To tell two models apart on a machine that does other things too, use
+/// all images over all of that time. `of peak` compares with what the same threads reach, before and after, in a loop of
+/// nothing but multiply-adds of the same precision. To tell two models apart on a machine that does other things too, use
 /// `vitesse compare`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -79,10 +79,19 @@ impl fmt::Display for Report {
                 min,
                 format!("{:.1}", row.images_per_s),
                 format!("{:.3}", row.gmacs),
-                format!("{:.1} %", 100.0 * row.peak_fraction),
+                row.peak_fraction
+                    .map_or_else(|| "void".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
             ]);
         }
-        write!(f, "{table}\n{}", sizes(&self.results))?;
+        writeln!(f, "{table}")?;
+        if self.results.iter().any(|row| row.peak_fraction.is_none()) {
+            writeln!(
+                f,
+                "void: faster than the peak, so other programs used the cores whenever the peak was measured; measure again on a \
+                 quiet machine\n"
+            )?;
+        }
+        write!(f, "{}", sizes(&self.results))?;
         if let Some(bytes) = self.results.iter().filter_map(|row| row.peak_memory_bytes).max() {
             writeln!(f, "\nthe process used {} of memory at most", format::bytes(bytes))?;
         }

@@ -22,7 +22,7 @@ use vitesse::model::storage::atomic_write;
 use super::Console;
 use super::args::model::ModelsArgs;
 use super::args::output::may_write;
-use super::args::{FormsArgs, ThreadsArgs, positive, seconds, split};
+use super::args::{DecodeArgs, FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -69,6 +69,18 @@ pub(super) struct Args {
     /// Use this many images only, drawn with the classes in the proportions they have [default: all]
     #[arg(long, value_name = "N", value_parser = positive, requires = "data", help_heading = "Data")]
     limit: Option<NonZeroUsize>,
+    /// How classes of the data and of each model find each other
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        requires = "data",
+        help_heading = "Data"
+    )]
+    labels_by: LabelsBy,
+    #[command(flatten)]
+    decode: DecodeArgs,
     /// HTML page to write
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
@@ -105,7 +117,7 @@ impl Args {
             (Some(path), Some(data)) => Some(Evaluated {
                 data: path.display().to_string(),
                 split: data.split().to_string(),
-                results: contest.evaluate(data, EVAL_BATCH, stop, &mut show)?,
+                results: contest.evaluate((data, self.labels_by.into()), EVAL_BATCH, stop, &mut show)?,
             }),
             _ => None,
         };
@@ -150,6 +162,7 @@ impl Args {
     fn open(&self, path: &Path) -> Result<DataSet> {
         let options = OpenOptions {
             split: self.split,
+            decode: self.decode.options(),
             ..OpenOptions::default()
         };
         let data = open(path, &options)?;

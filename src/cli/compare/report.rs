@@ -60,7 +60,8 @@ impl Report {
                 .and_then(|evaluated| evaluated.results.get(i))
             {
                 let percent = |value: f64| format!("{value:.2} %");
-                cells.extend([percent(found.top1), percent(found.top5), percent(found.agreement)]);
+                let agrees = found.agreement.map_or_else(String::new, percent);
+                cells.extend([percent(found.top1), percent(found.top5), agrees]);
             }
             table.push(cells);
         }

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use vitesse::data::{DataSet, OpenOptions, Split, open, open_splits};
 
 use super::Console;
-use super::args::split;
+use super::args::{DecodeArgs, split};
 use super::failure::Result;
 use super::outcome::Outcome;
 
@@ -43,16 +43,19 @@ struct PartsArgs {
     /// Where no validation part is stored, a tenth of train is held back for it if either is asked for.
     #[arg(long, value_name = "SPLIT", value_parser = split)]
     split: Option<Split>,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 impl PartsArgs {
     /// Opens what is meant.
     fn open(&self) -> Result<Vec<DataSet>> {
         match self.split {
-            None | Some(Split::All) => Ok(open_splits(&self.data)?),
+            None | Some(Split::All) => Ok(open_splits(&self.data, &self.decode.options())?),
             split => {
                 let options = OpenOptions {
                     split,
+                    decode: self.decode.options(),
                     ..OpenOptions::default()
                 };
                 Ok(vec![open(&self.data, &options)?])

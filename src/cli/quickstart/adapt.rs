@@ -4,14 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use toml::Value;
-use vitesse::adapt::Method as Way;
-use vitesse::data::{OpenOptions, Split, open};
-use vitesse::measure::merge::{Folded, fold};
 use vitesse::measure::timing::Budget;
-use vitesse::measure::trial::{Latency, Merged, Setup, Trial, defaults, table};
+use vitesse::measure::trial::reuse::{Reuse, Reused};
 use vitesse::report::{Content, Table, format, left, right};
-use vitesse_train::Recipe;
+use vitesse_train::run::BEST;
 
 use super::experiment::{Method, Size};
 use super::report::points;
@@ -20,8 +16,6 @@ use crate::cli::failure::Result;
 use crate::cli::shell::word;
 use crate::cli::show::ShowRuns;
 
-/// Where a merged model is put beside its adapter.
-const MERGED: &str = "merged";
 /// The folder, and the key in the JSON document.
 pub(super) const FOLDER: &str = "adapted";
 /// The student that is adapted: the one that learned from labels alone.
@@ -40,30 +34,8 @@ const TURN: Budget = Budget {
 pub(super) struct Adapted {
     /// The student that was adapted.
     base: Method,
-    pub(super) train_images: usize,
-    pub(super) tasks: Vec<Task>,
-    /// Measured on the last task's models.
-    latency: Option<Latency>,
-}
-
-/// One task.
-#[derive(Debug, Serialize)]
-pub(super) struct Task {
-    pub(super) task: String,
-    /// Accuracy of guessing, in percent.
-    pub(super) chance: f64,
-    /// With nothing but a new head, on the test split.
-    pub(super) linear_top1: f64,
-    /// With RepAdapter, merged.
-    pub(super) repadapter_top1: f64,
-    parameters: usize,
-    share: f64,
-    pub(super) adapter_bytes: u64,
-    /// Of the logits before and after merging, as a share of the largest.
-    largest_difference: f64,
-    /// Within the output folder.
-    adapter: String,
-    pub(super) merged: String,
+    #[serde(flatten)]
+    pub(super) found: Reused,
 }
 
 /// Adapts the student in `folder`, of an experiment that will be in the folder `output`.
@@ -74,119 +46,36 @@ pub(super) fn adapt(
     (folder, output): (&Path, &Path),
     console: &Console,
 ) -> Result<Adapted> {
-    let (stop, mut show) = (console.stop(), ShowRuns::new(console));
-    let mut tasks = Vec::new();
-    let mut last = None;
-    for task in TASKS {
-        let data = format!("shapes:{task}");
-        let options = OpenOptions {
-            split: Some(Split::Test),
-            ..OpenOptions::default()
-        };
-        let test = open(&data, &options)?.limit(size.test, 0);
-        let mut run = |way: Way| -> Result<(Setup, Trial)> {
-            let place = Path::new(FOLDER).join(task).join(way.name());
-            let setup = Setup {
-                label: way.name().to_owned(),
-                recipe: recipe(&way, &data, size, seed, workers, output)?,
-                method: way,
-                folder: folder.join(place),
-                base: Some(student(folder)),
-                memory: false,
-            };
-            let trial = setup
-                .train(stop, &mut show)
-                .and_then(|trial| setup.test(trial, &test, stop, &mut show));
-            // Nothing stays of a quickstart that is interrupted, so there is nothing to go on with.
-            console.check()?;
-            Ok((setup, trial?))
-        };
-        let (_, linear) = run(Way::parse("linear", &[])?)?;
-        let (setup, trial) = run(Way::parse("repadapter", &[])?)?;
-        let place = Path::new(FOLDER).join(task);
-        if let Folded::Whole(merged) = fold(&*setup.method, &setup.trained()?)? {
-            merged.save(&folder.join(&place).join(MERGED), false)?;
-        }
-        let top1 = |trial: &Trial| trial.test.as_ref().map_or(f64::NAN, |test| test.top1);
-        let merged = trial.test.as_ref().and_then(|test| test.merged.as_ref());
-        let found = Task {
-            chance: 100.0 / test.class_names().len() as f64,
-            linear_top1: top1(&linear),
-            repadapter_top1: top1(&trial),
-            parameters: trial.method_parameters,
-            share: trial.method_parameters as f64 / trial.total_parameters as f64,
-            adapter_bytes: trial.adapter_bytes,
-            largest_difference: match merged {
-                Some(Merged::Folded {
-                    largest_difference, ..
-                }) => *largest_difference,
-                _ => f64::NAN,
-            },
-            adapter: place.join("repadapter").join("adapter").display().to_string(),
-            merged: place.join(MERGED).display().to_string(),
-            task: data,
-        };
-        let text = format!(
-            "{}: top-1 {} with a new head alone, {} with RepAdapter, merged",
-            found.task,
-            points(found.linear_top1),
-            points(found.repadapter_top1)
-        );
-        console.say("tested", &text);
-        tasks.push(found);
-        last = Some(setup);
-    }
-    let latency = match last {
-        Some(setup) => setup.latency((ROUNDS, TURN), stop, &mut show)?,
-        None => None,
+    let reuse = Reuse {
+        base: student(folder),
+        base_later: student(output),
+        folder,
+        place: Path::new(FOLDER),
+        tasks: &TASKS,
+        images: [size.adapt, size.validation, size.test],
+        epochs: size.adapt_epochs,
+        batch_size: size.batch_size,
+        seed,
+        workers,
+        turns: (ROUNDS, TURN),
     };
+    let found = reuse.run(console.stop(), &mut ShowRuns::new(console));
+    // Nothing stays of a quickstart that is interrupted, so there is nothing to go on with.
+    console.check()?;
     Ok(Adapted {
         base: BASE,
-        train_images: size.adapt,
-        tasks,
-        latency,
+        found: found?,
     })
 }
 
 fn student(folder: &Path) -> PathBuf {
-    folder.join(BASE.key()).join("best")
-}
-
-fn recipe(way: &Way, data: &str, size: Size, seed: u64, workers: usize, output: &Path) -> Result<Recipe> {
-    let whole = |n: usize| Value::Integer(n as i64);
-    let mut keys = defaults(way);
-    // Epochs over features that are computed once cost nothing.
-    let epochs = match way {
-        Way::Linear(_) => 5 * size.adapt_epochs,
-        _ => size.adapt_epochs,
-    };
-    keys.extend([
-        (
-            "model.checkpoint",
-            Value::String(student(output).display().to_string()),
-        ),
-        ("data.path", Value::String(data.to_owned())),
-        ("data.limit", whole(size.adapt)),
-        ("data.validation_limit", whole(size.validation)),
-        ("train.epochs", whole(epochs)),
-        ("train.batch_size", whole(size.batch_size)),
-        ("train.seed", Value::Integer(seed as i64)),
-        ("train.workers", whole(workers)),
-        ("train.eval_every", whole(epochs)),
-        ("schedule.warmup_epochs", Value::Float(0.5)),
-        ("schedule.per", Value::String("step".to_owned())),
-    ]);
-    keys.push(("method", table(way)?));
-    if !matches!(way, Way::Linear(_)) {
-        keys.push(("optim.lr", Value::Float(5e-3)));
-    }
-    Ok(Recipe::parse("", "quickstart", &keys)?)
+    folder.join(BASE.key()).join(BEST)
 }
 
 impl Adapted {
     /// What merging leaves, in a sentence.
     pub(super) fn finding(&self) -> String {
-        let Some(latency) = &self.latency else {
+        let Some(latency) = &self.found.latency else {
             return "the adapter could not be merged".into();
         };
         format!(
@@ -213,7 +102,7 @@ impl Adapted {
             right("adapter's files"),
             right("logits moved by merging"),
         ]);
-        for task in &self.tasks {
+        for task in &self.found.tasks {
             table.push([
                 task.task.clone(),
                 points(task.chance),
@@ -229,11 +118,11 @@ impl Adapted {
             "The student that learned from labels alone was asked three things it was never taught, with {} pictures each. Its \
              own weights stay as they are: a new head learns, alone or with RepAdapter's bottlenecks, which are folded into the \
              weights afterwards. Then {}.",
-            format::count(self.train_images as u64),
+            format::count(self.found.train_images as u64),
             self.finding()
         );
         let mut content = Content::new().text(&text).table(&table);
-        if let Some(task) = self.tasks.first() {
+        if let Some(task) = self.found.tasks.first() {
             let inside = |path: &str| word(&format!("{output}/{path}")).into_owned();
             let merged = format!(
                 "vitesse eval --model {} --data {} --split test",

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vitesse_train::Recipe;
 use vitesse_train::loss::{Kind, Normaliser};
 use vitesse_train::recipe::{AugmentConfig, DataConfig, DistillConfig, ModelConfig, TrainConfig};
+use vitesse_train::run::BEST;
 use vitesse_train::schedule::{Per, Schedule};
 
 use super::TASK;
@@ -188,7 +189,7 @@ impl Size {
         recipe.optim.lr = if method == Method::Teacher { 1e-2 } else { 2e-3 };
         if method.distils() {
             recipe.distill = DistillConfig {
-                teacher: Some(output.join(Method::Teacher.key()).join("best")),
+                teacher: Some(output.join(Method::Teacher.key()).join(BEST)),
                 kind: Some(Kind::Hard),
                 ..DistillConfig::default()
             };

@@ -8,7 +8,7 @@ use vitesse::measure::{self, TrainEvents};
 use vitesse::report::format;
 use vitesse_train::Recipe;
 use vitesse_train::events::{Events, Plan};
-use vitesse_train::run::{EpochRecord, StepRecord};
+use vitesse_train::run::{BEST, EpochRecord, StepRecord};
 
 use super::experiment::Method;
 use super::report::Run;
@@ -28,7 +28,7 @@ pub(super) fn learn(
     test: &DataSet,
     console: &Console,
 ) -> Result<Run> {
-    let teacher = folder.join(Method::Teacher.key()).join("best");
+    let teacher = folder.join(Method::Teacher.key()).join(BEST);
     let options = test_options(recipe.train.workers);
     let mut watch = Watch::new(console);
     let found = teach(

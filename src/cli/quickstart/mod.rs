@@ -21,22 +21,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vitesse::data::{DataSet, OpenOptions, Split, export, open};
-use vitesse::engine::Precision;
-use vitesse::measure::Labels;
-use vitesse::measure::classify::Runner;
-use vitesse::measure::machine::{peak_memory, processor};
-use vitesse::measure::predict::Predictor;
-use vitesse::measure::taught::tokens;
-use vitesse::model::Fusion;
+use vitesse::measure::machine::{peak_memory, processor, start_threads};
+use vitesse::measure::predict::guess;
+use vitesse::measure::taught::tokens_of;
 use vitesse::model::storage::AtomicDir;
-use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::Thumbnail;
 use vitesse_train::evaluate::EvalOptions;
-use vitesse_train::prepare::preprocess;
-use vitesse_train::tokens::TokenSimilarity;
+use vitesse_train::run::BEST;
 
 use super::Console;
-use super::args::{start_threads, thread_count};
+use super::args::thread_count;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
@@ -151,8 +145,15 @@ impl Quickstart<'_> {
             "predict pictures and compare tokens with the best of what was learned",
         );
         let (predictions, pictures) = self.predictions(best)?;
-        let token = self.folder.join(Method::Token.key()).join("best");
-        let tokens = self.tokens(&token, &test.limit(TOKEN_IMAGES, 0))?;
+        let token = self.folder.join(Method::Token.key()).join(BEST);
+        let (test_images, stop) = (test.limit(TOKEN_IMAGES, 0), self.console.stop());
+        let tokens = tokens_of(
+            &token,
+            &test_images,
+            test_options(self.workers),
+            stop,
+            &mut Show::new(self.console),
+        )?;
         let output = self.args.output.display().to_string();
         let report = Report {
             report: self.args.output.join(PAGE).display().to_string(),
@@ -205,54 +206,22 @@ impl Quickstart<'_> {
         Ok(runs)
     }
 
-    /// How alike the two tokens of the checkpoint in `path` are on `data`.
-    fn tokens(&self, path: &Path, data: &DataSet) -> Result<TokenSimilarity> {
-        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
-        let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
-        let (options, stop) = (test_options(self.workers), self.console.stop());
-        let mut show = Show::new(self.console);
-        Ok(tokens(&checkpoint, data, &prepared, options, stop, &mut show)?)
-    }
-
     /// What the best student says about the pictures that were drawn.
     fn predictions(&self, best: Method) -> Result<(Vec<Prediction>, Vec<Thumbnail>)> {
-        let drawn = open(self.folder.join(IMAGES), &OpenOptions::default())?;
-        let checkpoint =
-            Checkpoint::load(self.folder.join(best.key()).join("best"), &LoadOptions::default())?;
-        let predictor = Predictor {
-            preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
-            labels: Labels::of(&checkpoint),
-            topk: 1,
-            fusion: Fusion::default(),
-            batch_size: 16,
-        };
-        let files: Vec<PathBuf> = (0..drawn.len())
-            .map(|i| Path::new(IMAGES).join(drawn.name(i)))
-            .collect();
-        let paths: Vec<PathBuf> = files.iter().map(|file| self.folder.join(file)).collect();
+        let (checkpoint, folder) = (self.folder.join(best.key()).join(BEST), self.folder.join(IMAGES));
         let mut show = Show::new(self.console);
-        let mut runner = Runner::new(&checkpoint, None, Precision::F32, &mut show)?;
-        let found = predictor.run(&mut runner, &paths, self.console.stop(), &mut show)?;
         let (mut predictions, mut pictures) = (Vec::new(), Vec::new());
-        for (i, (file, found)) in files.iter().zip(found).enumerate() {
-            let truth = drawn.label(i).and_then(|label| drawn.class_names().get(label));
-            let class = found?.into_iter().next();
-            let (Some(truth), Some(class)) = (truth, class) else {
-                continue;
-            };
+        for guess in guess(&checkpoint, &folder, self.console.stop(), &mut show)? {
             let prediction = Prediction {
-                file: file.display().to_string(),
-                truth: truth.clone(),
-                name: class.name,
-                score: class.score,
+                file: Path::new(IMAGES).join(guess.file).display().to_string(),
+                truth: guess.truth,
+                name: guess
+                    .class
+                    .name
+                    .unwrap_or_else(|| guess.class.class_index.to_string()),
+                score: guess.class.score,
             };
-            let image = drawn.load(i)?;
-            pictures.push(page::thumbnail(
-                &prediction,
-                image.width(),
-                image.height(),
-                image.data(),
-            )?);
+            pictures.push(page::thumbnail(&prediction, &guess.image)?);
             predictions.push(prediction);
         }
         Ok((predictions, pictures))

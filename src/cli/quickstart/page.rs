@@ -1,5 +1,6 @@
 //! `report.html`: what was measured, drawn.
 
+use vitesse::data::Image;
 use vitesse::report::chart::{HALF, HeatMap, LineChart, Series};
 use vitesse::report::{Content, Page, Table, Thumbnail, format, left, right};
 use vitesse_train::run::EpochRecord;
@@ -7,7 +8,7 @@ use vitesse_train::run::EpochRecord;
 use super::TASK;
 use super::experiment::Method;
 use super::report::{Prediction, Report, Run, best_of, points};
-use crate::cli::failure::{Failure, Result};
+use crate::cli::failure::Result;
 use crate::cli::shell::word;
 
 /// What the paper found, beside which nothing here is of the same size.
@@ -52,7 +53,7 @@ pub(super) fn page(report: &Report, pictures: &[Thumbnail]) -> String {
 }
 
 /// The picture of a prediction, with what it is and what it was taken for.
-pub(super) fn thumbnail(found: &Prediction, width: usize, height: usize, rgb: &[u8]) -> Result<Thumbnail> {
+pub(super) fn thumbnail(found: &Prediction, image: &Image) -> Result<Thumbnail> {
     // A caption is narrow: the sign stays with its number.
     let score = format!("{:.0}\u{a0}%", 100.0 * found.score);
     let taken = if found.name == found.truth {
@@ -60,13 +61,9 @@ pub(super) fn thumbnail(found: &Prediction, width: usize, height: usize, rgb: &[
     } else {
         format!("taken for {}, {score}", found.name)
     };
-    Thumbnail::new(
-        format!("{}\n{taken}", found.truth),
-        width as u32,
-        height as u32,
-        rgb,
-    )
-    .map_err(|error| Failure::new("E_REPORT", error.to_string()))
+    let caption = format!("{}\n{taken}", found.truth);
+    let (width, height) = (image.width() as u32, image.height() as u32);
+    Ok(Thumbnail::new(caption, width, height, image.data())?)
 }
 
 /// What to compare a test accuracy with: guessing, or the student that had no teacher.

@@ -213,7 +213,7 @@ impl fmt::Display for Report {
         }
         rows.push(("guessing".to_owned(), format!("top-1 {}", points(self.chance))));
         rows.push(("finding".to_owned(), self.finding.clone()));
-        for task in &self.adapted.tasks {
+        for task in &self.adapted.found.tasks {
             rows.push((
                 format!("adapted to {}", task.task),
                 format!(

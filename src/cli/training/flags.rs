@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use vitesse::data::Split;
+use vitesse::measure::machine::start_threads;
+use vitesse::measure::refuse_what_is_no_name;
+use vitesse::measure::trial::{Entry, defaults};
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::recipe::set;
 use vitesse_train::run::{Existing, RunFolder};
 use vitesse_train::{Error, Recipe};
 
+use crate::cli::Console;
 use crate::cli::args;
-use crate::cli::args::model::{is_path, refuse_what_is_no_name};
+use crate::cli::args::LabelsBy;
+use crate::cli::args::model::is_path;
 use crate::cli::failure::{Failure, Result};
 
 /// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
@@ -21,7 +26,8 @@ pub(in crate::cli) struct RecipeArgs {
     /// Recipe file; flags override its keys
     #[arg(long, value_name = "FILE", help_heading = "Recipe")]
     recipe: Option<PathBuf>,
-    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, adapt
+    /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, highres (a checkpoint at a higher
+    /// resolution), adapt [default: finetune for a checkpoint, else deit]
     #[arg(long, value_name = "NAME", help_heading = "Recipe", value_parser = Recipe::presets().collect::<Vec<_>>())]
     preset: Option<String>,
 
@@ -54,6 +60,15 @@ pub(in crate::cli) struct RecipeArgs {
     /// Learn from this many images of each class only, drawn by the recipe's data.seed
     #[arg(long, value_name = "K", help_heading = "Data", value_parser = whole, conflicts_with = "limit")]
     shots: Option<i64>,
+    /// Refuse pictures of more pixels than this [default: 67108864]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole)]
+    max_pixels: Option<i64>,
+    /// Turn pictures as their EXIF rotation flag says
+    #[arg(long, help_heading = "Data")]
+    exif: bool,
+    /// How classes of the data find those that the checkpoint and the teacher know [default: name]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Data")]
+    labels_by: Option<LabelsBy>,
     /// Threads that read images; 0 for one a core. Does not change the result
     #[arg(long, short = 'j', value_name = "N", help_heading = "Data", value_parser = whole)]
     workers: Option<i64>,
@@ -67,8 +82,8 @@ pub(in crate::cli) struct RecipeArgs {
     /// Parts that a batch is computed in, for less memory
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
     grad_accum_steps: Option<i64>,
-    /// Mixed precision: bf16. Weights and optimiser stay in f32
-    #[arg(long, value_name = "FORMAT", help_heading = "Training")]
+    /// Mixed precision: bf16, which `--amp` alone means too. Weights and optimiser stay in f32
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "bf16", help_heading = "Training")]
     amp: Option<String>,
     /// Compute blocks again in the backward pass instead of keeping them: less memory, more time, the same result
     #[arg(long, help_heading = "Training")]
@@ -164,7 +179,7 @@ impl RunArgs {
     /// Starts the computing threads; before anything else.
     pub(in crate::cli) fn start_threads(&self) -> Result<()> {
         keep_memory();
-        args::start_threads(self.threads)
+        Ok(start_threads(self.threads)?)
     }
 
     /// The folder of the run that is continued.
@@ -183,27 +198,83 @@ impl RunArgs {
 }
 
 impl RecipeArgs {
-    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`.
-    pub(in crate::cli) fn resolve(&self, run: &RunArgs, more: &[(&str, Value)]) -> Result<Recipe> {
-        self.resolve_over(run.resumed(), Vec::new(), more)
+    /// The effective recipe: that of the file, or of the run that is resumed, or none, under the flags and `more`. Where it has a
+    /// method, with what follows from that.
+    pub(in crate::cli) fn resolve(
+        &self,
+        run: &RunArgs,
+        more: &[(&str, Value)],
+        console: &Console,
+    ) -> Result<Recipe> {
+        let resumed = run.resumed();
+        let mut recipe = match self.method(resumed)? {
+            Some(entry) => self.resolve_by(resumed, &entry, more)?,
+            None => {
+                let (name, table) = self.table(resumed)?;
+                let tuned = table
+                    .get("model")
+                    .is_some_and(|model| model.get("checkpoint").is_some());
+                let preset = (tuned && !self.is_whole(resumed)).then(|| ("preset", Value::from("finetune")));
+                Recipe::layered(&Vec::from_iter(preset), table, more, &name)?
+            }
+        };
+        self.fit(&mut recipe, resumed, console)?;
+        Ok(recipe)
     }
 
-    /// The same for the run in the folder `resumed`, or a new one, over `defaults`, keys for what neither the file nor the
-    /// flags say.
-    pub(in crate::cli) fn resolve_over(
+    /// Fits a batch whose size nobody has said to the data, and says so; returns whether it did.
+    pub(in crate::cli) fn fit(
+        &self,
+        recipe: &mut Recipe,
+        resumed: Option<&Path>,
+        console: &Console,
+    ) -> Result<bool> {
+        let (_, table) = self.table(resumed)?;
+        if table
+            .get("train")
+            .is_some_and(|train| train.get("batch_size").is_some())
+        {
+            return Ok(false);
+        }
+        let note = recipe.fit_batch()?;
+        note.iter().for_each(|note| console.note(note));
+        Ok(note.is_some())
+    }
+
+    /// Whether the recipe is that of a run that is resumed, which has every value already.
+    fn is_whole(&self, resumed: Option<&Path>) -> bool {
+        resumed.is_some() && self.recipe.is_none()
+    }
+
+    /// The recipe by the method `entry` for the run in the folder `resumed`, or for a new one, under the flags and `more`.
+    pub(in crate::cli) fn resolve_by(
         &self,
         resumed: Option<&Path>,
-        defaults: Vec<(&str, Value)>,
+        entry: &Entry,
         more: &[(&str, Value)],
     ) -> Result<Recipe> {
         let (name, table) = self.table(resumed)?;
-        // The recipe of a run that is resumed has every value already.
-        let whole = resumed.is_some() && self.recipe.is_none();
-        let defaults: Vec<_> = defaults
+        let whole = self.is_whole(resumed);
+        let defaults: Vec<_> = defaults(&*entry.method()?)
             .into_iter()
             .filter(|(key, _)| !whole || key.contains('.'))
             .collect();
-        Ok(Recipe::layered(&defaults, table, more, &name)?)
+        let mut keys = entry.overrides()?;
+        keys.extend(more.iter().cloned());
+        Ok(Recipe::layered(&defaults, table, &keys, &name)?)
+    }
+
+    /// The method of the file, or of the run that is resumed, if it has one.
+    pub(in crate::cli) fn method(&self, resumed: Option<&Path>) -> Result<Option<Entry>> {
+        let (name, recipe) = self.file(resumed)?;
+        match recipe.get("method") {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(Entry::of(table))),
+            Some(_) => {
+                let detail = "`method` should be a table, [method]".into();
+                Err(Error::RecipeSyntax { name, detail }.into())
+            }
+        }
     }
 
     /// What the recipe is made from, under the flags, and its name.
@@ -216,7 +287,7 @@ impl RecipeArgs {
     }
 
     /// What the recipe is made from, without flags, and its name: the file, the run that is resumed, or nothing.
-    pub(in crate::cli) fn file(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
+    fn file(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
         let (name, text) = match (&self.recipe, resumed) {
             (Some(path), _) => {
                 let text = fs::read_to_string(path).map_err(|error| Failure::io("read", path, error))?;
@@ -258,6 +329,9 @@ impl RecipeArgs {
             ("data.split", text(&self.split.map(|split| split.to_string()))),
             ("data.limit", whole(self.limit)),
             ("data.shots", whole(self.shots)),
+            ("data.max_pixels", whole(self.max_pixels)),
+            ("data.exif", self.exif.then_some(Value::Boolean(true))),
+            ("data.labels_by", self.labels_by.map(labels_by)),
             ("train.workers", whole(self.workers)),
             ("train.epochs", whole(self.epochs)),
             ("train.batch_size", whole(self.batch_size)),
@@ -291,6 +365,15 @@ impl RecipeArgs {
             .filter_map(|(key, value)| Some((key, value?)))
             .collect())
     }
+}
+
+/// The recipe's word for it.
+fn labels_by(by: LabelsBy) -> Value {
+    let word = match by {
+        LabelsBy::Name => "name",
+        LabelsBy::Index => "index",
+    };
+    Value::String(word.to_owned())
 }
 
 /// A whole number from 0; what is too small for its key is refused with the recipe.

@@ -1,16 +1,19 @@
-//! What `train` and `distill` have in common: flags → recipe → plan → run → report.
+//! What `train`, `distill` and `adapt` have in common: flags → recipe → plan → run → report.
+//!
+//! Which verb a recipe is given to decides nothing: where it has a `[method]`, the run is one by that method.
 
+mod by_method;
 mod flags;
 mod report;
-pub(super) mod study;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 use vitesse::data::DataSet;
 use vitesse::measure::accuracy::{self, open_test};
 use vitesse::measure::taught;
+use vitesse::measure::trial::Entry;
 use vitesse_train::events::Outcome as Learned;
 use vitesse_train::run::RunFolder;
 use vitesse_train::{Error, Recipe, run_together};
@@ -21,8 +24,8 @@ use super::outcome::Outcome;
 use super::shell::word;
 use super::show::Show;
 pub(super) use flags::{RecipeArgs, RunArgs};
+use report::DryRun;
 use report::Report;
-pub(super) use report::{DryRun, Report as RunReport};
 pub(super) use watch::Watch;
 
 /// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
@@ -46,7 +49,10 @@ impl<'a> Training<'a> {
         if console.team().leads() {
             RunFolder::check(&args.output, &recipe, args.existing())?;
         }
-        let test = args.test.then(|| open_test(&recipe.data.path)).transpose()?;
+        let test = args
+            .test
+            .then(|| open_test(&recipe.data.path, &recipe.data.decode()))
+            .transpose()?;
         Ok(Training {
             verb,
             recipe,
@@ -57,7 +63,9 @@ impl<'a> Training<'a> {
     }
 
     pub(super) fn run(&self) -> Result<Outcome> {
-        self.recipe.refuse_method()?;
+        if let Some(table) = &self.recipe.method {
+            return self.run_by(&*Entry::of(table).method()?);
+        }
         if self.args.dry_run {
             return Outcome::new(&self.dry_run()?);
         }
@@ -76,7 +84,7 @@ impl<'a> Training<'a> {
     }
 
     /// What would be done, as a report.
-    pub(super) fn dry_run(&self) -> Result<DryRun> {
+    fn dry_run(&self) -> Result<DryRun> {
         let mut watch = Watch::new(self.console);
         let plan = self
             .recipe
@@ -85,17 +93,11 @@ impl<'a> Training<'a> {
     }
 
     /// What comes after a run: the test, if it was asked for, and the report.
-    pub(super) fn finish(&self, learned: &Learned, watch: Watch<'_>) -> Result<Report> {
+    fn finish(&self, learned: &Learned, watch: Watch<'_>) -> Result<Report> {
         let plan = watch.into_plan();
-        let checkpoint = self.checkpoint(learned);
+        let checkpoint = RunFolder::checkpoint_in(&self.args.output);
         let test = self.test(&checkpoint)?;
         Report::new(&self.args.output, plan, learned, &checkpoint, test)
-    }
-
-    /// The checkpoint that a finished run is known by: the best, or the last where nothing was evaluated.
-    pub(super) fn checkpoint(&self, learned: &Learned) -> PathBuf {
-        let folder = if learned.best.is_some() { "best" } else { "final" };
-        self.args.output.join(folder)
     }
 
     /// One evaluation on the test split, after which nothing is chosen any more.
@@ -113,7 +115,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    pub(super) fn failure(&self, error: Error) -> Failure {
+    fn failure(&self, error: Error) -> Failure {
         match error {
             Error::Interrupted => {
                 let sentence = format!(

@@ -8,7 +8,7 @@ use vitesse::measure::accuracy;
 use vitesse::report::format;
 use vitesse_train::Recipe;
 use vitesse_train::events::{Outcome as Learned, Plan};
-use vitesse_train::run::RunFolder;
+use vitesse_train::run::{ADAPTER, FINAL, RunFolder};
 
 use crate::cli::failure::Result;
 use crate::cli::outcome::pairs;
@@ -26,6 +26,8 @@ struct Facts {
     validation_images: usize,
     epochs: usize,
     steps_per_epoch: usize,
+    /// Images of an epoch that are no whole batch; others in each epoch.
+    images_left_over: usize,
     /// Of all processes together.
     batch_size: usize,
     processes: usize,
@@ -42,6 +44,9 @@ impl From<Plan> for Facts {
             validation_images: plan.validation_samples,
             epochs: plan.epochs,
             steps_per_epoch: plan.steps_per_epoch,
+            images_left_over: plan
+                .train_samples
+                .saturating_sub(plan.steps_per_epoch * plan.batch_size),
             batch_size: plan.batch_size,
             processes: plan.processes,
         }
@@ -68,11 +73,15 @@ impl Facts {
         rows.push((
             "steps",
             format!(
-                "{} = {} of {}, {} images each",
+                "{} = {} of {}, {} images each{}",
                 count(self.epochs * self.steps_per_epoch),
                 epochs(self.epochs),
                 count(self.steps_per_epoch),
-                self.batch_size
+                self.batch_size,
+                match self.images_left_over {
+                    0 => String::new(),
+                    n => format!("; {n} left over, others each time"),
+                }
             ),
         ));
         rows
@@ -161,7 +170,16 @@ impl Report {
         let checkpoint = checkpoint.display().to_string();
         let verb = if test.is_some() { "inspect" } else { "eval" };
         let mut next = format!("vitesse {verb} --model {}", word(&checkpoint));
-        if test.is_none() {
+        let base = recipe.model.checkpoint.as_deref();
+        let adapter = output.join(ADAPTER);
+        let mut merged = output.as_os_str().to_owned();
+        merged.push("-merged");
+        let merged = Path::new(&merged);
+        if let Some(base) = base.filter(|_| adapter.is_dir()) {
+            let [base, adapter, merged] =
+                [base, &adapter, merged].map(|path| word(&path.display().to_string()).into_owned());
+            next = format!("vitesse merge --model {base} --adapter {adapter} -o {merged}");
+        } else if test.is_none() {
             next.push_str(&format!(" --data {}", word(&recipe.data.path)));
         }
         Ok(Report {
@@ -177,7 +195,7 @@ impl Report {
                 loss: best.loss,
             }),
             checkpoint,
-            last_checkpoint: output.join("final").display().to_string(),
+            last_checkpoint: output.join(FINAL).display().to_string(),
             test,
             next,
             data: recipe.data.path,

@@ -16,10 +16,10 @@ mod routes;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
 use vitesse_model::ops::{OpKind, OpSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
-use vitesse_train::method::{Folded, Kept};
+pub use vitesse_train::method::Report;
+use vitesse_train::method::{Finished, Folded, Kept};
 
 use crate::{Error, Result};
 use affine::{Affine, Map};
@@ -31,28 +31,6 @@ use routes::{Fold, Target};
 pub struct Options {
     /// Keep ops that cannot be folded, which the engine runs, and do not refuse.
     pub keep_unfoldable: bool,
-}
-
-/// A merged model.
-#[derive(Debug, Clone)]
-pub struct Merged {
-    /// Its description: without the ops that are folded.
-    pub spec: ModelSpec,
-    /// Its weights.
-    pub tensors: Tensors,
-    /// What happened.
-    pub report: Report,
-}
-
-/// What a merge did.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Report {
-    /// The ops that are folded, and the tensors that took them in.
-    pub folded: Vec<Folded>,
-    /// The ops that are kept, and why.
-    pub kept: Vec<Kept>,
-    /// Whether projections of blocks without a bias have one now.
-    pub created_bias: bool,
 }
 
 /// A model that an adapter was taken out of again.
@@ -69,10 +47,14 @@ pub struct Unmerged {
 
 /// Folds the ops of a model into its weights.
 ///
+/// What can be folded follows from the ops and where they stand, whatever put them there. So this one function ends every
+/// method of this crate that has ops ([`Method::finish`](vitesse_train::method::Method::finish), where what cannot be folded is
+/// kept), and also folds an adapter that names no method, as PEFT's do.
+///
 /// # Errors
 /// [`Error::Unfoldable`] with the reason for each op that cannot be folded, unless they are to be kept;
 /// [`Error::NothingToDo`] for a model without ops.
-pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Merged> {
+pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Finished> {
     spec.check(tensors, "the adapted model")?;
     let Remains {
         ops,
@@ -87,7 +69,7 @@ pub fn merge(spec: &ModelSpec, tensors: &Tensors, options: Options) -> Result<Me
         spec.set_patch_bias(tensors.contains(&format!("{}.bias", embedding.name)));
     }
     spec.check(&tensors, "the merged model")?;
-    Ok(Merged {
+    Ok(Finished {
         spec,
         tensors,
         report,

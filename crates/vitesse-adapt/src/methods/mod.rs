@@ -127,18 +127,13 @@ fn select(method: &'static str, spec: &ModelSpec, rule: impl Fn(&TensorSpec) -> 
     MethodPlan::new(method, spec, spec.clone(), rule)
 }
 
-/// The end of a method whose ops fold: into the weights where that can be, and kept where not.
+/// The end of every method with ops: they go into the weights where that can be, and are kept where not. Those without have
+/// nothing to fold, which is what [`Method`](vitesse_train::method::Method) does by itself.
 fn fold(spec: &ModelSpec, tensors: &Tensors) -> Result<Finished> {
     let options = merge::Options {
         keep_unfoldable: true,
     };
-    let merged = merge::merge(spec, tensors, options)?;
-    Ok(Finished {
-        spec: merged.spec,
-        tensors: merged.tensors,
-        folded: merged.report.folded,
-        kept: merged.report.kept,
-    })
+    Ok(merge::merge(spec, tensors, options)?)
 }
 
 #[cfg(test)]

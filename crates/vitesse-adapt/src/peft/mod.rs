@@ -26,7 +26,7 @@ use vitesse_model::checkpoint::file_sha256;
 use vitesse_model::ops::OpSpec;
 use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
-use vitesse_train::method::Trainable;
+use vitesse_train::method::{Table, Trainable, split};
 
 use crate::{Error, Method, Result};
 use lora::LoraConfig;
@@ -55,9 +55,9 @@ pub struct Record {
     /// The base's architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
-    /// The method with its settings.
+    /// The table of the method: its name and its settings. It may be of another crate, or of a later version of this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub method: Option<Method>,
+    pub method: Option<Table>,
     /// The data set it learned from, as it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
@@ -67,6 +67,19 @@ pub struct Record {
     /// What was measured after training.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metrics: Map<String, Value>,
+}
+
+impl Record {
+    /// The name of the method.
+    pub fn method_name(&self) -> Option<&str> {
+        self.method.as_ref()?.get("name")?.as_str()
+    }
+
+    /// The method, where it is one of this crate's.
+    pub fn known_method(&self) -> Option<Method> {
+        let (name, settings) = split(self.method.clone()?).ok()?;
+        Method::new(&name, settings).ok()
+    }
 }
 
 /// An adapter: what was learned, without the base.

@@ -236,6 +236,16 @@ impl DataSet {
             .iter()
             .map(|class| places.get(class.as_str()).copied())
             .collect();
+        self.with_labels(labels, names.into())
+    }
+
+    /// The same samples with other labels: `places` has one for each class, and `names` are what these are called. Samples
+    /// of a class without a place are left out.
+    pub fn relabelled(&self, places: &[usize], names: Vec<String>) -> DataSet {
+        self.with_labels(places.iter().copied().map(Some).collect(), names.into())
+    }
+
+    fn with_labels(&self, labels: Vec<Option<usize>>, classes: Arc<[String]>) -> DataSet {
         let samples = Relabelled {
             samples: self.samples.clone(),
             labels,
@@ -244,7 +254,7 @@ impl DataSet {
         DataSet {
             indices: kept.filter(|&index| samples.label(index).is_some()).collect(),
             samples: Arc::new(samples),
-            classes: names.into(),
+            classes,
             ..self.clone()
         }
     }
@@ -306,16 +316,17 @@ pub fn splits(data: impl AsRef<Path>) -> Result<Vec<Split>> {
     Ok(parts.into_iter().map(Part::split).collect())
 }
 
-/// Opens every split that is stored, each by itself; nothing is held back.
+/// Opens every split that is stored, each by itself; nothing is held back. Files become pictures as `decode` says.
 ///
 /// # Errors
 /// [`Error::DataSet`] for a path that holds no data set.
-pub fn open_splits(data: impl AsRef<Path>) -> Result<Vec<DataSet>> {
+pub fn open_splits(data: impl AsRef<Path>, decode: &DecodeOptions) -> Result<Vec<DataSet>> {
     let data = data.as_ref();
     let ask = |split| {
         let options = OpenOptions {
             split: Some(split),
             val_fraction: 0.0,
+            decode: decode.clone(),
             ..OpenOptions::default()
         };
         open(data, &options)

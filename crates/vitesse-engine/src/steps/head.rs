@@ -20,16 +20,9 @@ pub(crate) struct Mean {
 impl<T: Real> Step<T> for Mean {
     fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
         {
-            let place = &mut *run.team.own(on.turn);
+            let mut place = run.team.own(on.turn);
             place.tokens = on.tokens.clone();
-            place.sum.resize(self.dim, 0.0);
-            for (panel, sums) in place.sum.chunks_mut(32).enumerate() {
-                sums.fill(0.0);
-                let skip = self.prefix.saturating_sub(on.tokens.start).min(on.x.rows());
-                for row in &on.x.panel(panel)[skip..] {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-                }
-            }
+            place.rows.copy(&on.x);
         }
         run.team.wait();
         let shown = run.team.all(on.next_turn());
@@ -41,10 +34,23 @@ impl<T: Real> Step<T> for Mean {
         }
         let tokens = shown.iter().flatten().map(|shown| shown.tokens.end).max();
         let count = (tokens.unwrap_or(0) - self.prefix) as f32;
-        (0..on.x.panels()).for_each(|panel| on.x.panel_mut(panel)[0] = [0.0; 32]);
-        for channel in 0..self.dim {
-            let sum: f32 = shown.iter().flatten().map(|shown| shown.sum[channel]).sum();
-            on.x.set(0, channel, sum / count);
+        for panel in 0..on.x.panels() {
+            let mut sums = [0.0; 32];
+            // One after the other, so that the sum does not depend on who has which.
+            for shown in shown.iter().flatten() {
+                let skip = self
+                    .prefix
+                    .saturating_sub(shown.tokens.start)
+                    .min(shown.rows.rows());
+                for row in &shown.rows.panel(panel)[skip..] {
+                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                }
+            }
+            let means = sums.map(|sum| sum / count);
+            let width = (self.dim - 32 * panel).min(32);
+            let row = &mut on.x.panel_mut(panel)[0];
+            row[..width].copy_from_slice(&means[..width]);
+            row[width..].fill(0.0);
         }
     }
 

@@ -52,10 +52,7 @@ impl<T: Real> Step<T> for Regroup {
         {
             let mut place = run.team.own(on.turn);
             place.tokens = on.tokens.clone();
-            place.rows.reshape(on.x.rows(), panels);
-            for panel in 0..panels {
-                place.rows.panel_mut(panel).copy_from_slice(on.x.panel(panel));
-            }
+            place.rows.copy(&on.x);
         }
         run.team.wait();
         let turn = on.next_turn();

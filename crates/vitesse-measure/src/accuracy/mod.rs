@@ -6,8 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vitesse_data::{DataSet, OpenOptions, Preprocess, Split, open};
+use vitesse_data::{DataSet, DecodeOptions, OpenOptions, Preprocess, Split, open};
 use vitesse_model::Checkpoint;
+use vitesse_model::config::Scores;
+use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 use vitesse_train::parallel::Team;
@@ -28,15 +30,27 @@ pub struct Exam {
     pub data_name: String,
     /// How images are prepared.
     pub preprocess: Preprocess,
+    /// How the classes of the images and of the model find each other.
+    pub labels_by: LabelsBy,
     /// Batch size, threads that read, and how heads answer together.
     pub options: EvalOptions,
 }
 
 impl Exam {
-    /// Checks that the model can give every answer that the data set asks for.
+    /// The images with the model's labels: matched by name where both have names, by position otherwise.
     ///
     /// # Errors
-    /// [`Error::Classes`] where the data set has more classes than the model.
+    /// Classes that the model does not have.
+    pub fn matched(&self) -> Result<Matched> {
+        let classes = self.checkpoint.spec.num_classes;
+        let names = ClassNames::of(&self.checkpoint.config, classes);
+        Ok(names.matched(&self.data, classes, self.labels_by)?)
+    }
+
+    /// Checks that the model can give every answer that the data set asks for, and tells how their classes were matched.
+    ///
+    /// # Errors
+    /// [`Error::Classes`] where the data set has more classes than the model; as [`Exam::matched`].
     pub fn check_classes(&self, events: &mut dyn Events) -> Result<()> {
         let (asked, known) = (self.data.class_names().len(), self.checkpoint.spec.num_classes);
         if asked > known {
@@ -46,12 +60,12 @@ impl Exam {
                 known,
             });
         }
-        if asked < known {
-            let text = format!(
-                "`{}` has {asked} classes, the model {known}: right only if the data set's classes are the model's first",
-                self.data_name
-            );
-            events.say("note", &text);
+        let note = self.matched()?.note;
+        note.iter().for_each(|note| events.say("note", note));
+        if self.checkpoint.config.scores(known) != Scores::Softmax {
+            let text = "the model scores each class by itself, and the data name one a picture: top-1 tells how often that one \
+                        scores highest, and the loss is not the one it learned by";
+            events.say("note", text);
         }
         Ok(())
     }
@@ -68,7 +82,7 @@ impl Exam {
         events: &mut dyn Events,
     ) -> Result<Report> {
         let begun = Instant::now();
-        let evaluation = self.measure(runner, &self.data, team, stop, events)?;
+        let evaluation = self.measure(runner, &self.matched()?.data, team, stop, events)?;
         self.report(evaluation, runner.arithmetic(), begun.elapsed().as_secs_f64())
     }
 
@@ -141,9 +155,10 @@ impl Exam {
 ///
 /// # Errors
 /// No data set, or none with such a split.
-pub fn open_test(path: &str) -> Result<DataSet> {
+pub fn open_test(path: &str, decode: &DecodeOptions) -> Result<DataSet> {
     let options = OpenOptions {
         split: Some(Split::Test),
+        decode: decode.clone(),
         ..OpenOptions::default()
     };
     Ok(open(path, &options)?)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
-use vitesse_data::{DataSet, OpenOptions, open};
+use vitesse_data::{DataSet, DecodeOptions, OpenOptions, open};
 use vitesse_train::parallel::Team;
 use vitesse_train::restricted::Restricted;
 
@@ -65,14 +65,18 @@ pub struct Mean {
 }
 
 impl Version {
-    /// Opens `path`, whose classes must be among those of `clean`: matched by name, in any order, not necessarily all. At
+    /// Opens `path`, with pictures read as `decode` says, whose classes must be among those of `clean`: matched by name, in any order, not necessarily all. At
     /// most `limit` images are taken.
     ///
     /// # Errors
     /// No data set, images without a label, classes of other names.
-    pub fn open(path: &Path, limit: Option<usize>, clean: &Exam) -> Result<Version> {
+    pub fn open(path: &Path, decode: &DecodeOptions, limit: Option<usize>, clean: &Exam) -> Result<Version> {
         let name = path.display().to_string();
-        let data = open(path, &OpenOptions::default())?;
+        let options = OpenOptions {
+            decode: decode.clone(),
+            ..OpenOptions::default()
+        };
+        let data = open(path, &options)?;
         if let Some(index) = (0..data.len()).find(|&index| data.label(index).is_none()) {
             return Err(Error::Unlabelled {
                 sample: data.name(index),
@@ -119,12 +123,17 @@ impl Shifted {
         events: &mut dyn Events,
     ) -> Result<Shifted> {
         let mut sets = Vec::new();
+        let places = clean.matched()?.places;
         // Of the pictures that are not shifted, by classes: versions often have the same.
         let mut baselines: Vec<(Vec<String>, Accuracy)> = Vec::new();
         for Version { name, data } in versions {
             events.say("shifted", name);
             let names = data.class_names();
-            let column = |name: &String| clean.data.class_names().iter().position(|known| known == name);
+            let column = |name: &String| {
+                let own = clean.data.class_names().iter().position(|known| known == name)?;
+                // Taken by position, classes of the data are the model's.
+                Some(places.get(own).copied().unwrap_or(own))
+            };
             let columns: Vec<usize> = names.iter().filter_map(column).collect();
             let mut restricted = Restricted::new(runner, columns)?;
             let baseline = match baselines.iter().find(|(known, _)| known == names) {

@@ -56,11 +56,12 @@ pub struct Row {
     pub images_per_s: f64,
     /// Nominal multiply-accumulates of one image, 10⁹.
     pub gmacs: f64,
-    /// Twice the executed multiply-accumulates a second over `peak_gops`.
-    pub peak_fraction: f64,
+    /// Twice the executed multiply-accumulates a second over `peak_gops`; absent where that is more than 1, because other
+    /// programs must have used the cores whenever the peak was measured.
+    pub peak_fraction: Option<f64>,
     /// Those that the engine does: it leaves out what nobody reads.
     pub gmacs_executed: f64,
-    /// What the threads reach in registers alone, 10⁹ operations a second.
+    /// What the threads reach in registers alone, 10⁹ operations a second: the best seen before and after the samples.
     pub peak_gops: f64,
     /// The architecture.
     pub architecture: String,
@@ -93,7 +94,7 @@ impl Bench {
     /// # Errors
     /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
     pub fn run(&self, stop: &AtomicBool, events: &mut dyn Events) -> Result<Vec<Row>> {
-        let mut rows = Vec::new();
+        let (mut rows, mut keys) = (Vec::new(), Vec::new());
         let mut peaks = Peaks::default();
         let most = self.batches.iter().copied().max().unwrap_or(1);
         for (model, checkpoint) in &self.models {
@@ -111,9 +112,9 @@ impl Bench {
                     model,
                     checkpoint,
                     milliseconds: 1e3 * begun.elapsed().as_secs_f64(),
-                    peak: peaks.of(&engine)?,
                     engine,
                 };
+                peaks.measure(&compiled.engine)?;
                 for &batch in &self.batches {
                     let total = self.models.len() * self.engines.len() * self.batches.len();
                     let at = rows.len() + 1;
@@ -122,8 +123,14 @@ impl Bench {
                         &format!("{at} of {total}: {}, batches of {batch}", compiled.name()),
                     );
                     rows.push(self.row(&compiled, &images, batch, stop)?);
+                    keys.push(peaks.measure(&compiled.engine)?);
                 }
             }
+        }
+        for (row, key) in rows.iter_mut().zip(keys) {
+            row.peak_gops = peaks.best(key) / 1e9;
+            let fraction = 2.0 * row.gmacs_executed * row.images_per_s / row.peak_gops;
+            row.peak_fraction = Some(fraction).filter(|&fraction| fraction <= 1.0);
         }
         Ok(rows)
     }
@@ -150,9 +157,9 @@ impl Bench {
             latency_ms: Latency::of(&times),
             images_per_s,
             gmacs: costs.macs() as f64 / 1e9,
-            peak_fraction: 2.0 * engine.macs() as f64 * images_per_s / compiled.peak,
+            peak_fraction: None,
             gmacs_executed: engine.macs() as f64 / 1e9,
-            peak_gops: compiled.peak / 1e9,
+            peak_gops: 0.0,
             architecture: checkpoint.spec.architecture.clone(),
             weights: Weights::of(checkpoint),
             img_size: [height, width],
@@ -174,8 +181,6 @@ struct Compiled<'a> {
     checkpoint: &'a Checkpoint,
     engine: Engine,
     milliseconds: f64,
-    /// Operations a second.
-    peak: f64,
 }
 
 impl Compiled<'_> {

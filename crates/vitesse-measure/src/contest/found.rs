@@ -83,8 +83,8 @@ pub struct Accuracy {
     pub top1: f64,
     /// Images whose class is among the five likeliest.
     pub top5: f64,
-    /// Images for which it predicts what the first model predicts.
-    pub agreement: f64,
+    /// Images for which it predicts what the first model predicts; absent where their classes cannot be compared.
+    pub agreement: Option<f64>,
     /// Images that were read.
     pub images: usize,
     /// Files that could not be.

@@ -11,6 +11,8 @@ use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::prepare::preprocess;
 
+use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
+
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
 use crate::timing::{Budget, measure, median, noise, times};
@@ -24,6 +26,7 @@ pub struct Contestant {
     model: String,
     engine: Engine,
     preparation: PretrainedCfg,
+    names: ClassNames,
     weights: Weights,
     weight_bytes: usize,
     params: usize,
@@ -87,6 +90,7 @@ impl Contestant {
             model: model.to_owned(),
             engine,
             preparation: from.config.pretrained_cfg.clone(),
+            names: ClassNames::of(&from.config, from.spec.num_classes),
             weights: Weights::of(from),
             weight_bytes: from.tensors.total_bytes(),
             params: costs.parameters(),
@@ -241,14 +245,15 @@ impl Contest {
         self.labels.iter().zip(&self.contestants).map(model).collect()
     }
 
-    /// Everyone's accuracy on `data`, and how often it answers as the first does.
+    /// Everyone's accuracy on `data`, whose classes are found in each model `by` name or position, and how often it answers as
+    /// the first does.
     ///
     /// # Errors
-    /// A model without classes or with fewer than the labels;
+    /// A model without classes, with fewer than the labels, or with others;
     /// [`Error::Interrupted`] once `stop` was set.
     pub fn evaluate(
         &self,
-        data: &DataSet,
+        (data, by): (&DataSet, LabelsBy),
         batch_size: usize,
         stop: &AtomicBool,
         events: &mut dyn Events,
@@ -262,18 +267,23 @@ impl Contest {
         events.say("step", &format!("each model predicts {} images", data.len()));
         let begun = Progress::of_images(total);
         events.progress(begun);
-        let (mut found, mut first): (Vec<Accuracy>, Option<Vec<usize>>) = (Vec::new(), None);
+        let (mut found, mut first): (Vec<Accuracy>, Option<Answers>) = (Vec::new(), None);
         for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
+            let classes = one.engine.spec().num_classes;
+            let matched = one.names.matched(data, classes, by)?;
+            if let Some(note) = &matched.note {
+                events.say("note", &format!("{label}: {note}"));
+            }
             let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = preprocess(one.engine.spec(), &one.preparation)?;
-            let evaluation = evaluate(&mut recorder, data, &preparation, options, &mut |at| {
+            let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
                 let done = i * data.len() + at.done;
                 events.progress(Progress { done, ..begun });
                 go_on(stop)
             })?;
-            let predictions = recorder.predictions;
-            let same = agreement(first.as_ref().unwrap_or(&predictions), &predictions);
-            first.get_or_insert(predictions);
+            let answers = Answers::new(&matched, classes, &recorder.predictions);
+            let same = first.as_ref().unwrap_or(&answers).agreement(&answers);
+            first.get_or_insert(answers);
             found.push(Accuracy {
                 label: label.clone(),
                 top1: evaluation.joint.top1,
@@ -287,14 +297,31 @@ impl Contest {
     }
 }
 
-/// How many of a hundred predictions are the same. The same images are unreadable to all.
-fn agreement(first: &[usize], other: &[usize]) -> f64 {
-    let same = first
-        .iter()
-        .zip(other)
-        .filter(|(first, other)| first == other)
-        .count();
-    100.0 * same as f64 / first.len() as f64
+/// What a model answered to each image.
+struct Answers {
+    /// The classes among which it chose, where these are others than the data's and have no names: how many.
+    among: Option<usize>,
+    /// By name where there is one, by number otherwise.
+    classes: Vec<String>,
+}
+
+impl Answers {
+    fn new(matched: &Matched, classes: usize, predictions: &[usize]) -> Answers {
+        let names = matched.data.class_names();
+        let known = !matched.places.is_empty() || names.len() == classes;
+        let name = |&class: &usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
+        Answers {
+            among: (!known).then_some(classes),
+            classes: predictions.iter().map(name).collect(),
+        }
+    }
+
+    /// How often `other` says the same, in percent; nothing where the classes are not comparable.
+    fn agreement(&self, other: &Answers) -> Option<f64> {
+        let pairs = self.classes.iter().zip(&other.classes);
+        let same = pairs.filter(|(first, other)| first == other).count();
+        (self.among == other.among).then(|| 100.0 * same as f64 / self.classes.len() as f64)
+    }
 }
 
 /// Names that tell all apart: without the precision where it is everyone's, with a number where one takes part twice.
@@ -331,7 +358,16 @@ mod tests {
     }
 
     #[test]
-    fn agreement_is_a_percentage() {
-        assert_eq!(agreement(&[1, 2, 3, 4], &[1, 2, 0, 4]), 75.0);
+    fn agreement_is_a_percentage_of_answers_that_can_be_compared() {
+        let answers = |among, classes: &[&str]| Answers {
+            among,
+            classes: classes.iter().map(|&class| class.to_owned()).collect(),
+        };
+        let first = answers(None, &["cat", "dog", "eel", "cat"]);
+        assert_eq!(
+            first.agreement(&answers(None, &["cat", "dog", "cat", "cat"])),
+            Some(75.0)
+        );
+        assert_eq!(first.agreement(&answers(Some(9), &["1", "2", "3", "4"])), None);
     }
 }

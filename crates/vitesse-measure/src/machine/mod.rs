@@ -4,11 +4,14 @@ mod bandwidth;
 mod peaks;
 
 use std::fs;
+use std::num::NonZeroUsize;
 
 use serde::Serialize;
 
+use crate::{Error, Result};
 pub(crate) use peaks::Peaks;
 pub use peaks::{Peak, advice};
+pub use vitesse_data::{cores, most_threads};
 
 /// The machine as this process sees it: a container's limits count.
 #[derive(Debug, Clone, Serialize)]
@@ -59,9 +62,18 @@ impl Machine {
     }
 }
 
-/// Logical cores that this process may use.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Starts the process's computing threads, one a core unless a number is given. Before anything is computed, for the first
+/// computation starts as many as there are cores.
+///
+/// # Errors
+/// [`Error::Threads`] where the system gives no more; threads that were started before.
+pub fn start_threads(threads: Option<NonZeroUsize>) -> Result<()> {
+    let wanted = threads.map_or(0, NonZeroUsize::get);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(wanted);
+    pool.build_global().map_err(|error| Error::Threads {
+        threads: threads.map_or_else(cores, NonZeroUsize::get),
+        reason: error.to_string(),
+    })
 }
 
 /// The processor's name, where the system tells.

@@ -47,26 +47,34 @@ fn operations(isa: Isa, arithmetic: Arithmetic, threads: usize) -> Result<f64> {
     })
 }
 
-/// Peaks of engines that have been measured.
+/// Peaks of engines, of each the best that was seen: whatever else runs on the machine can only lower one.
 #[derive(Debug, Default)]
-pub(crate) struct Peaks(Vec<((Isa, Precision, usize), f64)>);
+pub(crate) struct Peaks(Vec<(Key, f64)>);
+
+/// What a peak is of: instructions, arithmetic and threads.
+pub(crate) type Key = (Isa, Precision, usize);
 
 impl Peaks {
-    /// The peak of an engine's instructions, arithmetic and threads, in operations a second. One that has been measured is
-    /// not measured again.
-    pub(crate) fn of(&mut self, engine: &Engine) -> Result<f64> {
+    /// Measures that of an engine once more.
+    pub(crate) fn measure(&mut self, engine: &Engine) -> Result<Key> {
         let key = (engine.isa(), engine.precision(), engine.threads());
-        if let Some((_, peak)) = self.0.iter().find(|(known, _)| *known == key) {
-            return Ok(*peak);
-        }
         let arithmetic = match engine.precision() {
             Precision::F32 => Arithmetic::F32,
             Precision::Bf16 => Arithmetic::Bf16,
             Precision::Int8 => Arithmetic::Int8,
         };
         let found = operations(engine.isa(), arithmetic, engine.threads())?;
-        self.0.push((key, found));
-        Ok(found)
+        match self.0.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, best)) => *best = best.max(found),
+            None => self.0.push((key, found)),
+        }
+        Ok(key)
+    }
+
+    /// The best seen, in operations a second.
+    pub(crate) fn best(&self, key: Key) -> f64 {
+        let found = self.0.iter().find(|(known, _)| *known == key);
+        found.map_or(0.0, |(_, best)| *best)
     }
 }
 
@@ -89,7 +97,12 @@ pub fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
         .iter()
         .max_by(|a, b| fastest(a).total_cmp(&fastest(b)))
         .map_or(1, |peak| peak.threads);
-    if best < all.threads {
+    // Less than that is noise.
+    let faster = peaks
+        .iter()
+        .find(|peak| peak.threads == best)
+        .is_some_and(|peak| fastest(&peak) > 1.1 * fastest(&all));
+    if best < all.threads && faster {
         return format!(
             "{best} of {} threads are fastest here: try `--threads {best}`",
             all.threads
@@ -132,6 +145,8 @@ mod tests {
         if !machine.lacks_simd() {
             let advice = |last| advice(&machine, Isa::detect(), &[peak(1, 1e9), peak(2, 3e9), last]);
             assert!(advice(peak(4, 2e9)).contains("2 of 4 threads"));
+            // A little slower is noise.
+            assert!(!advice(peak(4, 2.9e9)).contains("fastest here"));
             assert!(advice(peak(8, 4e9)).contains("only 4.0 times"));
         }
     }

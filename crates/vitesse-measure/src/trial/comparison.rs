@@ -16,7 +16,7 @@ use vitesse_model::Checkpoint;
 use vitesse_train::{Error as TrainError, Recipe};
 
 use super::found::{Candidate, Chosen, Latency, Report, Speeds};
-use super::{ADAPTER, Entry, Search, Setup, Trial, defaults};
+use super::{ADAPTER, Entry, Search, Setup, Trial, defaults, keep};
 use crate::accuracy::open_test;
 use crate::contest::{Contest, Contestant};
 use crate::machine::processor;
@@ -24,8 +24,10 @@ use crate::merge::{Folded, fold};
 use crate::timing::Budget;
 use crate::{Error, Events, Result, TrainEvents};
 
-/// Where the page of a comparison is written, in its folder.
-pub const PAGE: &str = "compare.html";
+/// What a comparison leaves in its folder: the document, the table of its runs, the page with charts.
+const DOCUMENT: &str = "compare.json";
+const TABLE: &str = "compare.csv";
+const PAGE: &str = "compare.html";
 /// Images in one forward pass, where latency is measured.
 const BATCHES: [usize; 3] = [1, 4, 16];
 /// How long a model has its turn, and how many runs at least.
@@ -63,7 +65,7 @@ impl Comparison {
     /// [`Setup::test`].
     pub fn run(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Report> {
         let recipe = self.recipe(self.first()?, None)?;
-        let test = open_test(&recipe.data.path)?;
+        let test = open_test(&recipe.data.path, &recipe.data.decode())?;
         // Every method and recipe is read, and every run that is there is one of these, before anything is computed.
         for entry in &self.entries {
             let candidates = self.candidates(entry).into_iter().map(|(_, candidate)| candidate);
@@ -119,6 +121,14 @@ impl Comparison {
         Ok(report)
     }
 
+    /// Keeps what was found in the folder: as a document, and as who shows it has made a table (CSV) and a page (HTML) of it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn keep(&self, found: &Report, table: &str, page: &str) -> Result<()> {
+        keep(&self.output, (DOCUMENT, found), &[(TABLE, table), (PAGE, page)])
+    }
+
     /// What the others are compared with.
     fn first(&self) -> Result<&Entry> {
         let first = self.entries.first();
@@ -152,7 +162,7 @@ impl Comparison {
 
     /// The recipe of an entry: the method's, under what all have in common, under the entry's own keys.
     fn recipe(&self, entry: &Entry, seed: Option<u64>) -> Result<Recipe> {
-        let defaults = defaults(&entry.method()?);
+        let defaults = defaults(&*entry.method()?);
         let seed = seed.or_else(|| self.seeds.first().copied()).unwrap_or_default();
         let mut more = entry.overrides()?;
         more.extend(self.data.clone().map(|data| ("data.path", Value::String(data))));
@@ -170,7 +180,7 @@ impl Comparison {
         let folder = format!("seed{}", recipe.train.seed);
         Ok(Setup {
             label: label.to_owned(),
-            method: entry.method()?,
+            method: entry.method()?.into(),
             folder: self.output.join(entry.folder()).join(folder),
             recipe,
             base: None,

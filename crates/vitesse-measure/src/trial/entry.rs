@@ -4,10 +4,14 @@ use std::str::FromStr;
 
 use toml::{Table, Value};
 use vitesse_adapt::Method;
+use vitesse_train::method::{self, named};
 
 use crate::{Error, Result};
 
 /// `METHOD` or `METHOD:KEY=VALUE:KEY=VALUE`.
+///
+/// The methods are those of adaptation: they all leave the base as it is and learn one task by it, so they can be compared. A
+/// method of another list is a [`Setup`](super::Setup) of its own.
 ///
 /// A key with a table, such as `optim.lr`, is the recipe's; others are the method's. Several names in a value are joined by
 /// `+`, since a comma ends an entry.
@@ -106,7 +110,7 @@ impl Entry {
     pub fn overrides(&self) -> Result<Vec<(&str, Value)>> {
         let keys = self.settings.iter().filter(|(key, _)| key.contains('.'));
         let keys = keys.map(|(key, value)| (key.as_str(), toml_value(value)));
-        Ok(keys.chain([("method", table(&self.method()?)?)]).collect())
+        Ok(keys.chain([("method", table(&*self.method()?)?)]).collect())
     }
 
     /// A folder's name.
@@ -123,7 +127,7 @@ impl Entry {
 }
 
 /// Keys of the recipe that follow from the method where nothing else is said.
-pub fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
+pub fn defaults(method: &dyn method::Method) -> Vec<(&'static str, Value)> {
     let mut defaults = vec![("preset", Value::String("adapt".into()))];
     let own = method.recipe().iter();
     defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
@@ -135,8 +139,8 @@ pub fn defaults(method: &Method) -> Vec<(&'static str, Value)> {
 ///
 /// # Errors
 /// Settings that TOML cannot hold.
-pub fn table(method: &Method) -> Result<Value> {
-    Value::try_from(method).map_err(|error| Error::Settings {
+pub fn table(method: &dyn method::Method) -> Result<Value> {
+    Value::try_from(named(method)).map_err(|error| Error::Settings {
         method: method.name(),
         reason: error.to_string(),
     })

@@ -163,14 +163,14 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use vitesse_adapt::Method;
+    use vitesse_train::method::Table;
 
     use super::*;
 
     fn trial(label: &str, seed: u64, right: &str) -> Trial {
         Trial {
             label: label.into(),
-            method: Method::parse("linear", &[]).unwrap(),
+            method: Table::new(),
             seed,
             method_parameters: 0,
             head_parameters: 1,

@@ -1,31 +1,26 @@
 //! One run: a base, a method on it, training, and the adapter that is left.
 
-use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use vitesse_adapt::Method;
 use vitesse_adapt::peft::{Adapter, Record};
 use vitesse_data::DataSet;
 use vitesse_model::checkpoint::{weights_file, weights_sha256};
 use vitesse_model::{Checkpoint, LoadOptions};
-use vitesse_train::adamw::Slot;
-use vitesse_train::events::{Events as Training, Outcome};
-use vitesse_train::method::{Begun, Trainable};
-use vitesse_train::objective::Objective;
+use vitesse_train::events::{Events as Training, Outcome, Plan};
+use vitesse_train::method::{Begun, Method, MethodPlan, Trainable, named};
+use vitesse_train::parallel::Team;
 use vitesse_train::run::{ADAPTER, Existing, RunFolder};
-use vitesse_train::state::State;
-use vitesse_train::trainer::{Start, train};
-use vitesse_train::{Error as TrainError, Recipe};
+use vitesse_train::{Recipe, run_begun, same_base};
 
 use crate::{Error, Events, Result};
 
 /// What is to be done.
 #[derive(Debug)]
 pub struct Job<'a> {
-    /// The method.
-    pub method: &'a Method,
+    /// The method, of whatever list.
+    pub method: &'a dyn Method,
     /// How it is trained.
     pub recipe: &'a Recipe,
     /// The folder of the run.
@@ -41,15 +36,26 @@ pub struct Job<'a> {
 pub struct Ready {
     /// With a fresh head for the classes of the data.
     pub base: Checkpoint,
-    adapted: Begun,
+    begun: Begun,
     learn: DataSet,
     validation: Option<DataSet>,
+}
+
+/// What is left of a job.
+#[derive(Debug)]
+pub struct Done {
+    /// How the run went.
+    pub outcome: Outcome,
+    /// What learned.
+    pub trainable: Trainable,
+    /// What was learned, without the base; none of a method that changes the network itself.
+    pub adapter: Option<PathBuf>,
 }
 
 impl Ready {
     /// What learns.
     pub fn trainable(&self) -> &Trainable {
-        &self.adapted.trained
+        &self.begun.trained
     }
 }
 
@@ -69,78 +75,76 @@ impl Job<'_> {
         let mut model = recipe.model.clone();
         model.checkpoint = self.base.map(Path::to_owned).or(model.checkpoint);
         let mut base = model.checkpoint(&learn, recipe.train.seed)?;
-        for note in &base.source.notes {
-            events.say("note", note);
-        }
         if base.source.weights.is_none() {
             events.say(
                 "note",
                 "the model is a name: its weights are fresh, and there is little to adapt",
             );
         }
-        // The head is always new, also where the number of classes is the same by chance.
+        // The head is always new, also where the number of classes is the same by chance. That needs no telling.
+        let told = base.source.notes.len();
         base.set_num_classes(0, recipe.train.seed)?;
         base.set_num_classes(classes, recipe.train.seed)?;
-        let adapted = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
+        base.source.notes.truncate(told);
+        let begun = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
         Ok(Ready {
             base,
-            adapted,
+            begun,
             learn,
             validation,
         })
     }
 
-    /// Trains, with the objective and the hooks that `ready` then no longer has.
+    /// What the method would change, and what the run by the processes of `team` would be, without a step of it.
     ///
     /// # Errors
-    /// As [`train`]; a run that was begun with another model, or with other weights of it.
+    /// As [`Recipe::plan`].
+    pub fn plan(&self, ready: &Ready, team: &Team, events: &mut dyn Training) -> Result<(MethodPlan, Plan)> {
+        let data = (ready.learn.clone(), ready.validation.clone());
+        let run = self
+            .recipe
+            .plan_of(&ready.base, data, team, &Device::flex(), events)?;
+        Ok((self.method.plan(&ready.base.spec)?, run))
+    }
+
+    /// Trains, by all processes of `team`, and keeps what was learned.
+    ///
+    /// # Errors
+    /// As [`run_begun`]; a run that was begun with another model, or with other weights of it.
     pub fn run(
         &self,
-        ready: &mut Ready,
+        ready: Ready,
+        team: &Team,
         stop: &AtomicBool,
         events: &mut dyn Training,
-    ) -> vitesse_train::Result<Outcome> {
-        let (adapted, optim) = (&ready.adapted, &self.recipe.optim);
-        let model = Checkpoint {
-            spec: adapted.spec.clone(),
-            tensors: adapted.tensors.clone(),
-            ..ready.base.clone()
-        };
-        let saved = RunFolder::state_in(self.output);
-        let state = if self.existing == Existing::Resume && saved.is_file() {
-            let state = State::load(&saved, optim)?;
-            self.same_base(state.parent_sha256.as_deref(), model.source_sha256()?.as_deref())?;
-            state
-        } else {
-            self.same_base_as_adapter()?;
-            let ema = self.recipe.train.ema_decay.is_some();
-            State::new(&model, optim, ema, &|name| adapted.trained.contains(name))?
-        };
-        let learns = |slot: &Slot| adapted.trained.contains(&slot.name);
-        if state.spec != model.spec || !state.slots.iter().all(learns) {
-            return Err(TrainError::Resume {
-                path: self.output.to_owned(),
-                reason: "the model that it was begun with is not the one that is there now; restore it, or start a new run"
-                    .into(),
-            });
-        }
-        let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(self.recipe.distill.distillation())];
-        objective.extend(ready.adapted.objective.take());
-        let device = Device::flex();
-        let start = Start {
-            teacher: self.recipe.distill.teacher(&objective, &state, &device)?,
-            state,
-            train: ready.learn.clone(),
-            validation: ready.validation.clone(),
-            objective: Box::new(objective),
-            hooks: mem::take(&mut ready.adapted.hooks),
-            device,
-        };
-        train(self.recipe, start, self.output, self.existing, stop, events)
+    ) -> Result<Done> {
+        self.same_base_as_adapter()?;
+        let Ready {
+            base,
+            begun,
+            learn,
+            validation,
+        } = ready;
+        let trainable = begun.trained.clone();
+        let folder = (self.output, self.existing);
+        let outcome = run_begun(
+            team,
+            self.recipe,
+            (&base, begun),
+            (learn, validation),
+            folder,
+            stop,
+            events,
+        )?;
+        Ok(Done {
+            adapter: self.keep(&base, &trainable, team)?,
+            outcome,
+            trainable,
+        })
     }
 
     /// Refuses to go on with a run whose adapter belongs to other weights than the base has now.
-    pub(super) fn same_base_as_adapter(&self) -> vitesse_train::Result<()> {
+    pub(super) fn same_base_as_adapter(&self) -> Result<()> {
         let folder = self.output.join(ADAPTER);
         if self.existing != Existing::Resume || !folder.is_dir() {
             return Ok(());
@@ -153,48 +157,30 @@ impl Job<'_> {
         let now = base
             .map(|path| weights_sha256(&weights_file(path)?, key))
             .transpose()?;
-        self.same_base(Some(&begun), now.as_deref())
+        Ok(same_base(self.output, Some(&begun), now.as_deref())?)
     }
 
-    /// Refuses other weights than the run was begun with: what learned on the ones would be kept as learned on the others.
-    fn same_base(&self, begun: Option<&str>, now: Option<&str>) -> vitesse_train::Result<()> {
-        if begun == now {
-            return Ok(());
-        }
-        let sha256 = |sum: Option<&str>| match sum {
-            Some(sum) => format!("weights with SHA-256 {sum}"),
-            None => "fresh weights".to_owned(),
-        };
-        Err(TrainError::Resume {
-            path: self.output.to_owned(),
-            reason: format!(
-                "the base that it was begun with had {}, and the one that is there now has {}; restore the base, or start a \
-                 new run in another folder",
-                sha256(begun),
-                sha256(now)
-            ),
-        })
-    }
-
-    /// Writes what was learned in the checkpoint `found`, the head included, and tells where.
-    ///
-    /// # Errors
-    /// A checkpoint that cannot be read, a folder that cannot be written.
-    pub fn keep(&self, ready: &Ready, found: &Path) -> Result<PathBuf> {
+    /// Writes what was learned as an adapter, the head included, where the base is still in the model.
+    fn keep(&self, base: &Checkpoint, trainable: &Trainable, team: &Team) -> Result<Option<PathBuf>> {
+        let found = RunFolder::checkpoint_in(self.output);
         let found = Checkpoint::load(found, &LoadOptions::default())?;
-        let base = &ready.base;
-        let ops = found.spec.ops.len() - base.spec.ops.len();
-        let metrics = found.config.history.last().map(|step| step.metrics.clone());
-        let record = Record {
-            base_sha256: base.source_sha256()?,
-            architecture: Some(base.spec.architecture.clone()),
-            method: Some(self.method.clone()),
-            data: Some(self.recipe.data.path.clone()),
-            label_names: found.config.label_names.clone(),
-            metrics: metrics.unwrap_or_default(),
-        };
+        if found.spec.network != base.spec.network || !found.spec.ops.starts_with(&base.spec.ops) {
+            return Ok(None);
+        }
         let folder = self.output.join(ADAPTER);
-        Adapter::of(&found.spec, &found.tensors, ready.trainable(), ops, record)?.write(&folder, true)?;
-        Ok(folder)
+        if team.leads() {
+            let ops = found.spec.ops.len() - base.spec.ops.len();
+            let metrics = found.config.history.last().map(|step| step.metrics.clone());
+            let record = Record {
+                base_sha256: base.source_sha256()?,
+                architecture: Some(base.spec.architecture.clone()),
+                method: Some(named(self.method)),
+                data: Some(self.recipe.data.path.clone()),
+                label_names: found.config.label_names.clone(),
+                metrics: metrics.unwrap_or_default(),
+            };
+            Adapter::of(&found.spec, &found.tensors, trainable, ops, record)?.write(&folder, true)?;
+        }
+        Ok(Some(folder))
     }
 }

@@ -1,4 +1,7 @@
-//! Trials of methods of adaptation: trained, tested once, merged where that can be, proved, and kept as `result.json`.
+//! Trials of methods: trained, tested once, merged where that can be, proved, and kept as `result.json`.
+//!
+//! A [`Job`] and a [`Setup`] take any method that follows [`vitesse_train::method`]. What is typed, and so what is compared, are
+//! the methods of adaptation.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -6,12 +9,14 @@
 //! | `entry` | a method with its settings, as typed |
 //! | `comparison` | several methods with one budget: the search before the runs, the latencies after them |
 //! | `found` | what a comparison found |
+//! | `reuse` | a model put to other tasks, with a new head alone and with RepAdapter |
 //! | `vtab` | a comparison on each task of VTAB-1k, and its score |
 
 pub mod comparison;
 mod entry;
 pub mod found;
 mod job;
+pub mod reuse;
 pub mod vtab;
 
 use std::fs;
@@ -19,13 +24,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use vitesse_adapt::Method;
 use vitesse_data::DataSet;
 use vitesse_engine::{Engine, Options, Precision};
 use vitesse_kernels::train::release_memory;
 use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
+use vitesse_train::method::{Method, Table, named};
+use vitesse_train::parallel::Team;
 use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{ADAPTER, Existing, RESULT, RunFolder};
 use vitesse_train::{Error as TrainError, Recipe};
@@ -40,7 +46,7 @@ use crate::proof::compare;
 use crate::timing::Budget;
 use crate::{Error, Events, Result, TrainEvents, origin};
 pub use entry::{Entry, Search, defaults, setting, table};
-pub use job::{Job, Ready};
+pub use job::{Done, Job, Ready};
 
 /// Test images that a merge is proved on.
 const PROOF_IMAGES: usize = 16;
@@ -52,8 +58,8 @@ const TEST_BATCH: usize = 32;
 pub struct Trial {
     /// The entry of the comparison, as typed.
     pub label: String,
-    /// The method with its settings.
-    pub method: Method,
+    /// The table of the method: its name and its settings.
+    pub method: Table,
     /// The seed.
     pub seed: u64,
     /// Parameters of the method.
@@ -62,7 +68,7 @@ pub struct Trial {
     pub head_parameters: usize,
     /// Of the whole model, the method's included.
     pub total_parameters: usize,
-    /// Size of the adapter's files.
+    /// Size of the adapter's files, if there is one.
     pub adapter_bytes: u64,
     /// Epochs trained.
     pub epochs: usize,
@@ -117,8 +123,8 @@ pub enum Merged {
 pub struct Setup {
     /// The entry of the comparison, which is a row of its tables.
     pub label: String,
-    /// The method.
-    pub method: Method,
+    /// The method, of whatever list.
+    pub method: Box<dyn Method>,
     /// How it is trained.
     pub recipe: Recipe,
     /// The folder of the run.
@@ -132,7 +138,7 @@ pub struct Setup {
 impl Setup {
     fn job(&self) -> Job<'_> {
         Job {
-            method: &self.method,
+            method: &*self.method,
             recipe: &self.recipe,
             output: &self.folder,
             base: self.base.as_deref(),
@@ -191,27 +197,29 @@ impl Setup {
         release_memory();
         let known = self.memory && reset_peak_memory();
         let job = self.job();
-        let mut ready = job.ready(events.as_events())?;
+        let ready = job.ready(events.as_events())?;
         events.say("note", &ready.trainable().to_string());
-        let learned = job
-            .run(&mut ready, stop, events.training())
+        let Done {
+            outcome,
+            trainable,
+            adapter,
+        } = job
+            .run(ready, &Team::alone(), stop, events.training())
             .map_err(|error| match error {
-                TrainError::Interrupted => Error::Stopped,
-                other => other.into(),
+                Error::Train(TrainError::Interrupted) => Error::Stopped,
+                other => other,
             })?;
-        let adapter = job.keep(&ready, &self.checkpoint())?;
-        let trainable = ready.trainable();
         let trial = Trial {
             label: self.label.clone(),
-            method: self.method.clone(),
+            method: named(&*self.method),
             seed: self.recipe.train.seed,
             method_parameters: trainable.method_parameters,
             head_parameters: trainable.head_parameters,
             total_parameters: trainable.total_parameters,
-            adapter_bytes: bytes(&adapter),
-            epochs: learned.epochs,
-            validation_top1: learned.best.map(|best| best.top1),
-            validation_loss: learned.best.map(|best| best.loss),
+            adapter_bytes: adapter.map_or(0, |folder| bytes(&folder)),
+            epochs: outcome.epochs,
+            validation_top1: outcome.best.map(|best| best.top1),
+            validation_loss: outcome.best.map(|best| best.loss),
             test: None,
             seconds: RunFolder::earlier_seconds(&self.folder)?,
             peak_memory_bytes: peak_memory().filter(|_| known),
@@ -221,20 +229,7 @@ impl Setup {
     }
 
     fn save(&self, trial: &Trial) -> Result<()> {
-        let text = serde_json::to_string_pretty(trial)
-            .map_err(|error| TrainError::Backend(format!("writing a result: {error}")))?;
-        atomic_write(&self.folder.join(RESULT), |file| file.write_all(text.as_bytes()))?;
-        Ok(())
-    }
-
-    /// The checkpoint of the best epoch, or the last where nothing was evaluated.
-    fn checkpoint(&self) -> PathBuf {
-        let best = self.folder.join("best");
-        if best.is_dir() {
-            best
-        } else {
-            self.folder.join("final")
-        }
+        keep(&self.folder, (RESULT, trial), &[])
     }
 
     /// The model as it was trained, with its ops.
@@ -242,7 +237,8 @@ impl Setup {
     /// # Errors
     /// A run that is not finished.
     pub fn trained(&self) -> Result<Checkpoint> {
-        Ok(Checkpoint::load(self.checkpoint(), &LoadOptions::default())?)
+        let path = RunFolder::checkpoint_in(&self.folder);
+        Ok(Checkpoint::load(path, &LoadOptions::default())?)
     }
 
     /// The base with a fresh head and no ops.
@@ -374,6 +370,16 @@ pub struct Latency {
     pub merged: Ratio,
     /// Whether the merged model's plan is the plain one, step for step.
     pub same_plan: bool,
+}
+
+/// Writes a document as JSON, and texts beside it.
+fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
+    let text = serde_json::to_string_pretty(document)
+        .map_err(|error| TrainError::Backend(format!("writing `{name}`: {error}")))?;
+    for (name, text) in [(name, &*text)].iter().chain(texts) {
+        atomic_write(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
+    }
+    Ok(())
 }
 
 /// Bytes of the files in a folder.

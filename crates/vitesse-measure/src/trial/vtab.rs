@@ -11,8 +11,12 @@ use vitesse_data::vtab::{Score, TASKS, Task, score};
 
 use super::comparison::Comparison;
 use super::found::Report;
+use super::keep;
 use crate::{Error, Result, TrainEvents};
 
+/// What is left in the folder of all tasks.
+const DOCUMENT: &str = "vtab.json";
+const TABLE: &str = "vtab.csv";
 /// What tells the folder of a task.
 const LIST: &str = "train800.txt";
 
@@ -104,6 +108,14 @@ impl Found {
 }
 
 impl Whole {
+    /// Keeps what was found in `folder`: as a document, and as who shows it has made a `table` (CSV) of it.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn keep(&self, folder: &Path, table: &str) -> Result<()> {
+        keep(folder, (DOCUMENT, self), &[(TABLE, table)])
+    }
+
     /// Scores the entries by what was found on the tasks.
     ///
     /// # Errors

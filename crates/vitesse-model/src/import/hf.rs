@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Imported, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
-use crate::config::{Config, Fields, PretrainedCfg, take_labels};
+use crate::config::{Config, Fields, PretrainedCfg, take_labels, take_problem_type};
 use crate::pos_embed::Flavour;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::tensors::{Tensor, Tensors};
@@ -48,6 +48,7 @@ pub(crate) fn import(
     {
         label_names.clear();
     }
+    let problem_type = take_problem_type(&mut fields)?;
     let spec = ModelSpec {
         architecture: described.architecture.to_owned(),
         num_classes,
@@ -71,6 +72,7 @@ pub(crate) fn import(
         config: Config {
             pretrained_cfg,
             label_names,
+            problem_type,
             ..Config::default()
         },
         pos_embed: Flavour::Transformers,

@@ -3,6 +3,7 @@
 //! The published models have timm's names. Our own, for images of 32 pixels, are there to train and test without a
 //! download. timm can build our ViTs too, from another name and a few arguments ([`Entry::timm_name`]).
 
+pub mod imagenet;
 pub mod regnet;
 mod vit;
 

@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// Lists methods: one line for each, with what it changes and the module that has its `NAME` and its `Config`.
 ///
 /// Makes the enum, which is read and written with serde as a table with the key `name`; `NAMES` and `all`; `new` and `parse`;
-/// and a dereference to [`dyn Method`](crate::method::Method), which is the dispatch. The crate that uses this
-/// macro needs serde.
+/// and a dereference to [`dyn Method`](crate::method::Method), which is the dispatch, with a conversion to a box of it for those
+/// who keep a method of whatever list. The crate that uses this macro needs serde.
 ///
 /// ```
 /// mod halve {
@@ -99,6 +99,14 @@ macro_rules! methods {
             fn deref(&self) -> &Self::Target {
                 match self {
                     $($Enum::$Variant(config) => config),*
+                }
+            }
+        }
+
+        impl ::std::convert::From<$Enum> for ::std::boxed::Box<dyn $crate::method::Method> {
+            fn from(method: $Enum) -> Self {
+                match method {
+                    $($Enum::$Variant(config) => ::std::boxed::Box::new(config)),*
                 }
             }
         }

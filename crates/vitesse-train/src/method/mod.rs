@@ -18,13 +18,15 @@
 //! the trainer's loop calls them. Nothing else here needs gradients, so it is there without the feature `train`.
 
 mod list;
+mod page;
 mod plan;
 mod settings;
 mod trainable;
 
 pub use list::{Table, from_texts, named, read, split, unknown};
+pub use page::{between, described, table};
 pub use plan::{Change, MethodPlan, Size, TensorChange};
-pub use settings::{Field, Settings, table, values};
+pub use settings::{Field, Settings, values};
 pub use trainable::{Trainable, head_tensors};
 
 use std::fmt;
@@ -77,8 +79,7 @@ pub trait Method: Settings + fmt::Debug + Send + Sync {
         Ok(Finished {
             spec: spec.clone(),
             tensors: tensors.clone(),
-            folded: Vec::new(),
-            kept: Vec::new(),
+            report: Report::default(),
         })
     }
 
@@ -112,10 +113,19 @@ pub struct Finished {
     pub spec: ModelSpec,
     /// Its weights.
     pub tensors: Tensors,
+    /// What became of what the method had added.
+    pub report: Report,
+}
+
+/// What became of the ops of a model that was finished.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
     /// What is gone from the description because the weights compute it now.
     pub folded: Vec<Folded>,
     /// What the engine computes beside the weights, and why.
     pub kept: Vec<Kept>,
+    /// Whether projections of blocks without a bias have one now.
+    pub created_bias: bool,
 }
 
 /// One op that is folded.

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Table;
+use crate::{Error, Result};
 
 /// One setting, as it was declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,15 @@ pub struct Field {
 pub trait Settings {
     /// The settings there are, in the order of their declaration.
     fn fields(&self) -> &'static [Field];
-    /// Their values. One that is not set and has no default is left out.
-    fn settings(&self) -> Table;
+    /// Their values, as serde writes them. One that is not set and has no default is left out.
+    ///
+    /// # Errors
+    /// Values that no table can hold. That is a defect of the method, which the test of its page finds ([`table`](super::table)).
+    fn written(&self) -> Result<Table>;
+    /// The same, where that is known to be none.
+    fn settings(&self) -> Table {
+        self.written().unwrap_or_default()
+    }
 }
 
 /// Declares the settings of a method: a struct of plain data whose every field has a documentation and a default.
@@ -76,44 +84,50 @@ macro_rules! settings {
                 FIELDS
             }
 
-            fn settings(&self) -> $crate::method::Table {
+            fn written(&self) -> $crate::Result<$crate::method::Table> {
                 $crate::method::values(self)
             }
         }
     };
 }
 
-/// What [`Settings::settings`] says of a struct.
-pub fn values(settings: &impl Serialize) -> Table {
+/// What [`Settings::written`] says of a struct.
+///
+/// # Errors
+/// As there.
+pub fn values(settings: &impl Serialize) -> Result<Table> {
+    let refused = |reason: String| Error::Method {
+        code: "E_METHOD",
+        sentence: format!("settings cannot be written: {reason}"),
+    };
     match serde_json::to_value(settings) {
-        Ok(Value::Object(map)) => map,
-        _ => Table::new(),
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(refused(format!("they are {other}, which is no table"))),
+        Err(error) => Err(refused(error.to_string())),
     }
 }
 
-/// The settings as a table of the documentation, in Markdown: key, default, what it is. Without settings, a sentence.
-pub fn table(defaults: &dyn Settings) -> String {
-    if defaults.fields().is_empty() {
-        return "There is nothing to set.\n".to_owned();
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    crate::settings! {
+        /// A map that JSON has no keys for.
+        struct Odd {
+            /// By pairs.
+            pairs: BTreeMap<(u8, u8), u8> = BTreeMap::from([((0, 1), 2)]),
+        }
     }
-    let values = defaults.settings();
-    let mut out = String::from("| setting | default | |\n| --- | --- | --- |\n");
-    for field in defaults.fields() {
-        let default = match values.get(field.key) {
-            None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => format!("`{text}`"),
-            Some(Value::Array(list)) => {
-                let entries = list
-                    .iter()
-                    .map(|entry| entry.as_str().map_or_else(|| entry.to_string(), str::to_owned));
-                format!("`{}`", entries.collect::<Vec<_>>().join(","))
-            }
-            Some(Value::Number(number)) => number
-                .as_f64()
-                .map_or_else(|| format!("`{number}`"), |number| format!("`{number}`")),
-            Some(value) => format!("`{value}`"),
-        };
-        out.push_str(&format!("| `{}` | {default} | {} |\n", field.key, field.about));
+
+    #[test]
+    fn what_cannot_be_written_is_said() {
+        let error = Odd::default().written().unwrap_err().to_string();
+        assert!(
+            error.contains("cannot be written: key must be a string"),
+            "{error}"
+        );
+        assert!(super::super::table(&Odd::default()).is_err());
     }
-    out
 }

@@ -38,10 +38,11 @@ use crate::schedule::{Curve, Schedule};
 use crate::{Error, Result};
 
 /// Presets by name.
-const PRESETS: [(&str, &str); 4] = [
+const PRESETS: [(&str, &str); 5] = [
     ("deit", include_str!("presets/deit.toml")),
     ("small", include_str!("presets/small.toml")),
     ("finetune", include_str!("presets/finetune.toml")),
+    ("highres", include_str!("presets/highres.toml")),
     ("adapt", include_str!("presets/adapt.toml")),
 ];
 
@@ -106,6 +107,7 @@ impl Recipe {
         };
         let data = file.get("data").and_then(|data| data.get("path")?.as_str());
         keys::merge(&mut root, AugmentConfig::demanded(data.unwrap_or_default()));
+        shorten(&root, &mut file);
         keys::merge(&mut root, file);
         let mut reader = keys::Reader::new(
             root,
@@ -190,7 +192,7 @@ impl Recipe {
         self.method.as_ref()?.get("name")?.as_str()
     }
 
-    /// Refuses a recipe with a method, for those who train without.
+    /// Refuses a recipe with a method, for those who know none.
     ///
     /// # Errors
     /// [`Error::Recipe`] naming the method.
@@ -200,8 +202,7 @@ impl Recipe {
             Some(name) => Err(Error::recipe(
                 "method.name",
                 &format!("`{name}`"),
-                "no [method] here: `vitesse adapt` follows such a recipe with `--recipe`, and goes on with such a run \
-                 with `--resume`",
+                "no [method] here: `vitesse train` and `vitesse adapt` follow such a recipe with `--recipe`",
             )),
         }
     }
@@ -305,6 +306,38 @@ impl Recipe {
         warnings.extend(self.augment.against(&self.data.path));
         warnings
     }
+}
+
+/// Shortens the warm-up of `preset` in proportion, where `file` asks for fewer epochs and does not say how the rate grows. So short
+/// a schedule goes by steps: by epochs, with the first at the rate that the warm-up begins with, little would be left of it.
+fn shorten(preset: &Table, file: &mut Table) {
+    let in_table = |root: &Table, table: &str, key: &str| root.get(table)?.get(key).cloned();
+    let said = |key| in_table(file, "schedule", key).is_some();
+    if said("warmup_epochs") || said("per") {
+        return;
+    }
+    let number = |value: Value| {
+        value
+            .as_float()
+            .or_else(|| value.as_integer().map(|whole| whole as f64))
+    };
+    let usual = |table, key, default: f64| in_table(preset, table, key).and_then(number).unwrap_or(default);
+    let (epochs, warmup) = (
+        usual("train", "epochs", TrainConfig::default().epochs as f64),
+        usual("schedule", "warmup_epochs", Schedule::default().warmup_epochs),
+    );
+    let Some(asked) = in_table(file, "train", "epochs")
+        .and_then(number)
+        .filter(|&asked| asked < epochs)
+    else {
+        return;
+    };
+    keys::set(
+        file,
+        "schedule.warmup_epochs",
+        Value::Float(warmup * asked / epochs),
+    );
+    keys::set(file, "schedule.per", Value::from("step"));
 }
 
 fn preset(value: &Value) -> Result<&'static str> {

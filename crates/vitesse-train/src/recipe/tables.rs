@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vitesse_data::Split;
+use vitesse_data::{DecodeLimits, DecodeOptions, Split};
 use vitesse_model::network::{Compute, Fusion, Precision};
 
 use super::number;
+use crate::classes::LabelsBy;
 use crate::loss::{Distillation, Kind, Normaliser};
 use crate::{Error, Result};
 
@@ -111,6 +112,14 @@ pub struct DataConfig {
     pub val_fraction: f64,
     /// Decides which images are held back and which a limit or shots leave. Default 0.
     pub seed: u64,
+    /// How the classes of the data and those that the model and the teacher know already find each other: `name` or `index`.
+    /// Default `name`.
+    pub labels_by: LabelsBy,
+    /// The most pixels of a picture. Default: 64 Mi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<u64>,
+    /// Whether pictures are turned as their EXIF rotation flag says. Default false.
+    pub exif: bool,
 }
 
 impl Default for DataConfig {
@@ -124,11 +133,22 @@ impl Default for DataConfig {
             validation_limit: None,
             val_fraction: 0.1,
             seed: 0,
+            labels_by: LabelsBy::Name,
+            max_pixels: None,
+            exif: false,
         }
     }
 }
 
 impl DataConfig {
+    /// How files become pictures.
+    pub fn decode(&self) -> DecodeOptions {
+        DecodeOptions {
+            limits: self.max_pixels.map(DecodeLimits::of_pixels).unwrap_or_default(),
+            exif_rotation: self.exif,
+        }
+    }
+
     pub(super) fn validate(&self) -> Result<()> {
         if self.path.is_empty() {
             return Err(Error::recipe(

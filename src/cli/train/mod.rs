@@ -1,22 +1,25 @@
-//! `train`: a model learns, as a recipe says.
+//! `train`: a model learns, as a recipe says; `study` is what `--sweep` shows.
+
+mod study;
 
 use std::path::PathBuf;
 
 use super::Console;
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
-use super::training::{RecipeArgs, RunArgs, Training, study};
+use super::training::{RecipeArgs, RunArgs, Training};
 
 /// Train or fine-tune a model as a recipe says
 ///
 /// A value comes from, last first: a flag, the recipe file, the preset it names, the documented default, which is DeiT's. The
 /// effective recipe is saved in the output folder. The best epoch is chosen on the validation split, where none is stored on
 /// a tenth of the training images that is held back. A run that was interrupted or killed goes on with --resume and ends with
-/// the same bits, with any number of threads.
+/// the same bits, with any number of threads. A recipe with a `[method]` is followed as `vitesse adapt` follows it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vitesse train --preset small --model deit_micro_patch4_32 --data shapes -o runs/first
+  vitesse train --model ./deit_tiny --data ./photos -o runs/tuned
   vitesse train --recipe recipes/finetune-clothing.toml --test -o runs/clothing
   vitesse train --recipe my.toml --lr 3e-4 --epochs 10 --dry-run -o runs/mine
   vitesse train --resume -o runs/first
@@ -41,7 +44,7 @@ impl Args {
             }
             return study::run(file, &self.run, console);
         }
-        let recipe = self.recipe.resolve(&self.run, &[])?;
+        let recipe = self.recipe.resolve(&self.run, &[], console)?;
         Training::new("train", recipe, self.run, console)?.run()
     }
 }

@@ -13,13 +13,13 @@ use vitesse_train::run::{EpochRecord, StepRecord};
 use vitesse_train::sweep::{Finished, Study, Sweep, SweepEvents};
 use vitesse_train::tokens::TokenSimilarity;
 
-use super::{RunArgs, Watch};
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::Outcome;
+use crate::cli::training::{RunArgs, Watch};
 
 /// Runs the study in `file`, or goes on with it: what is finished in the output folder is kept.
-pub(in crate::cli) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outcome> {
+pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outcome> {
     let sweep = Sweep::read(file)?;
     let mut show = Show {
         console,

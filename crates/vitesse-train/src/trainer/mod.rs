@@ -9,19 +9,22 @@
 //! Where several processes train together, all go through the same loop with the same state, each with its part of every
 //! batch and of every evaluation, and the first of them alone writes.
 
+mod judge;
+
 use std::collections::HashSet;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
 use vitesse_data::{Batch, DataSet, Loader, Preprocess};
+use vitesse_model::config::Scores;
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
 
-use crate::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, count, evaluate_together, labels};
+use crate::classes::ClassNames;
+use crate::evaluate::labels;
 use crate::events::{Events, Outcome, Plan, warnings};
 use crate::features::{Features, suffice};
 use crate::hooks::Hooks;
@@ -32,8 +35,8 @@ use crate::output::Output;
 use crate::parallel::Team;
 use crate::prepare::preprocess;
 use crate::recipe::Recipe;
-use crate::run::{EpochRecord, Existing, RunFolder, StepRecord};
-use crate::state::{Best, Running, State, fnv1a};
+use crate::run::{Existing, RunFolder, StepRecord};
+use crate::state::{State, fnv1a};
 use crate::teacher::Teacher;
 use crate::{Error, Result};
 
@@ -130,10 +133,22 @@ impl<'a> Run<'a> {
             validation,
             objective,
             hooks,
-            teacher,
+            mut teacher,
             device,
         } = start;
         check(&state, &train, recipe)?;
+        let (classes, by) = (state.spec.num_classes, recipe.data.labels_by);
+        let names = ClassNames::of(&state.config, classes);
+        let matched = names.matched(&train, classes, by)?;
+        let validation = validation.map(|data| Ok::<_, Error>(names.matched(&data, classes, by)?.data));
+        let (train, validation) = (matched.data, validation.transpose()?);
+        let mut notes = Vec::from_iter(matched.note);
+        if state.config.scores(classes) != Scores::Softmax {
+            notes.push("the checkpoint scores each class by itself; from here on it learns that an image has one of them".into());
+        }
+        if let Some(teacher) = &mut teacher {
+            notes.extend(teacher.answer_as(train.class_names(), by)?);
+        }
         let wants = objective.wants();
         if wants.teacher.is_some() && teacher.is_none() {
             return Err(Error::TeacherMissing);
@@ -191,9 +206,8 @@ impl<'a> Run<'a> {
         };
         let output = Output::open(team, path, recipe, existing, &state)?;
         events.begin(&plan);
-        for warning in warnings(recipe, &state, loader.data()) {
-            events.warning(&warning);
-        }
+        notes.extend(warnings(recipe, &state, loader.data()));
+        notes.iter().for_each(|note| events.warning(note));
         let settings = Settings {
             optim: recipe.optim.clone(),
             ema_decay: recipe.train.ema_decay.unwrap_or(0.0),
@@ -475,133 +489,6 @@ impl<'a> Run<'a> {
             ])?;
         }
         self.output.state(self.learner.state())
-    }
-
-    fn evaluate_epoch(&mut self, epoch: usize) -> Result<EpochRecord> {
-        let progress = &self.learner.state().progress;
-        let Running { steps, loss, seconds } = progress.running;
-        let mut record = EpochRecord {
-            epoch,
-            train_loss: loss / steps.max(1) as f64,
-            lr: self.lr(progress.step.saturating_sub(1)),
-            steps: progress.step,
-            seconds,
-            ..EpochRecord::default()
-        };
-        let due =
-            (epoch + 1).is_multiple_of(self.recipe.train.eval_every) || epoch + 1 == self.recipe.train.epochs;
-        if !due || self.validation.is_none() {
-            return Ok(record);
-        }
-        let weights = self.evaluate(false)?;
-        let average = self
-            .recipe
-            .train
-            .ema_decay
-            .map(|_| self.evaluate(true))
-            .transpose()?;
-        record.ema_top1 = average.as_ref().map(|average| average.joint.top1);
-        let chosen = average.filter(|_| self.recipe.train.use_ema).unwrap_or(weights);
-        record.eval_loss = Some(chosen.joint.loss);
-        record.eval_top1 = Some(chosen.joint.top1);
-        record.eval_top5 = Some(chosen.joint.top5);
-        record.class_top1 = chosen.heads.as_ref().map(|heads| heads.class.top1);
-        record.distillation_top1 = chosen.heads.as_ref().map(|heads| heads.distillation.top1);
-        Ok(record)
-    }
-
-    fn evaluate(&mut self, ema: bool) -> Result<Evaluation> {
-        let Some(validation) = &self.validation else {
-            return Err(Error::Empty {
-                what: "the validation set",
-            });
-        };
-        let (network, device) = (self.learner.network(ema), self.learner.device());
-        let train = &self.recipe.train;
-        if let Some((_, Some(features))) = self.features.as_deref() {
-            let said = features.classify(&network, &device, validation.len());
-            let (spec, fusion) = (network.spec(), self.recipe.distill.joint);
-            return count(spec, validation, fusion, features.failures.clone(), said);
-        }
-        let options = EvalOptions {
-            batch_size: train.batch_size.div_ceil(train.accumulate).clamp(1, 256),
-            workers: train.workers,
-            fusion: self.recipe.distill.joint,
-        };
-        let (stop, events) = (self.stop, &mut *self.events);
-        let mut progress = |progress: EvalProgress| {
-            events.evaluating(progress);
-            if stop.load(Ordering::Relaxed) {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        };
-        let mut model = Evaluated {
-            network: &network,
-            device: &device,
-        };
-        let preprocess = &self.preprocess;
-        evaluate_together(
-            self.team,
-            &mut model,
-            validation,
-            preprocess,
-            options,
-            &mut progress,
-        )
-    }
-
-    /// Keeps what is worth keeping, writes the logs, and then the state that makes it final.
-    fn finish_epoch(&mut self, epoch: usize, record: &EpochRecord) -> Result<()> {
-        let keep = self.recipe.train.keep;
-        let progress = &mut self.learner.state_mut().progress;
-        progress.epochs = epoch + 1;
-        progress.running = Running::default();
-        progress.metrics = record.metrics();
-        let found = match (record.eval_top1, record.eval_loss) {
-            (Some(top1), Some(loss)) if loss.is_finite() => Some(Best { epoch, top1, loss }),
-            _ => None,
-        };
-        let improved = found.is_some_and(|found| progress.best.is_none_or(|best| found.beats(&best)));
-        if improved {
-            progress.best = found;
-        }
-        if let Some(found) = found {
-            let place = progress
-                .kept
-                .iter()
-                .position(|other| found.beats(other))
-                .unwrap_or(progress.kept.len());
-            progress.kept.insert(place, found);
-            progress.kept.truncate(keep);
-        }
-        let kept: Vec<usize> = progress.kept.iter().map(|best| best.epoch).collect();
-        if improved {
-            self.save_checkpoint(RunFolder::best)?;
-        }
-        if keep > 1 && kept.contains(&epoch) {
-            self.save_checkpoint(|folder| folder.epoch(epoch))?;
-        }
-        self.output.epoch(record)?;
-        self.save_state()?;
-        self.output.keep_epochs(&kept)?;
-        self.events.epoch(record, improved);
-        Ok(())
-    }
-
-    /// The model as it is now, as the checkpoint folder at `place`.
-    fn save_checkpoint(&self, place: impl FnOnce(&RunFolder) -> PathBuf) -> Result<()> {
-        let names = self.loader.data().class_names();
-        self.output
-            .checkpoint(place, self.learner.state(), self.recipe, names)
-    }
-}
-
-impl Best {
-    /// More accurate, or as accurate with a lower loss.
-    fn beats(&self, other: &Best) -> bool {
-        self.top1 > other.top1 || (self.top1 == other.top1 && self.loss < other.loss)
     }
 }
 
