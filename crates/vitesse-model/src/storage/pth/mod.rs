@@ -10,7 +10,7 @@
 //!
 //! * `archive`: the file is mapped, and a tensor's bytes are a range of the map. Only stored (uncompressed) zip entries
 //!   are read, so nothing expands.
-//! * `unpickle`: the instructions of protocols 2 to 5 and 16 names are known, and the number of objects is limited;
+//! * `unpickle`: the instructions of protocols 2 to 5 and some twenty names are known, and the number of objects is limited;
 //!   `object`: they form a flat arena, so neither reading nor dropping them recurses, however deep they nest.
 //! * `rebuild`: a tensor's offset, shape and strides must stay inside its storage. Only a tensor that is not contiguous is
 //!   copied, and all copies together are at most as large as the file.
