@@ -129,7 +129,7 @@ impl Predictor {
     /// The likeliest classes of each file, best first, or why it cannot be read; in the order of the files.
     ///
     /// # Errors
-    /// A model that cannot compute; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    /// A model that cannot compute; [`Error::Interrupted`] once `stop` was set.
     pub fn run(
         &self,
         runner: &mut Runner,

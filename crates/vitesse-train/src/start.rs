@@ -67,7 +67,7 @@ pub fn run_together(
         recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?
     };
     let objective = recipe.distill.distillation();
-    let teacher = recipe.distill.teacher(&objective, &state, device, events)?;
+    let teacher = recipe.distill.teacher(&objective, &state, device)?;
     let start = Start {
         state,
         train: learn,
@@ -124,7 +124,7 @@ pub fn run_begun(
     objective.extend(begun.objective);
     let device = Device::flex();
     let start = Start {
-        teacher: recipe.distill.teacher(&objective, &state, &device, events)?,
+        teacher: recipe.distill.teacher(&objective, &state, &device)?,
         state,
         train: learn,
         validation,
@@ -171,7 +171,12 @@ impl Recipe {
         let learn = matched.data;
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
-                let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                let mut teacher = Teacher::load(
+                    (path, self.distill.key.as_deref()),
+                    &student.spec,
+                    &prepared,
+                    device,
+                )?;
                 teacher.notes().iter().for_each(|note| events.warning(note));
                 let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
                 note.iter().for_each(|note| events.warning(note));
@@ -260,7 +265,6 @@ impl DistillConfig {
         objective: &dyn Objective,
         state: &State,
         device: &Device,
-        events: &mut dyn Events,
     ) -> Result<Option<Teacher>> {
         let Some(teacher) = self
             .teacher
@@ -270,9 +274,7 @@ impl DistillConfig {
             return Ok(None);
         };
         let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
-        let teacher = Teacher::load(teacher, &state.spec, &prepared, device)?;
-        teacher.notes().iter().for_each(|note| events.warning(note));
-        Ok(Some(teacher))
+        Teacher::load((teacher, self.key.as_deref()), &state.spec, &prepared, device).map(Some)
     }
 }
 

@@ -32,14 +32,21 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Loads the checkpoint `path` as the teacher of a student, which takes images as `prepared` says.
+    /// Loads the checkpoint `path`, or the state dict `key` of it, as the teacher of a student, which takes images as `prepared`
+    /// says.
     ///
     /// # Errors
     /// A checkpoint that cannot be loaded or resized, or that knows other classes than the student.
-    pub fn load(path: &Path, student: &ModelSpec, prepared: &Preprocess, device: &Device) -> Result<Teacher> {
+    pub fn load(
+        (path, key): (&Path, Option<&str>),
+        student: &ModelSpec,
+        prepared: &Preprocess,
+        device: &Device,
+    ) -> Result<Teacher> {
         let [_, height, width] = student.input_size();
         let options = LoadOptions {
             img_size: Some([height, width]),
+            key: key.map(str::to_owned),
             ..LoadOptions::default()
         };
         Teacher::new(&Checkpoint::load(path, &options)?, student, prepared, device)
@@ -99,7 +106,7 @@ impl Teacher {
                 .source
                 .notes
                 .iter()
-                .map(|note| format!("teacher: {note}"))
+                .map(|note| format!("{name}: {note}"))
                 .collect(),
             name,
         })
@@ -142,7 +149,7 @@ impl Teacher {
         &self.name
     }
 
-    /// What its checkpoint was loaded from, and what was changed or taken for granted, a sentence each.
+    /// What its load changed or took for granted, in sentences.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -250,7 +257,7 @@ mod tests {
         );
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
-        let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
+        let teacher = Teacher::load((&path, None), &student.spec, &prepared(), &device).unwrap();
         assert_eq!(logits(&teacher, &[0.0; 192], [1, 3, 8, 8]).unwrap().len(), 3);
         assert!(logits(&teacher, &[f32::NAN; 192], [1, 3, 8, 8]).is_err());
     }
