@@ -53,7 +53,7 @@ pub(super) fn page(report: &Report) -> String {
             .chart(&latencies(report));
         page = page.section("Latency", speeds);
     }
-    page.section("Every run", Content::new().table(&text.csv()))
+    page.section("Every run", Content::new().table(&text.runs(format::number)))
         .provenance([
             ("Vitesse", report.version.to_owned()),
             (

@@ -126,8 +126,8 @@ impl Text<'_> {
         (!table.is_empty()).then_some(table)
     }
 
-    /// Every run, a row each.
-    pub(super) fn csv(&self) -> Table {
+    /// Every run, a row each, with numbers in this spelling.
+    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
         let mut columns = vec![
             left("method"),
             right("seed"),
@@ -156,7 +156,7 @@ impl Text<'_> {
             columns.push(right(format!("ratio_merged_b{batch}")));
         }
         let mut table = Table::new(columns);
-        let cell = |value: Option<f64>| value.map(|value| format!("{value}")).unwrap_or_default();
+        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
         for trial in &self.0.trials {
             let test = trial.test.as_ref();
             let same = self

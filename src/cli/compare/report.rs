@@ -86,7 +86,7 @@ impl Report {
                 time.label.clone(),
                 verdict.to_owned(),
                 ratio,
-                format!("{:.3} ms", time.latency_ms),
+                format!("{} ms", format::number(time.latency_ms)),
                 format::number(time.images_per_s),
             ]);
         }

@@ -24,7 +24,7 @@ pub(super) fn page(report: &Report) -> String {
         page = page.section("The two tokens", Content::new().table(&tokens));
     }
     let seconds: f64 = report.study.runs.iter().map(|run| run.seconds).sum();
-    page.section("Every run", Content::new().table(&report.runs()))
+    page.section("Every run", Content::new().table(&report.runs(format::number)))
         .provenance([
             ("Vitesse", env!("CARGO_PKG_VERSION").to_owned()),
             ("processor", processor().unwrap_or_else(|| "not known".to_owned())),

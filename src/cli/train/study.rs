@@ -51,7 +51,10 @@ pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outc
         arms: sweep.arm.iter().map(|arm| arm.name.clone()).collect(),
         study,
     };
-    let (table, page) = (report.runs().to_csv(), page::page(&report));
+    let (table, page) = (
+        report.runs(|number| number.to_string()).to_csv(),
+        page::page(&report),
+    );
     keep(
         &args.output,
         (DOCUMENT, &report),
@@ -177,8 +180,8 @@ impl Report {
         format!("On the test split; mean ± standard deviation over the seeds.{missing}")
     }
 
-    /// Every run, a row each.
-    pub(super) fn runs(&self) -> Table {
+    /// Every run, a row each, with numbers in this spelling.
+    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
         let mut table = Table::new([
             left("arm"),
             right("seed"),
@@ -188,16 +191,16 @@ impl Report {
             right("epochs"),
             right("seconds"),
         ]);
-        let cell = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
         for run in &self.study.runs {
             table.push([
                 run.arm.clone(),
                 run.seed.to_string(),
-                run.top1.to_string(),
+                spell(run.top1),
                 cell(run.class_top1),
                 cell(run.distillation_top1),
                 run.epochs.to_string(),
-                format!("{:.1}", run.seconds),
+                spell(run.seconds),
             ]);
         }
         table
