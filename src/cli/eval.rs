@@ -183,8 +183,8 @@ impl fmt::Display for Text<'_> {
         let threads = counted(report.threads, "thread");
         writeln!(
             f,
-            "\n{:.1} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
-            report.images_per_s,
+            "\n{} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
+            format::number(report.images_per_s),
             report.arithmetic.precision,
             report.batch_size,
             format::duration(forward),

@@ -79,9 +79,9 @@ impl fmt::Display for Text<'_> {
         let seconds = format::duration(report.seconds);
         writeln!(
             f,
-            "{} in {seconds}, {:.1} images/s",
+            "{} in {seconds}, {} images/s",
             counted(images, "image"),
-            report.images_per_s
+            format::number(report.images_per_s)
         )
     }
 }

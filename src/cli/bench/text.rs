@@ -77,7 +77,7 @@ impl fmt::Display for Report {
                 p90,
                 p99,
                 min,
-                format!("{:.1}", row.images_per_s),
+                format::number(row.images_per_s),
                 format!("{:.3}", row.macs as f64 / 1e9),
                 row.peak_fraction
                     .map_or_else(|| "void".to_owned(), |share| format!("{:.1} %", 100.0 * share)),

@@ -92,7 +92,7 @@ impl fmt::Display for Report {
                 format!("{median:.1}"),
                 format!("{p25:.1}"),
                 format!("{p75:.1}"),
-                format!("{:.1}", row.images_per_s),
+                format::number(row.images_per_s),
                 format::count(row.param_count as u64),
                 format::count(row.trained_param_count as u64),
             ]);

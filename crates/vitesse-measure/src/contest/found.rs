@@ -116,7 +116,13 @@ impl Ratio {
 /// `0.512 (0.498–0.530)`
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3} ({:.3}–{:.3})", self.median, self.min, self.max)
+        // Of large ratios, which no two rounds agree on so closely, fewer digits.
+        let spell = |ratio: f64| {
+            let digits = if ratio < 10.0 { 3 } else { 1 };
+            format!("{ratio:.digits$}")
+        };
+        let [median, min, max] = [self.median, self.min, self.max].map(spell);
+        write!(f, "{median} ({min}–{max})")
     }
 }
 
