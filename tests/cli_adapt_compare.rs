@@ -36,7 +36,7 @@ fn methods_are_trained_tested_merged_and_measured() {
     ran.says(&[
         "run: 1 of 6: linear, seed 0",
         "run: 6 of 6: vpt, seed 1",
-        "models take turns",
+        " models in turns, batches of ",
     ]);
     let found = ran.json();
     let entries = ["linear", "repadapter:hidden=4", "vpt"];

@@ -80,12 +80,12 @@ struct Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new([left("arm"), right("seed"), left("")]);
+        let mut table = Table::new([left("arm"), right("seed"), left("state")]);
         for run in &self.runs {
             let state = match run.state {
                 Progress::Finished => "finished",
                 Progress::Begun => "goes on",
-                Progress::New => "",
+                Progress::New => "new",
             };
             table.push([run.arm.as_str(), &run.seed.to_string(), state]);
         }
