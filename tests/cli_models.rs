@@ -41,7 +41,6 @@ fn eval_reports_numbers() {
         "balanced_accuracy",
         "param_count",
         "macs",
-        "img_size",
         "crop_pct",
         "images",
         "unreadable",
@@ -54,6 +53,7 @@ fn eval_reports_numbers() {
         assert!(found[key].is_number(), "`{key}` in {found}");
     }
     assert_eq!(number(&found, "images"), 60.0);
+    assert_eq!(found["img_size"], serde_json::json!([32, 32]));
     // The name got the data set's eight classes.
     assert_eq!(number(&found, "num_classes"), 8.0);
     assert!((number(&found, "top1") + number(&found, "top1_err") - 100.0).abs() < 1e-6);

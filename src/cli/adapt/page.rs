@@ -56,6 +56,8 @@ pub(super) fn page(report: &Report) -> String {
     page.section("Every run", Content::new().table(&text.runs(format::number)))
         .provenance([
             ("Vitesse", report.version.to_owned()),
+            ("model", report.model.clone()),
+            ("data", report.data.clone()),
             (
                 "processor",
                 report.processor.clone().unwrap_or_else(|| "not known".to_owned()),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use vitesse::measure::contest::short;
 use vitesse::measure::trial::found::{Report, Speeds};
 use vitesse::measure::trial::{Merged, Trial};
 use vitesse::report::format::{self, counted};
@@ -212,10 +213,11 @@ impl Text<'_> {
         } else {
             "the last epoch"
         };
+        let end = |path: &str| short(&[path]).concat();
         format!(
             "{} on {}: {}, {epochs}, {seeds}; {chosen} tested once on {}.",
-            self.0.model,
-            self.0.data,
+            end(&self.0.model),
+            end(&self.0.data),
             counted(self.0.train_images, "image"),
             counted(self.0.test_images, "image")
         )

@@ -214,25 +214,21 @@ impl Report {
     }
 
     pub(super) fn accuracies(&self) -> Table {
-        let columns = [
-            left("arm"),
-            right("seeds"),
-            right("top-1 %"),
-            right("class head %"),
-            right("distillation head %"),
-        ];
+        let mut columns = vec![left("arm"), right("seeds"), right("top-1 %")];
+        let heads = self.study.runs.iter().any(|run| run.class_top1.is_some());
+        if heads {
+            columns.extend([right("class head %"), right("distillation head %")]);
+        }
         let mut table = Table::new(columns);
         for row in self.rows() {
             let cell =
                 |number: &dyn Fn(&Finished) -> Option<f64>| self.cell(row, 2, number).unwrap_or_default();
             let seeds = self.study.runs.iter().filter(|run| run.arm == *row).count();
-            table.push([
-                row.clone(),
-                seeds.to_string(),
-                cell(&|run| Some(run.top1)),
-                cell(&|run| run.class_top1),
-                cell(&|run| run.distillation_top1),
-            ]);
+            let mut cells = vec![row.clone(), seeds.to_string(), cell(&|run| Some(run.top1))];
+            if heads {
+                cells.extend([cell(&|run| run.class_top1), cell(&|run| run.distillation_top1)]);
+            }
+            table.push(cells);
         }
         table
     }

@@ -334,7 +334,7 @@ impl Answers {
 }
 
 /// What each model is called: of a path its last part, with as many before it as tell it from the other models.
-fn short(models: &[&str]) -> Vec<String> {
+pub fn short(models: &[&str]) -> Vec<String> {
     let tail = |model: &str, parts: usize| -> String {
         let all: Vec<&str> = model.split('/').filter(|part| !part.is_empty()).collect();
         let skipped = all.len().saturating_sub(parts);
