@@ -9,7 +9,7 @@ use vitesse_engine::{Engine, Options, Precision};
 #[cfg(feature = "train")]
 use vitesse_model::network::Network;
 use vitesse_model::{Checkpoint, Fusion, ModelSpec};
-use vitesse_train::evaluate::{Classifier, Heads};
+use vitesse_train::evaluate::{Classify, Heads};
 
 #[cfg(feature = "train")]
 use crate::Error;
@@ -126,7 +126,7 @@ impl Runner {
     }
 }
 
-impl Classifier for Runner {
+impl Classify for Runner {
     fn spec(&self) -> &ModelSpec {
         match self {
             Runner::Engine(engine) => engine.spec(),
@@ -224,7 +224,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-impl Classifier for Recorder<'_> {
+impl Classify for Recorder<'_> {
     fn spec(&self) -> &ModelSpec {
         self.engine.spec()
     }

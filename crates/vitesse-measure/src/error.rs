@@ -1,6 +1,7 @@
 //! What can go wrong while a model is measured. Every message is a sentence: what was expected, what was found, what to
 //! try.
 
+use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::proof::Difference;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -222,6 +223,13 @@ pub enum Error {
     /// Stopped from outside while a run was trained, whose state is saved.
     #[error("interrupted; every run's state is saved")]
     Stopped,
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

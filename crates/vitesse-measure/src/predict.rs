@@ -9,8 +9,7 @@ use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, Split, decode_
 use vitesse_engine::Precision;
 use vitesse_model::config::Scores;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
-use vitesse_train::evaluate::Classifier;
-use vitesse_train::prepare::preprocess;
+use vitesse_train::evaluate::Classify;
 
 use crate::classify::Runner;
 use crate::error::check;
@@ -97,7 +96,7 @@ pub fn guess(
     let data = open(folder, &OpenOptions::default())?;
     let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
     let predictor = Predictor {
-        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+        preprocess: checkpoint.preprocess()?,
         labels: Labels::of(&checkpoint),
         topk: 1,
         fusion: Fusion::default(),

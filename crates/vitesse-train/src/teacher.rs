@@ -13,7 +13,6 @@ use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
 
 use crate::classes::{ClassNames, LabelsBy};
 use crate::objective::{Pass, Place};
-use crate::prepare::preprocess;
 use crate::{Error, Result};
 
 /// A model that teaches.
@@ -77,7 +76,7 @@ impl Teacher {
                 "it takes images of {found:?} and the student of {wanted:?}"
             )));
         }
-        let own = preprocess(spec, &checkpoint.config.pretrained_cfg)?;
+        let own = checkpoint.preprocess()?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
         let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
             .map(|values| values.as_slice().iter().copied().map(f64::from));

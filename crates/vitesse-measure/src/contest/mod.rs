@@ -9,7 +9,6 @@ use vitesse_data::DataSet;
 use vitesse_engine::{Engine, Options, Precision};
 use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
-use vitesse_train::prepare::preprocess;
 
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 
@@ -275,7 +274,7 @@ impl Contest {
                 events.say("note", &format!("{label}: {note}"));
             }
             let mut recorder = Recorder::new(&one.engine, options.fusion);
-            let preparation = preprocess(one.engine.spec(), &one.preparation)?;
+            let preparation = one.preparation.preprocess(one.engine.spec())?;
             let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
                 let done = i * data.len() + at.done;
                 events.progress(Progress { done, ..begun });
