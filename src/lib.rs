@@ -11,6 +11,8 @@ pub use vitesse_report as report;
 pub use vitesse_rng as rng;
 pub use vitesse_train as train;
 
+pub use vitesse_measure::{Class, Classifier, ClassifierOptions, Error, Picture, Result};
+
 /// The README's examples are compiled with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -72,6 +72,15 @@ pub enum Error {
     /// A number format that what computes the model does not have.
     #[error("the network computes in f32 only, not in {0}")]
     NetworkPrecision(vitesse_engine::Precision),
+    /// Probabilities of both heads, of a model that has none of all classes together.
+    #[error(
+        "the mean of the heads' probabilities (`--joint softmax`) is for classes of which an image has one, and the scores of `{architecture}` \
+         are each by itself"
+    )]
+    JointSoftmax {
+        /// The model.
+        architecture: String,
+    },
     /// A data set that asks for more classes than a model knows.
     #[error("`{data}` has {asked} classes, the model {known}")]
     Classes {
@@ -256,7 +265,7 @@ impl Error {
             Error::TensorType { .. } => "E_TENSOR_TYPE",
             Error::TensorShape { .. } => "E_TENSOR_SHAPE",
             Error::TooFewClasses { .. } => "E_DATA_SET",
-            Error::NothingToCompare | Error::NoValidation => "E_USAGE",
+            Error::NothingToCompare | Error::NoValidation | Error::JointSoftmax { .. } => "E_USAGE",
             Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
             Error::Settings { .. } => "E_RECIPE",
             Error::Unreadable { .. } => "E_RESUME",

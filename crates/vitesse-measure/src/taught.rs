@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use vitesse_data::DataSet;
-use vitesse_engine::Precision;
+use vitesse_engine::Options;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
 use vitesse_train::events::{Events as Training, Plan};
@@ -126,7 +126,7 @@ pub fn test(
             ..EvalOptions::default()
         },
     };
-    let mut runner = Runner::new(&exam.checkpoint, None, Precision::F32, events)?;
+    let mut runner = Runner::new(&exam.checkpoint, None, Options::default(), events)?;
     let found = exam.run(&mut runner, team, stop, events)?;
     if team.leads() {
         RunFolder::save_test(run, &found)?;

@@ -8,7 +8,7 @@ use vitesse_model::ModelSpec;
 use crate::evaluate::{Classify, Heads};
 use crate::{Error, Result};
 
-/// A [`Classify`] whose classes are some of another's, in an order of their own.
+/// A classifier whose classes are some of another's, in an order of their own.
 #[derive(Debug)]
 pub struct Restricted<'a, C> {
     whole: &'a mut C,
