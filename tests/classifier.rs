@@ -50,7 +50,7 @@ fn example(args: &[&Path]) -> Output {
     let program = tests.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(
         program.is_file(),
-        "the example is not built: `cargo test` does it; with `--test classifier` ask for `--example classify` too"
+        "the example is not built: `cargo test` does it; before `--test classifier`, `cargo build --workspace --example classify`"
     );
     Command::new(program).args(args).output().unwrap()
 }
