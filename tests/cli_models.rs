@@ -573,7 +573,9 @@ fn a_state_dict_is_chosen_and_an_image_size_has_two_sides() {
     let dicts = &report["file"]["state_dicts"];
     assert_eq!(
         dicts,
-        &serde_json::json!([["model", 56], ["model_ema", 56], ["teacher", 56]])
+        &serde_json::json!(
+            ["model", "model_ema", "teacher"].map(|key| serde_json::json!({ "key": key, "tensors": 56 }))
+        )
     );
     assert!(
         place

@@ -40,6 +40,9 @@ struct TeacherArgs {
     /// The teacher: a checkpoint folder, or a `.safetensors` or `.pth` file, with the student's classes
     #[arg(long, alias = "teacher-path", value_name = "MODEL")]
     teacher: Option<String>,
+    /// Which state dict of a teacher's file with several [default: timm's choice]
+    #[arg(long, value_name = "NAME")]
+    teacher_key: Option<String>,
     /// Learn the teacher's most likely class (hard), its probabilities (soft), or nothing (none) [default: hard]
     #[arg(long, value_name = "TYPE", value_parser = ["none", "soft", "hard"])]
     distillation_type: Option<String>,
@@ -88,6 +91,7 @@ impl TeacherArgs {
         let number = |value: Option<f64>| value.map(Value::Float);
         let keys = [
             ("distill.teacher", text(&self.teacher)),
+            ("distill.key", text(&self.teacher_key)),
             ("distill.kind", text(&self.distillation_type)),
             ("distill.alpha", number(self.distillation_alpha)),
             ("distill.tau", number(self.distillation_tau)),

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use vitesse::model::config::HistoryStep;
 use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
+use vitesse::model::storage::pth::StateDict;
 use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::{Table, format, left, right};
 
@@ -54,7 +55,7 @@ impl Args {
             let preparation = Preparation::of(&checkpoint.spec, &config.pretrained_cfg);
             return Report::new(checkpoint.spec, preparation, Some(file), labels, config.history);
         }
-        self.read.refuse_what_is_no_name(model)?;
+        self.read.no_name(model)?;
         let entry = zoo::get(model)?;
         let preparation = Preparation::of(&entry.spec, &entry.pretrained_cfg);
         Report::new(entry.spec, preparation, None, 0, Vec::new())
@@ -99,8 +100,8 @@ struct File {
     sha256: String,
     /// Elements of each type.
     dtypes: BTreeMap<&'static str, usize>,
-    /// Of a `.pth` file, where state dicts stand (empty for the top level) and how many tensors they have: what `--key` takes.
-    state_dicts: Vec<(String, usize)>,
+    /// Of a `.pth` file: what `--key` takes.
+    state_dicts: Vec<StateDict>,
     /// What the load changed or took for granted.
     notes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,12 +191,7 @@ impl File {
             bytes: checkpoint.tensors.total_bytes() as u64,
             sha256: checkpoint.source_sha256()?.unwrap_or_default(),
             dtypes,
-            state_dicts: checkpoint
-                .source
-                .state_dicts
-                .iter()
-                .map(|dict| (dict.key.clone(), dict.tensors))
-                .collect(),
+            state_dicts: checkpoint.source.state_dicts.clone(),
             notes: checkpoint.source.notes.clone(),
             tensors: list_tensors.then(|| checkpoint.tensors.iter().map(row).collect()),
         })
@@ -305,9 +301,9 @@ impl fmt::Display for Report {
                     ("SHA-256", file.sha256.clone()),
                 ]);
                 if !file.state_dicts.is_empty() {
-                    let dict = |(key, tensors): &(String, usize)| match key.as_str() {
-                        "" => format!("the top level ({tensors})"),
-                        key => format!("{key} ({tensors})"),
+                    let dict = |dict: &StateDict| match dict.key.as_str() {
+                        "" => format!("the top level ({})", dict.tensors),
+                        key => format!("{} ({})", key.escape_debug(), dict.tensors),
                     };
                     let dicts: Vec<String> = file.state_dicts.iter().map(dict).collect();
                     rows.push(("state dicts", dicts.join(", ")));

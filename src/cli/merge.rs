@@ -27,9 +27,9 @@ use super::transform;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers
-  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter --dry-run -o flowers
-  vitesse merge --model ./deit_tiny --adapter ./peft-lora --data ./flowers -o flowers
+  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers-model
+  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter --dry-run -o flowers-model
+  vitesse merge --model ./deit_tiny --adapter ./peft-lora --data ./flowers -o flowers-model
   vitesse merge --model ./flowers --adapter runs/flowers/adapter --unmerge -o base-again
   vitesse merge --model ./vit_base --adapter svhn.pt --scale 10 -o svhn")]
 pub(super) struct Args {

@@ -284,7 +284,7 @@ mod tests {
         assert!(matches!(error, Error::TooLarge { .. }), "{error}");
         assert_eq!(
             error.to_string(),
-            "`test.jpg` is too large: 60000 x 60000, the limit is 16384 pixels a side"
+            "`test.jpg` is too large: 60000 x 60000, the limit is 16384 pixels a side; raise it with `--max-pixels`"
         );
 
         // The same in a JPEG's frame header.
@@ -314,7 +314,7 @@ mod tests {
         let error = decode(&encode(&gradient().into(), ImageFormat::Bmp), "x", &options).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`x` is too large: 20 x 10, the limit is 199 pixels"
+            "`x` is too large: 20 x 10, the limit is 199 pixels; raise it with `--max-pixels`"
         );
     }
 

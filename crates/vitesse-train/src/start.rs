@@ -169,7 +169,13 @@ impl Recipe {
         let learn = matched.data;
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
-                let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                let mut teacher = Teacher::load(
+                    (path, self.distill.key.as_deref()),
+                    &student.spec,
+                    &prepared,
+                    device,
+                )?;
+                teacher.notes().iter().for_each(|note| events.warning(note));
                 let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
                 note.iter().for_each(|note| events.warning(note));
                 Some(teacher)
@@ -266,7 +272,7 @@ impl DistillConfig {
             return Ok(None);
         };
         let prepared = state.config.pretrained_cfg.preprocess(&state.spec)?;
-        Teacher::load(teacher, &state.spec, &prepared, device).map(Some)
+        Teacher::load((teacher, self.key.as_deref()), &state.spec, &prepared, device).map(Some)
     }
 }
 

@@ -26,17 +26,25 @@ pub struct Teacher {
     /// Its class for each of the student's, where they stand in another order.
     order: Option<Vec<usize>>,
     name: String,
+    notes: Vec<String>,
 }
 
 impl Teacher {
-    /// Loads the checkpoint `path` as the teacher of a student, which takes images as `prepared` says.
+    /// Loads the checkpoint `path`, or the state dict `key` of it, as the teacher of a student, which takes images as `prepared`
+    /// says.
     ///
     /// # Errors
     /// A checkpoint that cannot be loaded or resized, or that knows other classes than the student.
-    pub fn load(path: &Path, student: &ModelSpec, prepared: &Preprocess, device: &Device) -> Result<Teacher> {
+    pub fn load(
+        (path, key): (&Path, Option<&str>),
+        student: &ModelSpec,
+        prepared: &Preprocess,
+        device: &Device,
+    ) -> Result<Teacher> {
         let [_, height, width] = student.input_size();
         let options = LoadOptions {
             img_size: Some([height, width]),
+            key: key.map(str::to_owned),
             ..LoadOptions::default()
         };
         Teacher::new(&Checkpoint::load(path, &options)?, student, prepared, device)
@@ -91,6 +99,12 @@ impl Teacher {
             names: ClassNames::of(&checkpoint.config, spec.num_classes),
             order: None,
             device,
+            notes: checkpoint
+                .source
+                .notes
+                .iter()
+                .map(|note| format!("{name}: {note}"))
+                .collect(),
             name,
         })
     }
@@ -129,6 +143,11 @@ impl Teacher {
     /// What the teacher is called in messages: its weights file, or its architecture.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its load changed or took for granted, in sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
@@ -234,7 +253,7 @@ mod tests {
         );
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
-        let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
+        let teacher = Teacher::load((&path, None), &student.spec, &prepared(), &device).unwrap();
         assert_eq!(logits(&teacher, &[0.0; 192], [1, 3, 8, 8]).unwrap().len(), 3);
         assert!(logits(&teacher, &[f32::NAN; 192], [1, 3, 8, 8]).is_err());
     }

@@ -48,7 +48,7 @@ Examples:
   vitesse adapt --model ./deit_tiny --data ./flowers --search scale=0.1,0.5,1,5,10 -o runs/searched
   vitesse adapt --model ./deit_tiny --data ./flowers --compare linear,repadapter,lora:rank=4,full:optim.lr=5e-5 --seeds 0,1,2 -o runs/compared
   vitesse adapt --model ./vit_base --data ./vtab-1k --compare repadapter,lora --search optim.lr=1e-3,5e-3 -o runs/vtab
-  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers")]
+  vitesse merge --model ./deit_tiny --adapter runs/flowers/adapter -o flowers-model")]
 pub(super) struct Args {
     /// What learns besides the head, with its default settings [default: the recipe's, or repadapter]
     #[arg(long, value_name = "METHOD", value_parser = Method::NAMES, help_heading = "Method")]

@@ -86,8 +86,8 @@ impl ReadArgs {
         }
     }
 
-    /// An error for a `model` that is neither there nor an architecture without its weights.
-    pub(in crate::cli) fn refuse_what_is_no_name(&self, model: &str) -> Result<()> {
+    /// Refuses a `model` that is no name, and a name with what describes a file.
+    pub(in crate::cli) fn no_name(&self, model: &str) -> Result<()> {
         refuse_what_is_no_name(model)?;
         for (flag, given) in [("--key", &self.key), ("--architecture", &self.architecture)] {
             if given.is_some() {
@@ -207,7 +207,7 @@ impl ModelArgs {
             );
             return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
         }
-        self.read.refuse_what_is_no_name(&self.model)?;
+        self.read.no_name(&self.model)?;
         console.note(&format!(
             "`{}` is a name: its weights are fresh, so its answers are guesses",
             self.model

@@ -140,7 +140,7 @@ fn a_progressive_frame_is_charged_for_its_coefficients() {
     let error = decode(&progressive, "x", &limits(36 * 128 - 1)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`x` is too large: 4608, the limit is 4607 decoded bytes"
+        "`x` is too large: 4608, the limit is 4607 decoded bytes; raise it with `--max-pixels`"
     );
 }
 

@@ -284,7 +284,10 @@ fn taken(contents: &pth::Contents, asked: bool) -> String {
         !dict.key.is_empty() && Some(&dict.key) != contents.key.as_ref() && 2 * dict.tensors > largest
     });
     if let Some(other) = other.filter(|_| !asked) {
-        note += &format!(" (`--key {}` takes the tensors there instead)", other.key);
+        note += &format!(
+            " (`--key {}` takes the tensors there instead)",
+            other.key.escape_debug()
+        );
     }
     note
 }

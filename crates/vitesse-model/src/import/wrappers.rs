@@ -57,7 +57,7 @@ pub(crate) fn unwrap(file: &Path, key: Option<&str>, tensors: Tensors) -> Result
     for name in &counters {
         inner.remove(name)?;
     }
-    let mut note = format!("removed the prefix `{root}` from all names");
+    let mut note = format!("removed the prefix `{}` from all names", root.escape_debug());
     if !counters.is_empty() {
         note += &format!(
             ", and left out `{}`, which counts for training",

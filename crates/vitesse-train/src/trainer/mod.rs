@@ -146,6 +146,7 @@ impl<'a> Run<'a> {
             notes.push("the checkpoint scores each class by itself; from here on it learns that an image has one of them".into());
         }
         if let Some(teacher) = &mut teacher {
+            notes.extend(teacher.notes().iter().cloned());
             notes.extend(teacher.answer_as(train.class_names(), by)?);
         }
         let wants = objective.wants();

@@ -10,7 +10,7 @@
 //!
 //! * `archive`: the file is mapped, and a tensor's bytes are a range of the map. Only stored (uncompressed) zip entries
 //!   are read, so nothing expands.
-//! * `unpickle`: the instructions of protocols 2 to 5 and 16 names are known, and the number of objects is limited;
+//! * `unpickle`: the instructions of protocols 2 to 5 and some twenty names are known, and the number of objects is limited;
 //!   `object`: they form a flat arena, so neither reading nor dropping them recurses, however deep they nest.
 //! * `rebuild`: a tensor's offset, shape and strides must stay inside its storage. Only a tensor that is not contiguous is
 //!   copied, and all copies together are at most as large as the file.
@@ -30,6 +30,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map as JsonMap, Value};
 
 use self::archive::Archive;
@@ -42,8 +43,14 @@ use crate::tensors::{DType, Source, Tensors};
 /// Where timm looks for a state dict, in its order: moving averages first.
 const TIMMS_KEYS: [&str; 4] = ["state_dict_ema", "model_ema", "state_dict", "model"];
 
-/// How deep state dicts are looked for.
+/// How deep state dicts are looked for, how many dicts are looked into, and how long their names may be. One text can be the
+/// name of many dicts in a pickle, and each dict that is listed has its own copy.
 const MAX_DEPTH: usize = 4;
+const MAX_DICTS: usize = 4096;
+const MAX_NAME: usize = 256;
+
+/// How much of what is left out is listed.
+const MAX_LEFT: usize = 1000;
 
 /// What [`open`] found in a file.
 #[derive(Debug)]
@@ -61,7 +68,7 @@ pub struct Contents {
 }
 
 /// A dict of tensors in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StateDict {
     /// Where it stands, with dots between the levels; empty for the top level.
     pub key: String,
@@ -103,14 +110,18 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
 
     let mut left = BTreeSet::new();
     if place.dict != pickle.root {
-        let first = place.key.as_deref().unwrap_or_default();
+        let taken = place.key.as_deref().unwrap_or_default();
+        let leads_there = |key: Id| match pickle.node(key) {
+            Node::Str(name) => taken
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
+            _ => false,
+        };
         let beside = pickle.dict(pickle.root).iter();
         left.extend(
             beside
-                .filter(|&&(key, _)| match pickle.node(key) {
-                    Node::Str(name) => first != *name && !first.starts_with(&format!("{name}.")),
-                    _ => true,
-                })
+                .filter(|&&(key, _)| !leads_there(key))
+                .take(MAX_LEFT)
                 .map(|&(key, value)| pickle.label(key, value)),
         );
     }
@@ -118,11 +129,10 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
     let mut tensors = Tensors::new();
     for &(key, value) in pickle.dict(place.dict) {
         match (pickle.node(key), pickle.node(value)) {
-            (Node::Str(name), node) if !name.starts_with(&place.names) => {
-                if let Node::Tensor(_) = node {
-                    left.insert(format!("the tensors outside `{}`", place.names));
-                }
+            (Node::Str(name), Node::Tensor(_)) if !name.starts_with(&place.names) => {
+                left.insert(format!("the tensors outside `{}`", place.names));
             }
+            (Node::Str(name), _) if !name.starts_with(&place.names) => {}
             (Node::Str(name), Node::Tensor(view)) => {
                 let name = name.strip_prefix(&place.names).unwrap_or(name);
                 if tensors.insert(name, rebuild.tensor(name, view)?).is_some() {
@@ -133,7 +143,7 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
                     });
                 }
             }
-            (Node::Str(name), Node::Opaque(class, _)) if class.module.starts_with("torch") => {
+            (Node::Str(name), Node::Opaque(class, _)) if class.is_tensor() => {
                 return Err(Error::Unsupported {
                     what: format!("tensor `{name}` in `{}`", path.display()),
                     why: format!(
@@ -142,7 +152,8 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
                     ),
                 });
             }
-            _ => drop(left.insert(pickle.label(key, value))),
+            _ if left.len() < MAX_LEFT => drop(left.insert(pickle.label(key, value))),
+            _ => {}
         }
     }
     Ok(Contents {
@@ -256,15 +267,17 @@ fn list_state_dicts(pickle: &Pickle<'_>) -> Vec<StateDict> {
                     tensors,
                 }),
             }
-            for (name, inner) in pickle.dicts(dict) {
+            let inner = pickle.dicts(dict).filter(|(name, _)| name.len() <= MAX_NAME);
+            for (name, inner) in inner {
+                if seen.len() >= MAX_DICTS || !seen.insert(inner.0) {
+                    continue;
+                }
                 let key = if key.is_empty() {
                     name.to_owned()
                 } else {
                     format!("{key}.{name}")
                 };
-                if seen.insert(inner.0) {
-                    next.push((key, inner));
-                }
+                next.push((key, inner));
             }
         }
         level = next;

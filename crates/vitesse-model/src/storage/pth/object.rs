@@ -52,6 +52,16 @@ pub(super) struct Class<'a> {
     pub(super) name: &'a str,
 }
 
+impl Class<'_> {
+    /// Whether what it makes is a tensor of some other kind, or the numbers of one: sparse, quantised, complex.
+    pub(super) fn is_tensor(self) -> bool {
+        let named = self.name.starts_with("_rebuild")
+            || self.name.ends_with("Storage")
+            || self.name.ends_with("Tensor");
+        named && self.module.starts_with("torch")
+    }
+}
+
 /// Escaped and cut: this text comes from the file and goes to a terminal.
 impl fmt::Display for Class<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,9 @@ use super::object::{Id, Node, Pickle};
 const MAX_DEPTH: usize = 4;
 const MAX_VALUES: usize = 4096;
 
+/// The longest text that is kept, in bytes.
+const MAX_TEXT: usize = 4096;
+
 /// The keys that are kept.
 const KEYS: [&str; 2] = ["arch", "args"];
 
@@ -34,7 +37,7 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
         Node::Bool(value) => Some((*value).into()),
         Node::Int(value) => Some((*value).into()),
         Node::Float(value) => Some((*value).into()),
-        Node::Str(value) => Some((*value).into()),
+        Node::Str(value) if value.len() <= MAX_TEXT => Some((*value).into()),
         Node::Tuple(items) | Node::List(items) => items
             .iter()
             .map(|&item| plain(pickle, item, depth, left))
@@ -43,7 +46,9 @@ fn plain(pickle: &Pickle<'_>, id: Id, depth: usize, left: &mut usize) -> Option<
             items
                 .iter()
                 .filter_map(|&(key, value)| match pickle.node(key) {
-                    Node::Str(name) => Some(((*name).to_owned(), plain(pickle, value, depth, left)?)),
+                    Node::Str(name) if name.len() <= MAX_TEXT => {
+                        Some(((*name).to_owned(), plain(pickle, value, depth, left)?))
+                    }
                     _ => None,
                 })
                 .collect(),

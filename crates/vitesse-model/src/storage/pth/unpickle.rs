@@ -62,6 +62,7 @@ pub(super) fn load<'a>(path: &Path, bytes: &'a [u8]) -> Result<Pickle<'a>> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
+        copied: 0,
     };
     let root = machine.run()?;
     Ok(Pickle {
@@ -82,6 +83,8 @@ struct Machine<'a, 'p> {
     /// Heights of the stack at which MARKs stand.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Pairs that were copied from lists into dicts. A pickle can have one list copied again and again.
+    copied: usize,
 }
 
 impl<'a> Machine<'a, '_> {
@@ -452,11 +455,16 @@ impl<'a> Machine<'a, '_> {
 
     /// A call that makes a dict or a tensor, or else a closed box.
     fn call(&mut self, callee: Id, args: Id) -> Result<()> {
-        let Some(Node::Global(global)) = self.nodes.get(callee.0) else {
+        let Some(&Node::Global(global)) = self.nodes.get(callee.0) else {
             return self.unknown(callee);
         };
         let node = match global {
-            Global::Dict => Node::Dict(self.pairs(args)?),
+            Global::Dict => {
+                let pairs = self.pairs(args)?;
+                self.copied += pairs.len();
+                self.limit("pairs in dicts made of lists", self.copied)?;
+                Node::Dict(pairs)
+            }
             Global::RebuildTensor => self.tensor(args)?,
             // (tensor, requires_grad, hooks) or (tensor, requires_grad, hooks, state) is the tensor.
             Global::RebuildParameter => match self.tuple_nodes(args)?.as_slice() {
@@ -483,7 +491,7 @@ impl<'a> Machine<'a, '_> {
                 }
             },
             Global::Storage(_) => return Err(self.broken("it calls a storage type")),
-            Global::Foreign(class) => Node::Opaque(*class, None),
+            Global::Foreign(class) => Node::Opaque(class, None),
         };
         self.push(node)
     }
@@ -807,6 +815,9 @@ mod tests {
     fn what_is_too_much_is_refused() {
         assert!(refused(&b"N".repeat(MAX_OBJECTS + 1)).contains("more than 1048576 objects"));
         assert!(refused(&b"(".repeat(MAX_OBJECTS + 1)).contains("marks"));
+        let list = [&b"]("[..], &b"]NaNa".repeat(5000), b"e\x85q\0"].concat();
+        let copies = b"ccollections\nOrderedDict\nh\0R".repeat(300);
+        assert!(refused(&[list, copies].concat()).contains("pairs in dicts"));
         let calls = [b"Nq\0".to_vec(), b"h\0".repeat(MAX_OBJECTS)].concat();
         assert!(refused(&calls).contains("objects on its stack"));
         let text = [&b"X"[..], &u32::MAX.to_le_bytes()].concat();
