@@ -205,7 +205,7 @@ impl From<measure::Error> for Failure {
             other => Failure {
                 exit: match other {
                     E::Stopped => Exit::Interrupted,
-                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    E::NothingToCompare | E::NoValidation | E::JointSoftmax { .. } => Exit::Usage,
                     _ => Exit::Failed,
                 },
                 hint: other.hint().map(str::to_owned),

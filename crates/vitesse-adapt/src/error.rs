@@ -1,5 +1,6 @@
 //! What can go wrong. Every message is a sentence: what was expected, what was found, what to try.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use vitesse_words::counted;
@@ -8,7 +9,7 @@ use vitesse_words::counted;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -101,6 +102,13 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -1,7 +1,9 @@
 //! What can go wrong.
 
+use std::fmt;
+
 /// Why a model cannot be compiled or run.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// The spec and the tensors do not fit, or describe no possible model.
     #[error(transparent)]
@@ -39,6 +41,13 @@ pub enum Error {
         /// How many there are.
         found: usize,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

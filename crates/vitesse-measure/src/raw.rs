@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 use vitesse_model::storage::safetensors::{self, Metadata};
 use vitesse_model::{Fusion, ModelSpec, Tensor, Tensors};
-use vitesse_train::evaluate::Classifier;
+use vitesse_train::evaluate::Classify;
 
 use crate::classify::{Arithmetic, Runner};
 use crate::{Error, Events, Result};

@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use vitesse_data::Preprocess;
 use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
@@ -271,6 +272,29 @@ impl Checkpoint {
         }
         (self.spec, self.config) = (spec, config);
         Ok(())
+    }
+
+    /// Makes of a model that does best on larger images than it was trained on one for those, as timm evaluates it. Others
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// A size that the model cannot have.
+    pub fn set_test_size(&mut self) -> Result<()> {
+        let cfg = &self.config.pretrained_cfg;
+        if let Some([_, height, width]) = cfg.test_input_size {
+            let crop_pct = cfg.test_crop_pct.unwrap_or(cfg.crop_pct);
+            self.set_img_size([height, width], None)?;
+            self.config.pretrained_cfg.crop_pct = crop_pct;
+        }
+        Ok(())
+    }
+
+    /// What must be done to an image before the model sees it.
+    ///
+    /// # Errors
+    /// As [`PretrainedCfg::preprocess`](crate::PretrainedCfg::preprocess).
+    pub fn preprocess(&self) -> Result<Preprocess> {
+        self.config.pretrained_cfg.preprocess(&self.spec)
     }
 
     /// Strict check of the tensors against the spec.

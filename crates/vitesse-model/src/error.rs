@@ -22,7 +22,7 @@ const RESAVE: &str = "if you trust where it comes from (PyTorch runs what it ask
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can be wrong with a model, its description or its files.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read, write or rename something.
@@ -381,6 +381,18 @@ pub enum Error {
         example: String,
     },
 
+    /// A checkpoint whose images cannot be prepared.
+    #[error("images cannot be prepared for `{architecture}`: {reason}")]
+    Preprocess {
+        /// The model.
+        architecture: String,
+        /// What is wrong with its `pretrained_cfg`.
+        reason: String,
+    },
+    /// A preparation of images that is out of its range.
+    #[error(transparent)]
+    Data(#[from] vitesse_data::Error),
+
     /// A position table that is not `[1, rows, dim]`, or has no row for a patch.
     #[error(
         "a position table should have shape [1, prefix + patches, dim], but has {found:?} with {prefix} prefix rows"
@@ -417,6 +429,13 @@ pub enum Error {
         /// Prefix tokens with which the rows make up the grid.
         likely: usize,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {
@@ -458,6 +477,8 @@ impl Error {
             Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => {
                 "E_CKPT_KEY"
             }
+            Error::Preprocess { .. } => "E_MODEL_INPUT",
+            Error::Data(error) => error.code(),
             Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
             Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
             Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",

@@ -1,6 +1,7 @@
 //! What can go wrong while a model learns or is evaluated. Every message is a sentence: what was expected, what was
 //! found, what to try.
 
+use std::fmt;
 use std::io;
 #[cfg(feature = "train")]
 use std::path::Path;
@@ -12,7 +13,7 @@ use vitesse_words::counted;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -81,14 +82,6 @@ pub enum Error {
         expected: [usize; 3],
         /// What the preprocessing makes.
         found: [usize; 3],
-    },
-    /// A checkpoint whose images cannot be prepared.
-    #[error("images cannot be prepared for `{architecture}`: {reason}")]
-    Preprocess {
-        /// The model.
-        architecture: String,
-        /// What is wrong with its `pretrained_cfg`.
-        reason: String,
     },
     /// Training and validation sets that do not belong together.
     #[error(
@@ -274,6 +267,13 @@ pub enum Error {
     Backend(String),
 }
 
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// A stable name for this kind of error, for machines. Text may change, codes may not.
     pub fn code(&self) -> &'static str {
@@ -283,7 +283,7 @@ impl Error {
             Error::Io { .. } => "E_IO",
             Error::Label { .. } | Error::ClassNames { .. } => "E_DATA_LABEL",
             Error::NoClasses { .. } => "E_MODEL_NO_CLASSES",
-            Error::Preprocess { .. } | Error::InputSize { .. } => "E_MODEL_INPUT",
+            Error::InputSize { .. } => "E_MODEL_INPUT",
             Error::Empty { .. } | Error::NoShots { .. } => "E_DATA_EMPTY",
             Error::NothingReadable { .. } => "E_DATA_UNREADABLE",
             Error::TeacherMissing => "E_USAGE",

@@ -15,7 +15,6 @@ use crate::events::{Events, Outcome, Plan};
 use crate::method::Begun;
 use crate::objective::Objective;
 use crate::parallel::Team;
-use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, DistillConfig, ModelConfig, Recipe};
 use crate::resume::same_base;
 use crate::run::{Existing, RunFolder};
@@ -164,7 +163,7 @@ impl Recipe {
         notes.extend(self.data.shortfall(&learn));
         notes.extend(learn.notes());
         notes.iter().for_each(|note| events.warning(note));
-        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let prepared = student.preprocess()?;
         let names = ClassNames::of(&student.config, student.spec.num_classes);
         let matched = names.matched(&learn, student.spec.num_classes, self.data.labels_by)?;
         matched.note.iter().for_each(|note| events.warning(note));
@@ -273,7 +272,7 @@ impl DistillConfig {
         else {
             return Ok(None);
         };
-        let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+        let prepared = state.config.pretrained_cfg.preprocess(&state.spec)?;
         Teacher::load((teacher, self.key.as_deref()), &state.spec, &prepared, device).map(Some)
     }
 }

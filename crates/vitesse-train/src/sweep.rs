@@ -23,7 +23,6 @@ use vitesse_model::{Checkpoint, LoadOptions};
 use crate::evaluate::{EvalOptions, Evaluated, evaluate};
 use crate::events::Events;
 use crate::metrics::Spread;
-use crate::prepare::preprocess;
 use crate::recipe::{Recipe, merge, set};
 use crate::run::{Existing, FINAL, RunFolder};
 use crate::tokens::{TokenSimilarity, token_similarity};
@@ -315,7 +314,7 @@ impl Sweep {
         let device = Device::flex();
         let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
         let network = Network::new(&checkpoint.spec, &checkpoint.tensors, arm, &device)?;
-        let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+        let prepared = checkpoint.preprocess()?;
         let data = open(
             &self.test,
             &OpenOptions {

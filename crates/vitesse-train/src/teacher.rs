@@ -14,7 +14,6 @@ use vitesse_words::counted;
 
 use crate::classes::{ClassNames, LabelsBy};
 use crate::objective::{Pass, Place};
-use crate::prepare::preprocess;
 use crate::{Error, Result};
 
 /// A model that teaches.
@@ -87,7 +86,7 @@ impl Teacher {
                 "it takes images of {found:?} and the student of {wanted:?}"
             )));
         }
-        let own = preprocess(spec, &checkpoint.config.pretrained_cfg)?;
+        let own = checkpoint.preprocess()?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
         let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
             .map(|values| values.as_slice().iter().copied().map(f64::from));

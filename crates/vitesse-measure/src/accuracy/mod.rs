@@ -10,7 +10,7 @@ use vitesse_data::{DataSet, DecodeOptions, OpenOptions, Preprocess, Split, open}
 use vitesse_model::Checkpoint;
 use vitesse_model::config::Scores;
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
-use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
+use vitesse_train::evaluate::{Classify, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 use vitesse_train::parallel::Team;
 
@@ -89,7 +89,7 @@ impl Exam {
     /// Evaluates `model`, which may be a part of the exam's, on `data`, which may be other pictures than the exam's.
     fn measure(
         &self,
-        model: &mut dyn Classifier,
+        model: &mut dyn Classify,
         data: &DataSet,
         team: &Team,
         stop: &AtomicBool,

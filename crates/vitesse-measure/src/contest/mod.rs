@@ -10,7 +10,6 @@ use vitesse_engine::{Engine, Options, Precision};
 use vitesse_model::checkpoint::run::{BEST, FINAL};
 use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
-use vitesse_train::prepare::preprocess;
 
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 use vitesse_words::{counted, listed};
@@ -284,7 +283,7 @@ impl Contest {
                 events.say("note", &format!("{label}: {note}"));
             }
             let mut recorder = Recorder::new(&one.engine, options.fusion);
-            let preparation = preprocess(one.engine.spec(), &one.preparation)?;
+            let preparation = one.preparation.preprocess(one.engine.spec())?;
             let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
                 let done = i * data.len() + at.done;
                 events.progress(Progress { done, ..begun });

@@ -32,7 +32,6 @@ use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::method::{Method, Table, named};
 use vitesse_train::parallel::Team;
-use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{ADAPTER, Existing, RESULT, RunFolder};
 use vitesse_train::{Error as TrainError, Recipe};
 
@@ -269,7 +268,7 @@ impl Setup {
             return Ok(trial);
         }
         let trained = self.trained()?;
-        let prepare = preprocess(&trained.spec, &trained.config.pretrained_cfg)?;
+        let prepare = trained.preprocess()?;
         let (model, merged) = match fold(&*self.method, &trained)? {
             Folded::Plain => (trained, None),
             Folded::Refused(reason) => (trained, Some(Merged::Refused { reason })),

@@ -34,7 +34,6 @@ use crate::loss::target_rows;
 use crate::objective::{At, Objective};
 use crate::output::Output;
 use crate::parallel::Team;
-use crate::prepare::preprocess;
 use crate::recipe::Recipe;
 use crate::run::{Existing, RunFolder, StepRecord};
 use crate::state::{State, fnv1a};
@@ -155,7 +154,7 @@ impl<'a> Run<'a> {
         if wants.teacher.is_some() && teacher.is_none() {
             return Err(Error::TeacherMissing);
         }
-        let preprocess = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+        let preprocess = state.config.pretrained_cfg.preprocess(&state.spec)?;
         let (loader, steps_per_epoch) = recipe.loader(team, train, &preprocess)?;
         let progress = &state.progress;
         if progress.step > 0 && progress.processes != team.size() {
