@@ -172,7 +172,7 @@ mod tests {
         assert!(
             block
                 .to_string()
-                .contains("239808 parameters learn in 96 tensors"),
+                .contains("239,808 parameters learn in 96 tensors"),
             "{block}"
         );
     }
