@@ -136,6 +136,20 @@ fn compare_matches_each_model_and_compares_answers_by_name() {
     compare("plain others --labels-by index").ended(0);
 }
 
+#[test]
+fn names_of_another_number_of_classes_are_refused() {
+    let place = Place::new();
+    place.model("bare", "deit_nano_patch8_32", 3);
+    for names in [&["cow", "ant", "bee", "dog"][..], &["cow", "ant"]] {
+        ordered(&place, "bare", "wrong", &[0, 1, 2], names);
+        let says = format!(
+            "`label_names` has {} names, but the model has 3 classes",
+            names.len()
+        );
+        place.run("inspect --model wrong").ended(1).says(&[&says]);
+    }
+}
+
 /// The flags of a run of one epoch.
 const SHORT: &str = "--data data --epochs 1 -b 6 --preset finetune --warmup-epochs 0 --workers 1 --aa none --reprob 0 --mixup 0 \
                      --cutmix 0 --hflip 0 --drop-path 0 --lr 1e-4 --threads 1";
@@ -169,6 +183,16 @@ fn training_goes_on_with_the_models_classes() {
         )
     };
     assert!((eval("turned-run") - eval("plain-run")).abs() < 1e-4);
+
+    // Other pictures under the run are not gone on with.
+    place.run("train --resume -o plain-run").ended(0);
+    pictures(&place, "more", &CLASSES);
+    std::fs::copy(place.path("more/ant/0.png"), place.path("data/ant/new.png")).unwrap();
+    place
+        .run("train --resume -o plain-run")
+        .ended(1)
+        .says(&["the pictures that it learned from are not those"]);
+    std::fs::remove_file(place.path("data/ant/new.png")).unwrap();
 
     train("--model others -o refused")
         .ended(1)

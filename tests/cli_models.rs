@@ -345,8 +345,40 @@ fn a_folder_is_its_pictures() {
         .collect();
     assert_eq!(files.len(), 24 + 3, "{files:?}");
     assert!(files.contains(&"d/001_ring/00001.png"), "{files:?}");
+    // Whatever the folder looks like: beside folders, listed or not.
+    fs::create_dir_all(place.path("mix/sub")).unwrap();
+    for (from, to) in [
+        ("d/000_circle/00000.png", "mix/a.png"),
+        ("d/001_ring/00001.png", "mix/sub/x.png"),
+    ] {
+        fs::copy(place.path(from), place.path(to)).unwrap();
+    }
+    place.write("mix/labels.csv", "filename,class_index\na.png,0\n");
+    place.write("mix/scan.tif", "");
+    let ran = place.run("predict --model m --json mix").ended(0);
+    assert_eq!(ran.json()["predictions"].as_array().unwrap().len(), 2);
+    ran.says(&["scan.tif"]);
     place.write("empty/notes.txt", "");
     place.run("predict --model m empty").ended(1).says(&["empty"]);
+}
+
+/// A pipe would be waited for, and a device never ends.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 2);
+    let made = Command::new("mkfifo")
+        .arg(place.path("pipe.png"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    for path in ["pipe.png", "/dev/zero"] {
+        place
+            .run(&format!("predict --model m {path}"))
+            .ended(1)
+            .says(&["a pipe or a device"]);
+    }
 }
 
 /// The smallest JPEG that a camera held on its side could have written: `picture` behind a flag that it is to be turned.

@@ -70,7 +70,7 @@ fn golden_petl_notices_a_wrong_value() {
 
 #[test]
 fn golden_petl_knows_every_field() {
-    let file = golden_root().join("petl/vpt_deep.safetensors");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/petl/vpt_deep.safetensors");
     let mut v = Vectors::read(&file);
     v.config["drop_rate"] = 0.1.into();
     let mut report = Report::default();
@@ -331,7 +331,7 @@ fn peft(v: &Vectors, report: &mut Report) {
     .unwrap();
     let base = Checkpoint::load(place.path(), &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     logits(v, report, "out.logits_base", &base.spec, &base.tensors);
-    let folders = golden_root().join("petl").join(format!("{}_adapters", v.file));
+    let folders = v.path.with_file_name(format!("{}_adapters", v.file));
     for name in names(&v.config["adapters"]) {
         let key = format!("out.{name}");
         let adapter = Adapter::read(&folders.join(&name)).unwrap_or_else(|e| panic!("{e}"));

@@ -92,7 +92,7 @@ impl Args {
             console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
         }
         let scores = classifier.scores();
-        let files = pictures(&self.files)?;
+        let files = pictures(&self.files, &mut Show::new(console))?;
         let found = classifier.classify_until(&files, console.stop(), &mut show)?;
         let mut predictions = Vec::new();
         for (file, found) in files.iter().zip(found) {

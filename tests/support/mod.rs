@@ -41,6 +41,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 /// One file of vectors.
 pub struct Vectors {
     pub file: String,
+    pub path: PathBuf,
     pub config: Value,
     pub tensors: Tensors,
 }
@@ -55,6 +56,7 @@ impl Vectors {
         let config = serde_json::from_str(text).unwrap_or_else(|e| panic!("{file}: config: {e}"));
         Vectors {
             file,
+            path: path.to_owned(),
             config,
             tensors,
         }
@@ -360,11 +362,29 @@ pub fn notices(
     tensors.insert_f32(key, &shape, values).unwrap();
     let copy = tempfile::tempdir().unwrap();
     let to = copy.path().join(file.file_name().unwrap());
+    // Adapters that belong to the vectors stand beside them.
+    let adapters = format!("{}_adapters", file.file_stem().unwrap().to_string_lossy());
+    if file.with_file_name(&adapters).is_dir() {
+        copy_folder(&file.with_file_name(&adapters), &to.with_file_name(&adapters));
+    }
     safetensors::write(&to, &tensors, &metadata).unwrap();
     let failures = walk_with(&format!("{name} (one value moved)"), copy.path(), check, other)
         .err()
         .unwrap_or_else(|| panic!("{}: `{key}` was moved, and nothing noticed it", file.display()));
     assert!(failures.lines().all(|line| line.contains(key)), "{failures}");
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
+    }
 }
 
 /// The `other` of [`walk_with`] where every file holds vectors.

@@ -60,8 +60,16 @@ pub(crate) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "
 pub fn decode_file(path: &Path, options: &DecodeOptions) -> Result<Image> {
     let name = path.display().to_string();
     let most = options.limits.max_bytes;
+    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !metadata.is_file() {
+        // A pipe would be waited for, a device never ends.
+        return Err(Error::decode(
+            &name,
+            &"expected a file, found a folder, a pipe or a device",
+        ));
+    }
+    let length = metadata.len();
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let length = file.metadata().map_err(Error::io(path))?.len();
     let mut bytes = Vec::new();
     if length <= most {
         // What is no file has no length that says where it ends.

@@ -69,7 +69,7 @@ pub use channels::PerChannel;
 pub use dataset::inventory::Inventory;
 pub use dataset::{
     DataSet, Fragile, Ignored, IgnoredReason, OpenOptions, Samples, ShapesConfig, ShapesTask, Split, form,
-    ignored, open, open_splits, splits,
+    ignored, ignored_notes, open, open_splits, pictures_in, splits,
 };
 pub use decode::{DecodeLimits, DecodeOptions, decode, decode_file};
 pub use error::{Error, Result};

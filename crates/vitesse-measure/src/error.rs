@@ -126,12 +126,8 @@ pub enum Error {
         /// The data set.
         data: String,
     },
-    /// A data set whose pictures are no files of their own.
-    #[error(
-        "`{path}` is a data set whose pictures are no files of their own; measure a model on it with `vitesse eval --data`, or write \
-         its pictures to files",
-        path = .0.display()
-    )]
+    /// A folder without picture files.
+    #[error("`{path}` holds no picture files: JPEG, PNG, WebP, BMP or GIF, known by their extensions", path = .0.display())]
     NoFiles(PathBuf),
     /// An adapter that is to be taken out of a model that it is not in.
     #[error("`{adapter}` was not merged into `{model}`, as far as its history says", adapter = .adapter.display(), model = .model.display())]

@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, Split, decode, decode_file, open};
+use vitesse_data::{
+    DecodeOptions, Image, OpenOptions, Preprocess, decode, decode_file, ignored_notes, open, pictures_in,
+};
 use vitesse_engine::Precision;
 use vitesse_model::config::Scores;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
@@ -168,24 +170,23 @@ pub struct Guess {
     pub class: Class,
 }
 
-/// The picture files that are meant by `paths`: files as they are, and of a folder all pictures of the data set that it is.
+/// The picture files that are meant by `paths`: files as they are, and of a folder all that lie in it and below it. What is passed
+/// over there is said.
 ///
 /// # Errors
-/// A folder without pictures, or a data set whose pictures are no files.
-pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// A folder that cannot be read, or has no pictures.
+pub fn pictures(paths: &[PathBuf], events: &mut dyn Events) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         if !path.is_dir() {
             files.push(path.clone());
             continue;
         }
-        let options = OpenOptions {
-            split: Some(Split::All),
-            ..OpenOptions::default()
-        };
-        let data = open(path, &options)?;
-        let found: Vec<PathBuf> = (0..data.len()).map(|i| path.join(data.name(i))).collect();
-        if found.first().is_some_and(|file| !file.is_file()) {
+        let (found, ignored) = pictures_in(path)?;
+        ignored_notes(&ignored)
+            .iter()
+            .for_each(|note| events.say("note", note));
+        if found.is_empty() {
             return Err(Error::NoFiles(path.clone()));
         }
         files.extend(found);

@@ -184,6 +184,18 @@ impl Config {
             .or(cfg_classes)
             .unwrap_or(1000);
 
+        let whole = labels.len() == num_classes || !labels.keys().copied().eq(0..labels.len());
+        if num_classes > 0
+            && !labels.is_empty()
+            && (!whole || labels.keys().any(|&class| class >= num_classes))
+        {
+            let sentence = format!(
+                "`{}`: `label_names` has {} names, but the model has {num_classes} classes; correct the names, or remove them",
+                file.display(),
+                labels.len()
+            );
+            return Err(Error::invalid_spec(sentence));
+        }
         let base = network::read_base(&architecture, input_size, args)?;
         let mut history = Vec::new();
         if !vitesse.is_empty() {

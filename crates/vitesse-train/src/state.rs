@@ -31,6 +31,9 @@ pub struct Progress {
     /// Processes that take them together.
     #[serde(default = "one")]
     pub processes: usize,
+    /// A checksum of the names and labels of the pictures that are learned from and evaluated on; absent before the first step.
+    #[serde(default)]
+    pub data: Option<u64>,
     /// Epochs finished: trained, evaluated, logged.
     pub epochs: usize,
     /// Sums over the steps taken in the epoch that is under way.

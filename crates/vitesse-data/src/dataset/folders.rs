@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::files::Files;
-use super::walk::{Ignored, IgnoredReason, Search, shown, some};
+use super::walk::{Ignored, IgnoredReason, Kind, Search, real, shown, some};
 use super::{Contents, Form, Part, natural};
 use crate::{DecodeOptions, Error, Result};
 
@@ -114,7 +114,9 @@ impl PartFolder {
         let mut classes = BTreeMap::new();
         let mut pictures = false;
         for entry in search.entries(folder)? {
-            if entry.kind.is_folder() {
+            if entry.kind == Kind::LinkedFolder && real(folder)?.starts_with(real(&entry.path)?) {
+                search.ignore(&entry.path, IgnoredReason::RepeatedFolder);
+            } else if entry.kind.is_folder() {
                 classes.insert(entry.name().to_owned(), entry.path);
             } else {
                 pictures = true;

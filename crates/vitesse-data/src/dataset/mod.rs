@@ -31,7 +31,7 @@ mod vtab;
 mod walk;
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -296,6 +296,22 @@ trait Form {
     }
     /// Reads one of them.
     fn read(&self, part: Part, decode: &DecodeOptions) -> Result<Contents>;
+}
+
+/// All pictures in a folder and in those below it, in natural order, and what was passed over.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn pictures_in(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Ignored>)> {
+    let mut search = walk::Search::below(folder);
+    let found = search.pictures(folder)?;
+    let pictures = found.into_iter().map(|inside| folder.join(inside)).collect();
+    Ok((pictures, search.ignored))
+}
+
+/// What was passed over, in sentences.
+pub fn ignored_notes(ignored: &[Ignored]) -> Vec<String> {
+    walk::notes(ignored)
 }
 
 /// The form of the data set that [`open`] finds under this name, in words.

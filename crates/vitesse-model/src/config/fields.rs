@@ -20,7 +20,8 @@ pub(crate) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The object that `text`, the content of `file`, consists of.
     pub(crate) fn parse(file: &'a Path, text: &str) -> Result<Self> {
-        match serde_json::from_str(text) {
+        // Some editors put a byte order mark before the text.
+        match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
             Ok(map) => Ok(Fields {
                 file,
                 place: String::new(),

@@ -53,7 +53,11 @@ pub fn to_json(cfg: &PretrainedCfg, [channels, height, width]: [usize; 3]) -> Op
 
 /// What `text`, the content of `file`, says in timm's words, and the height and width of the images it makes.
 ///
-/// `default` holds transformers' own values for what the file leaves out.
+/// What the file leaves out has the value that transformers gives it for the processor that the file names, and for that of the
+/// model, `default`, where it names none.
+///
+/// # Errors
+/// A step that is not known here; a value left out where the processor is none of those whose own values are known.
 pub(crate) fn parse(
     text: &str,
     file: &Path,
@@ -62,6 +66,7 @@ pub(crate) fn parse(
 ) -> Result<(PretrainedCfg, [usize; 2])> {
     const FLAG: &str = "`true` or `false`";
     let mut fields = Fields::parse(file, text)?;
+    let default = named(&mut fields)?.unwrap_or(default);
     let on =
         |fields: &mut Fields<'_>, key, default| Ok::<_, Error>(fields.take(key, FLAG)?.unwrap_or(default));
     for step in ["do_resize", "do_rescale"] {
@@ -90,7 +95,8 @@ pub(crate) fn parse(
     let crop = side(&mut fields, "crop_size")?
         .map(|(sides, _)| sides)
         .or(default.crop.map(|side| [side; 2]));
-    let (resized, keeps_ratio) = side(&mut fields, "size")?.unwrap_or(([default.resize; 2], false));
+    let (resized, keeps_ratio) =
+        side(&mut fields, "size")?.unwrap_or(([default.resize; 2], default.keeps_ratio));
     let made = if crops { crop.unwrap_or(resized) } else { resized };
     if keeps_ratio && !crops {
         let expected = "`true` where `size` is a `shortest_edge`: the model takes images of one size only";
@@ -106,10 +112,10 @@ pub(crate) fn parse(
     }
     let mean = fields
         .numbers("image_mean", in_chans, false)?
-        .unwrap_or_else(|| vec![0.5; in_chans]);
+        .unwrap_or_else(|| each(default.mean, in_chans));
     let std = fields
         .numbers("image_std", in_chans, true)?
-        .unwrap_or_else(|| vec![0.5; in_chans]);
+        .unwrap_or_else(|| each(default.std, in_chans));
     let cfg = PretrainedCfg {
         interpolation,
         crop_pct,
@@ -125,14 +131,104 @@ pub(crate) fn parse(
     Ok((cfg, made))
 }
 
-/// What transformers assumes for one kind of model; mean and deviation are 0.5 for all.
+/// The values of the processor that the file names, if it names one. Where they are not known, the file has to say everything.
+fn named(fields: &mut Fields<'_>) -> Result<Option<&'static Defaults>> {
+    for key in ["image_processor_type", "feature_extractor_type"] {
+        let Some(name) = fields.take::<String>(key, "the name of a class")? else {
+            continue;
+        };
+        let kind = ["Fast", "Pil"]
+            .iter()
+            .fold(name.as_str(), |name, end| name.strip_suffix(end).unwrap_or(name));
+        let kind = kind
+            .strip_suffix("ImageProcessor")
+            .or(kind.strip_suffix("FeatureExtractor"))
+            .unwrap_or(kind);
+        if let Some((_, known)) = PROCESSORS.iter().find(|(known, _)| *known == kind) {
+            return Ok(Some(known));
+        }
+        let crops = fields.get("do_center_crop").and_then(Value::as_bool) == Some(true);
+        let needed = ["do_center_crop", "size", "resample", "image_mean", "image_std"];
+        let needed = needed.into_iter().chain(crops.then_some("crop_size"));
+        for needed in needed {
+            if fields.get(needed).is_none_or(Value::is_null) {
+                let expected =
+                    format!("a value, because what `{name}` takes where there is none is not known here");
+                return Err(fields.wrong(needed, &expected, None));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A number for each of three channels, or their mean for each of another number.
+fn each(values: [f64; 3], channels: usize) -> Vec<f64> {
+    match channels {
+        3 => values.to_vec(),
+        _ => vec![values.iter().sum::<f64>() / 3.0; channels],
+    }
+}
+
+const HALF: [f64; 3] = [0.5; 3];
+const CLIP: [[f64; 3]; 2] = [
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.26130258, 0.27577711],
+];
+
+/// What transformers' processors take for what a file leaves out.
+const PROCESSORS: [(&str, Defaults); 6] = [
+    ("ViT", VIT),
+    ("DeiT", DEIT),
+    ("Beit", SQUASHED),
+    ("Siglip", SQUASHED),
+    ("CLIP", CROPPED),
+    ("Bit", CROPPED),
+];
+
+/// `ViTImageProcessor`.
+pub(crate) const VIT: Defaults = Defaults {
+    interpolation: Interpolation::Bilinear,
+    ..SQUASHED
+};
+
+/// `DeiTImageProcessor`.
+pub(crate) const DEIT: Defaults = Defaults {
+    resize: 256,
+    crop: Some(224),
+    ..SQUASHED
+};
+
+const SQUASHED: Defaults = Defaults {
+    resize: 224,
+    keeps_ratio: false,
+    crop: None,
+    interpolation: Interpolation::Bicubic,
+    mean: HALF,
+    std: HALF,
+};
+
+const CROPPED: Defaults = Defaults {
+    keeps_ratio: true,
+    crop: Some(224),
+    mean: CLIP[0],
+    std: CLIP[1],
+    ..SQUASHED
+};
+
+/// What transformers assumes for one kind of processor.
 pub(crate) struct Defaults {
     /// The side an image is resized to.
     pub(crate) resize: usize,
+    /// Whether that is the shorter one of an image that keeps its proportions.
+    pub(crate) keeps_ratio: bool,
     /// The side of the crop, for the kinds that crop.
     pub(crate) crop: Option<usize>,
     /// The filter.
     pub(crate) interpolation: Interpolation,
+    /// By channel.
+    pub(crate) mean: [f64; 3],
+    /// By channel.
+    pub(crate) std: [f64; 3],
 }
 
 /// Height and width, and whether they are the shorter side of an image that keeps its proportions. A number alone means
@@ -169,5 +265,67 @@ fn ratio(crop: usize, resized: usize) -> f64 {
         exact
     } else {
         crop as f64 / (resized as f64 + 0.5)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The preparation of a DeiT whose file says `text`: filter, mode, resized side, made side.
+    fn prepared(text: Value) -> Result<(Interpolation, CropMode, u64, usize)> {
+        let (cfg, made) = parse(&text.to_string(), Path::new(PREPROCESSOR_FILE), &DEIT, 3)?;
+        let resized = (made[0] as f64 / cfg.crop_pct).floor() as u64;
+        Ok((cfg.interpolation, cfg.crop_mode, resized, made[0]))
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_the_named_processor_has_it() {
+        let (bicubic, bilinear) = (Interpolation::Bicubic, Interpolation::Bilinear);
+        let squash = CropMode::Squash;
+        for (text, expected) in [
+            (json!({}), (bicubic, squash, 256, 224)),
+            (
+                json!({ "image_processor_type": "ViTImageProcessor", "size": 384 }),
+                (bilinear, squash, 384, 384),
+            ),
+            (
+                json!({ "image_processor_type": "ViTImageProcessorFast" }),
+                (bilinear, squash, 224, 224),
+            ),
+            (
+                json!({ "feature_extractor_type": "ViTFeatureExtractor" }),
+                (bilinear, squash, 224, 224),
+            ),
+            (
+                json!({ "image_processor_type": "DeiTImageProcessorPil" }),
+                (bicubic, squash, 256, 224),
+            ),
+            (
+                json!({ "image_processor_type": "BeitImageProcessor", "size": 96 }),
+                (bicubic, squash, 96, 96),
+            ),
+            (
+                json!({ "image_processor_type": "CLIPImageProcessor" }),
+                (bicubic, CropMode::Center, 224, 224),
+            ),
+        ] {
+            assert_eq!(prepared(text.clone()).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn of_an_unknown_processor_everything_must_be_said() {
+        let mut text = json!({
+            "image_processor_type": "PvtImageProcessor", "do_center_crop": false, "size": 224, "resample": 3,
+            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+        });
+        prepared(text.clone()).unwrap();
+        text["image_mean"] = Value::Null;
+        let error = prepared(text).unwrap_err().to_string();
+        assert!(
+            error.contains("image_mean") && error.contains("`PvtImageProcessor`"),
+            "{error}"
+        );
     }
 }

@@ -5,11 +5,9 @@
 
 use serde_json::json;
 
-use vitesse_data::Interpolation;
-
 use super::hf::{Described, Target};
 use crate::config::Fields;
-use crate::config::preprocessor::Defaults;
+use crate::config::preprocessor;
 use crate::spec::{NetworkSpec, PrefixToken, VitSpec};
 use crate::tensors::Tensors;
 use crate::{Result, zoo};
@@ -58,16 +56,8 @@ pub(super) fn describe(
     }
     let (vit, norm_eps) = read_vit(fields, family, tensors, notes)?;
     let preprocessing = match family {
-        Family::Vit => Defaults {
-            resize: 224,
-            crop: None,
-            interpolation: Interpolation::Bilinear,
-        },
-        Family::Deit => Defaults {
-            resize: 256,
-            crop: Some(224),
-            interpolation: Interpolation::Bicubic,
-        },
+        Family::Vit => preprocessor::VIT,
+        Family::Deit => preprocessor::DEIT,
     };
     let distilled = vit.is_distilled();
     Ok(Described {

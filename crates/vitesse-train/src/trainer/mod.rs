@@ -137,6 +137,16 @@ impl<'a> Run<'a> {
             device,
         } = start;
         check(&state, &train, recipe)?;
+        let pictures = fingerprint(&train, validation.as_ref());
+        if state.progress.data.is_some_and(|begun| begun != pictures) {
+            return Err(Error::Resume {
+                path: path.to_owned(),
+                reason: "the pictures that it learned from are not those that are there now, or have other labels; restore them, or \
+                         start a new run"
+                    .into(),
+            });
+        }
+        state.progress.data = Some(pictures);
         let (classes, by) = (state.spec.num_classes, recipe.data.labels_by);
         let names = ClassNames::of(&state.config, classes);
         let matched = names.matched(&train, classes, by)?;
@@ -493,6 +503,20 @@ impl<'a> Run<'a> {
         }
         self.output.state(self.learner.state())
     }
+}
+
+/// A checksum of what is learned from and evaluated on: names and labels, in order.
+fn fingerprint(train: &DataSet, validation: Option<&DataSet>) -> u64 {
+    let sets = [Some(train), validation].into_iter().flatten();
+    let samples = sets.flat_map(|set| (0..set.len()).map(move |i| (set.name(i), set.label(i))));
+    fnv1a(samples.flat_map(|(name, label)| {
+        let label = label.map_or(u64::MAX, |label| label as u64);
+        name.into_bytes()
+            .into_iter()
+            .map(u64::from)
+            .chain([label])
+            .collect::<Vec<_>>()
+    }))
 }
 
 fn check(state: &State, train: &DataSet, recipe: &Recipe) -> Result<()> {
