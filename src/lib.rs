@@ -3,6 +3,7 @@
 //! This crate is the facade: each part is a crate of its own and re-exported here.
 
 pub use vitesse_adapt as adapt;
+pub use vitesse_compress as compress;
 pub use vitesse_data as data;
 pub use vitesse_engine as engine;
 pub use vitesse_measure as measure;
