@@ -10,6 +10,7 @@ use burn::tensor::Device;
 use serde_json::Value;
 use support::adapting::{tensor, values};
 use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use vitesse::compress::Error;
 use vitesse::compress::structure::criteria::Criterion;
 use vitesse::compress::structure::criteria::calibrate;
 use vitesse::compress::structure::criteria::magnitude::Magnitude;
@@ -272,7 +273,7 @@ fn taylor_gradients(v: &Vectors, spec: &ModelSpec, weights: &Tensors, groups: &[
         kind: Loss::None,
         ..Distillation::default()
     };
-    calibrate::taylor(spec, weights, groups, &plain, [lesson.unwrap()]).unwrap()
+    calibrate::taylor(spec, weights, groups, &plain, [Ok::<_, Error>(lesson.unwrap())]).unwrap()
 }
 
 fn norms(v: &Vectors, report: &mut Report, gradients: &Tensors) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use burn::tensor::{Device, Tensor, TensorData};
+use vitesse::compress::Error;
 use vitesse::compress::structure::criteria::activation::Activation;
 use vitesse::compress::structure::criteria::magnitude::Magnitude;
 use vitesse::compress::structure::criteria::random::Random;
@@ -390,12 +391,19 @@ fn criteria_score_what_they_can_and_the_same_seed_keeps_the_same() {
         kind: Loss::None,
         ..Distillation::default()
     };
-    let together = calibrate::fisher(&spec, &tensors, &hidden, &plain, [lesson(0..SAMPLES)]).unwrap();
+    let together = calibrate::fisher(
+        &spec,
+        &tensors,
+        &hidden,
+        &plain,
+        [Ok::<_, Error>(lesson(0..SAMPLES))],
+    )
+    .unwrap();
     // A sample's squared gradient, and the mean of them.
     let name = "blocks.1.mlp.fc1.weight";
     let mut mean = vec![0.0; 20 * 24];
     for sample in 0..SAMPLES {
-        let one = [lesson(sample..sample + 1)];
+        let one = [Ok::<_, Error>(lesson(sample..sample + 1))];
         let gradient = calibrate::taylor(&spec, &tensors, &hidden, &plain, one).unwrap();
         let gradient = gradient.get(name).unwrap();
         mean.iter_mut()

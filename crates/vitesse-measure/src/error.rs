@@ -32,6 +32,9 @@ pub enum Error {
     /// A method of adaptation, an adapter, or a merge.
     #[error(transparent)]
     Adapt(#[from] vitesse_adapt::Error),
+    /// Pruning. In a box, since it holds errors of training, which are as large as this.
+    #[error(transparent)]
+    Compress(Box<vitesse_compress::Error>),
     /// The operating system refused something.
     #[error("cannot {action} `{path}`: {source}", path = .path.display())]
     Io {
@@ -224,12 +227,19 @@ pub enum Error {
     Stopped,
 }
 
+impl From<vitesse_compress::Error> for Error {
+    fn from(error: vitesse_compress::Error) -> Self {
+        Error::Compress(Box::new(error))
+    }
+}
+
 impl Error {
     /// A stable code for programs, such as `E_LABELS`. That of an error of another crate is its own.
     pub fn code(&self) -> &'static str {
         match self {
             Error::Model(error) => error.code(),
             Error::Adapt(error) => error.code(),
+            Error::Compress(error) => error.code(),
             Error::Data(error) => error.code(),
             Error::Engine(error) => error.code(),
             Error::Train(error) => error.code(),

@@ -137,7 +137,7 @@ impl Merge {
             method: self.adapter.record.method_name().map(str::to_owned),
             config,
             parent_sha256: self.model.source_sha256()?,
-            metrics: metrics(&merged.transform),
+            metrics: merged.transform.metrics(),
         };
         merged.checkpoint.config.history.push(step);
         let classes = merged.checkpoint.spec.num_classes;
@@ -222,16 +222,6 @@ impl Merge {
         let method = self.adapter.record.known_method();
         method.map_or_else(Check::default, |method| method.check())
     }
-}
-
-/// The metrics of a history step.
-fn metrics(transform: &Transform) -> Map<String, Value> {
-    let mut metrics = Map::new();
-    if let Some(proof) = &transform.proof {
-        metrics.insert("check_images".into(), json!(proof.check.images));
-        metrics.insert("largest_difference".into(), json!(proof.check.largest));
-    }
-    metrics
 }
 
 /// The base with the ops and the head of an adapter that was trained on it.

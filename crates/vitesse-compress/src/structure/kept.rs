@@ -140,10 +140,10 @@ impl Cutter<'_> {
         let kept =
             |(index, head): &(usize, KeptHead)| !head.v.is_empty() && self.keeps(Kind::Head, core, *index);
         if heads.iter().any(kept) {
-            heads = heads.into_iter().filter(kept).collect();
+            heads.retain(kept);
         } else {
             let best = self.readmit(Kind::Head, core, &(0..heads.len()).collect::<Vec<_>>())?;
-            heads = heads.into_iter().filter(|(index, _)| *index == best).collect();
+            heads.retain(|(index, _)| *index == best);
         }
         for (index, head) in &mut heads {
             let (qk, v) = &widths[*index];

@@ -34,6 +34,7 @@
 //! # Ok::<(), vitesse_compress::Error>(())
 //! ```
 
+pub mod budget;
 pub mod criteria;
 mod cut;
 mod dense;
@@ -49,5 +50,5 @@ pub use dense::{Dense, to_dense};
 pub use kept::Readmitted;
 pub use mask::mask;
 pub use selection::Selection;
-pub use slice::{Sliced, slice};
+pub use slice::{Sliced, outline, slice};
 pub use units::{Axis, Group, Id, Kind, Member, groups};

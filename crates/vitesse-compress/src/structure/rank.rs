@@ -50,26 +50,35 @@ impl Default for Ranking {
 
 /// A group and what its units are worth.
 #[derive(Debug, Clone)]
-struct Scored<'a> {
-    group: &'a Group,
-    scores: Vec<f64>,
+pub struct Scored<'a> {
+    /// The group.
+    pub group: &'a Group,
+    /// One score for each unit.
+    pub scores: Vec<f64>,
 }
 
 impl Ranking {
-    /// Scores the units of `groups` and keeps the best: of `n` that compete, `⌊n·(1 − ratio)⌋`.
-    ///
-    /// A group by itself loses exactly that many, of equal scores the later unit first. Where several compete, all whose score is not
-    /// above that of the last to go are removed, so equals go together. Every group keeps its best unit.
+    /// Scores the units of `groups` and chooses among them.
     ///
     /// # Errors
-    /// A ratio or a multiple that is none; a pattern that is no regular expression or matches no group; what the
-    /// criterion says.
+    /// As [`Ranking::choose`]; what the criterion says.
     pub fn select(
         &self,
         criterion: &dyn Criterion,
         tensors: &Tensors,
         groups: &[&Group],
     ) -> Result<Selection> {
+        self.choose(&Scored::all(criterion, tensors, groups)?)
+    }
+
+    /// Keeps the best units: of `n` that compete, `⌊n·(1 − ratio)⌋`.
+    ///
+    /// A group by itself loses exactly that many, of equal scores the later unit first. Where several compete, all whose score is not
+    /// above that of the last to go are removed, so equals go together. Every group keeps its best unit.
+    ///
+    /// # Errors
+    /// A ratio or a multiple that is none; a pattern that is no regular expression or matches no group.
+    pub fn choose(&self, scored: &[Scored<'_>]) -> Result<Selection> {
         if !(0.0..1.0).contains(&self.ratio) || self.round_to == 0 {
             return Err(Error::Selection(format!(
                 "the share of units to remove must be at least 0 and below 1, and what is kept a multiple of at least 1, \
@@ -78,31 +87,22 @@ impl Ranking {
             )));
         }
         let mut out = Selection::default();
-        for together in self.scopes(groups)? {
-            let scored = together.into_iter().map(|group| {
-                let scores = criterion.scores(tensors, group)?;
-                Ok(Scored { group, scores })
-            });
-            let scored = scored.collect::<Result<Vec<_>>>()?;
-            match &scored[..] {
-                [alone] if self.scope == Scope::Local => {
-                    let kept = alone.best(self.count(alone.scores.len()));
-                    out.keep(
-                        alone.group.id.kind,
-                        alone.group.id.core,
-                        self.rounded(alone, kept),
-                    );
-                }
+        let mut keep = |scored: &Scored<'_>, kept: usize| {
+            let id = scored.group.id;
+            out.keep(
+                id.kind,
+                id.core,
+                scored.best(self.rounded(kept, scored.scores.len())),
+            );
+        };
+        for together in self.scopes(scored)? {
+            match &together[..] {
+                [alone] if self.scope == Scope::Local => keep(alone, self.count(alone.scores.len())),
                 together => {
                     let threshold = self.threshold(together);
                     for scored in together {
                         let above = |score: &&f64| threshold.is_none_or(|threshold| **score > threshold);
-                        let kept = scored.best(scored.scores.iter().filter(above).count());
-                        out.keep(
-                            scored.group.id.kind,
-                            scored.group.id.core,
-                            self.rounded(scored, kept),
-                        );
+                        keep(scored, scored.scores.iter().filter(above).count());
                     }
                 }
             }
@@ -116,7 +116,7 @@ impl Ranking {
     }
 
     /// The score of the last unit to go; `None` if none goes.
-    fn threshold(&self, together: &[Scored<'_>]) -> Option<f64> {
+    fn threshold(&self, together: &[&Scored<'_>]) -> Option<f64> {
         let mut all: Vec<f64> = together
             .iter()
             .flat_map(|scored| scored.scores.iter().copied())
@@ -127,29 +127,28 @@ impl Ranking {
     }
 
     /// At least one, and a multiple of what is asked for, as far as there are units.
-    fn rounded(&self, scored: &Scored<'_>, kept: Vec<usize>) -> Vec<usize> {
-        let count = kept.len().max(1).next_multiple_of(self.round_to);
-        if count == kept.len() {
-            return kept;
-        }
-        scored.best(count.min(scored.scores.len()))
+    fn rounded(&self, kept: usize, units: usize) -> usize {
+        kept.max(1).next_multiple_of(self.round_to).min(units)
     }
 
     /// Who is ranked with whom.
-    fn scopes<'a>(&self, groups: &[&'a Group]) -> Result<Vec<Vec<&'a Group>>> {
+    fn scopes<'a, 'g>(&self, scored: &'a [Scored<'g>]) -> Result<Vec<Vec<&'a Scored<'g>>>> {
         match &self.scope {
-            Scope::Local => Ok(groups.iter().map(|group| vec![*group]).collect()),
-            Scope::Global => Ok(vec![groups.to_vec()]),
+            Scope::Local => Ok(scored.iter().map(|scored| vec![scored]).collect()),
+            Scope::Global => Ok(vec![scored.iter().collect()]),
             Scope::Kind => {
-                let mut alike: BTreeMap<(Kind, Vec<Axis>), Vec<&Group>> = BTreeMap::new();
-                for group in groups {
-                    let axes = group.members.iter().map(|member| member.axis).collect();
-                    alike.entry((group.id.kind, axes)).or_default().push(group);
+                let mut alike: BTreeMap<(Kind, Vec<Axis>), Vec<_>> = BTreeMap::new();
+                for scored in scored {
+                    let axes = scored.group.members.iter().map(|member| member.axis).collect();
+                    alike
+                        .entry((scored.group.id.kind, axes))
+                        .or_default()
+                        .push(scored);
                 }
                 Ok(alike.into_values().collect())
             }
             Scope::Patterns(patterns) => {
-                let mut left = groups.to_vec();
+                let mut left: Vec<_> = scored.iter().collect();
                 let mut out = Vec::new();
                 for pattern in patterns {
                     let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
@@ -157,9 +156,9 @@ impl Ranking {
                             "`{pattern}` cannot be read as a regular expression: {error}"
                         ))
                     })?;
-                    let (matching, others): (Vec<&Group>, Vec<&Group>) = left
+                    let (matching, others): (Vec<_>, Vec<_>) = left
                         .into_iter()
-                        .partition(|group| regex.is_match(&group.id.to_string()));
+                        .partition(|scored| regex.is_match(&scored.group.id.to_string()));
                     if matching.is_empty() {
                         return Err(Error::Selection(format!(
                             "`{pattern}` matches no group that is left; groups are called such as `blocks.3.hidden`"
@@ -174,7 +173,19 @@ impl Ranking {
     }
 }
 
-impl Scored<'_> {
+impl<'a> Scored<'a> {
+    /// Groups with what `criterion` says of their units.
+    ///
+    /// # Errors
+    /// What the criterion says.
+    pub fn all(criterion: &dyn Criterion, tensors: &Tensors, groups: &[&'a Group]) -> Result<Vec<Self>> {
+        let scored = groups.iter().map(|&group| {
+            let scores = criterion.scores(tensors, group)?;
+            Ok(Scored { group, scores })
+        });
+        scored.collect()
+    }
+
     /// The `count` best units; of equal scores the earlier.
     fn best(&self, count: usize) -> Vec<usize> {
         let mut order: Vec<(usize, f64)> = self.scores.iter().copied().enumerate().collect();

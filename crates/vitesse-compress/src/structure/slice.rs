@@ -46,6 +46,16 @@ pub fn slice(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Resu
     })
 }
 
+/// What [`slice`] would make, described: nothing is cut.
+///
+/// # Errors
+/// As [`slice`].
+pub fn outline(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Result<ModelSpec> {
+    let smaller = smaller(spec, &Kept::of(spec, tensors, selection)?)?;
+    smaller.validate()?;
+    Ok(smaller)
+}
+
 /// The description of what is left.
 pub(super) fn smaller(spec: &ModelSpec, kept: &Kept) -> Result<ModelSpec> {
     let vit = prunable(spec)?;

@@ -1,4 +1,6 @@
 //! What criteria that need data are given: gradients, their squares, and what passes inside.
+//!
+//! Batches come one after the other, as they are needed; whatever goes wrong with one ends the work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,20 +11,20 @@ use vitesse_train::gradients::{Of, Over, each_sample, gradients};
 use vitesse_train::learner::Lesson;
 use vitesse_train::objective::Objective;
 
-use crate::Result;
 use crate::structure::units::Group;
+use crate::{Error, Result};
 
 /// The gradients of the weights of `groups`: the sum over `lessons`, each with the mean over its samples.
 ///
 /// # Errors
-/// A batch that does not fit the model; a loss that is not finite.
-pub fn taylor(
+/// A batch that does not fit the model; a loss that is not finite; what `lessons` say.
+pub fn taylor<E: From<Error>>(
     spec: &ModelSpec,
     tensors: &Tensors,
     groups: &[&Group],
     objective: &dyn Objective,
-    lessons: impl IntoIterator<Item = Lesson>,
-) -> Result<Tensors> {
+    lessons: impl IntoIterator<Item = std::result::Result<Lesson, E>>,
+) -> std::result::Result<Tensors, E> {
     let mut sums = Sums::new(spec, tensors, groups)?;
     let network = sums.network.clone();
     for lesson in lessons {
@@ -33,10 +35,10 @@ pub fn taylor(
             objective,
             teacher: None,
         };
-        let found = gradients(of, &lesson, Over::Mean)?;
+        let found = gradients(of, &lesson?, Over::Mean).map_err(Error::from)?;
         sums.add(found, |gradient| gradient);
     }
-    sums.finish(tensors, 1.0)
+    Ok(sums.finish(tensors, 1.0)?)
 }
 
 /// The diagonal of the empirical Fisher matrix, for the weights of `groups`: the mean over all samples of their squared
@@ -44,13 +46,13 @@ pub fn taylor(
 ///
 /// # Errors
 /// As [`taylor`].
-pub fn fisher(
+pub fn fisher<E: From<Error>>(
     spec: &ModelSpec,
     tensors: &Tensors,
     groups: &[&Group],
     objective: &dyn Objective,
-    lessons: impl IntoIterator<Item = Lesson>,
-) -> Result<Tensors> {
+    lessons: impl IntoIterator<Item = std::result::Result<Lesson, E>>,
+) -> std::result::Result<Tensors, E> {
     let mut sums = Sums::new(spec, tensors, groups)?;
     let network = sums.network.clone();
     let owned = sums.names.clone();
@@ -63,13 +65,14 @@ pub fn fisher(
             objective,
             teacher: None,
         };
-        each_sample(of, &lesson, &mut |_, found| {
+        each_sample(of, &lesson?, &mut |_, found| {
             samples += 1;
             sums.add(found, |gradient| gradient * gradient);
             Ok(())
-        })?;
+        })
+        .map_err(Error::from)?;
     }
-    sums.finish(tensors, 1.0 / f64::from(samples.max(1)))
+    Ok(sums.finish(tensors, 1.0 / f64::from(samples.max(1)))?)
 }
 
 /// The mean square of what enters each column of `proj` and `fc2`, `[inputs]`, by the name of the weight, over all tokens of `images`
