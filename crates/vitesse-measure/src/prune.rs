@@ -1,5 +1,8 @@
 //! Pruning structures of a model until it meets a budget: planned, proved, measured.
 
+#[cfg(feature = "train")]
+mod taylor;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -15,7 +18,7 @@ use vitesse_train::method::Check;
 
 use crate::images::Images;
 use crate::transform::Transform;
-use crate::{Error, Events, Result};
+use crate::{Events, Result};
 
 /// What is cut: places of all heads of a block at once, and hidden units, the same share of each group, so that all blocks stay alike.
 const KINDS: [Kind; 2] = [Kind::Position, Kind::Hidden];
@@ -92,7 +95,7 @@ impl Prune {
     ///
     /// # Errors
     /// A model that cannot be pruned, or not so far; a data set without labels where the method needs them;
-    /// [`Error::Interrupted`] once `stop` was set.
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
     pub fn run(&self, settings: &Settings, stop: &AtomicBool, events: &mut dyn Events) -> Result<Pruned> {
         let (mut pruned, fit) = self.cut(settings, stop, events)?;
         let mut masked = self.model.clone();
@@ -162,86 +165,6 @@ impl Prune {
             Method::Random => Box::new(Random { seed: settings.seed }),
             #[cfg(feature = "train")]
             Method::Taylor => Box::new(taylor::criterion(&self.model, settings, groups, stop, events)?),
-        })
-    }
-}
-
-#[cfg(feature = "train")]
-mod taylor {
-    //! Gradients over labelled images.
-
-    use burn::tensor::Device;
-    use vitesse_compress::structure::criteria::calibrate;
-    use vitesse_compress::structure::criteria::taylor::{Form, Taylor};
-    use vitesse_data::{OpenOptions, Split, open};
-    use vitesse_train::classes::{ClassNames, LabelsBy};
-    use vitesse_train::learner::Lesson;
-    use vitesse_train::loss::{Distillation, target_rows};
-    use vitesse_train::prepare::preprocess;
-
-    use super::*;
-    use crate::Progress;
-    use crate::error::check;
-
-    /// Images whose gradients are added up: ten batches, the least that DepGraph's recipes use.
-    const IMAGES: usize = 640;
-    /// Images of a backward pass.
-    const BATCH: usize = 64;
-
-    pub(super) fn criterion(
-        model: &Checkpoint,
-        settings: &Settings,
-        groups: &[&Group],
-        stop: &AtomicBool,
-        events: &mut dyn Events,
-    ) -> Result<Taylor> {
-        let name = settings.data.clone().unwrap_or_else(|| "shapes".into());
-        let options = OpenOptions {
-            split: Some(Split::Train),
-            ..OpenOptions::default()
-        };
-        let classes = model.spec.num_classes;
-        let data = open(&name, &options)?;
-        if data.class_names().len() > classes {
-            return Err(Error::Classes {
-                data: name.display().to_string(),
-                asked: data.class_names().len(),
-                known: classes,
-            });
-        }
-        let matched = ClassNames::of(&model.config, classes).matched(&data, classes, LabelsBy::default())?;
-        matched.note.iter().for_each(|note| events.say("note", note));
-        let data = matched.data.limit(IMAGES, settings.seed);
-        let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
-        let [channels, height, width] = model.spec.input_size();
-        let labelled: Vec<usize> = (0..data.len())
-            .filter(|&index| data.label(index).is_some())
-            .collect();
-        if labelled.is_empty() {
-            return Err(Error::NoImages {
-                data: name.display().to_string(),
-            });
-        }
-        let begun = Progress::of_images(labelled.len());
-        let mut done = 0;
-        let lessons = labelled.chunks(BATCH).map(|batch| -> Result<Lesson> {
-            check(stop)?;
-            events.progress(Progress { done, ..begun });
-            done += batch.len();
-            let (mut pixels, mut labels) = (Vec::new(), Vec::new());
-            for &index in batch {
-                pixels.extend(prepare.run(&data.load(index)?)?);
-                labels.extend(data.label(index));
-            }
-            let targets = target_rows(&labels, classes, 0.0)?;
-            let shape = [labels.len(), channels, height, width];
-            Ok(Lesson::new(pixels, shape, targets, classes, &Device::flex())?)
-        });
-        let objective = Distillation::default();
-        let gradients = calibrate::taylor(&model.spec, &model.tensors, groups, &objective, lessons)?;
-        Ok(Taylor {
-            gradients,
-            form: Form::Elementwise,
         })
     }
 }
