@@ -1,6 +1,20 @@
 //! Vitesse makes Vision Transformers small, adapts them to new tasks and runs them fast.
 //!
-//! This crate is the facade: each part is a crate of its own and re-exported here.
+//! This crate is the facade: each part is a crate of its own and re-exported here. What most applications want is a [`Classifier`]:
+//!
+//! ```no_run
+//! fn main() -> vitesse::Result<()> {
+//!     let classifier = vitesse::Classifier::load("deit_tiny")?;
+//!     for class in classifier.classify("cat.jpg")? {
+//!         println!("{:.3} {class}", class.score);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! Every error of a part becomes an [`Error`] by `?`, and each of them is a sentence, also where `main` returns it.
+//!
+//! Features, both on by default: `train` is everything that learns, with a tensor library; `cli` is what only the program needs.
 
 pub use vitesse_adapt as adapt;
 pub use vitesse_compress as compress;
@@ -12,7 +26,14 @@ pub use vitesse_report as report;
 pub use vitesse_rng as rng;
 pub use vitesse_train as train;
 
+pub use vitesse_measure::{Class, Classifier, ClassifierOptions, Error, Picture, Result};
+
 /// The README's examples are compiled with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So are those of the page on the engine.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/engine.md")]
+struct EnginePage;

@@ -34,7 +34,7 @@ fn adapt_merge_and_unmerge() {
     let found = ran.json();
     assert_eq!(found["adapter"], "run/adapter");
     assert_eq!(found["method"]["scale"], 0.5);
-    assert!(found["trainable"]["method_parameters"].as_u64().unwrap() > 100);
+    assert!(found["trainable"]["method_param_count"].as_u64().unwrap() > 100);
 
     let merged = place
         .run("merge --model base --adapter run/adapter --data shapes --json -o merged")
@@ -43,10 +43,10 @@ fn adapt_merge_and_unmerge() {
     assert_eq!(merged["folds"]["kept"], serde_json::json!([]));
     let (plan, speed) = (&merged["plan"], &merged["speed"]);
     let size = |when: &str, what: &str| plan[when][what].as_u64().unwrap();
-    for what in ["parameters", "macs", "bytes"] {
+    for what in ["param_count", "macs", "weight_bytes"] {
         assert!(size("after", what) < size("before", what), "{what}");
     }
-    assert!(speed["before_ms"].as_f64().unwrap() > 0.0 && speed["ratio"]["median"].is_number());
+    assert!(speed["before_latency_ms"].as_f64().unwrap() > 0.0 && speed["ratio"]["median"].is_number());
     assert_eq!(speed["warning"].is_string(), speed["verdict"] != "faster");
     assert_eq!(
         (&merged["images"], &merged["data"]),
@@ -69,6 +69,17 @@ fn adapt_merge_and_unmerge() {
         place.run(&args).ended(0).json()["top1"].clone()
     };
     assert_eq!(eval("merged"), eval("run/best"));
+
+    // The folder of the run stands for what it learned.
+    let with = place
+        .run("eval base --adapter run --data shapes --split validation --limit 64 --json")
+        .ended(0);
+    with.says(&["`run` is the folder of a run: took what it learned, `adapter`"]);
+    assert_eq!(with.json()["top1"], eval("run/best"));
+    place
+        .run("merge --model base --adapter run --dry-run -o other")
+        .ended(0)
+        .says(&["took what it learned"]);
 
     // A second fold would count the adapter twice.
     let twice = place
@@ -124,7 +135,7 @@ fn a_dry_run_plans_a_merge_and_writes_nothing() {
     let macs = |when: &str| plan_of[when]["macs"].as_u64().unwrap();
     assert!(macs("after") < macs("before"));
     let text = plan("--adapter repadapter/adapter").stdout;
-    for part in ["parameters", "MACs", "→", "tensors go", "nothing was written"] {
+    for part in ["parameters", "MACs", "→", "tensors: ", "nothing was written"] {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
 
@@ -182,7 +193,7 @@ fn every_method_runs_and_a_run_is_resumed() {
             "adapt --model base --method {method} {} -o {method}",
             SHORT.replace("--epochs 2", "--epochs 1")
         ));
-        ran.ended(0).says(&[method, "parameters learn"]);
+        ran.ended(0).says(&[method, "parameters ", " learn"]);
         assert!(
             place
                 .path(method)

@@ -31,11 +31,12 @@ fn bench_measures_every_configuration() {
     let results = document["results"].as_array().unwrap();
     assert_eq!(results.len(), 8);
     for result in results {
-        let latency = &result["latency_ms"];
+        let latency = &result["latency_quantiles_ms"];
         let times: Vec<f64> = ["min", "p50", "p90", "p99"]
             .map(|key| number(&latency[key]))
             .to_vec();
         assert!(times[0] > 0.0 && times.is_sorted(), "{latency}");
+        assert_eq!(result["latency_ms"], latency["p50"]);
         assert!(number(&result["runs"]) >= 4.0);
         assert_eq!(result["threads"], 2);
         assert!(result["isa"].is_string());
@@ -45,7 +46,7 @@ fn bench_measures_every_configuration() {
         // Void where other programs slowed the peak, but never above 1.
         assert!(result["peak_fraction"].is_null() || (0.0..=1.0).contains(&number(&result["peak_fraction"])));
         // The last layer computes one token only, after its keys and values.
-        let [nominal, executed] = ["gmacs", "gmacs_executed"].map(|key| number(&result[key]));
+        let [nominal, executed] = ["macs", "macs_executed"].map(|key| number(&result[key]));
         assert!(executed < nominal && executed > nominal / 2.0, "{result}");
         if cfg!(target_os = "linux") {
             assert!(number(&result["peak_memory_bytes"]) > 1e6);
@@ -55,9 +56,9 @@ fn bench_measures_every_configuration() {
     let cost = checkpoint.spec.costs().unwrap();
     assert_eq!((&first["model"], &first["batch"]), (&"m".into(), &1.into()));
     assert_eq!(first["weights"], "loaded");
-    assert_eq!(first["params"], cost.parameters());
+    assert_eq!(first["param_count"], cost.parameters());
     assert_eq!(first["weight_bytes"], checkpoint.tensors.total_bytes());
-    assert!((number(&first["gmacs"]) - cost.macs() as f64 / 1e9).abs() < 1e-12);
+    assert_eq!(first["macs"], cost.macs());
     assert_eq!(
         (&results[3]["precision"], &results[3]["batch"]),
         (&"int8".into(), &3.into())
@@ -102,8 +103,8 @@ fn bench_times_steps_of_training() {
     let step = &all["step_ms"];
     let quartiles = ["p25", "median", "p75"].map(|key| number(&step[key]));
     assert!(quartiles[0] > 0.0 && quartiles.is_sorted(), "{step}");
-    assert_eq!(all["params_trained"], all["params"]);
-    assert_eq!(number(&head["params_trained"]), 64.0 * 10.0 + 10.0);
+    assert_eq!(all["trained_param_count"], all["param_count"]);
+    assert_eq!(number(&head["trained_param_count"]), 64.0 * 10.0 + 10.0);
     let losses =
         |result: &Value| -> Vec<f64> { result["losses"].as_array().unwrap().iter().map(number).collect() };
     // Both begin with the same weights on the same batch, and learn it.
@@ -124,7 +125,7 @@ fn bench_refuses_in_sentences() {
     let place = Place::new();
     place.write("bench.csv", "mine");
     for (args, code, parts) in [
-        ("", 2, vec!["--model"]),
+        ("", 2, vec!["MODEL"]),
         ("--model nothing", 1, vec!["nothing", "hint: "]),
         (
             "--model regnety_nano_32",

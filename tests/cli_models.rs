@@ -45,7 +45,7 @@ fn eval_reports_numbers() {
         "crop_pct",
         "images",
         "unreadable",
-        "images_per_second",
+        "images_per_s",
         "seconds",
         "load_seconds",
         "forward_seconds",
@@ -540,7 +540,7 @@ fn accuracy(args: &str, top1: f64, top5: f64) {
     assert_eq!(number(&found, "images"), 1000.0);
     println!(
         "top-1 {}, top-5 {}, {} images/s",
-        found["top1"], found["top5"], found["images_per_second"]
+        found["top1"], found["top5"], found["images_per_s"]
     );
     assert!(
         (number(&found, "top1") - top1).abs() < 0.1 + 1e-9,

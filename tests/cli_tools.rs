@@ -361,7 +361,7 @@ fn doctor_measures_this_machine() {
     let peaks = found["peaks"].as_array().unwrap();
     assert_eq!(peaks.len(), 2);
     for peak in peaks {
-        assert!(peak["memory_bytes_per_second"].as_f64().unwrap() > 1e8, "{peak}");
+        assert!(peak["memory_bytes_per_s"].as_f64().unwrap() > 1e8, "{peak}");
         for key in ["f32_flops", "bf16_flops", "int8_ops"] {
             assert!(peak[key].as_f64().unwrap() > 1e8, "{peak}");
         }
@@ -380,4 +380,139 @@ fn a_lower_instruction_set_can_be_forced_and_an_unknown_one_is_refused() {
     refused
         .ended(2)
         .says(&["unknown instruction set `mmx`", "avx512-bf16"]);
+}
+
+#[test]
+fn flags_of_other_programs_get_a_tip() {
+    let place = Place::new();
+    for (command, tip) in [
+        ("eval m --data shapes --pretrained", "`--model`"),
+        ("eval m --data shapes --bs 64", "`--batch-size`"),
+        ("eval m --data shapes --device cuda", "`--threads`"),
+        ("eval --initial-checkpoint m.pth --data shapes", "`--model`"),
+        ("eval m --data shapes --input-size 3 224 224", "`--img-size`"),
+        ("predict --model m --device=cpu cat.jpg", "`--threads`"),
+        ("bench m --bs 64", "`--batch-size`"),
+        ("bench m --input-size 224", "`--img-size`"),
+        ("train --model m --data shapes --pretrained -o run", "`--model`"),
+        ("train --model m --data shapes --opt sgd -o run", "AdamW"),
+        (
+            "train --model m --data shapes --sched step -o run",
+            "`--warmup-epochs`",
+        ),
+        ("train --model m --data shapes --bs 64 -o run", "`--batch-size`"),
+        (
+            "train --model m --data shapes --wd 0.1 -o run",
+            "`--weight-decay`",
+        ),
+        ("train --initial-checkpoint m --data shapes -o run", "`--model`"),
+        (
+            "train --model m --data shapes --input-size 3 64 64 -o run",
+            "`--img-size`",
+        ),
+        (
+            "distill --model m --data shapes --device cuda -o run",
+            "`--threads`",
+        ),
+        ("adapt --model m --data shapes --rank 8 -o run", "`--set rank=8`"),
+        (
+            "adapt --model m --data shapes --lora_alpha 16 -o run",
+            "`--set rank=8`",
+        ),
+        (
+            "adapt --model m --data shapes --wd 0.1 -o run",
+            "`--weight-decay`",
+        ),
+    ] {
+        let ran = place.run(&format!("{command} --json")).ended(2);
+        ran.says(&["unexpected argument", tip]);
+        let hint = ran.json()["error"]["hint"].clone();
+        assert!(
+            hint.as_str().is_some_and(|hint| hint.contains(tip)),
+            "{command}: {hint}"
+        );
+    }
+}
+
+#[test]
+fn a_model_stands_before_the_flags_too() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 8);
+    for command in [
+        "inspect m",
+        "eval m --data shapes --limit 16",
+        "bench m --seconds 0.01 --min-runs 1",
+        "analyze tokens m --data shapes --limit 16",
+    ] {
+        let ran = place.run(command);
+        // The analysis asks for a distilled model: that one was found is enough.
+        assert!(ran.code == 0 || ran.stderr.contains("distill"), "{}", ran.stderr);
+        place
+            .run(&command.replacen(" m", " m --model m", 1))
+            .ended(2)
+            .says(&["--model"]);
+    }
+}
+
+#[test]
+fn the_folder_of_a_run_stands_for_its_checkpoint() {
+    let place = Place::new();
+    place.model("run/final", "deit_nano_patch8_32", 8);
+    place.write("run/recipe.toml", "");
+    place
+        .run("eval run --data shapes --limit 16")
+        .ended(0)
+        .says(&["note: `run` is the folder of a run: took the checkpoint of its last epoch, `final`"]);
+    place.model("run/best", "deit_nano_patch8_32", 8);
+    fs::copy("tests/cli_support/ok.png", place.path("a.png")).unwrap();
+    let short = "--data shapes --limit 16 -b 8 --epochs 1 --dry-run -o new";
+    for command in [
+        "eval run --data shapes --limit 16",
+        "predict --model run a.png",
+        "bench run --seconds 0.01 --min-runs 1",
+        "compare run run@int8 --seconds 0.01 --rounds 1",
+        "merge --model run --adapter nothing -o new",
+        &format!("train --model run {short}"),
+        &format!("adapt --model run {short}"),
+        &format!(
+            "adapt --model run {}",
+            short.replace("--dry-run -o new", "-o adapted")
+        ),
+        &format!("distill --model deit_nano_patch8_32 --teacher run {short}"),
+    ] {
+        let said = place.run(command).stderr;
+        let note = "`run` is the folder of a run: took the checkpoint of its best epoch, `best`";
+        assert_eq!(said.matches(note).count(), 1, "{command}: {said}");
+    }
+    let told = place.run("inspect run").ended(0).stdout;
+    assert!(told.contains("took the checkpoint of its best epoch"), "{told}");
+    // A run that has not come so far.
+    place.write("begun/recipe.toml", "");
+    place
+        .run("eval begun --data shapes")
+        .ended(1)
+        .says(&["neither `best` nor `final`", "--resume"]);
+}
+
+#[test]
+fn a_repository_is_fetched_first() {
+    let place = Place::new();
+    let fetch = "`hf download timm/deit_tiny --local-dir deit_tiny`";
+    for (command, says) in [
+        ("eval hf_hub:timm/deit_tiny --data shapes", fetch),
+        ("bench hf-hub:timm/deit_tiny", fetch),
+        ("inspect timm/deit_tiny", fetch),
+        ("inspect hf-hub:deit_tiny", "Hugging Face hub"),
+        ("merge --model timm/deit_tiny --adapter a -o b", fetch),
+        ("train --model timm/deit_tiny --data shapes -o run", fetch),
+        (
+            "distill --model deit_nano_patch8_32 --teacher timm/deit_tiny --data shapes -o run",
+            fetch,
+        ),
+    ] {
+        place.run(command).ended(1).says(&[says]);
+    }
+    assert!(place.listing().is_empty());
+    // What looks like a path is one.
+    place.run("inspect runs/best.pth").ended(1).says(&["cannot read"]);
 }

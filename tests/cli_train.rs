@@ -373,6 +373,17 @@ name = "deit_nano_distilled_patch8_32"
 teacher = "@teacher"
 "#;
     place.write("study.toml", study);
+    let dry = "train --sweep study.toml --dry-run -o study";
+    let planned = place.run(&format!("{dry} --json")).ended(0).json();
+    let states = |planned: &serde_json::Value| -> Vec<String> {
+        let runs = planned["runs"].as_array().unwrap();
+        runs.iter()
+            .map(|run| run["state"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(states(&planned), ["new"; 5]);
+    assert_eq!(planned["budget_hours"], 1.0);
+    assert!(!place.path("study").exists());
     let ran = place.run("train --sweep study.toml -o study").ended(0);
     ran.says(&["run: 1 of 5: teacher, seed 1", "tested: token, seed 2"]);
     for part in [
@@ -388,6 +399,28 @@ teacher = "@teacher"
     let again = place.run("train --sweep study.toml -o study").ended(0);
     assert_eq!(again.stdout, ran.stdout);
     assert!(!again.stderr.contains("epoch:"), "{}", again.stderr);
+    assert_eq!(
+        states(&place.run(&format!("{dry} --json")).ended(0).json()),
+        ["finished"; 5]
+    );
+    let text = place.run(dry).ended(0).stdout;
+    assert!(text.contains("5 runs, 5 finished in "), "{text}");
+    let kept = |name: &str| std::fs::read_to_string(place.path("study").join(name)).unwrap();
+    let csv = kept("study.csv");
+    assert!(
+        csv.starts_with("arm,seed,top1,class_top1,distillation_top1,epochs,seconds\nteacher,1,"),
+        "{csv}"
+    );
+    assert_eq!(csv.lines().count(), 6);
+    let json: serde_json::Value = serde_json::from_str(&kept("study.json")).unwrap();
+    assert_eq!(
+        (&json["runs"][4]["arm"], &json["page"]),
+        (&"token".into(), &"study/study.html".into())
+    );
+    let page = kept("study.html");
+    for part in ["With and without a token", "<svg", "Every run"] {
+        assert!(page.contains(part), "{part}");
+    }
 
     // A study that was begun otherwise, or by a method, is not gone on with.
     let before = place.listing();

@@ -475,12 +475,12 @@ fn counts(at: &str, report: &mut Report, trainable: &Trainable, expected: &Value
         || "the lists differ".into(),
     );
     for (key, found) in [
-        ("trainable_numel_without_head", trainable.method_parameters),
+        ("trainable_numel_without_head", trainable.method_param_count),
         (
             "trainable_numel",
-            trainable.method_parameters + trainable.head_parameters,
+            trainable.method_param_count + trainable.head_param_count,
         ),
-        ("total", trainable.total_parameters),
+        ("total", trainable.param_count),
     ] {
         if let Some(expected) = expected.get(key).and_then(Value::as_u64) {
             report.expect(&format!("{at}: {key}"), found as u64 == expected, || {

@@ -159,10 +159,10 @@ fn a_method_goes_through_its_life() {
     let (width, depth) = (base.spec.num_features(), base.spec.depth());
     let plan = method.plan(&base.spec).unwrap();
     let (before, after) = (plan.change.before, plan.change.after);
-    assert_eq!(plan.trainable.method_parameters, width * depth);
+    assert_eq!(plan.trainable.method_param_count, width * depth);
     assert_eq!(plan.change.counts(), [0, depth, 0]);
-    assert_eq!(after.parameters, before.parameters + width * depth);
-    assert_eq!(after.bytes, before.bytes + 4 * width * depth);
+    assert_eq!(after.param_count, before.param_count + width * depth);
+    assert_eq!(after.weight_bytes, before.weight_bytes + 4 * width * depth);
     assert!(after.macs > before.macs);
     assert!(
         plan.to_string()
@@ -176,7 +176,7 @@ fn a_method_goes_through_its_life() {
 
     let stop = AtomicBool::new(false);
     let trial = setup.train(&stop, &mut ()).unwrap();
-    assert_eq!((trial.epochs, trial.method_parameters), (2, width * depth));
+    assert_eq!((trial.epochs, trial.method_param_count), (2, width * depth));
     assert_eq!(
         (&trial.method["name"], &trial.method["start"]),
         (&"gain".into(), &1.95.into())

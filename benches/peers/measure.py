@@ -90,7 +90,7 @@ class Vitesse:
             return {"error": done.stderr.strip()[-500:]}
         result = json.loads(done.stdout)["results"][0]
         return {
-            "ms": result["latency_ms"]["p50"], "min_ms": result["latency_ms"]["min"],
+            "ms": result["latency_ms"], "min_ms": result["latency_quantiles_ms"]["min"],
             "kernels": {result["isa"]: 1}, "peak_fraction": result["peak_fraction"],
         }  # fmt: skip
 

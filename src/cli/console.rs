@@ -2,12 +2,13 @@
 //!
 //! Of several processes that do one work, the first alone speaks, but for errors.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use vitesse::report::format;
 use vitesse_train::parallel::Team;
 
@@ -91,11 +92,15 @@ impl Console {
         let shown = self.team.leads() && io::stderr().is_terminal();
         let bar = shown.then(|| {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            let template =
-                format!("{{msg}}{{wide_bar}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left");
+            let template = format!("{{msg}}{{wide_bar}} {{human_pos}}/{{human_len}} {unit}{{pace}}");
+            let pace = |state: &ProgressState, to: &mut dyn fmt::Write| {
+                let (done, total) = (state.pos() as f64, state.len().unwrap_or_default() as f64);
+                // Where it cannot be written there is no bar either.
+                let _ = to.write_str(&pace(done, total, state.elapsed()));
+            };
             // The template is right or the default is shown.
             if let Ok(style) = ProgressStyle::with_template(&template) {
-                bar.set_style(style);
+                bar.set_style(style.with_key("pace", pace));
             }
             bar
         });
@@ -110,6 +115,16 @@ impl Console {
             spoken: now,
         }
     }
+}
+
+/// How fast it goes and how long it will take; nothing before a second has passed, when it could only be guessed.
+fn pace(done: f64, total: f64, passed: Duration) -> String {
+    let rate = done / passed.as_secs_f64();
+    if passed < Duration::from_secs(1) || done == 0.0 {
+        return String::new();
+    }
+    let left = format::duration(((total - done) / rate).max(0.0));
+    format!(", {}/s, {left} left", format::number(rate))
 }
 
 /// How long standard error stays silent where it is no terminal.
@@ -156,14 +171,9 @@ impl Progress<'_> {
             bar.set_position(done as u64);
         } else if self.spoken.elapsed() >= INTERVAL {
             self.spoken = Instant::now();
-            let rate = done as f64 / self.begun.elapsed().as_secs_f64();
-            let left = self.total.saturating_sub(done) as f64 / rate;
             let (of, unit) = (self.total, self.unit);
-            let text = format!(
-                "{}{done}/{of} {unit}, {rate:.1}/s, {} left",
-                self.about,
-                format::duration(left)
-            );
+            let pace = pace(done as f64, of as f64, self.begun.elapsed());
+            let text = format!("{}{done}/{of} {unit}{pace}", self.about);
             self.console.say("progress", &text);
         }
         self.console.check()

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::Value;
 use vitesse::measure::refuse_what_is_no_name;
+use vitesse::model::checkpoint::weights_file;
 use vitesse_train::Error;
 use vitesse_train::loss::Kind;
 
@@ -40,6 +41,9 @@ struct TeacherArgs {
     /// The teacher: a checkpoint folder, or a `.safetensors` or `.pth` file, with the student's classes
     #[arg(long, alias = "teacher-path", value_name = "MODEL")]
     teacher: Option<String>,
+    /// Which state dict of a teacher's file with several [default: timm's choice]
+    #[arg(long, value_name = "NAME")]
+    teacher_key: Option<String>,
     /// Learn the teacher's most likely class (hard), its probabilities (soft), or nothing (none) [default: hard]
     #[arg(long, value_name = "TYPE", value_parser = ["none", "soft", "hard"])]
     distillation_type: Option<String>,
@@ -78,16 +82,21 @@ impl TeacherArgs {
                 format!("`{teacher}` names an architecture without weights, which has nothing to teach");
             return Err(Failure::usage(sentence).hint("train it first, or give the folder of a checkpoint"));
         }
-        if let Some(teacher) = &self.teacher
-            && !Path::new(teacher).exists()
-        {
-            let (teacher, reason) = (teacher.clone(), "there is no such file or folder".to_owned());
-            return Err(Error::Teacher { teacher, reason }.into());
+        if let Some(teacher) = &self.teacher {
+            let refuse = |reason| Error::Teacher {
+                teacher: teacher.clone(),
+                reason,
+            };
+            let file = weights_file(Path::new(teacher)).map_err(|error| refuse(error.to_string()))?;
+            if !file.exists() {
+                return Err(refuse("there is no such file or folder".to_owned()).into());
+            }
         }
         let text = |value: &Option<String>| value.clone().map(Value::String);
         let number = |value: Option<f64>| value.map(Value::Float);
         let keys = [
             ("distill.teacher", text(&self.teacher)),
+            ("distill.key", text(&self.teacher_key)),
             ("distill.kind", text(&self.distillation_type)),
             ("distill.alpha", number(self.distillation_alpha)),
             ("distill.tau", number(self.distillation_tau)),

@@ -120,7 +120,7 @@ impl fmt::Display for Report {
         for peak in &self.peaks {
             table.push([
                 peak.threads.to_string(),
-                format::si(peak.memory_bytes_per_second, "B/s"),
+                format::si(peak.memory_bytes_per_s, "B/s"),
                 format::si(peak.f32_flops, "FLOP/s"),
                 format::si(peak.bf16_flops, "FLOP/s"),
                 format::si(peak.int8_ops, "OP/s"),

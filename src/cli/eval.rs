@@ -8,12 +8,12 @@ use vitesse::data::Preprocess;
 use vitesse::measure::Weights;
 use vitesse::measure::accuracy::shifted::{Mean, Shifted, Version};
 use vitesse::measure::accuracy::{Accuracy, Exam, Report};
-use vitesse::measure::machine::threads;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 use vitesse_train::evaluate::EvalOptions;
 
 use super::Console;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, ReadArgs, WhichArgs};
 use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{DataArgs, LabelsBy, RunArgs, positive, thread_count};
 use super::failure::{Exit, Result};
@@ -27,11 +27,15 @@ use super::show::Show;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse eval --model ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
+  vitesse eval ./deit_tiny_patch16_224.fb_in1k --data ./imagenet/val
   vitesse eval --model ./my-run --data shapes:count --split test --json
   vitesse eval --model ./deit.pth --data ./photos --crop-pct 1.0 --limit 500
   vitesse eval --model ./my-run --data ./flowers --shifted ./flowers-drawn ./flowers-at-night")]
 pub(super) struct Args {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    read: ReadArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -104,7 +108,7 @@ impl Args {
             data = data.limit(limit.get(), 0);
         }
         let classes = Some(data.class_names().len()).filter(|&classes| classes > 0);
-        let mut checkpoint = self.model.load(classes, console)?;
+        let mut checkpoint = self.model.load(self.which.name(), &self.read, classes, console)?;
         let exam = Exam {
             preprocess: self.preprocess.plan(&mut checkpoint)?,
             checkpoint,
@@ -176,24 +180,25 @@ impl fmt::Display for Text<'_> {
             report.timing.load.as_secs_f64(),
             report.timing.forward.as_secs_f64(),
         );
-        let threads = threads(report.threads);
+        let threads = counted(report.threads, "thread");
         writeln!(
             f,
             "\n{:.1} images/s in {} with {threads}, batches of {}: {} computing, {} waiting for images",
-            report.images_per_second,
+            report.images_per_s,
             report.arithmetic.precision,
             report.batch_size,
             format::duration(forward),
             format::duration(load)
         )?;
         if report.skipped > 0 {
-            writeln!(f, "{} files of unsupported formats were left out", report.skipped)?;
+            let files = counted(report.skipped, "file");
+            writeln!(f, "left out: {files} of unsupported formats")?;
         }
         if report.unreadable > 0 {
             writeln!(
                 f,
-                "{} files could not be read and are in no number above:",
-                report.unreadable
+                "unreadable, and in no number above: {}",
+                counted(report.unreadable, "file")
             )?;
             report
                 .unreadable_files
@@ -253,10 +258,7 @@ impl fmt::Display for ShiftedText<'_> {
         write!(f, "{table}")?;
         match shifted.unreadable() {
             0 => Ok(()),
-            n => writeln!(
-                f,
-                "{n} files of them could not be read and are in no number above"
-            ),
+            n => writeln!(f, "unreadable, and in no number above: {}", counted(n, "file")),
         }
     }
 }

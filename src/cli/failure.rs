@@ -131,7 +131,13 @@ impl Display for Failure {
 
 impl From<model::Error> for Failure {
     fn from(error: model::Error) -> Failure {
-        Failure::new(error.code(), error.to_string())
+        let failure = Failure::new(error.code(), error.to_string());
+        match error {
+            model::Error::UnknownArchitecture { .. } => {
+                failure.hint("`vitesse inspect --list` shows the names")
+            }
+            _ => failure,
+        }
     }
 }
 
@@ -199,7 +205,7 @@ impl From<measure::Error> for Failure {
             other => Failure {
                 exit: match other {
                     E::Stopped => Exit::Interrupted,
-                    E::NothingToCompare | E::NoValidation => Exit::Usage,
+                    E::NothingToCompare | E::NoValidation | E::JointSoftmax { .. } => Exit::Usage,
                     _ => Exit::Failed,
                 },
                 hint: other.hint().map(str::to_owned),

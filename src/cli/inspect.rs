@@ -8,7 +8,8 @@ use vitesse::model::config::HistoryStep;
 use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
 use vitesse::model::storage::pth::StateDict;
 use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 use super::args::model::{ReadArgs, is_path};
 use super::failure::Result;
@@ -21,12 +22,15 @@ use super::outcome::{Outcome, pairs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse inspect --model ./deit_tiny_patch16_224.fb_in1k
-  vitesse inspect --model deit_small_patch16_224 --json
+  vitesse inspect ./deit_tiny_patch16_224.fb_in1k
+  vitesse inspect deit_small_patch16_224 --json
   vitesse inspect --list")]
 pub(super) struct Args {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from --list; as `--model`
+    #[arg(value_name = "MODEL", required_unless_present_any = ["model", "list"])]
+    first: Option<String>,
     /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from --list
-    #[arg(long, value_name = "MODEL", required_unless_present = "list")]
+    #[arg(long, value_name = "MODEL", conflicts_with = "first")]
     model: Option<String>,
     #[command(flatten)]
     read: ReadArgs,
@@ -34,14 +38,14 @@ pub(super) struct Args {
     #[arg(long)]
     tensors: bool,
     /// List the names of all architectures with their sizes
-    #[arg(long, conflicts_with_all = ["model", "key", "architecture", "tensors"])]
+    #[arg(long, conflicts_with_all = ["first", "model", "key", "architecture", "tensors"])]
     list: bool,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<Outcome> {
-        match &self.model {
-            Some(model) if !self.list => Outcome::new(&self.inspect(model)?),
+        match self.first.as_ref().or(self.model.as_ref()) {
+            Some(model) => Outcome::new(&self.inspect(model)?),
             _ => Outcome::new(&Zoo::list()?),
         }
     }
@@ -96,7 +100,7 @@ struct Preparation {
 #[derive(Debug, Serialize)]
 struct File {
     path: String,
-    bytes: u64,
+    weight_bytes: u64,
     sha256: String,
     /// Elements of each type.
     dtypes: BTreeMap<&'static str, usize>,
@@ -113,7 +117,7 @@ struct TensorRow {
     name: String,
     dtype: &'static str,
     shape: Vec<usize>,
-    bytes: usize,
+    weight_bytes: usize,
 }
 
 /// One layer in the order of the forward pass.
@@ -122,7 +126,7 @@ struct Layer {
     layer: String,
     /// Its shape in words.
     shape: String,
-    parameters: usize,
+    param_count: usize,
     macs: u64,
 }
 
@@ -139,7 +143,7 @@ impl Report {
         let layers = cost.layers.into_iter().map(|layer| Layer {
             shape: shape(&spec, &layer.layer),
             layer: layer.layer,
-            parameters: layer.parameters,
+            param_count: layer.parameters,
             macs: layer.macs,
         });
         Ok(Report {
@@ -184,11 +188,11 @@ impl File {
             name: name.to_owned(),
             dtype: tensor.dtype().name(),
             shape: tensor.shape().to_vec(),
-            bytes: tensor.bytes().len(),
+            weight_bytes: tensor.bytes().len(),
         };
         Ok(File {
             path: path.map(|path| path.display().to_string()).unwrap_or_default(),
-            bytes: checkpoint.tensors.total_bytes() as u64,
+            weight_bytes: checkpoint.tensors.total_bytes() as u64,
             sha256: checkpoint.source_sha256()?.unwrap_or_default(),
             dtypes,
             state_dicts: checkpoint.source.state_dicts.clone(),
@@ -237,7 +241,7 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
             })
             .unwrap_or_default()
         }
-        ["head" | "head_dist"] => format!("{} classes", spec.num_classes),
+        ["head" | "head_dist"] => counted(spec.num_classes, "class"),
         _ => String::new(),
     }
 }
@@ -255,10 +259,7 @@ fn sub_layer(vit: &VitSpec, block: &BlockSpec, part: &str) -> String {
 }
 
 fn heads(attn: &AttentionSpec) -> String {
-    let number = match attn.num_heads() {
-        1 => "1 head".to_owned(),
-        heads => format!("{heads} heads"),
-    };
+    let number = counted(attn.num_heads(), "head");
     match attn.uniform_heads() {
         Some((_, qk, v)) => format!("{number}, q/k {qk}, v {v}"),
         None => format!("{number}, q/k {:?}, v {:?}", attn.qk_dims, attn.v_dims),
@@ -296,7 +297,10 @@ impl fmt::Display for Report {
                     .map(|(dtype, n)| format!("{} {dtype}", format::count(*n as u64)));
                 rows.extend([
                     ("weights", file.path.clone()),
-                    ("bytes", format!("{} in tensors", format::count(file.bytes))),
+                    (
+                        "bytes",
+                        format!("{} in tensors", format::count(file.weight_bytes)),
+                    ),
                     ("elements", dtypes.collect::<Vec<_>>().join(", ")),
                     ("SHA-256", file.sha256.clone()),
                 ]);
@@ -331,7 +335,7 @@ impl fmt::Display for Report {
         let share = |macs: u64| format!("{:.1} %", 100.0 * macs as f64 / self.macs.max(1) as f64);
         for layer in &self.layers {
             let (parameters, macs) = (
-                format::count(layer.parameters as u64),
+                format::count(layer.param_count as u64),
                 format::si(layer.macs as f64, ""),
             );
             table.push([
@@ -348,7 +352,7 @@ impl fmt::Display for Report {
         };
         let mut table = Table::new([left("tensor"), left("type"), left("shape"), right("bytes")]);
         for tensor in tensors {
-            let bytes = format::count(tensor.bytes as u64);
+            let bytes = format::count(tensor.weight_bytes as u64);
             table.push([
                 tensor.name.clone(),
                 tensor.dtype.to_owned(),

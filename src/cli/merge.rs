@@ -8,6 +8,7 @@ use vitesse::adapt::merge::Report as Folds;
 use vitesse::measure::merge::{Merge, Merged, Settings};
 use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
+use vitesse::report::format::counted;
 use vitesse::train::method::Kept;
 
 use super::Console;
@@ -165,8 +166,8 @@ impl fmt::Display for Report {
         if self.step == "merge" {
             let (folded, kept) = (self.folds.folded.len(), self.folds.kept.len());
             rows.push(match self.refused.len() {
-                0 => ("folded", format!("{folded} ops, {kept} kept")),
-                refused => ("folded", format!("{folded} ops, {refused} refused")),
+                0 => ("folded", format!("{}, {kept} kept", counted(folded, "op"))),
+                refused => ("folded", format!("{}, {refused} refused", counted(folded, "op"))),
             });
         }
         if self.folds.created_bias {

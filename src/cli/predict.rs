@@ -5,14 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vitesse::measure::predict::{Class, Predictor, pictures};
-use vitesse::measure::{Labels, Weights};
+use vitesse::measure::predict::pictures;
+use vitesse::measure::{self, Labels, Weights};
 use vitesse::model::config::Scores;
 use vitesse::report::{Table, left, right};
-use vitesse::train::Error;
+use vitesse::{Class, Classifier, ClassifierOptions, train};
 
 use super::Console;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, ReadArgs};
 use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{DecodeArgs, RunArgs, positive};
 use super::failure::{Exit, Failure, Result};
@@ -30,8 +30,16 @@ Examples:
   vitesse predict --model ./deit_tiny_patch16_224.fb_in1k cat.jpg dog.png
   vitesse predict --model ./my-run --labels labels.csv --topk 1 --json photos/*.jpg")]
 pub(super) struct Args {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
+    ///
+    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
+    /// that architecture with fresh, untrained weights.
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    model: String,
     #[command(flatten)]
-    model: ModelArgs,
+    read: ReadArgs,
+    #[command(flatten)]
+    load: ModelArgs,
     /// Image files: JPEG, PNG, WebP, BMP or GIF; of a folder, all that it holds
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -58,40 +66,34 @@ const IMAGENET: &str = "imagenet";
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
-        let named = match &self.labels {
+        let labels = match &self.labels {
             Some(name) if name.as_os_str() == IMAGENET && !name.exists() => Some(Labels::imagenet()),
             Some(file) => Some(Labels::read(file)?),
             None => None,
         };
-        let mut checkpoint = self.model.load(None, console)?;
-        if checkpoint.spec.num_classes == 0 {
-            let error = Error::NoClasses {
-                architecture: checkpoint.spec.architecture,
-            };
-            return Err(Failure::from(error).hint("`vitesse run` writes features to a file"));
-        }
-        let scores = checkpoint.config.scores(checkpoint.spec.num_classes);
-        if scores != Scores::Softmax && self.joint == Joint::Softmax {
-            let sentence = "`--joint softmax` is for classes of which an image has one, and this model's scores are each by itself";
-            return Err(Failure::usage(sentence));
-        }
-        let labels = named.unwrap_or_else(|| Labels::of(&checkpoint));
-        if labels.is_empty() {
-            console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
-        }
-        let predictor = Predictor {
-            preprocess: self.preprocess.plan(&mut checkpoint)?,
-            labels,
+        let mut checkpoint = self.load.load(&self.model, &self.read, None, console)?;
+        let preprocess = self.preprocess.plan(&mut checkpoint)?;
+        let (model, weights) = (checkpoint.spec.architecture.clone(), Weights::of(&checkpoint));
+        let (backend, precision) = self.run.computed();
+        let options = ClassifierOptions {
             topk: self.topk.get(),
-            fusion: self.joint.fusion(),
+            threads: 0,
+            precision,
             batch_size: self.run.compute.batch_size.get(),
+            labels,
+            preprocess: Some(preprocess),
             decode: self.decode.options(),
-            scores,
+            fusion: self.joint.fusion(),
+            backend,
         };
         let mut show = Show::new(console);
-        let mut runner = self.run.runner(&checkpoint, &mut show)?;
+        let classifier = Classifier::new(checkpoint, options, &mut show).map_err(hint)?;
+        if classifier.labels().is_empty() {
+            console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
+        }
+        let scores = classifier.scores();
         let files = pictures(&self.files)?;
-        let found = predictor.run(&mut runner, &files, console.stop(), &mut show)?;
+        let found = classifier.classify_until(&files, console.stop(), &mut show)?;
         let mut predictions = Vec::new();
         for (file, found) in files.iter().zip(found) {
             let (classes, error) = match found {
@@ -107,12 +109,23 @@ impl Args {
         }
         let failed = predictions.iter().any(|prediction| prediction.error.is_some());
         let report = Report {
-            model: checkpoint.spec.architecture.clone(),
-            weights: Weights::of(&checkpoint),
+            model,
+            weights,
             scores,
             predictions,
         };
         Ok(Outcome::new(&report)?.with_exit(if failed { Exit::Failed } else { Exit::Done }))
+    }
+}
+
+/// What to do with a model that has no classes.
+fn hint(error: measure::Error) -> Failure {
+    let features = matches!(error, measure::Error::Train(train::Error::NoClasses { .. }));
+    let failure = Failure::from(error);
+    if features {
+        failure.hint("`vitesse run` writes features to a file")
+    } else {
+        failure
     }
 }
 

@@ -4,11 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 use vitesse::measure::raw::{Images, Report};
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 
 use super::Console;
 use super::args::RunArgs;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, ReadArgs, WhichArgs};
 use super::args::output::may_write;
 use super::args::preprocess::Joint;
 use super::failure::Result;
@@ -28,6 +28,10 @@ Examples:
 In Python, x.safetensors is made by
   safetensors.torch.save_file({\"pixel_values\": x}, \"x.safetensors\")")]
 pub(super) struct Args {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    read: ReadArgs,
     #[command(flatten)]
     model: ModelArgs,
     /// File to read: safetensors with `pixel_values`
@@ -50,7 +54,7 @@ impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
         may_write(&self.output, self.force)?;
-        let checkpoint = self.model.load(None, console)?;
+        let checkpoint = self.model.load(self.which.name(), &self.read, None, console)?;
         let images = Images::read(&self.input, &checkpoint.spec)?;
         let mut show = Show::new(console);
         let mut runner = self.run.runner(&checkpoint, &mut show)?;
@@ -75,8 +79,9 @@ impl fmt::Display for Text<'_> {
         let seconds = format::duration(report.seconds);
         writeln!(
             f,
-            "{images} images in {seconds}, {:.1} images/s",
-            report.images_per_second
+            "{} in {seconds}, {:.1} images/s",
+            counted(images, "image"),
+            report.images_per_s
         )
     }
 }

@@ -1,8 +1,8 @@
 //! What every verb that transforms a model says: sizes, proof and speed.
 
-use vitesse::measure::machine::threads;
 use vitesse::measure::transform::{Speed, Transform};
-use vitesse::report::{Table, format, left};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left};
 use vitesse::train::method::Change;
 
 /// Lines of a report.
@@ -11,7 +11,9 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         (
             "parameters",
-            change(before.parameters, after.parameters, |n| format::si(n as f64, "")),
+            change(before.param_count, after.param_count, |n| {
+                format::si(n as f64, "")
+            }),
         ),
         (
             "MACs",
@@ -19,7 +21,9 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
         ),
         (
             "weights",
-            change(before.bytes, after.bytes, |n| format::bytes(n as u64)),
+            change(before.weight_bytes, after.weight_bytes, |n| {
+                format::bytes(n as u64)
+            }),
         ),
     ];
     if let Some(proof) = &transform.proof {
@@ -43,14 +47,14 @@ fn change<T: Copy + PartialEq>(before: T, after: T, spell: impl Fn(T) -> String)
 
 fn latency(speed: &Speed) -> String {
     format!(
-        "{:.3} ms → {:.3} ms, ratio {}, {}; {} rounds in turns, {}, {}",
-        speed.before_ms,
-        speed.after_ms,
+        "{:.3} ms → {:.3} ms, ratio {}, {}; {} in turns, {}, {}",
+        speed.before_latency_ms,
+        speed.after_latency_ms,
         speed.ratio,
         speed.verdict,
-        speed.rounds,
+        counted(speed.rounds, "round"),
         speed.precision,
-        threads(speed.threads)
+        counted(speed.threads, "thread")
     )
 }
 
@@ -68,5 +72,5 @@ pub(super) fn tensors(plan: &Change) -> String {
     if table.is_empty() {
         return String::new();
     }
-    format!("\n{table}\n{gone} tensors go, {new} come, {reshaped} change their shape\n")
+    format!("\n{table}\ntensors: {new} added, {gone} removed, {reshaped} with another shape\n")
 }

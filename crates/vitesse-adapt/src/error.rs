@@ -1,12 +1,15 @@
 //! What can go wrong. Every message is a sentence: what was expected, what was found, what to try.
 
+use std::fmt;
 use std::path::PathBuf;
+
+use vitesse_words::counted;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -64,7 +67,8 @@ pub enum Error {
     },
     /// Ops that have no counterpart in a plain model.
     #[error(
-        "{} of {total} ops cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged.",
+        "of {}, {} cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged.",
+        counted(*total, "op"),
         .reasons.len(),
         .reasons.join("\n  ")
     )]
@@ -98,6 +102,13 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -74,7 +74,7 @@ fn read(folder: &Path) -> BTreeMap<String, String> {
 fn row(method: &Method, about: &str, page: &str) -> String {
     let mut base = vitesse_model::zoo::get("vit_base_patch16_224").unwrap().spec;
     base.num_classes = 100;
-    let parameters = method.plan(&base).unwrap().trainable.method_parameters;
+    let parameters = method.plan(&base).unwrap().trainable.method_param_count;
     let small = Checkpoint::fresh("deit_micro_patch4_32", Some(5), None, 0).unwrap();
     let begun = method.begin(&small.spec, &small.tensors, 0).unwrap();
     let finished = method.finish(&begun.spec, &begun.tensors).unwrap();

@@ -1,10 +1,12 @@
 //! What can go wrong. Every message is a sentence: what was expected, what was found, what to try.
 
+use std::fmt;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -27,6 +29,13 @@ pub enum Error {
         /// What is wrong and what to try.
         sentence: String,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

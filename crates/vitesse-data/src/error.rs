@@ -1,10 +1,11 @@
 //! What can go wrong between a file and a batch. Every message names the file or the key, what was expected, and
 //! what was found.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be read.
     #[error("cannot read `{}`: {source}", path.display())]
@@ -94,6 +95,13 @@ pub enum Error {
         /// The panic's message.
         reason: String,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A result of this crate.

@@ -11,7 +11,7 @@ use crate::resize::{Interpolation, Window, resize_window};
 use crate::{Error, Image, PerChannel, Result};
 
 /// What to do with a picture whose shape is not the model's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CropMode {
     /// Shorter side to `size / crop_pct`, then the centre: the edges of the long side are lost.

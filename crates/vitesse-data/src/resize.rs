@@ -15,7 +15,7 @@ use crate::Image;
 use crate::image::RGB;
 
 /// How pixels are weighed when a picture changes its size. Names as timm and Pillow spell them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
     /// The pixel under the centre.

@@ -1,7 +1,9 @@
 //! What can go wrong.
 
+use std::fmt;
+
 /// Why a model cannot be compiled or run.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// The spec and the tensors do not fit, or describe no possible model.
     #[error(transparent)]
@@ -13,7 +15,7 @@ pub enum Error {
     #[error("{0}")]
     Isa(String),
     /// The system gives no more threads.
-    #[error("cannot start {threads} threads: {source}")]
+    #[error("cannot start {}: {source}", vitesse_words::counted(*threads, "thread"))]
     Threads {
         /// How many were wanted.
         threads: usize,
@@ -22,7 +24,8 @@ pub enum Error {
     },
     /// Images of another size than the model's.
     #[error(
-        "{images} images of {channels} x {height} x {width} are {expected} numbers, but there are {found}"
+        "{} of {channels} x {height} x {width} should be {expected} numbers, but there are {found}",
+        vitesse_words::counted(*images, "image")
     )]
     Input {
         /// How many images were announced.
@@ -38,6 +41,13 @@ pub enum Error {
         /// How many there are.
         found: usize,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -9,7 +9,7 @@ use vitesse_engine::{Engine, Options, Precision};
 #[cfg(feature = "train")]
 use vitesse_model::network::Network;
 use vitesse_model::{Checkpoint, Fusion, ModelSpec};
-use vitesse_train::evaluate::{Classifier, Heads};
+use vitesse_train::evaluate::{Classify, Heads};
 
 #[cfg(feature = "train")]
 use crate::Error;
@@ -65,22 +65,23 @@ pub struct Arithmetic {
 }
 
 impl Runner {
-    /// The engine, unless the network is asked for or the model is none that the engine runs.
+    /// The engine, unless the network is asked for or the model is none that the engine runs. Without a number of threads it has
+    /// as many as rayon.
     ///
     /// # Errors
     /// A model that is not run so.
     pub fn new(
         checkpoint: &Checkpoint,
         backend: Option<Backend>,
-        precision: Precision,
+        options: Options,
         events: &mut dyn Events,
     ) -> Result<Runner> {
         #[cfg(feature = "train")]
         {
             let known = checkpoint.spec.vit().is_ok();
             if backend == Some(Backend::Network) || (backend.is_none() && !known) {
-                if precision != Precision::F32 {
-                    return Err(Error::NetworkPrecision(precision));
+                if options.precision != Precision::F32 {
+                    return Err(Error::NetworkPrecision(options.precision));
                 }
                 if backend.is_none() {
                     let text = format!(
@@ -95,9 +96,11 @@ impl Runner {
         #[cfg(not(feature = "train"))]
         let _ = (backend, events);
         let options = Options {
-            threads: rayon::current_num_threads(),
-            precision,
-            isa: None,
+            threads: match options.threads {
+                0 => rayon::current_num_threads(),
+                threads => threads,
+            },
+            ..options
         };
         let engine = Engine::new(
             &checkpoint.spec,
@@ -106,6 +109,21 @@ impl Runner {
             options,
         )?;
         Ok(Runner::Engine(Box::new(engine)))
+    }
+
+    /// What the heads say about images `[batch, channels, height, width]`, normalised.
+    ///
+    /// # Errors
+    /// Images of another size than the model's.
+    pub fn heads(&self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
+        match self {
+            Runner::Engine(engine) => heads(engine, images, shape),
+            #[cfg(feature = "train")]
+            Runner::Network(network) => {
+                let (network, device) = &**network;
+                vitesse_train::evaluate::Evaluated { network, device }.classify(images, shape)
+            }
+        }
     }
 
     /// How it computes.
@@ -126,7 +144,7 @@ impl Runner {
     }
 }
 
-impl Classifier for Runner {
+impl Classify for Runner {
     fn spec(&self) -> &ModelSpec {
         match self {
             Runner::Engine(engine) => engine.spec(),
@@ -136,14 +154,7 @@ impl Classifier for Runner {
     }
 
     fn classify(&mut self, images: &[f32], shape: [usize; 4]) -> vitesse_train::Result<Heads> {
-        match self {
-            Runner::Engine(engine) => heads(engine, images, shape),
-            #[cfg(feature = "train")]
-            Runner::Network(network) => {
-                let (network, device) = &**network;
-                vitesse_train::evaluate::Evaluated { network, device }.classify(images, shape)
-            }
-        }
+        self.heads(images, shape)
     }
 }
 
@@ -224,7 +235,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-impl Classifier for Recorder<'_> {
+impl Classify for Recorder<'_> {
     fn spec(&self) -> &ModelSpec {
         self.engine.spec()
     }

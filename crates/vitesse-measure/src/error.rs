@@ -1,12 +1,14 @@
 //! What can go wrong while a model is measured. Every message is a sentence: what was expected, what was found, what to
 //! try.
 
+use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vitesse_model::DType;
+use vitesse_words::counted;
 
 use crate::proof::Difference;
 
@@ -14,7 +16,7 @@ use crate::proof::Difference;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -46,7 +48,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system gives no more threads.
-    #[error("cannot start {threads} threads: {reason}")]
+    #[error("cannot start {}: {reason}", counted(*threads, "thread"))]
     Threads {
         /// How many were wanted.
         threads: usize,
@@ -74,8 +76,17 @@ pub enum Error {
     /// A number format that what computes the model does not have.
     #[error("the network computes in f32 only, not in {0}")]
     NetworkPrecision(vitesse_engine::Precision),
+    /// Probabilities of both heads, of a model that has none of all classes together.
+    #[error(
+        "the mean of the heads' probabilities (`--joint softmax`) is for classes of which an image has one, and the scores of `{architecture}` \
+         are each by itself"
+    )]
+    JointSoftmax {
+        /// The model.
+        architecture: String,
+    },
     /// A data set that asks for more classes than a model knows.
-    #[error("`{data}` has {asked} classes, the model {known}")]
+    #[error("`{data}` has {}, the model {known}", counted(*asked, "class"))]
     Classes {
         /// The data set.
         data: String,
@@ -85,7 +96,7 @@ pub enum Error {
         known: usize,
     },
     /// The same of one of several models.
-    #[error("the data set has {asked} classes, `{model}` {known}")]
+    #[error("the data set has {}, `{model}` {known}", counted(*asked, "class"))]
     ClassesOf {
         /// The model.
         model: String,
@@ -176,7 +187,7 @@ pub enum Error {
         found: String,
     },
     /// A data set with nothing to tell apart.
-    #[error("`{data}` has {classes} class, and there is nothing to tell apart")]
+    #[error("`{data}` has {}, and there is nothing to tell apart", counted(*classes, "class"))]
     TooFewClasses {
         /// The data set.
         data: String,
@@ -233,6 +244,13 @@ impl From<vitesse_compress::Error> for Error {
     }
 }
 
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// A stable code for programs, such as `E_LABELS`. That of an error of another crate is its own.
     pub fn code(&self) -> &'static str {
@@ -258,7 +276,7 @@ impl Error {
             Error::TensorType { .. } => "E_TENSOR_TYPE",
             Error::TensorShape { .. } => "E_TENSOR_SHAPE",
             Error::TooFewClasses { .. } => "E_DATA_SET",
-            Error::NothingToCompare | Error::NoValidation => "E_USAGE",
+            Error::NothingToCompare | Error::NoValidation | Error::JointSoftmax { .. } => "E_USAGE",
             Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
             Error::Settings { .. } => "E_RECIPE",
             Error::Unreadable { .. } => "E_RESUME",

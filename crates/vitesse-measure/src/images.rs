@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use serde::Serialize;
 use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_model::Checkpoint;
-use vitesse_train::prepare::preprocess;
 
 use crate::accuracy::Unreadable;
 use crate::error::check;
@@ -110,7 +109,7 @@ impl Images {
 
 /// At most `count` images of all classes that can be read, prepared for `model`, one after the other.
 pub(crate) fn pixels(data: &DataSet, count: usize, model: &Checkpoint) -> Result<Vec<f32>> {
-    let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
+    let prepare = model.preprocess()?;
     let data = data.limit(count, 0);
     let mut pixels = Vec::with_capacity(data.len() * model.spec.input_size().iter().product::<usize>());
     for image in (0..data.len()).filter_map(|index| data.load(index).ok()) {

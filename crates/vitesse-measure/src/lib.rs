@@ -3,7 +3,7 @@
 //! | idea | module |
 //! | --- | --- |
 //! | the machine: what it is, what it can | [`machine`] |
-//! | how good it is | [`accuracy`]; what it sees in files, [`predict`] |
+//! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`] |
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`] |
@@ -45,3 +45,4 @@ pub use events::TrainEvents;
 pub use events::{Events, Progress};
 pub use labels::Labels;
 pub use origin::{Weights, origin, refuse_what_is_no_name};
+pub use predict::{Class, Classifier, ClassifierOptions, Picture};

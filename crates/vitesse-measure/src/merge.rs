@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::{Map, Value, json};
 use vitesse_adapt::merge::{self, Options, Report as Folds};
-use vitesse_adapt::peft::{Adapter, official};
+use vitesse_adapt::peft::{Adapter, CONFIG_FILE, official};
 use vitesse_model::checkpoint::file_sha256;
+use vitesse_model::checkpoint::run::ADAPTER;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::method::{Check, Method};
@@ -80,7 +81,7 @@ impl Merge {
                     ),
                 }));
             }
-            let found = Adapter::read(adapter)?;
+            let found = read_adapter(adapter, events)?;
             let sha256 = found.sha256()?;
             (found, sha256)
         } else {
@@ -222,6 +223,23 @@ impl Merge {
         let method = self.adapter.record.known_method();
         method.map_or_else(Check::default, |method| method.check())
     }
+}
+
+/// Reads the adapter in the folder `dir`, or the one that was learned by the run whose folder it is.
+///
+/// # Errors
+/// As [`Adapter::read`].
+pub fn read_adapter(dir: &Path, events: &mut dyn Events) -> Result<Adapter> {
+    let learned = dir.join(ADAPTER);
+    if dir.join(CONFIG_FILE).is_file() || !learned.join(CONFIG_FILE).is_file() {
+        return Ok(Adapter::read(dir)?);
+    }
+    let note = format!(
+        "`{}` is the folder of a run: took what it learned, `{ADAPTER}`",
+        dir.display()
+    );
+    events.say("note", &note);
+    Ok(Adapter::read(&learned)?)
 }
 
 /// The base with the ops and the head of an adapter that was trained on it.

@@ -1,42 +1,142 @@
-//! What a model sees in image files.
+//! What a model sees in pictures.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, Split, decode_file, open};
+use vitesse_data::{DecodeOptions, Image, OpenOptions, Preprocess, Split, decode, decode_file, open};
 use vitesse_engine::Precision;
 use vitesse_model::config::Scores;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
-use vitesse_train::evaluate::Classifier;
-use vitesse_train::prepare::preprocess;
+use vitesse_train::evaluate::Classify;
 
-use crate::classify::Runner;
+use crate::classify::{Backend, Runner};
 use crate::error::check;
 use crate::{Error, Events, Labels, Progress, Result};
 
-/// How files become predictions.
-#[derive(Debug, Clone)]
-pub struct Predictor {
-    /// How images are prepared.
-    pub preprocess: Preprocess,
-    /// What classes are called.
-    pub labels: Labels,
-    /// Classes of each image.
-    pub topk: usize,
-    /// How the two heads of a distilled model answer together.
-    pub fusion: Fusion,
-    /// Images in one forward pass.
-    pub batch_size: usize,
-    /// How files become pictures.
-    pub decode: DecodeOptions,
-    /// What makes scores of logits.
-    pub scores: Scores,
+/// A model that says what it sees in pictures: from a file to labelled scores.
+///
+/// It can be shared by threads; their pictures are computed one after the other.
+///
+/// ```no_run
+/// use vitesse_measure::Classifier;
+///
+/// let classifier = Classifier::load("deit_tiny")?;
+/// for class in classifier.classify("cat.jpg")? {
+///     println!("{:.3} {class}", class.score);
+/// }
+/// # Ok::<(), vitesse_measure::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Classifier {
+    runner: Runner,
+    /// Threads of its own, where a number was asked for.
+    pool: Option<rayon::ThreadPool>,
+    preprocess: Preprocess,
+    labels: Labels,
+    scores: Scores,
+    topk: usize,
+    batch_size: usize,
+    decode: DecodeOptions,
+    fusion: Fusion,
 }
 
-/// A class that an image may show.
-#[derive(Debug, Clone, Serialize)]
+/// How a [`Classifier`] works. The defaults are those of `vitesse predict`.
+#[derive(Debug, Clone)]
+pub struct ClassifierOptions {
+    /// Classes told of each picture. Default 5.
+    pub topk: usize,
+    /// Threads that read pictures and compute; 0, the default, for those of rayon, which are one a core.
+    pub threads: usize,
+    /// In what numbers the engine computes. Default f32.
+    pub precision: Precision,
+    /// Pictures in one forward pass, at least 1. Default 16.
+    pub batch_size: usize,
+    /// What classes are called; as the checkpoint says if `None`.
+    pub labels: Option<Labels>,
+    /// How pictures are prepared; as the checkpoint says if `None`, for the size at which the model does best.
+    pub preprocess: Option<Preprocess>,
+    /// How files become pictures.
+    pub decode: DecodeOptions,
+    /// How the two heads of a distilled model answer together. Default: the mean of their logits, as published.
+    pub fusion: Fusion,
+    /// What computes; if `None` the engine, and the network that training uses for models that it does not run.
+    pub backend: Option<Backend>,
+}
+
+impl Default for ClassifierOptions {
+    fn default() -> Self {
+        ClassifierOptions {
+            topk: 5,
+            threads: 0,
+            precision: Precision::default(),
+            batch_size: 16,
+            labels: None,
+            preprocess: None,
+            decode: DecodeOptions::default(),
+            fusion: Fusion::default(),
+            backend: None,
+        }
+    }
+}
+
+/// What a [`Classifier`] looks at. Paths, bytes and images turn into it by themselves.
+#[derive(Debug, Clone, Copy)]
+pub enum Picture<'a> {
+    /// An image file: JPEG, PNG, WebP, BMP or GIF.
+    File(&'a Path),
+    /// The bytes of such a file.
+    Bytes(&'a [u8]),
+    /// Decoded pixels, of any size.
+    Image(&'a Image),
+}
+
+impl<'a> From<&'a Path> for Picture<'a> {
+    fn from(path: &'a Path) -> Self {
+        Picture::File(path)
+    }
+}
+
+impl<'a> From<&'a PathBuf> for Picture<'a> {
+    fn from(path: &'a PathBuf) -> Self {
+        Picture::File(path)
+    }
+}
+
+impl<'a> From<&'a str> for Picture<'a> {
+    fn from(path: &'a str) -> Self {
+        Picture::File(Path::new(path))
+    }
+}
+
+impl<'a> From<&'a String> for Picture<'a> {
+    fn from(path: &'a String) -> Self {
+        Picture::File(Path::new(path))
+    }
+}
+
+impl<'a> From<&'a [u8]> for Picture<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Picture::Bytes(bytes)
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Picture<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        Picture::Bytes(bytes)
+    }
+}
+
+impl<'a> From<&'a Image> for Picture<'a> {
+    fn from(image: &'a Image) -> Self {
+        Picture::Image(image)
+    }
+}
+
+/// A class that an image may show. It is displayed as its name, or as `class 7` where it has none.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Class {
     /// Its index.
     pub class_index: usize,
@@ -44,6 +144,15 @@ pub struct Class {
     pub name: Option<String>,
     /// Probability, 0 to 1; the logit itself of a model that gives values.
     pub score: f64,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => f.write_str(name),
+            None => write!(f, "class {}", self.class_index),
+        }
+    }
 }
 
 /// A picture of a labelled folder, and what a model takes it for.
@@ -87,7 +196,7 @@ pub fn pictures(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 /// Asks the model in `checkpoint` about the pictures of the data set in `folder`; those without a label are left out.
 ///
 /// # Errors
-/// A picture that cannot be read; as [`Predictor::run`].
+/// A picture that cannot be read; as [`Classifier::new`] and [`Classifier::classify_until`].
 pub fn guess(
     checkpoint: &Path,
     folder: &Path,
@@ -96,19 +205,14 @@ pub fn guess(
 ) -> Result<Vec<Guess>> {
     let data = open(folder, &OpenOptions::default())?;
     let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
-    let predictor = Predictor {
-        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
-        labels: Labels::of(&checkpoint),
+    let options = ClassifierOptions {
         topk: 1,
-        fusion: Fusion::default(),
-        batch_size: 16,
-        decode: DecodeOptions::default(),
-        scores: Scores::Softmax,
+        ..ClassifierOptions::default()
     };
+    let classifier = Classifier::new(checkpoint, options, events)?;
     let files: Vec<PathBuf> = (0..data.len()).map(|i| PathBuf::from(data.name(i))).collect();
     let paths: Vec<PathBuf> = files.iter().map(|file| folder.join(file)).collect();
-    let mut runner = Runner::new(&checkpoint, None, Precision::F32, events)?;
-    let found = predictor.run(&mut runner, &paths, stop, events)?;
+    let found = classifier.classify_until(&paths, stop, events)?;
     let mut guesses = Vec::new();
     for (i, (file, classes)) in files.into_iter().zip(found).enumerate() {
         let truth = data.label(i).and_then(|label| data.class_names().get(label));
@@ -125,41 +229,151 @@ pub fn guess(
     Ok(guesses)
 }
 
-impl Predictor {
-    /// The likeliest classes of each file, best first, or why it cannot be read; in the order of the files.
+impl Classifier {
+    /// The model of a checkpoint: a folder of ours, timm's or transformers', or a weights file.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be loaded; as [`Classifier::new`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Classifier> {
+        Classifier::load_with(path, ClassifierOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`Classifier::load`].
+    pub fn load_with(path: impl AsRef<Path>, options: ClassifierOptions) -> Result<Classifier> {
+        let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
+        Classifier::new(checkpoint, options, &mut ())
+    }
+
+    /// The model of a checkpoint that is loaded already. What is taken for granted is told to `events`.
+    ///
+    /// # Errors
+    /// A model without classes, or that cannot be run so; images that cannot be prepared for it, or are for another size;
+    /// [`Error::JointSoftmax`]; no more threads.
+    pub fn new(
+        mut checkpoint: Checkpoint,
+        options: ClassifierOptions,
+        events: &mut dyn Events,
+    ) -> Result<Classifier> {
+        let preprocess = match options.preprocess {
+            Some(preprocess) => preprocess,
+            None => {
+                checkpoint.set_test_size()?;
+                checkpoint.preprocess()?
+            }
+        };
+        let spec = &checkpoint.spec;
+        if spec.num_classes == 0 {
+            let architecture = spec.architecture.clone();
+            return Err(vitesse_train::Error::NoClasses { architecture }.into());
+        }
+        if preprocess.input_size != spec.input_size() {
+            return Err(Error::Train(vitesse_train::Error::InputSize {
+                architecture: spec.architecture.clone(),
+                expected: spec.input_size(),
+                found: preprocess.input_size,
+            }));
+        }
+        let scores = checkpoint.config.scores(spec.num_classes);
+        if scores != Scores::Softmax && options.fusion == Fusion::SoftmaxMean {
+            return Err(Error::JointSoftmax {
+                architecture: spec.architecture.clone(),
+            });
+        }
+        let engine = vitesse_engine::Options {
+            threads: options.threads,
+            precision: options.precision,
+            isa: None,
+        };
+        Ok(Classifier {
+            runner: Runner::new(&checkpoint, options.backend, engine, events)?,
+            pool: pool(options.threads)?,
+            preprocess,
+            labels: options.labels.unwrap_or_else(|| Labels::of(&checkpoint)),
+            scores,
+            topk: options.topk,
+            batch_size: options.batch_size.max(1),
+            decode: options.decode,
+            fusion: options.fusion,
+        })
+    }
+
+    /// What its classes are called.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// What its scores are.
+    pub fn scores(&self) -> Scores {
+        self.scores
+    }
+
+    /// The likeliest classes of a picture, best first.
+    ///
+    /// # Errors
+    /// A picture that cannot be read; a model that cannot compute.
+    pub fn classify<'a>(&self, picture: impl Into<Picture<'a>>) -> Result<Vec<Class>> {
+        self.batch(&[picture.into()])?.pop().unwrap_or(Ok(Vec::new()))
+    }
+
+    /// The likeliest classes of each picture, best first, or why it cannot be read; in the order of the pictures, in batches.
+    ///
+    /// # Errors
+    /// A model that cannot compute.
+    pub fn classify_all<'a, P: Into<Picture<'a>>>(
+        &self,
+        pictures: impl IntoIterator<Item = P>,
+    ) -> Result<Vec<Result<Vec<Class>>>> {
+        self.classify_until(pictures, &AtomicBool::new(false), &mut ())
+    }
+
+    /// As [`Classifier::classify_all`]; `events` is told how far it is.
     ///
     /// # Errors
     /// A model that cannot compute; [`Error::Interrupted`] once `stop` was set.
-    pub fn run(
+    pub fn classify_until<'a, P: Into<Picture<'a>>>(
         &self,
-        runner: &mut Runner,
-        files: &[PathBuf],
+        pictures: impl IntoIterator<Item = P>,
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Vec<Result<Vec<Class>>>> {
-        let begun = Progress::of_images(files.len());
+        let pictures: Vec<Picture<'_>> = pictures.into_iter().map(Into::into).collect();
+        let begun = Progress::of_images(pictures.len());
         events.progress(begun);
-        let mut predictions = Vec::new();
-        for batch in files.chunks(self.batch_size.max(1)) {
-            predictions.extend(self.batch(runner, batch)?);
-            let done = predictions.len();
+        let mut found = Vec::with_capacity(pictures.len());
+        for batch in pictures.chunks(self.batch_size) {
+            found.extend(self.batch(batch)?);
+            let done = found.len();
             events.progress(Progress { done, ..begun });
             check(stop)?;
         }
-        Ok(predictions)
+        Ok(found)
     }
 
-    fn batch(&self, runner: &mut Runner, files: &[PathBuf]) -> Result<Vec<Result<Vec<Class>>>> {
-        let prepared: Vec<Result<Vec<f32>>> = files.par_iter().map(|file| self.prepare(file)).collect();
+    /// One forward pass, on the threads of its own if it has any.
+    fn batch(&self, pictures: &[Picture<'_>]) -> Result<Vec<Result<Vec<Class>>>> {
+        match &self.pool {
+            Some(pool) => pool.install(|| self.forward(pictures)),
+            None => self.forward(pictures),
+        }
+    }
+
+    fn forward(&self, pictures: &[Picture<'_>]) -> Result<Vec<Result<Vec<Class>>>> {
+        let prepared: Vec<Result<Vec<f32>>> = pictures
+            .par_iter()
+            .map(|&picture| self.prepare(picture))
+            .collect();
         let [channels, height, width] = self.preprocess.input_size;
         let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();
         let readable = prepared.iter().flatten().count();
         let mut rows = Vec::new();
         if readable > 0 {
-            let heads = runner.classify(&images, [readable, channels, height, width])?;
-            let classes = runner.spec().num_classes;
+            let heads = self.runner.heads(&images, [readable, channels, height, width])?;
+            let classes = self.runner.spec().num_classes;
             let scores = heads.joint(self.fusion, classes);
-            rows.extend(scores.chunks_exact(classes.max(1)).map(|row| self.best(row)));
+            rows.extend(scores.chunks_exact(classes).map(|row| self.best(row)));
         }
         let mut rows = rows.into_iter();
         let found = prepared
@@ -168,8 +382,13 @@ impl Predictor {
         Ok(found.collect())
     }
 
-    fn prepare(&self, file: &Path) -> Result<Vec<f32>> {
-        Ok(self.preprocess.run(&decode_file(file, &self.decode)?)?)
+    fn prepare(&self, picture: Picture<'_>) -> Result<Vec<f32>> {
+        let decoded = match picture {
+            Picture::File(path) => decode_file(path, &self.decode)?,
+            Picture::Bytes(bytes) => decode(bytes, "bytes", &self.decode)?,
+            Picture::Image(image) => return Ok(self.preprocess.run(image)?),
+        };
+        Ok(self.preprocess.run(&decoded)?)
     }
 
     /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
@@ -199,4 +418,17 @@ impl Predictor {
         let sum: f64 = powers.iter().sum();
         powers.into_iter().map(|power| power / sum).collect()
     }
+}
+
+/// So many threads, if a number is asked for.
+fn pool(threads: usize) -> Result<Option<rayon::ThreadPool>> {
+    if threads == 0 {
+        return Ok(None);
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| Error::Threads {
+        threads,
+        reason: error.to_string(),
+    })?;
+    Ok(Some(pool))
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vitesse_engine::{Engine, Options};
 use vitesse_model::Checkpoint;
 use vitesse_train::method::Check;
+use vitesse_words::counted;
 
 use crate::{Result, origin};
 
@@ -107,8 +108,12 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "largest difference of a logit {:.2e} on {} images (allowed {:.2e}), {} of {} with the same class",
-            self.largest, self.images, self.tolerance, self.agreeing, self.images
+            "largest difference of a logit {:.2e} on {} (allowed {:.2e}), {} of {} with the same class",
+            self.largest,
+            counted(self.images, "image"),
+            self.tolerance,
+            self.agreeing,
+            self.images
         )
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 use vitesse_model::storage::safetensors::{self, Metadata};
 use vitesse_model::{Fusion, ModelSpec, Tensor, Tensors};
-use vitesse_train::evaluate::Classifier;
+use vitesse_train::evaluate::Classify;
 
 use crate::classify::{Arithmetic, Runner};
 use crate::{Error, Events, Result};
@@ -39,7 +39,7 @@ pub struct Report {
     /// The computation, with the reading of the pixels.
     pub seconds: f64,
     /// Images over that.
-    pub images_per_second: f64,
+    pub images_per_s: f64,
     /// What computed.
     #[serde(flatten)]
     pub arithmetic: Arithmetic,
@@ -127,7 +127,7 @@ impl Images {
             tensors: tensors.names().map(str::to_owned).collect(),
             shape,
             seconds,
-            images_per_second: images as f64 / seconds,
+            images_per_s: images as f64 / seconds,
             arithmetic: runner.arithmetic(),
         })
     }

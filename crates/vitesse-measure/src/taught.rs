@@ -5,12 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use vitesse_data::DataSet;
-use vitesse_engine::Precision;
+use vitesse_engine::Options;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, EvalProgress, Evaluated, Evaluation, evaluate};
 use vitesse_train::events::{Events as Training, Plan};
 use vitesse_train::parallel::Team;
-use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{BEST, EpochRecord, Existing, RunFolder, StepRecord};
 use vitesse_train::state::{Best, State};
 use vitesse_train::teacher::Teacher;
@@ -56,8 +55,8 @@ pub fn teach(
     let device = Device::flex();
     let (learn, validation) = recipe.data.open()?;
     let student = recipe.model.checkpoint(&learn, recipe.train.seed)?;
-    let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
-    let teacher = teacher.map(|teacher| Teacher::load(teacher, &student.spec, &prepared, &device));
+    let prepared = student.preprocess()?;
+    let teacher = teacher.map(|teacher| Teacher::load((teacher, None), &student.spec, &prepared, &device));
     let start = Start {
         state: State::new(&student, &recipe.optim, false, &|_| true)?,
         train: learn,
@@ -116,7 +115,7 @@ pub fn test(
 ) -> Result<Report> {
     let checkpoint = Checkpoint::load(checkpoint, &LoadOptions::default())?;
     let exam = Exam {
-        preprocess: preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?,
+        preprocess: checkpoint.preprocess()?,
         checkpoint,
         data: data.clone(),
         data_name: recipe.data.path.clone(),
@@ -127,7 +126,7 @@ pub fn test(
             ..EvalOptions::default()
         },
     };
-    let mut runner = Runner::new(&exam.checkpoint, None, Precision::F32, events)?;
+    let mut runner = Runner::new(&exam.checkpoint, None, Options::default(), events)?;
     let found = exam.run(&mut runner, team, stop, events)?;
     if team.leads() {
         RunFolder::save_test(run, &found)?;
@@ -171,7 +170,7 @@ pub fn tokens_of(
     events: &mut dyn Events,
 ) -> Result<TokenSimilarity> {
     let checkpoint = Checkpoint::load(path, &LoadOptions::default())?;
-    let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+    let prepared = checkpoint.preprocess()?;
     tokens(&checkpoint, data, &prepared, options, stop, events)
 }
 

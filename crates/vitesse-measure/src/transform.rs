@@ -61,9 +61,9 @@ pub struct Speed {
     /// How often each had its turn.
     pub rounds: usize,
     /// The median of the rounds' medians, before.
-    pub before_ms: f64,
+    pub before_latency_ms: f64,
     /// The same, after.
-    pub after_ms: f64,
+    pub after_latency_ms: f64,
     /// After to before.
     pub ratio: Ratio,
     /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
@@ -79,8 +79,8 @@ pub struct Speed {
 /// A spec that describes no model.
 fn change(before: &Checkpoint, after: &Checkpoint) -> Result<Change> {
     let mut change = Change::of(&before.spec, &after.spec)?;
-    change.before.bytes = before.tensors.total_bytes();
-    change.after.bytes = after.tensors.total_bytes();
+    change.before.weight_bytes = before.tensors.total_bytes();
+    change.after.weight_bytes = after.tensors.total_bytes();
     Ok(change)
 }
 
@@ -143,8 +143,8 @@ impl Transform {
                 threads: contest.threads,
                 precision: Precision::F32,
                 rounds: ROUNDS,
-                before_ms: before.latency_ms,
-                after_ms: after.latency_ms,
+                before_latency_ms: before.latency_ms,
+                after_latency_ms: after.latency_ms,
                 ratio: after.ratio,
                 verdict: if same {
                     "the same plan"
@@ -193,9 +193,9 @@ mod tests {
 
     fn plan(before: u64, after: u64) -> Change {
         let size = |macs| Size {
-            parameters: 1,
+            param_count: 1,
             macs,
-            bytes: 4,
+            weight_bytes: 4,
         };
         Change {
             before: size(before),
@@ -223,7 +223,7 @@ mod tests {
             (names, plan.counts()),
             (vec!["head.weight", "head.bias"], [0, 0, 2])
         );
-        assert!(plan.after.bytes < plan.before.bytes && plan.after.macs < plan.before.macs);
+        assert!(plan.after.weight_bytes < plan.before.weight_bytes && plan.after.macs < plan.before.macs);
         assert_eq!(change(&before, &before).unwrap().tensors, []);
         let (none, bare) = (
             Checkpoint::fresh("deit_micro_patch4_32", Some(0), None, 0).unwrap(),
@@ -255,7 +255,7 @@ mod tests {
         let stop = AtomicBool::new(false);
         transform.time(&model, &model, &stop, &mut ()).unwrap();
         let speed = transform.speed.as_ref().unwrap();
-        assert!(speed.before_ms > 0.0 && speed.after_ms > 0.0 && speed.rounds == ROUNDS);
+        assert!(speed.before_latency_ms > 0.0 && speed.after_latency_ms > 0.0 && speed.rounds == ROUNDS);
         assert_eq!((speed.verdict, &speed.warning), ("the same plan", &None));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let stopped = transform.time(&model, &model, &stop, &mut ());

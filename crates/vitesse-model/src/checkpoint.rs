@@ -10,16 +10,19 @@
 //! is strict: tensors that are missing, superfluous or of another shape are an error that names them. Whatever a load
 //! changed or took for granted is said in [`Source::notes`].
 
+pub mod run;
 mod weights;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use vitesse_data::Preprocess;
+use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{Imported, bare, hf, minivit, run};
+use crate::import::{self, Imported, bare, hf, minivit};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::may_replace;
@@ -112,7 +115,7 @@ impl Checkpoint {
     }
 
     /// Loads a folder of ours, timm's (`local-dir:` before it is fine) or transformers', a `.safetensors` or `.pth` file, or
-    /// the index of several. The model is described by the `config.json` beside the weights, by `options.architecture`, by
+    /// the index of several. Of the folder of a run it takes the best epoch, else the last. The model is described by the `config.json` beside the weights, by `options.architecture`, by
     /// what the training program wrote down, or by its shapes.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
         let path = weights::local(path.as_ref());
@@ -126,7 +129,7 @@ impl Checkpoint {
             let known = bare::Known {
                 architecture: options.architecture.as_deref(),
                 img_size: options.img_size,
-                run: run::with_args_beside(read.recorded, &weights)?,
+                run: import::run::with_args_beside(read.recorded, &weights)?,
             };
             bare::import(read.tensors, &weights, &known)?
         };
@@ -237,7 +240,10 @@ impl Checkpoint {
         let heads = heads.join("` and `");
         self.source.notes.push(match num_classes {
             0 => format!("`{heads}` removed: the model returns features"),
-            _ => format!("`{heads}` drawn anew for {num_classes} classes (the file has {old})"),
+            _ => format!(
+                "`{heads}` drawn anew for {} (the file has {old})",
+                counted(num_classes, "class")
+            ),
         });
         Ok(())
     }
@@ -266,6 +272,29 @@ impl Checkpoint {
         }
         (self.spec, self.config) = (spec, config);
         Ok(())
+    }
+
+    /// Makes of a model that does best on larger images than it was trained on one for those, as timm evaluates it. Others
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// A size that the model cannot have.
+    pub fn set_test_size(&mut self) -> Result<()> {
+        let cfg = &self.config.pretrained_cfg;
+        if let Some([_, height, width]) = cfg.test_input_size {
+            let crop_pct = cfg.test_crop_pct.unwrap_or(cfg.crop_pct);
+            self.set_img_size([height, width], None)?;
+            self.config.pretrained_cfg.crop_pct = crop_pct;
+        }
+        Ok(())
+    }
+
+    /// What must be done to an image before the model sees it.
+    ///
+    /// # Errors
+    /// As [`PretrainedCfg::preprocess`](crate::PretrainedCfg::preprocess).
+    pub fn preprocess(&self) -> Result<Preprocess> {
+        self.config.pretrained_cfg.preprocess(&self.spec)
     }
 
     /// Strict check of the tensors against the spec.

@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 
 use crate::spec::limits::CLASSES;
 pub(crate) use fields::Fields;
-pub use pretrained::{CropMode, Interpolation, PretrainedCfg};
+pub use pretrained::PretrainedCfg;
 
 use crate::spec::ModelSpec;
 use crate::zoo::{self, imagenet};

@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use vitesse_words::count;
+
 use crate::tensors::DType;
 
 /// What to do about bytes that cannot be what was written.
@@ -20,7 +22,7 @@ const RESAVE: &str = "if you trust where it comes from (PyTorch runs what it ask
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What can be wrong with a model, its description or its files.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read, write or rename something.
@@ -315,6 +317,20 @@ pub enum Error {
         /// Why, and what to do.
         detail: String,
     },
+    /// A repository on the Hugging Face hub where a folder or file is expected.
+    #[error(
+        "there is no file or folder `{name}`, and nothing is fetched from the Hugging Face hub; fetch the folder first, with \
+         `hf download {repository} --local-dir {folder}`, and give that",
+        name = .name.display()
+    )]
+    Hub {
+        /// What was given.
+        name: PathBuf,
+        /// The repository that is meant.
+        repository: String,
+        /// What its folder may be called.
+        folder: String,
+    },
     /// A `.pth` file without a state dict.
     #[error(
         "`{path}` holds no state dict; expected a dict of tensors, found {found}. In Python, save the weights alone: \
@@ -365,6 +381,18 @@ pub enum Error {
         example: String,
     },
 
+    /// A checkpoint whose images cannot be prepared.
+    #[error("images cannot be prepared for `{architecture}`: {reason}")]
+    Preprocess {
+        /// The model.
+        architecture: String,
+        /// What is wrong with its `pretrained_cfg`.
+        reason: String,
+    },
+    /// A preparation of images that is out of its range.
+    #[error(transparent)]
+    Data(#[from] vitesse_data::Error),
+
     /// A position table that is not `[1, rows, dim]`, or has no row for a patch.
     #[error(
         "a position table should have shape [1, prefix + patches, dim], but has {found:?} with {prefix} prefix rows"
@@ -403,6 +431,13 @@ pub enum Error {
     },
 }
 
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// A stable code for programs, such as `E_CKPT_SHAPE`.
     pub fn code(&self) -> &'static str {
@@ -437,10 +472,13 @@ impl Error {
             Error::PthTensor { .. } => "E_PTH_TENSOR",
             Error::Shards { .. } => "E_CKPT_SHARDS",
             Error::Weights { .. } => "E_CKPT_FILE",
+            Error::Hub { .. } => "E_MODEL_UNKNOWN",
             Error::PthNoTensors { .. } => "E_PTH_EMPTY",
             Error::StateDictChoice { .. } | Error::StateDictKey { .. } | Error::Wrapped { .. } => {
                 "E_CKPT_KEY"
             }
+            Error::Preprocess { .. } => "E_MODEL_INPUT",
+            Error::Data(error) => error.code(),
             Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
             Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
             Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",
@@ -573,8 +611,8 @@ fn did_you_mean(similar: &[String]) -> String {
 fn known_architectures(similar: &[String]) -> String {
     match similar {
         [] => format!(
-            "; known are {}",
-            crate::zoo::names().collect::<Vec<_>>().join(", ")
+            "; none of the {} known ones is called like it",
+            count(crate::zoo::names().count() as u64)
         ),
         names => did_you_mean(names),
     }

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use vitesse_data::CropMode;
 use vitesse_model::checkpoint::{WEIGHTS_FILE, file_sha256};
-use vitesse_model::config::CropMode;
 use vitesse_model::storage::safetensors;
 use vitesse_model::{Checkpoint, LoadOptions, Tensors, zoo};
 

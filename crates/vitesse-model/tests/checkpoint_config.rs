@@ -7,7 +7,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use vitesse_model::config::{Config, CropMode, HistoryStep, Interpolation, PretrainedCfg};
+use vitesse_data::{CropMode, Interpolation};
+use vitesse_model::config::{Config, HistoryStep, PretrainedCfg};
 use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
 use vitesse_model::spec::{
     Activation, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NetworkSpec, Pool, PrefixToken, VitSpec,

@@ -169,7 +169,7 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
         (with_cls("x.safetensors/"), "should be a plain name"),
         (
             with_cls("model-00004-of-00003.safetensors"),
-            "1 of its 4 files are not there",
+            "of its 4 files, 1 cannot be found",
         ),
         (with_cls(&other), "but `"),
         (
@@ -182,7 +182,7 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
                 &format!("{{\"nowhere\":\"{}\",\"blocks", shard(1)),
                 1,
             ),
-            "1 tensors are not in the files",
+            "not in the files that it names: 1 tensor, ",
         ),
         (
             good.replacen(

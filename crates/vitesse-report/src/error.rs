@@ -1,5 +1,7 @@
+use std::fmt;
+
 /// What can be wrong with something handed over to be shown.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum ReportError {
     /// The pixels do not fill the picture they are said to make.
     #[error(
@@ -26,6 +28,13 @@ pub enum ReportError {
         /// The encoder's reason.
         source: image::ImageError,
     },
+}
+
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for ReportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl ReportError {

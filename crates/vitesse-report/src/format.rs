@@ -2,15 +2,13 @@
 //!
 //! Units stand after a space. What is not a finite number is written [`MISSING`], so a table never shows `NaN`.
 
+use vitesse_words::group;
+pub use vitesse_words::{count, counted, listed};
+
 /// Stands where there is no number: an en dash.
 pub const MISSING: &str = "–";
 
 const PREFIXES: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
-
-/// A whole number with thousands separators: `5,717,416`.
-pub fn count(n: u64) -> String {
-    group(&n.to_string())
-}
 
 /// Four significant digits, an SI prefix and the unit: `si(1.254e9, "MACs")` is `1.254 GMACs`, `si(1.254e9, "")` is
 /// `1.254 G`. Whole numbers below a thousand stay as they are: `12`.
@@ -109,22 +107,6 @@ pub fn number(x: f64) -> String {
         let (scaled, prefix) = scale(x, &PREFIXES, 4);
         format!("{} {prefix}", trim_zeros(&significant(scaled, 4)))
     }
-}
-
-/// Thousands separators for a string of digits, which may begin with a minus sign.
-fn group(digits: &str) -> String {
-    let (sign, digits) = match digits.strip_prefix('-') {
-        Some(rest) => ("-", rest),
-        None => ("", digits),
-    };
-    let mut out = String::from(sign);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 /// Divides by a thousand, a prefix at a time, until less than a thousand remains after rounding to `digits` digits.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vitesse_data::DataSet;
 use vitesse_model::config::Config;
 use vitesse_model::zoo::imagenet;
+use vitesse_words::counted;
 
 use crate::{Error, Result};
 
@@ -167,8 +168,8 @@ impl ClassNames {
             let fewer = !own.is_empty() && own.len() < classes;
             let first = fewer.then(|| {
                 format!(
-                    "the data have {} classes and the model {classes}, and nothing tells which: they are taken for its first",
-                    own.len()
+                    "the data have {} and the model {classes}, and nothing tells which: they are taken for its first",
+                    counted(own.len(), "class")
                 )
             });
             return Ok(Matched {

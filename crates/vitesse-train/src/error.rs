@@ -1,16 +1,19 @@
 //! What can go wrong while a model learns or is evaluated. Every message is a sentence: what was expected, what was
 //! found, what to try.
 
+use std::fmt;
 use std::io;
 #[cfg(feature = "train")]
 use std::path::Path;
 use std::path::PathBuf;
 
+use vitesse_words::counted;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// The errors of this crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The model, its description or its files.
@@ -35,8 +38,9 @@ pub enum Error {
 
     /// A label that the model has no class for.
     #[error(
-        "a sample has class {label}, but the model has {classes} classes (0 to {}); check that data set and model belong \
+        "a sample has class {label}, but the model has {} (0 to {}); check that data set and model belong \
          together, or set `num_classes`",
+        counted(*classes, "class"),
         .classes.saturating_sub(1)
     )]
     Label {
@@ -79,18 +83,11 @@ pub enum Error {
         /// What the preprocessing makes.
         found: [usize; 3],
     },
-    /// A checkpoint whose images cannot be prepared.
-    #[error("images cannot be prepared for `{architecture}`: {reason}")]
-    Preprocess {
-        /// The model.
-        architecture: String,
-        /// What is wrong with its `pretrained_cfg`.
-        reason: String,
-    },
     /// Training and validation sets that do not belong together.
     #[error(
-        "the training set has {train} classes and the validation set {validation}, or they have other names; both must \
-         have the same classes"
+        "the training set has {} and the validation set {validation}, or they have other names; both must \
+         have the same classes",
+        counted(*train, "class")
     )]
     Classes {
         /// Classes of the training set.
@@ -126,7 +123,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A data set in which no image could be read.
-    #[error("none of the {samples} images can be read; the first says: {first}")]
+    #[error("of {}, none can be read; the first says: {first}", counted(*samples, "image"))]
     NothingReadable {
         /// How many images there are.
         samples: usize,
@@ -270,6 +267,13 @@ pub enum Error {
     Backend(String),
 }
 
+/// The sentence: this is what a program prints whose `main` returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// A stable name for this kind of error, for machines. Text may change, codes may not.
     pub fn code(&self) -> &'static str {
@@ -279,7 +283,7 @@ impl Error {
             Error::Io { .. } => "E_IO",
             Error::Label { .. } | Error::ClassNames { .. } => "E_DATA_LABEL",
             Error::NoClasses { .. } => "E_MODEL_NO_CLASSES",
-            Error::Preprocess { .. } | Error::InputSize { .. } => "E_MODEL_INPUT",
+            Error::InputSize { .. } => "E_MODEL_INPUT",
             Error::Empty { .. } | Error::NoShots { .. } => "E_DATA_EMPTY",
             Error::NothingReadable { .. } => "E_DATA_UNREADABLE",
             Error::TeacherMissing => "E_USAGE",

@@ -91,7 +91,7 @@ fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> std::result::Res
 }
 
 /// Anything that classifies: a network, or an engine compiled from one.
-pub trait Classifier {
+pub trait Classify {
     /// What the model is.
     fn spec(&self) -> &ModelSpec;
 
@@ -144,7 +144,7 @@ fn softmax(logits: &[f32], classes: usize) -> Vec<f32> {
 /// A model without classes, images prepared for another size than the model's, samples without a label or with one
 /// that the model does not know, no readable sample at all; [`Error::Interrupted`] when `progress` breaks off.
 pub fn evaluate(
-    model: &mut dyn Classifier,
+    model: &mut dyn Classify,
     data: &DataSet,
     preprocess: &Preprocess,
     options: EvalOptions,
@@ -160,7 +160,7 @@ pub fn evaluate(
 /// As [`evaluate`], of this process; [`Error::Peer`] and [`Error::Lost`] because of another.
 pub fn evaluate_together(
     team: &Team,
-    model: &mut dyn Classifier,
+    model: &mut dyn Classify,
     data: &DataSet,
     preprocess: &Preprocess,
     options: EvalOptions,
@@ -257,7 +257,7 @@ impl Part {
     /// Counts a stretch of the samples, until it ends or `progress` breaks off.
     fn count(
         &mut self,
-        model: &mut dyn Classifier,
+        model: &mut dyn Classify,
         data: &DataSet,
         stretch: Range<usize>,
         preprocess: &Preprocess,
@@ -429,7 +429,7 @@ mod network {
     use vitesse_model::ModelSpec;
     use vitesse_model::network::{Ctx, Network};
 
-    use super::{Classifier, Heads};
+    use super::{Classify, Heads};
     use crate::Result;
     use crate::loss::rows;
 
@@ -442,7 +442,7 @@ mod network {
         pub device: &'a Device,
     }
 
-    impl Classifier for Evaluated<'_> {
+    impl Classify for Evaluated<'_> {
         fn spec(&self) -> &ModelSpec {
             self.network.spec()
         }

@@ -67,7 +67,6 @@ pub mod objective;
 #[cfg(feature = "train")]
 mod output;
 pub mod parallel;
-pub mod prepare;
 #[cfg(feature = "train")]
 pub mod recipe;
 pub mod restricted;

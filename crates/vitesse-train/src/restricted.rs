@@ -5,10 +5,10 @@
 
 use vitesse_model::ModelSpec;
 
-use crate::evaluate::{Classifier, Heads};
+use crate::evaluate::{Classify, Heads};
 use crate::{Error, Result};
 
-/// A [`Classifier`] whose classes are some of another's, in an order of their own.
+/// A classifier whose classes are some of another's, in an order of their own.
 #[derive(Debug)]
 pub struct Restricted<'a, C> {
     whole: &'a mut C,
@@ -17,7 +17,7 @@ pub struct Restricted<'a, C> {
     spec: ModelSpec,
 }
 
-impl<'a, C: Classifier> Restricted<'a, C> {
+impl<'a, C: Classify> Restricted<'a, C> {
     /// `whole`, choosing among `classes`; each is one of its own.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl<'a, C: Classifier> Restricted<'a, C> {
     }
 }
 
-impl<C: Classifier> Classifier for Restricted<'_, C> {
+impl<C: Classify> Classify for Restricted<'_, C> {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
@@ -74,7 +74,7 @@ mod tests {
     /// Says the same of every image.
     struct Fixed(ModelSpec);
 
-    impl Classifier for Fixed {
+    impl Classify for Fixed {
         fn spec(&self) -> &ModelSpec {
             &self.0
         }

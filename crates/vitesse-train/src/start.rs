@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
 use vitesse_model::{Checkpoint, LoadOptions};
+use vitesse_words::counted;
 
 use crate::adamw::Slot;
 use crate::classes::ClassNames;
@@ -14,7 +15,6 @@ use crate::events::{Events, Outcome, Plan};
 use crate::method::Begun;
 use crate::objective::Objective;
 use crate::parallel::Team;
-use crate::prepare::preprocess;
 use crate::recipe::{DataConfig, DistillConfig, ModelConfig, Recipe};
 use crate::resume::same_base;
 use crate::run::{Existing, RunFolder};
@@ -163,14 +163,20 @@ impl Recipe {
         notes.extend(self.data.shortfall(&learn));
         notes.extend(learn.notes());
         notes.iter().for_each(|note| events.warning(note));
-        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let prepared = student.preprocess()?;
         let names = ClassNames::of(&student.config, student.spec.num_classes);
         let matched = names.matched(&learn, student.spec.num_classes, self.data.labels_by)?;
         matched.note.iter().for_each(|note| events.warning(note));
         let learn = matched.data;
         let teacher = match &self.distill.teacher {
             Some(path) if self.distill.distils() => {
-                let mut teacher = Teacher::load(path, &student.spec, &prepared, device)?;
+                let mut teacher = Teacher::load(
+                    (path, self.distill.key.as_deref()),
+                    &student.spec,
+                    &prepared,
+                    device,
+                )?;
+                teacher.notes().iter().for_each(|note| events.warning(note));
                 let note = teacher.answer_as(learn.class_names(), self.data.labels_by)?;
                 note.iter().for_each(|note| events.warning(note));
                 Some(teacher)
@@ -222,8 +228,8 @@ impl Recipe {
         let steps = loader.batches()?;
         if steps == 0 {
             let mut expected = format!(
-                "at most the {} images there are to learn from (`-b`)",
-                loader.data().len()
+                "at most the {} to learn from (`-b`)",
+                counted(loader.data().len(), "image")
             );
             if team.size() > 1 {
                 expected += &format!(", shared by {} processes", team.size());
@@ -266,8 +272,8 @@ impl DistillConfig {
         else {
             return Ok(None);
         };
-        let prepared = preprocess(&state.spec, &state.config.pretrained_cfg)?;
-        Teacher::load(teacher, &state.spec, &prepared, device).map(Some)
+        let prepared = state.config.pretrained_cfg.preprocess(&state.spec)?;
+        Teacher::load((teacher, self.key.as_deref()), &state.spec, &prepared, device).map(Some)
     }
 }
 
@@ -326,8 +332,9 @@ impl Recipe {
         self.train.accumulate = self.train.accumulate.min(self.train.batch_size);
         self.validate()?;
         Ok(Some(format!(
-            "batches are of {}, since there are only {images} images to learn from; `-b` chooses another size",
-            self.train.batch_size
+            "batches are of {}, since there are only {} to learn from; `-b` chooses another size",
+            self.train.batch_size,
+            counted(images, "image")
         )))
     }
 }
@@ -412,7 +419,8 @@ impl DataConfig {
             n => format!(" and {n} more"),
         };
         Some(format!(
-            "not every class has the {shots} images that `data.shots` asks for, and those give all they have: {}{rest}",
+            "not every class has the {} that `data.shots` asks for, and those give all they have: {}{rest}",
+            counted(shots, "image"),
             named.join(", ")
         ))
     }

@@ -5,7 +5,7 @@
 //! that whatever is finished when the budget ends compares all arms. A sweep that is killed is resumed by running it
 //! again: finished runs are kept, the one that was under way goes on where it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,6 @@ use vitesse_model::{Checkpoint, LoadOptions};
 use crate::evaluate::{EvalOptions, Evaluated, evaluate};
 use crate::events::Events;
 use crate::metrics::Spread;
-use crate::prepare::preprocess;
 use crate::recipe::{Recipe, merge, set};
 use crate::run::{Existing, FINAL, RunFolder};
 use crate::tokens::{TokenSimilarity, token_similarity};
@@ -56,7 +55,8 @@ pub struct Sweep {
 pub struct Arm {
     /// Its name: a folder, and a row of the table.
     pub name: String,
-    /// Keys that differ from `base`. A value `@NAME` is the checkpoint of what `first` trained under that name.
+    /// Keys that differ from `base`. A value `@NAME` is the checkpoint of what `first` trained under that name. Several values
+    /// in a list, for a key that takes one, here or in `base`, make an arm for each: `arm, optim.lr=1e-3`.
     #[serde(default)]
     pub set: Table,
 }
@@ -80,6 +80,29 @@ pub struct Finished {
     pub seconds: f64,
     /// How alike the two tokens are, in a distilled model.
     pub tokens: Option<TokenSimilarity>,
+}
+
+/// One run of a study, before it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Planned {
+    /// The arm, or the name in `first`.
+    pub arm: String,
+    /// The seed.
+    pub seed: u64,
+    /// How far it is.
+    pub state: Progress,
+}
+
+/// How far a run of a study is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// Trained and tested.
+    Finished,
+    /// Under way; it goes on where it was.
+    Begun,
+    /// Not begun.
+    New,
 }
 
 /// Is told how a study goes.
@@ -121,7 +144,7 @@ impl Sweep {
     pub fn read(path: &Path) -> Result<Sweep> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let sweep: Sweep = toml::from_str(&text).map_err(|error| Error::RecipeSyntax {
+        let mut sweep: Sweep = toml::from_str(&text).map_err(|error| Error::RecipeSyntax {
             name: name.clone(),
             detail: error.to_string(),
         })?;
@@ -131,6 +154,12 @@ impl Sweep {
                 &"nothing",
                 "at least one seed and one [[arm]]",
             ));
+        }
+        sweep.arm = sweep.arm.iter().flat_map(|arm| arm.spread(&sweep.base)).collect();
+        let mut names = BTreeSet::new();
+        let all = sweep.first.keys().chain(sweep.arm.iter().map(|arm| &arm.name));
+        if let Some(twice) = all.into_iter().find(|name| !names.insert(name.as_str())) {
+            return Err(Error::recipe("arm.name", twice, "a name of its own for each arm"));
         }
         for (arm, seed, keys) in sweep.runs() {
             let recipe = sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
@@ -191,6 +220,39 @@ impl Sweep {
         Recipe::from_table(table, source)
     }
 
+    /// Refuses a folder `out` with runs that are not of this study.
+    fn check(&self, out: &Path) -> Result<()> {
+        for (name, seed, keys) in self.runs() {
+            let path = run_path(out, name, seed);
+            if path.exists() {
+                RunFolder::check(&path, &self.recipe(keys, seed, out, name)?, Existing::Resume)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every run in its order, and how far it is in the folder `out`; and the seconds that the finished ones took.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`], as far as it shows before anything is trained.
+    pub fn plan(&self, out: &Path) -> Result<(Vec<Planned>, f64)> {
+        self.check(out)?;
+        let (mut runs, mut seconds) = (Vec::new(), 0.0);
+        for (arm, seed, _) in self.runs() {
+            let path = run_path(out, arm, seed);
+            let finished = read_result(&path.join(RESULT))?;
+            seconds += finished.as_ref().map_or(0.0, |run| run.seconds);
+            let state = match finished {
+                Some(_) => Progress::Finished,
+                None if path.exists() => Progress::Begun,
+                None => Progress::New,
+            };
+            let arm = arm.to_owned();
+            runs.push(Planned { arm, seed, state });
+        }
+        Ok((runs, seconds))
+    }
+
     /// Runs the study in the folder `out`, or goes on with it.
     ///
     /// # Errors
@@ -208,12 +270,7 @@ impl Sweep {
         };
         let runs = self.runs();
         // Whatever is there was made by this study, or nothing is touched.
-        for &(name, seed, keys) in &runs {
-            let path = run_path(out, name, seed);
-            if path.exists() {
-                RunFolder::check(&path, &self.recipe(keys, seed, out, name)?, Existing::Resume)?;
-            }
-        }
+        self.check(out)?;
         for (index, &(name, seed, keys)) in runs.iter().enumerate() {
             let path = run_path(out, name, seed);
             let spent: f64 = study.runs.iter().map(|run| run.seconds).sum();
@@ -257,7 +314,7 @@ impl Sweep {
         let device = Device::flex();
         let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
         let network = Network::new(&checkpoint.spec, &checkpoint.tensors, arm, &device)?;
-        let prepared = preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg)?;
+        let prepared = checkpoint.preprocess()?;
         let data = open(
             &self.test,
             &OpenOptions {
@@ -295,6 +352,51 @@ impl Sweep {
             tokens,
         })
     }
+}
+
+impl Arm {
+    /// An arm for each value of the lists, here or in `base`, that stand where one value should.
+    fn spread(&self, base: &Table) -> Vec<Arm> {
+        let mut whole = base.clone();
+        merge(&mut whole, self.set.clone());
+        let mut arms = vec![self.clone()];
+        for (table, keys) in &whole {
+            for (key, value) in keys.as_table().into_iter().flatten() {
+                let Some(values) = value.as_array().filter(|values| !values.is_empty()) else {
+                    continue;
+                };
+                let alone = |value| Recipe::takes(table, key, value);
+                if alone(value) || !values.iter().all(alone) {
+                    continue;
+                }
+                let key = format!("{table}.{key}");
+                let with = |arm: &Arm, value: &Value| {
+                    let mut arm = arm.clone();
+                    arm.name += &format!(", {key}={}", spelt(value));
+                    set(&mut arm.set, &key, value.clone());
+                    arm
+                };
+                let each = arms
+                    .iter()
+                    .flat_map(|arm| values.iter().map(move |value| with(arm, value)));
+                arms = each.collect();
+            }
+        }
+        arms
+    }
+}
+
+/// A value in the name of an arm, which is a folder too: the shorter spelling of a number, and no separators of paths.
+fn spelt(value: &Value) -> String {
+    let text = match value {
+        Value::Float(number) => {
+            let (plain, short) = (format!("{number}"), format!("{number:e}"));
+            if short.len() < plain.len() { short } else { plain }
+        }
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    text.replace(['/', '\\'], "-")
 }
 
 impl Study {
@@ -397,12 +499,47 @@ mod tests {
     }
 
     #[test]
+    fn lists_where_one_value_should_be_make_arms() {
+        let text = STUDY
+            .replace("epochs = 1\n", "epochs = [1, 2]\n")
+            .replace(
+                "[first.teacher.model]",
+                "[base.optim]\nbetas = [0.9, 0.98]\n[first.teacher.train]\nepochs = 3\n[first.teacher.model]",
+            )
+            .replace(
+                "name = \"none\"\n",
+                "name = \"none\"\n[arm.set.optim]\nlr = [1e-3, 0.5]\n[arm.set.train]\nepochs = 1\n",
+            );
+        let (_folder, path) = study(&text);
+        let sweep = Sweep::read(&path).unwrap();
+        let names: Vec<&str> = sweep.arm.iter().map(|arm| arm.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "none, optim.lr=1e-3",
+                "none, optim.lr=0.5",
+                "token, train.epochs=1",
+                "token, train.epochs=2"
+            ]
+        );
+        let of = |name: &str| {
+            let arm = sweep.arm.iter().find(|arm| arm.name == name).unwrap();
+            sweep.recipe(&arm.set, 3, Path::new("out"), name).unwrap()
+        };
+        // A list by nature stays one.
+        assert_eq!(of("none, optim.lr=0.5").optim.betas, [0.9, 0.98]);
+        assert_eq!(of("none, optim.lr=0.5").optim.lr, 0.5);
+        assert_eq!(of("token, train.epochs=2").train.epochs, 2);
+    }
+
+    #[test]
     fn mistakes_are_found_before_anything_runs() {
         for (from, to, say) in [
             ("@teacher", "@techer", "techer"),
             ("kind = \"hard\"", "kidn = \"hard\"", "kidn"),
             ("seeds = [3, 4]", "seeds = []", "seed"),
             ("budget_hours", "budget", "budget"),
+            ("name = \"token\"", "name = \"none\"", "a name of its own"),
         ] {
             let (_folder, path) = study(&STUDY.replace(from, to));
             let error = Sweep::read(&path).unwrap_err().to_string();

@@ -10,10 +10,10 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use vitesse_data::Preprocess;
 use vitesse_model::network::{Ctx, Fusion, Logits, Network, Trace};
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse_words::counted;
 
 use crate::classes::{ClassNames, LabelsBy};
 use crate::objective::{Pass, Place};
-use crate::prepare::preprocess;
 use crate::{Error, Result};
 
 /// A model that teaches.
@@ -27,17 +27,25 @@ pub struct Teacher {
     /// Its class for each of the student's, where they stand in another order.
     order: Option<Vec<usize>>,
     name: String,
+    notes: Vec<String>,
 }
 
 impl Teacher {
-    /// Loads the checkpoint `path` as the teacher of a student, which takes images as `prepared` says.
+    /// Loads the checkpoint `path`, or the state dict `key` of it, as the teacher of a student, which takes images as `prepared`
+    /// says.
     ///
     /// # Errors
     /// A checkpoint that cannot be loaded or resized, or that knows other classes than the student.
-    pub fn load(path: &Path, student: &ModelSpec, prepared: &Preprocess, device: &Device) -> Result<Teacher> {
+    pub fn load(
+        (path, key): (&Path, Option<&str>),
+        student: &ModelSpec,
+        prepared: &Preprocess,
+        device: &Device,
+    ) -> Result<Teacher> {
         let [_, height, width] = student.input_size();
         let options = LoadOptions {
             img_size: Some([height, width]),
+            key: key.map(str::to_owned),
             ..LoadOptions::default()
         };
         Teacher::new(&Checkpoint::load(path, &options)?, student, prepared, device)
@@ -66,9 +74,10 @@ impl Teacher {
         };
         if spec.num_classes != student.num_classes {
             return Err(refuse(format!(
-                "it knows {} classes and the student {}; distillation compares them one by one, so train the teacher on \
+                "it knows {} and the student {}; distillation compares them one by one, so train the teacher on \
                  the student's classes first",
-                spec.num_classes, student.num_classes
+                counted(spec.num_classes, "class"),
+                student.num_classes
             )));
         }
         if spec.input_size() != student.input_size() {
@@ -77,7 +86,7 @@ impl Teacher {
                 "it takes images of {found:?} and the student of {wanted:?}"
             )));
         }
-        let own = preprocess(spec, &checkpoint.config.pretrained_cfg)?;
+        let own = checkpoint.preprocess()?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
         let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
             .map(|values| values.as_slice().iter().copied().map(f64::from));
@@ -92,6 +101,12 @@ impl Teacher {
             names: ClassNames::of(&checkpoint.config, spec.num_classes),
             order: None,
             device,
+            notes: checkpoint
+                .source
+                .notes
+                .iter()
+                .map(|note| format!("{name}: {note}"))
+                .collect(),
             name,
         })
     }
@@ -116,7 +131,8 @@ impl Teacher {
             return Err(Error::Teacher {
                 teacher: self.name.clone(),
                 reason: format!(
-                    "it knows {known} classes in another order, and the data name only {} of them; give the data all of them",
+                    "it knows {} in another order, and the data name only {} of them; give the data all of them",
+                    counted(known, "class"),
                     names.len()
                 ),
             });
@@ -130,6 +146,11 @@ impl Teacher {
     /// What the teacher is called in messages: its weights file, or its architecture.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its load changed or took for granted, in sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What it makes of `images` `[batch, channels, height, width]`, normalised for the student, with its values at `wanted`
@@ -235,7 +256,7 @@ mod tests {
         );
         // Loaded from a folder, it is made to fit.
         teacher.save(&path, false).unwrap();
-        let teacher = Teacher::load(&path, &student.spec, &prepared(), &device).unwrap();
+        let teacher = Teacher::load((&path, None), &student.spec, &prepared(), &device).unwrap();
         assert_eq!(logits(&teacher, &[0.0; 192], [1, 3, 8, 8]).unwrap().len(), 3);
         assert!(logits(&teacher, &[f32::NAN; 192], [1, 3, 8, 8]).is_err());
     }

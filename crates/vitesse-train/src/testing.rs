@@ -44,7 +44,7 @@ pub(crate) fn regnet(seed: u64) -> Checkpoint {
 /// How images are prepared for the models here.
 pub(crate) fn prepared() -> Preprocess {
     let checkpoint = vit(0);
-    crate::prepare::preprocess(&checkpoint.spec, &checkpoint.config.pretrained_cfg).unwrap()
+    checkpoint.preprocess().unwrap()
 }
 
 /// Labelled noise; every 10th picture from the 5th on cannot be read.

@@ -20,7 +20,6 @@ use vitesse_train::hooks::Hooks;
 use vitesse_train::learner::Taken;
 use vitesse_train::loss::Distillation;
 use vitesse_train::objective::{At, Objective, Seen, Term, Wants};
-use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{Existing, RunFolder, StepRecord};
 use vitesse_train::state::State;
 use vitesse_train::teacher::Teacher;
@@ -167,7 +166,7 @@ fn go(path: &Path, threads: usize, after: &mut (dyn FnMut(usize) -> bool + Send)
         } else {
             State::new(&student, &recipe.optim, true, &|_| true)?
         };
-        let prepared = preprocess(&student.spec, &student.config.pretrained_cfg)?;
+        let prepared = student.preprocess()?;
         let objectives: Vec<Box<dyn Objective>> = vec![Box::new(Distillation::default()), Box::new(Maps)];
         let start = Start {
             state,

@@ -18,7 +18,7 @@ pub(super) fn page(report: &Report) -> String {
     let accuracy = |log: bool| {
         let value = |label: &str| {
             let trial = report.trials(label).next()?;
-            let parameters = (trial.method_parameters + trial.head_parameters) as f64;
+            let parameters = (trial.method_param_count + trial.head_param_count) as f64;
             let seconds = report.mean(label, |trial| Some(trial.seconds));
             Some((
                 short(label, &report.entries),
@@ -53,7 +53,7 @@ pub(super) fn page(report: &Report) -> String {
             .chart(&latencies(report));
         page = page.section("Latency", speeds);
     }
-    page.section("Every run", Content::new().table(&text.csv()))
+    page.section("Every run", Content::new().table(&text.runs(format::number)))
         .provenance([
             ("Vitesse", report.version.to_owned()),
             (

@@ -4,7 +4,8 @@ use std::fmt;
 
 use vitesse::measure::trial::found::{Report, Speeds};
 use vitesse::measure::trial::{Merged, Trial};
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 /// What a comparison found, for people.
 #[derive(Clone, Copy)]
@@ -52,7 +53,7 @@ impl Text<'_> {
                 Some((gain, margin)) if i > 0 => format!("{gain:+.2} ± {margin:.2}"),
                 _ => String::new(),
             };
-            let share = trial.method_parameters as f64 / trial.total_parameters as f64;
+            let share = trial.method_param_count as f64 / trial.param_count as f64;
             let memory = self
                 .0
                 .mean(label, |trial| trial.peak_memory_bytes.map(|bytes| bytes as f64));
@@ -63,7 +64,7 @@ impl Text<'_> {
                     trial.test.as_ref().map(|test| test.balanced_accuracy)
                 }),
                 gain,
-                format::count(trial.method_parameters as u64),
+                format::count(trial.method_param_count as u64),
                 format!("{:.3}", 100.0 * share),
                 format::duration(self.0.mean(label, |trial| Some(trial.seconds))),
                 if memory.is_nan() {
@@ -86,10 +87,9 @@ impl Text<'_> {
             .of(Speeds::PLAIN)
             .map(|latency| latency.batch)
             .collect();
-        let columns = batches.iter().flat_map(|batch| {
-            let s = if *batch == 1 { "" } else { "s" };
-            [right(format!("{batch} image{s}")), right("to the plain model")]
-        });
+        let columns = batches
+            .iter()
+            .flat_map(|batch| [right(counted(*batch, "image")), right("to the plain model")]);
         let mut table = Table::new(std::iter::once(left("model")).chain(columns));
         for model in models {
             let cells = self
@@ -126,8 +126,8 @@ impl Text<'_> {
         (!table.is_empty()).then_some(table)
     }
 
-    /// Every run, a row each.
-    pub(super) fn csv(&self) -> Table {
+    /// Every run, a row each, with numbers in this spelling.
+    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
         let mut columns = vec![
             left("method"),
             right("seed"),
@@ -136,9 +136,9 @@ impl Text<'_> {
             right("loss"),
             right("validation_top1"),
             right("epochs"),
-            right("method_parameters"),
-            right("head_parameters"),
-            right("total_parameters"),
+            right("method_param_count"),
+            right("head_param_count"),
+            right("param_count"),
             right("adapter_bytes"),
             right("train_seconds"),
             right("peak_memory_bytes"),
@@ -156,7 +156,7 @@ impl Text<'_> {
             columns.push(right(format!("ratio_merged_b{batch}")));
         }
         let mut table = Table::new(columns);
-        let cell = |value: Option<f64>| value.map(|value| format!("{value}")).unwrap_or_default();
+        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
         for trial in &self.0.trials {
             let test = trial.test.as_ref();
             let same = self
@@ -173,9 +173,9 @@ impl Text<'_> {
                 cell(test.map(|test| test.loss)),
                 cell(trial.validation_top1),
                 trial.epochs.to_string(),
-                trial.method_parameters.to_string(),
-                trial.head_parameters.to_string(),
-                trial.total_parameters.to_string(),
+                trial.method_param_count.to_string(),
+                trial.head_param_count.to_string(),
+                trial.param_count.to_string(),
                 trial.adapter_bytes.to_string(),
                 cell(Some(trial.seconds)),
                 trial
@@ -204,8 +204,8 @@ impl Text<'_> {
         };
         let epochs = self.0.trials.iter().map(|trial| trial.epochs);
         let epochs = match (epochs.clone().min(), epochs.max()) {
-            (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
-            (least, _) => least.unwrap_or_default().to_string(),
+            (Some(least), Some(most)) if least < most => format!("{least} to {most} epochs"),
+            (least, _) => counted(least.unwrap_or_default(), "epoch"),
         };
         let chosen = if self.0.trials.iter().any(|trial| trial.validation_top1.is_some()) {
             "the best epoch by validation"
@@ -213,11 +213,11 @@ impl Text<'_> {
             "the last epoch"
         };
         format!(
-            "{} on {}: {} images, {epochs} epochs, {seeds}; {chosen} tested once on {} images.",
+            "{} on {}: {}, {epochs}, {seeds}; {chosen} tested once on {}.",
             self.0.model,
             self.0.data,
-            format::count(self.0.train_images as u64),
-            format::count(self.0.test_images as u64)
+            counted(self.0.train_images, "image"),
+            counted(self.0.test_images, "image")
         )
     }
 
@@ -258,11 +258,11 @@ impl fmt::Display for Text<'_> {
         }
         writeln!(
             f,
-            "\n{}\n{} Ratios: median, least and greatest of {} rounds in turns, f32, {} threads.",
+            "\n{}\n{} Ratios: median, least and greatest of {} in turns, f32, {}.",
             self.latencies(),
             self.plans(),
-            self.0.speeds.rounds,
-            self.0.threads
+            counted(self.0.speeds.rounds, "round"),
+            counted(self.0.threads, "thread")
         )?;
         writeln!(f, "\n`{}` shows it with charts", self.0.page)
     }

@@ -11,7 +11,7 @@ use vitesse_train::evaluate::EvalOptions;
 use vitesse_train::tokens::TokenSimilarity;
 
 use crate::cli::Console;
-use crate::cli::args::model::ModelArgs;
+use crate::cli::args::model::{ModelArgs, ReadArgs, WhichArgs};
 use crate::cli::args::preprocess::PreprocessArgs;
 use crate::cli::args::{ComputeArgs, DataArgs, positive};
 use crate::cli::failure::Result;
@@ -28,6 +28,10 @@ use crate::cli::show::Show;
 Examples:
   vitesse analyze tokens --model runs/student/best --data shapes --limit 500")]
 pub(super) struct Args {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    read: ReadArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -48,7 +52,7 @@ impl Args {
         if let Some(limit) = self.limit {
             data = data.limit(limit.get(), 0);
         }
-        let mut checkpoint = self.model.load(None, console)?;
+        let mut checkpoint = self.model.load(self.which.name(), &self.read, None, console)?;
         let preprocess = self.preprocess.plan(&mut checkpoint)?;
         let options = EvalOptions {
             batch_size: self.compute.batch_size.get(),

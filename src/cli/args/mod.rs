@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use vitesse::data::{DataSet, DecodeLimits, DecodeOptions, OpenOptions, Split, open};
-use vitesse::engine::Precision;
+use vitesse::engine::{Options, Precision};
 use vitesse::measure::classify::{self, Runner};
 use vitesse::measure::machine::{cores, most_threads, start_threads};
 use vitesse::model::Checkpoint;
@@ -130,17 +130,22 @@ impl Number {
 impl RunArgs {
     /// The model, ready to classify.
     pub(super) fn runner(&self, checkpoint: &Checkpoint, show: &mut Show<'_>) -> Result<Runner> {
+        let (backend, precision) = self.computed();
+        let options = Options {
+            precision,
+            ..Options::default()
+        };
+        Ok(Runner::new(checkpoint, backend, options, show)?)
+    }
+
+    /// What computes, and in what numbers.
+    pub(super) fn computed(&self) -> (Option<classify::Backend>, Precision) {
         let backend = self.engine.map(|engine| match engine {
             Backend::Vitesse => classify::Backend::Engine,
             #[cfg(feature = "train")]
             Backend::Burn => classify::Backend::Network,
         });
-        Ok(Runner::new(
-            checkpoint,
-            backend,
-            self.precision.precision(),
-            show,
-        )?)
+        (backend, self.precision.precision())
     }
 }
 

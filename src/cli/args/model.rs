@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use vitesse::adapt::peft::Adapter;
 use vitesse::engine::Error;
-use vitesse::measure::merge::attach;
+use vitesse::measure::merge::{attach, read_adapter};
 use vitesse::measure::refuse_what_is_no_name;
 use vitesse::model::pos_embed::Flavour;
 use vitesse::model::{Checkpoint, LoadOptions};
@@ -100,32 +99,25 @@ impl ReadArgs {
     }
 }
 
-/// Which model, as typed.
+/// Which model, as typed: before the flags or among them.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(in crate::cli) struct WhichArgs {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`; as `--model`
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    first: Option<String>,
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
+    ///
+    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
+    /// that architecture with fresh, untrained weights.
+    #[arg(long, value_name = "MODEL", conflicts_with = "first")]
+    model: Option<String>,
+}
+
+/// What becomes of a model, or of several, as typed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub(in crate::cli) struct ModelArgs {
-    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
-    ///
-    /// Folders of Vitesse, timm and transformers are read. A name alone stands for that architecture with fresh, untrained
-    /// weights.
-    #[arg(long, value_name = "MODEL")]
-    model: String,
-    /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
-    #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
-    adapter: Option<PathBuf>,
-    #[command(flatten)]
-    read: ReadArgs,
-    /// Number of classes; where the checkpoint has another, its head is replaced by a fresh, untrained one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
-    num_classes: Option<u32>,
-    #[command(flatten)]
-    size: SizeArgs,
-}
-
-/// What is typed once for several models.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Model")]
-pub(in crate::cli) struct ModelsArgs {
     /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
     #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
     adapter: Option<PathBuf>,
@@ -136,32 +128,67 @@ pub(in crate::cli) struct ModelsArgs {
     size: SizeArgs,
 }
 
-impl ModelsArgs {
-    /// One of the models, as [`ModelArgs::load`] would.
-    pub(in crate::cli) fn load_any(
-        &self,
-        model: &str,
-        classes: Option<usize>,
-        console: &Console,
-    ) -> Result<Checkpoint> {
-        let args = ModelArgs {
-            model: model.to_owned(),
-            adapter: self.adapter.clone(),
-            read: ReadArgs::default(),
-            num_classes: self.num_classes,
-            size: self.size.clone(),
-        };
-        args.load(classes, console)
+impl WhichArgs {
+    /// What is meant, as typed.
+    pub(in crate::cli) fn name(&self) -> &str {
+        let typed = self.first.as_ref().or(self.model.as_ref());
+        typed.map_or("", String::as_str)
     }
+}
 
-    /// The same; only those that the engine runs.
+impl ModelArgs {
+    /// The `model` as meant, read as `read` says; what the load changed or took for granted is said on the console. Where only
+    /// an architecture is named, it gets as many classes as `classes` says, unless the command line does.
     pub(in crate::cli) fn load(
         &self,
         model: &str,
+        read: &ReadArgs,
         classes: Option<usize>,
         console: &Console,
     ) -> Result<Checkpoint> {
-        let checkpoint = self.load_any(model, classes, console)?;
+        let num_classes = self.num_classes.map(|classes| classes as usize);
+        let img_size = self.size.img_size;
+        if is_path(model) {
+            let options = LoadOptions {
+                num_classes,
+                img_size,
+                pos_embed: self.size.pos_resize.map(PosResize::flavour),
+                ..read.options()
+            };
+            let mut checkpoint = Checkpoint::load(model, &options)?;
+            self.overrule(&mut checkpoint);
+            for note in &checkpoint.source.notes {
+                console.note(note);
+            }
+            let Some(dir) = &self.adapter else {
+                return Ok(checkpoint);
+            };
+            let mut show = Show::new(console);
+            let adapter = read_adapter(dir, &mut show)?;
+            return Ok(attach(&checkpoint, &adapter, &mut show)?);
+        }
+        if self.adapter.is_some() {
+            let sentence =
+                format!("an adapter stands on the weights it was trained on, and `{model}` is only a name");
+            return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
+        }
+        read.no_name(model)?;
+        console.note(&format!(
+            "`{model}` is a name: its weights are fresh, so its answers are guesses"
+        ));
+        let mut checkpoint = Checkpoint::fresh(model, num_classes.or(classes), img_size, 0)?;
+        self.overrule(&mut checkpoint);
+        Ok(checkpoint)
+    }
+
+    /// One of several models, which the engine has to run.
+    pub(in crate::cli) fn load_for_engine(
+        &self,
+        model: &str,
+        classes: Option<usize>,
+        console: &Console,
+    ) -> Result<Checkpoint> {
+        let checkpoint = self.load(model, &ReadArgs::default(), classes, console)?;
         if checkpoint.spec.vit().is_err() {
             let sentence = format!(
                 "the engine runs only vision transformers, and `{}` is another kind of network",
@@ -169,51 +196,6 @@ impl ModelsArgs {
             );
             return Err(Error::Unsupported(sentence).into());
         }
-        Ok(checkpoint)
-    }
-}
-
-impl ModelArgs {
-    /// The model as meant; what the load changed or took for granted is said on the console. Where only an architecture is
-    /// named, it gets as many classes as `classes` says, unless the command line does.
-    pub(in crate::cli) fn load(&self, classes: Option<usize>, console: &Console) -> Result<Checkpoint> {
-        let num_classes = self.num_classes.map(|classes| classes as usize);
-        let img_size = self.size.img_size;
-        if is_path(&self.model) {
-            let options = LoadOptions {
-                num_classes,
-                img_size,
-                pos_embed: self.size.pos_resize.map(PosResize::flavour),
-                ..self.read.options()
-            };
-            let mut checkpoint = Checkpoint::load(&self.model, &options)?;
-            self.overrule(&mut checkpoint);
-            for note in &checkpoint.source.notes {
-                console.note(note);
-            }
-            return match &self.adapter {
-                Some(dir) => Ok(attach(
-                    &checkpoint,
-                    &Adapter::read(dir)?,
-                    &mut Show::new(console),
-                )?),
-                None => Ok(checkpoint),
-            };
-        }
-        if self.adapter.is_some() {
-            let sentence = format!(
-                "an adapter stands on the weights it was trained on, and `{}` is only a name",
-                self.model
-            );
-            return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
-        }
-        self.read.no_name(&self.model)?;
-        console.note(&format!(
-            "`{}` is a name: its weights are fresh, so its answers are guesses",
-            self.model
-        ));
-        let mut checkpoint = Checkpoint::fresh(&self.model, num_classes.or(classes), img_size, 0)?;
-        self.overrule(&mut checkpoint);
         Ok(checkpoint)
     }
 
@@ -232,6 +214,8 @@ pub(in crate::cli) fn is_path(model: &str) -> bool {
         "/",
         "\\",
         "local-dir:",
+        "hf_hub:",
+        "hf-hub:",
         ".safetensors",
         ".pt",
         ".ckpt",

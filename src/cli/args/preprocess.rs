@@ -4,7 +4,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::data::{Interpolation, Preprocess};
 use vitesse::model::{Checkpoint, Fusion};
-use vitesse_train::prepare::preprocess;
 
 use super::share;
 use crate::cli::failure::Result;
@@ -60,12 +59,8 @@ impl PreprocessArgs {
     /// How images are prepared for `checkpoint`. One that does best on larger images than it was trained on becomes a model
     /// for those, as in timm.
     pub(in crate::cli) fn plan(&self, checkpoint: &mut Checkpoint) -> Result<Preprocess> {
-        let mut cfg = checkpoint.config.pretrained_cfg.clone();
-        if let Some([_, height, width]) = cfg.test_input_size {
-            checkpoint.set_img_size([height, width], None)?;
-            cfg.crop_pct = cfg.test_crop_pct.unwrap_or(cfg.crop_pct);
-        }
-        let mut plan = preprocess(&checkpoint.spec, &cfg)?;
+        checkpoint.set_test_size()?;
+        let mut plan = checkpoint.preprocess()?;
         plan.crop_pct = self.crop_pct.unwrap_or(plan.crop_pct);
         if let Some(filter) = self.interpolation {
             plan.interpolation = match filter {

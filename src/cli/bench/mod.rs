@@ -21,7 +21,7 @@ use vitesse::measure::timing::Budget;
 use vitesse::model::storage::atomic_write;
 
 use super::Console;
-use super::args::model::ModelsArgs;
+use super::args::model::ModelArgs;
 use super::args::output::may_write;
 use super::args::{FormsArgs, positive, seconds, thread_count};
 use super::failure::{Failure, Result};
@@ -38,20 +38,27 @@ use super::show::Show;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  vitesse bench --model deit_tiny_patch16_224
-  vitesse bench --model ./my-run --batch-size 1,16 --precision f32,bf16,int8 --threads 2
-  vitesse bench --model deit_tiny_patch16_224 deit_small_patch16_224 --csv bench.csv
-  vitesse bench --model ./my-run --batch-size 1 --profile
-  vitesse bench --model ./my-run --isa avx2,avx512 --json
-  vitesse bench --train --model deit_tiny_patch16_224 --batch-size 16
+  vitesse bench deit_tiny_patch16_224
+  vitesse bench ./my-run --batch-size 1,16 --precision f32,bf16,int8 --threads 2
+  vitesse bench deit_tiny_patch16_224 deit_small_patch16_224 --csv bench.csv
+  vitesse bench ./my-run --batch-size 1 --profile
+  vitesse bench ./my-run --isa avx2,avx512 --json
+  vitesse bench deit_tiny_patch16_224 --train --batch-size 16
 
 A name from `vitesse inspect --list` needs no file: fresh weights take as long as trained ones.")]
 pub(super) struct Args {
+    /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`; as `--model`
+    #[arg(
+        value_name = "MODEL",
+        required_unless_present = "model",
+        help_heading = "Model"
+    )]
+    first: Vec<String>,
     /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
-    #[arg(long, required = true, num_args = 1.., value_name = "MODEL", help_heading = "Model")]
+    #[arg(long, num_args = 1.., value_name = "MODEL", conflicts_with = "first", help_heading = "Model")]
     model: Vec<String>,
     #[command(flatten)]
-    models: ModelsArgs,
+    load: ModelArgs,
     #[command(flatten)]
     forms: FormsArgs,
     /// Threads that compute [default: one a core]
@@ -124,6 +131,11 @@ impl Args {
         Outcome::new(&report)
     }
 
+    /// The models, as typed.
+    fn models(&self) -> impl Iterator<Item = &str> {
+        self.first.iter().chain(&self.model).map(String::as_str)
+    }
+
     /// Numbers of threads, as meant.
     fn threads(&self) -> Vec<usize> {
         if self.threads.is_empty() {
@@ -160,9 +172,12 @@ impl Args {
                 }));
             }
         }
-        let load = |model: &String| Ok((model.clone(), self.models.load(model, None, console)?));
+        let load = |model: &str| {
+            let checkpoint = self.load.load_for_engine(model, None, console)?;
+            Ok((model.to_owned(), checkpoint))
+        };
         Ok(Bench {
-            models: self.model.iter().map(load).collect::<Result<_>>()?,
+            models: self.models().map(load).collect::<Result<_>>()?,
             engines,
             batches: self.forms.batches(),
             budget: self.budget(),

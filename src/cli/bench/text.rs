@@ -5,9 +5,9 @@ use std::fmt;
 use vitesse::engine::Stage;
 use vitesse::measure::bench::Row;
 use vitesse::measure::bench::profile::{Profiled, Stages, name};
-use vitesse::measure::machine::threads;
 use vitesse::measure::timing::Latency;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 use super::Report;
 
@@ -30,7 +30,7 @@ pub(super) fn csv(results: &[Row]) -> String {
         table.push([
             row.model.clone(),
             format!("{:.2}", row.images_per_s),
-            format!("{:.3}", row.mean_ms),
+            format!("{:.3}", row.mean_latency_ms),
             row.batch.to_string(),
             // timm's images are square.
             if height == width {
@@ -38,8 +38,8 @@ pub(super) fn csv(results: &[Row]) -> String {
             } else {
                 format!("{height}x{width}")
             },
-            format!("{:.4}", row.gmacs),
-            format!("{:.4}", row.params as f64 / 1e6),
+            format!("{:.4}", row.macs as f64 / 1e9),
+            format!("{:.4}", row.param_count as f64 / 1e6),
             row.precision.to_string(),
             row.threads.to_string(),
             row.isa.to_owned(),
@@ -65,7 +65,7 @@ impl fmt::Display for Report {
             right("of peak"),
         ]);
         for row in &self.results {
-            let Latency { p50, p90, p99, min } = row.latency_ms;
+            let Latency { p50, p90, p99, min } = row.latency_quantiles_ms;
             let [p50, p90, p99, min] = [p50, p90, p99, min].map(|ms| format!("{ms:.3}"));
             table.push([
                 row.model.clone(),
@@ -78,7 +78,7 @@ impl fmt::Display for Report {
                 p99,
                 min,
                 format!("{:.1}", row.images_per_s),
-                format!("{:.3}", row.gmacs),
+                format!("{:.3}", row.macs as f64 / 1e9),
                 row.peak_fraction
                     .map_or_else(|| "void".to_owned(), |share| format!("{:.1} %", 100.0 * share)),
             ]);
@@ -97,7 +97,7 @@ impl fmt::Display for Report {
         }
         for row in &self.results {
             if let Some(profile) = &row.profile {
-                let (model, threads) = (&row.model, threads(row.threads));
+                let (model, threads) = (&row.model, counted(row.threads, "thread"));
                 write!(
                     f,
                     "\n{model}, {}, {threads}, {}, batches of {}: {}",
@@ -133,11 +133,11 @@ fn sizes(results: &[Row]) -> Table {
         table.push([
             row.model.clone(),
             row.precision.to_string(),
-            format::count(row.params as u64),
+            format::count(row.param_count as u64),
             format::bytes(row.weight_bytes as u64),
             format::bytes(row.packed_bytes as u64),
             format::duration(row.compile_ms / 1e3),
-            format!("{:.3}", row.gmacs_executed),
+            format!("{:.3}", row.macs_executed as f64 / 1e9),
             format::si(row.peak_gops * 1e9, "OP/s"),
         ]);
     }
@@ -170,7 +170,10 @@ fn profiled(profile: &Profiled) -> String {
             .into_iter()
             .chain(cells(&profile.stages, share)),
     );
-    format!("first thread, ms, medians of {} runs\n{table}", profile.runs)
+    format!(
+        "first thread, ms, medians of {}\n{table}",
+        counted(profile.runs, "run")
+    )
 }
 
 /// Cells of a table, and the sum.

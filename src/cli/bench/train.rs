@@ -11,6 +11,7 @@ use vitesse_train::recipe::{self, TrainConfig};
 
 use super::Args;
 use crate::cli::Console;
+use crate::cli::args::model::ReadArgs;
 use crate::cli::failure::Result;
 use crate::cli::outcome::Outcome;
 use crate::cli::show::Show;
@@ -41,14 +42,17 @@ struct Report {
 /// Measures every model with every number of threads and every batch size.
 pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Outcome> {
     keep_memory();
-    let load = |model: &String| Ok((model.clone(), args.models.load_any(model, None, console)?));
+    let load = |model: &str| {
+        let checkpoint = args.load.load(model, &ReadArgs::default(), None, console)?;
+        Ok((model.to_owned(), checkpoint))
+    };
     let compute = TrainConfig {
         amp: args.amp.map(|Amp::Bf16| recipe::Amp::Bf16),
         grad_checkpointing: args.grad_checkpointing,
         ..TrainConfig::default()
     };
     let steps = Steps {
-        models: args.model.iter().map(load).collect::<Result<_>>()?,
+        models: args.models().map(load).collect::<Result<_>>()?,
         trained: match trained {
             Trained::All => steps::Trained::All,
             Trained::Head => steps::Trained::Head,
@@ -89,8 +93,8 @@ impl fmt::Display for Report {
                 format!("{p25:.1}"),
                 format!("{p75:.1}"),
                 format!("{:.1}", row.images_per_s),
-                format::count(row.params as u64),
-                format::count(row.params_trained as u64),
+                format::count(row.param_count as u64),
+                format::count(row.trained_param_count as u64),
             ]);
         }
         write!(f, "steps of training\n{table}")?;

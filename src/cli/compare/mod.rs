@@ -20,7 +20,7 @@ use vitesse::measure::timing::Budget;
 use vitesse::model::storage::atomic_write;
 
 use super::Console;
-use super::args::model::ModelsArgs;
+use super::args::model::ModelArgs;
 use super::args::output::may_write;
 use super::args::{DecodeArgs, FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(required = true, value_name = "MODEL")]
     model: Vec<String>,
     #[command(flatten)]
-    models: ModelsArgs,
+    models: ModelArgs,
     #[command(flatten)]
     forms: FormsArgs,
     #[command(flatten)]
@@ -104,7 +104,7 @@ impl Args {
         let data = self.data.as_deref().map(|path| self.open(path)).transpose()?;
         let (stop, mut show) = (console.stop(), Show::new(console));
         let (threads, batches) = (self.threads.count(), self.forms.batches());
-        let load = |model: &str, classes| self.models.load(model, classes, console);
+        let load = |model: &str, classes| self.models.load_for_engine(model, classes, console);
         let contestants = Contestant::all(&entries, data.as_ref(), threads, stop, load)?;
         let turn = Budget {
             time: self.seconds,

@@ -2,7 +2,8 @@
 
 use vitesse::measure::contest::Batch;
 use vitesse::report::chart::{HALF, LineChart, ScatterChart, Series};
-use vitesse::report::{Content, Page, format};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Content, Page};
 
 use super::report::Report;
 
@@ -11,7 +12,7 @@ pub(super) fn page(report: &Report) -> String {
     let labels: Vec<&str> = report.models.iter().map(|model| &*model.label).collect();
     let title = match &labels[..] {
         [first, second] => format!("{first} and {second}, compared"),
-        [first, others @ ..] => format!("{first} and {} others, compared", others.len()),
+        [first, others @ ..] => format!("{first} and {}, compared", counted(others.len(), "other")),
         [] => "Nothing compared".to_owned(),
     };
     let mut page = Page::new(title).summary(summary(report));
@@ -24,6 +25,12 @@ pub(super) fn page(report: &Report) -> String {
         page = page.section(format!("Batches of {}", batch.batch), times(report, batch));
     }
     let isa = report.models.first().map_or("", |model| model.isa);
+    // Labels are short; here is what they stand for.
+    let models = report
+        .models
+        .iter()
+        .filter(|model| !model.label.starts_with(&model.model));
+    page = page.provenance(models.map(|model| (model.label.as_str(), model.model.as_str())));
     page.provenance([
         ("Vitesse", report.version.to_owned()),
         (

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 use vitesse::measure::contest::{Accuracy, Batch, Model};
-use vitesse::measure::machine::threads;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -49,10 +49,10 @@ impl Report {
         for (i, model) in self.models.iter().enumerate() {
             let mut cells = vec![
                 model.label.clone(),
-                format::count(model.params as u64),
+                format::count(model.param_count as u64),
                 format::bytes(model.weight_bytes as u64),
                 format::bytes(model.packed_bytes as u64),
-                format!("{:.3}", model.gmacs),
+                format!("{:.3}", model.macs as f64 / 1e9),
             ];
             if let Some(found) = self
                 .evaluated
@@ -72,10 +72,10 @@ impl Report {
     pub(super) fn times_table(batch: &Batch) -> Table {
         let mut table = Table::new([
             left("model"),
+            left(""),
+            right("ratio (all rounds)"),
             right("latency"),
             right("images/s"),
-            right("ratio (all rounds)"),
-            left(""),
         ]);
         for (i, time) in batch.results.iter().enumerate() {
             let (ratio, verdict) = match i {
@@ -84,10 +84,10 @@ impl Report {
             };
             table.push([
                 time.label.clone(),
-                format!("{:.3} ms", time.latency_ms),
-                format!("{:.1}", time.images_per_s),
-                ratio,
                 verdict.to_owned(),
+                ratio,
+                format!("{} ms", format::number(time.latency_ms)),
+                format::number(time.images_per_s),
             ]);
         }
         table
@@ -96,7 +96,7 @@ impl Report {
     /// What ratios are, in a sentence.
     pub(super) fn explanation(&self) -> String {
         let first = self.models.first().map_or("", |model| &model.label);
-        let (rounds, threads) = (self.rounds, threads(self.threads));
+        let (rounds, threads) = (counted(self.rounds, "round"), counted(self.threads, "thread"));
         let mut precisions: Vec<&str> = self.models.iter().map(|model| model.precision.name()).collect();
         precisions.dedup();
         // Labels say it where there are several.
@@ -105,7 +105,7 @@ impl Report {
             _ => String::new(),
         };
         format!(
-            "Ratio: latency over that of `{first}` in the same round, the median of {rounds} rounds, the least and the \
+            "Ratio: latency over that of `{first}` in the same round, the median of {rounds}, the least and the \
              greatest; {precision}{threads}."
         )
     }
@@ -114,13 +114,13 @@ impl Report {
     pub(super) fn about_data(&self) -> Option<String> {
         let evaluated = self.evaluated.as_ref()?;
         let first = evaluated.results.first()?;
-        let images = format::count(first.images as u64);
+        let images = counted(first.images, "image");
         let unreadable = match first.unreadable {
             0 => String::new(),
             files => format!(", {files} more could not be read"),
         };
         Some(format!(
-            "Accuracy on {images} images of `{}`, {}{unreadable}; agrees: the same prediction as `{}`.",
+            "Accuracy on {images} of `{}`, {}{unreadable}; agrees: the same prediction as `{}`.",
             evaluated.data, evaluated.split, first.label
         ))
     }

@@ -6,7 +6,8 @@ use serde::Serialize;
 use vitesse::data::{Ignored, Split, ignored};
 use vitesse::measure::accuracy::Unreadable;
 use vitesse::measure::images::unreadable;
-use vitesse::report::{Table, format, left};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left};
 
 use super::PartsArgs;
 use crate::cli::Console;
@@ -93,21 +94,21 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Rows of what is passed over; more would hide the rest.
         const SHOWN: usize = 40;
-        let images = format::count(self.images as u64);
+        let images = counted(self.images, "image");
         let parts = self.splits.iter().map(|part| match part.split {
-            Split::All => images.clone(),
+            Split::All => format::count(self.images as u64),
             split => format!("{} in {split}", format::count(part.images as u64)),
         });
         let parts = parts.collect::<Vec<_>>().join(", ");
         if self.unreadable.is_empty() {
-            writeln!(f, "{parts}: all {images} images can be read")?;
+            writeln!(f, "{parts}: of {images}, all can be read")?;
         } else {
             let mut table = Table::new([left("split"), left("file"), left("why it cannot be read")]);
             for file in &self.unreadable {
                 table.push([&file.split.to_string(), &file.name, &file.reason]);
             }
             let count = self.unreadable.len();
-            writeln!(f, "{table}\n{parts}: {count} of {images} images cannot be read")?;
+            writeln!(f, "{table}\n{parts}: of {images}, {count} cannot be read")?;
         }
         for note in &self.notes {
             writeln!(f, "{note}")?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vitesse::data::{DataSet, LIST, OpenOptions, ShapesConfig, Split, export, open};
 use vitesse::model::storage::AtomicDir;
+use vitesse::report::format::counted;
 
 use crate::cli::Console;
 use crate::cli::args::{positive, split};
@@ -88,9 +89,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} pictures of {} classes in `{}`",
-            self.images,
-            self.classes.len(),
+            "{} of {} in `{}`",
+            counted(self.images, "picture"),
+            counted(self.classes.len(), "class"),
             self.output
         )?;
         writeln!(f, "\nNext: vitesse data info --data {}", self.output)

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::data::Inventory;
-use vitesse::report::{Table, format, left, right};
+use vitesse::report::format::counted;
+use vitesse::report::{Table, left, right};
 
 use crate::cli::failure::Result;
 use crate::cli::outcome::{Outcome, pairs};
@@ -48,7 +49,7 @@ impl fmt::Display for Report {
             ("form".to_owned(), self.found.form.to_owned()),
         ];
         for part in &self.found.parts {
-            let mut text = format!("{} images", format::count(part.images as u64));
+            let mut text = counted(part.images, "image");
             let marks = [
                 (part.held_back, "held back from train".to_owned()),
                 (
@@ -57,7 +58,7 @@ impl fmt::Display for Report {
                 ),
                 (
                     part.skipped > 0,
-                    format!("{} files of unsupported formats", part.skipped),
+                    format!("{} of unsupported formats", counted(part.skipped, "file")),
                 ),
             ];
             for (_, mark) in marks.iter().filter(|(marked, _)| *marked) {

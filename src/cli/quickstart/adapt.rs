@@ -108,7 +108,7 @@ impl Adapted {
                 points(task.chance),
                 points(task.linear_top1),
                 points(task.repadapter_top1),
-                format::count(task.parameters as u64),
+                format::count(task.method_param_count as u64),
                 format!("{:.2}", 100.0 * task.share),
                 format::bytes(task.adapter_bytes),
                 format!("{:.0e}", task.largest_difference),

@@ -50,7 +50,7 @@ pub(super) fn learn(
         best_epoch: found.best.epoch,
         validation_top1: found.best.top1,
         validation_loss: found.best.loss,
-        images_per_second: found.test.joint.samples as f64 / found.test.timing.forward.as_secs_f64(),
+        images_per_s: found.test.joint.samples as f64 / found.test.timing.forward.as_secs_f64(),
         test: found.test.joint,
         heads: found.test.heads,
     })

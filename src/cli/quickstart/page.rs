@@ -2,7 +2,8 @@
 
 use vitesse::data::Image;
 use vitesse::report::chart::{HALF, HeatMap, LineChart, Series};
-use vitesse::report::{Content, Page, Table, Thumbnail, format, left, right};
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Content, Page, Table, Thumbnail, left, right};
 use vitesse_train::run::EpochRecord;
 
 use super::TASK;
@@ -228,17 +229,17 @@ fn costs(report: &Report) -> Content {
             run.curve.len().to_string(),
             format::duration(run.train_seconds),
             format!("{:.0}", pictures / run.train_seconds),
-            format!("{:.0}", run.images_per_second),
+            format!("{:.0}", run.images_per_s),
         ]);
     }
     let memory = report.peak_memory_bytes.map_or(String::new(), |bytes| {
         format!(" and at most {} of memory", format::bytes(bytes))
     });
     let text = format!(
-        "The whole took {}{memory}, with {} threads. A distilled student is trained more slowly because the teacher looks at \
+        "The whole took {}{memory}, with {}. A distilled student is trained more slowly because the teacher looks at \
          every picture too; afterwards it is as fast as any other.",
         format::duration(report.seconds),
-        report.threads
+        counted(report.threads, "thread")
     );
     Content::new().text(&text).table(&table)
 }

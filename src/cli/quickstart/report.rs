@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 use vitesse_train::evaluate::HeadMetrics;
 use vitesse_train::metrics::Metrics;
 use vitesse_train::run::EpochRecord;
@@ -71,7 +71,7 @@ pub(super) struct Run {
     /// Seconds of training, evaluation after each epoch included.
     pub(super) train_seconds: f64,
     /// Pictures classified a second, reading them left out.
-    pub(super) images_per_second: f64,
+    pub(super) images_per_s: f64,
 }
 
 /// A picture, and what the best student takes it for.
@@ -231,9 +231,9 @@ impl fmt::Display for Report {
         rows.push((
             "time".to_owned(),
             format!(
-                "{} with {} threads{memory}",
+                "{} with {}{memory}",
                 format::duration(self.seconds),
-                self.threads
+                counted(self.threads, "thread")
             ),
         ));
         rows.push((

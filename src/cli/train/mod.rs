@@ -1,5 +1,11 @@
-//! `train`: a model learns, as a recipe says; `study` is what `--sweep` shows.
+//! `train`: a model learns, as a recipe says.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `study` | what `--sweep` runs and shows |
+//! | `page` | the same as an HTML page with a chart |
 
+mod page;
 mod study;
 
 use std::path::PathBuf;
@@ -23,10 +29,14 @@ Examples:
   vitesse train --recipe recipes/finetune-clothing.toml --test -o runs/clothing
   vitesse train --recipe my.toml --lr 3e-4 --epochs 10 --dry-run -o runs/mine
   vitesse train --resume -o runs/first
-  vitesse train --sweep recipes/studies/distillation.toml -o runs/distillation")]
+  vitesse train --sweep recipes/studies/distillation.toml -o runs/distillation
+  vitesse train --sweep recipes/studies/distillation.toml --dry-run -o runs/distillation")]
 pub(super) struct Args {
     /// Run a study: every arm of this file with every seed, each tested once; go on with it if it was begun
-    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["recipe", "resume", "force", "dry_run", "test"])]
+    ///
+    /// The output folder then holds study.html, study.csv and study.json. A list of values for a key that takes one makes an arm for
+    /// each of them. With --dry-run, the runs are listed, and how far each of them is.
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["recipe", "resume", "force", "test"])]
     sweep: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,

@@ -5,14 +5,17 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde::Serialize;
-use vitesse::report::{Table, format, left, right};
+use vitesse::measure::trial::keep;
+use vitesse::report::format::{self, counted};
+use vitesse::report::{Table, left, right};
 use vitesse_train::Error;
 use vitesse_train::evaluate::EvalProgress;
-use vitesse_train::events::{Events, Plan};
+use vitesse_train::events::{self, Events};
 use vitesse_train::run::{EpochRecord, StepRecord};
-use vitesse_train::sweep::{Finished, Study, Sweep, SweepEvents};
+use vitesse_train::sweep::{Finished, Planned, Progress, Study, Sweep, SweepEvents};
 use vitesse_train::tokens::TokenSimilarity;
 
+use super::page;
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::Outcome;
@@ -21,6 +24,15 @@ use crate::cli::training::{RunArgs, Watch};
 /// Runs the study in `file`, or goes on with it: what is finished in the output folder is kept.
 pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outcome> {
     let sweep = Sweep::read(file)?;
+    if args.dry_run {
+        let (runs, seconds) = sweep.plan(&args.output)?;
+        return Outcome::new(&Plan {
+            name: sweep.name,
+            budget_hours: sweep.budget_hours,
+            seconds,
+            runs,
+        });
+    }
     let mut show = Show {
         console,
         watch: Watch::new(console),
@@ -32,12 +44,65 @@ pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outc
                 .hint("continue with the same command".to_owned()),
             other => other.into(),
         })?;
-    Outcome::new(&Report {
+    let report = Report {
+        page: args.output.join(PAGE).display().to_string(),
         name: sweep.name.clone(),
         first: sweep.first.keys().cloned().collect(),
         arms: sweep.arm.iter().map(|arm| arm.name.clone()).collect(),
         study,
-    })
+    };
+    let (table, page) = (
+        report.runs(|number| number.to_string()).to_csv(),
+        page::page(&report),
+    );
+    keep(
+        &args.output,
+        (DOCUMENT, &report),
+        &[(TABLE, &table), (PAGE, &page)],
+    )?;
+    Outcome::new(&report)
+}
+
+/// What stands in the folder of a study, besides its runs.
+const DOCUMENT: &str = "study.json";
+const TABLE: &str = "study.csv";
+const PAGE: &str = "study.html";
+
+/// What would be done.
+#[derive(Debug, Serialize)]
+struct Plan {
+    name: String,
+    budget_hours: f64,
+    /// Of the finished runs.
+    seconds: f64,
+    runs: Vec<Planned>,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new([left("arm"), right("seed"), left("")]);
+        for run in &self.runs {
+            let state = match run.state {
+                Progress::Finished => "finished",
+                Progress::Begun => "goes on",
+                Progress::New => "",
+            };
+            table.push([run.arm.as_str(), &run.seed.to_string(), state]);
+        }
+        let finished = self
+            .runs
+            .iter()
+            .filter(|run| run.state == Progress::Finished)
+            .count();
+        writeln!(
+            f,
+            "{}\n\n{table}\n{}, {finished} finished in {}; no run is begun once they took {} together",
+            self.name,
+            counted(self.runs.len(), "run"),
+            format::duration(self.seconds),
+            format::duration(3600.0 * self.budget_hours)
+        )
+    }
 }
 
 /// Shows one run after another.
@@ -47,7 +112,7 @@ struct Show<'a> {
 }
 
 impl Events for Show<'_> {
-    fn begin(&mut self, plan: &Plan) {
+    fn begin(&mut self, plan: &events::Plan) {
         self.watch.begin(plan);
     }
 
@@ -90,16 +155,57 @@ impl SweepEvents for Show<'_> {
 
 /// A table of the arms, and one of their tokens.
 #[derive(Debug, Serialize)]
-struct Report {
-    name: String,
+pub(super) struct Report {
+    pub(super) name: String,
     /// What was trained once, before the arms.
     first: Vec<String>,
     arms: Vec<String>,
     #[serde(flatten)]
-    study: Study,
+    pub(super) study: Study,
+    page: String,
 }
 
 impl Report {
+    /// What was trained, in the order of the tables.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &String> {
+        self.first.iter().chain(&self.arms)
+    }
+
+    /// What the numbers are, in a sentence.
+    pub(super) fn about(&self) -> String {
+        let missing = match &self.study.missing[..] {
+            [] => String::new(),
+            runs => format!(" The budget did not last for {}.", runs.join("; ")),
+        };
+        format!("On the test split; mean ± standard deviation over the seeds.{missing}")
+    }
+
+    /// Every run, a row each, with numbers in this spelling.
+    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
+        let mut table = Table::new([
+            left("arm"),
+            right("seed"),
+            right("top1"),
+            right("class_top1"),
+            right("distillation_top1"),
+            right("epochs"),
+            right("seconds"),
+        ]);
+        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
+        for run in &self.study.runs {
+            table.push([
+                run.arm.clone(),
+                run.seed.to_string(),
+                spell(run.top1),
+                cell(run.class_top1),
+                cell(run.distillation_top1),
+                run.epochs.to_string(),
+                spell(run.seconds),
+            ]);
+        }
+        table
+    }
+
     /// Mean and spread over the seeds of one number of a row; `None` where no run has it.
     fn cell(&self, row: &str, digits: usize, number: impl Fn(&Finished) -> Option<f64>) -> Option<String> {
         let runs = self.study.runs.iter().filter(|run| run.arm == row);
@@ -107,7 +213,7 @@ impl Report {
         (!values.is_empty()).then(|| format::mean_spread(&values, digits))
     }
 
-    fn accuracies(&self) -> Table {
+    pub(super) fn accuracies(&self) -> Table {
         let columns = [
             left("arm"),
             right("seeds"),
@@ -116,7 +222,7 @@ impl Report {
             right("distillation head %"),
         ];
         let mut table = Table::new(columns);
-        for row in self.first.iter().chain(&self.arms) {
+        for row in self.rows() {
             let cell =
                 |number: &dyn Fn(&Finished) -> Option<f64>| self.cell(row, 2, number).unwrap_or_default();
             let seeds = self.study.runs.iter().filter(|run| run.arm == *row).count();
@@ -132,7 +238,7 @@ impl Report {
     }
 
     /// A column for each arm with a distillation token; `None` if there is none.
-    fn tokens(&self) -> Option<Table> {
+    pub(super) fn tokens(&self) -> Option<Table> {
         let of = |arm: &&String| {
             self.study
                 .runs
@@ -172,22 +278,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} (test split; mean ± standard deviation over seeds)\n\n{}",
-            self.name,
-            self.accuracies()
-        )?;
+        writeln!(f, "{}\n{}\n\n{}", self.name, self.about(), self.accuracies())?;
         if let Some(tokens) = self.tokens() {
             writeln!(f, "{tokens}")?;
         }
-        if !self.study.missing.is_empty() {
-            writeln!(
-                f,
-                "The budget did not last for: {}",
-                self.study.missing.join("; ")
-            )?;
-        }
-        Ok(())
+        writeln!(f, "`{}` shows it with a chart", self.page)
     }
 }

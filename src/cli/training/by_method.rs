@@ -54,6 +54,9 @@ impl Training<'_> {
                 run: DryRun::new(&self.recipe, run)?,
             });
         }
+        for note in &ready.base.source.notes {
+            self.console.note(note);
+        }
         self.console.note(&ready.trainable().to_string());
         let done = job
             .run(ready, team, stop, &mut watch)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use vitesse::measure::accuracy;
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 use vitesse_train::Recipe;
 use vitesse_train::events::{Outcome as Learned, Plan};
 use vitesse_train::run::{ADAPTER, FINAL, RunFolder};
@@ -73,11 +73,11 @@ impl Facts {
         rows.push((
             "steps",
             format!(
-                "{} = {} of {}, {} images each{}",
+                "{} = {} of {}, {} each{}",
                 count(self.epochs * self.steps_per_epoch),
-                epochs(self.epochs),
+                counted(self.epochs, "epoch"),
                 count(self.steps_per_epoch),
-                self.batch_size,
+                counted(self.batch_size, "image"),
                 match self.images_left_over {
                     0 => String::new(),
                     n => format!("; {n} left over, others each time"),
@@ -86,11 +86,6 @@ impl Facts {
         ));
         rows
     }
-}
-
-fn epochs(n: usize) -> String {
-    let s = if n == 1 { "" } else { "s" };
-    format!("{n} epoch{s}")
 }
 
 /// What would be done.
@@ -215,7 +210,7 @@ impl fmt::Display for Report {
             "trained",
             format!(
                 "{} in {}{early}",
-                epochs(self.epochs),
+                counted(self.epochs, "epoch"),
                 format::duration(self.seconds)
             ),
         ));
@@ -237,10 +232,10 @@ impl fmt::Display for Report {
             rows.push((
                 "test",
                 format!(
-                    "top-1 {:.3} %, balanced accuracy {:.3} %, on {} images of {}; nothing was chosen by them",
+                    "top-1 {:.3} %, balanced accuracy {:.3} %, on {} of {}; nothing was chosen by them",
                     test.joint.top1,
                     test.joint.balanced_accuracy,
-                    format::count(test.images as u64),
+                    counted(test.images, "image"),
                     self.data
                 ),
             ));

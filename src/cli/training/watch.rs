@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use vitesse::report::format;
+use vitesse::report::format::{self, counted};
 use vitesse_train::evaluate::EvalProgress;
 use vitesse_train::events::{Events, Plan};
 use vitesse_train::run::{EpochRecord, StepRecord};
@@ -71,7 +71,11 @@ impl Events for Watch<'_> {
         }
         if plan.processes > 1 {
             let each = plan.batch_size / plan.processes;
-            let text = format!("{} processes with {each} images of each batch", plan.processes);
+            let text = format!(
+                "{} processes with {} of each batch",
+                plan.processes,
+                counted(each, "image")
+            );
             self.console.note(&text);
         }
         self.plan = Some(plan.clone());

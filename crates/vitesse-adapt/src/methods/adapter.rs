@@ -90,9 +90,9 @@ mod tests {
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 156_768);
+        assert_eq!(planned(NAME, &[]).trainable.method_param_count, 156_768);
         let houlsby = planned(NAME, &[("placement", "houlsby")]);
-        assert_eq!(houlsby.trainable.method_parameters, 313_536);
+        assert_eq!(houlsby.trainable.method_param_count, 313_536);
         assert!(refusal(NAME, &[("hidden", "0")]).contains("hidden must be from 1"));
     }
 }

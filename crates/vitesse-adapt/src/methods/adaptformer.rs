@@ -107,9 +107,9 @@ mod tests {
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 156_768);
+        assert_eq!(planned(NAME, &[]).trainable.method_param_count, 156_768);
         let wide = planned(NAME, &[("hidden", "64")]);
-        assert_eq!(wide.trainable.method_parameters, 12 * (2 * 64 * 768 + 64 + 768));
+        assert_eq!(wide.trainable.method_param_count, 12 * (2 * 64 * 768 + 64 + 768));
     }
 
     #[test]

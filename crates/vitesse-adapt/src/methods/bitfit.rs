@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn the_count_is_the_published_one() {
         let trainable = planned(NAME, &[]).trainable;
-        assert_eq!(trainable.method_parameters, 102_912);
+        assert_eq!(trainable.method_param_count, 102_912);
         assert!(trainable.method.iter().all(|name| name.ends_with(".bias")));
     }
 }

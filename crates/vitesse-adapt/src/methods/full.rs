@@ -47,6 +47,6 @@ mod tests {
     fn everything_learns() {
         let trainable = planned(NAME, &[]).trainable;
         assert_eq!(trainable.share(), 1.0);
-        assert_eq!(trainable.method_parameters, 85_875_556 - 76_900);
+        assert_eq!(trainable.method_param_count, 85_875_556 - 76_900);
     }
 }

@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn only_the_head_learns() {
         let trainable = planned(NAME, &[]).trainable;
-        assert_eq!(trainable.method_parameters, 0);
+        assert_eq!(trainable.method_param_count, 0);
         assert_eq!(trainable.head, ["head.weight", "head.bias"]);
     }
 }

@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn counts_are_the_published_ones() {
-        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 294_912);
+        assert_eq!(planned(NAME, &[]).trainable.method_param_count, 294_912);
         let parts = [("parts", r#"["q","v"]"#)];
-        assert_eq!(planned(NAME, &parts).trainable.method_parameters, 294_912);
+        assert_eq!(planned(NAME, &parts).trainable.method_param_count, 294_912);
     }
 
     #[test]

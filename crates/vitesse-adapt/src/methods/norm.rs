@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn all_norms_and_nothing_else_learn() {
         let trainable = planned(NAME, &[]).trainable;
-        assert_eq!(trainable.method_parameters, 25 * 2 * 768);
+        assert_eq!(trainable.method_param_count, 25 * 2 * 768);
         assert!(trainable.method.iter().all(|name| name.contains("norm")));
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     fn the_last_blocks_learn() {
         let trainable = planned(NAME, &[("blocks", "2")]).trainable;
         let block = 4 * 768 + 3 * 768 * 769 + 768 * 769 + 2 * 4 * 768 * 768 + 5 * 768;
-        assert_eq!(trainable.method_parameters, 2 * block + 2 * 768);
+        assert_eq!(trainable.method_param_count, 2 * block + 2 * 768);
         let of_these = |name: &String| name.starts_with("blocks.1") || name.starts_with("norm.");
         assert!(trainable.method.iter().all(of_these));
         assert!(refusal(NAME, &[("blocks", "4")]).contains("from 1 to 3"));

@@ -160,12 +160,15 @@ mod tests {
     fn counts_are_the_published_ones() {
         let block = planned(NAME, &[]).trainable;
         assert_eq!(
-            (block.method_parameters, block.method_weights),
+            (block.method_param_count, block.method_matrix_param_count),
             (239_808, 221_184)
         );
         let attn = planned(NAME, &[("placement", "repattn")]).trainable;
-        assert_eq!((attn.method_parameters, attn.method_weights), (119_904, 110_592));
-        assert_eq!(block.head_parameters, 100 * 769);
+        assert_eq!(
+            (attn.method_param_count, attn.method_matrix_param_count),
+            (119_904, 110_592)
+        );
+        assert_eq!(block.head_param_count, 100 * 769);
         assert!(
             block
                 .to_string()

@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_count_is_the_published_one() {
-        assert_eq!(planned(NAME, &[]).trainable.method_parameters, 205_824);
+        assert_eq!(planned(NAME, &[]).trainable.method_param_count, 205_824);
     }
 
     #[test]

@@ -73,9 +73,9 @@ mod tests {
     #[test]
     fn counts_are_the_published_ones() {
         let deep = planned(NAME, &[("tokens", "50")]);
-        assert_eq!(deep.trainable.method_parameters, 9_216 * 50);
+        assert_eq!(deep.trainable.method_param_count, 9_216 * 50);
         let shallow = planned(NAME, &[("tokens", "50"), ("deep", "false")]);
-        assert_eq!(shallow.trainable.method_parameters, 768 * 50);
+        assert_eq!(shallow.trainable.method_param_count, 768 * 50);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use vitesse_train::method::{Table, Trainable, head_tensors, split};
 use crate::{Error, Method, Result};
 use lora::{LoraConfig, Updates};
 use names::Place;
+use vitesse_words::counted;
 
 /// The description of an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -360,7 +361,8 @@ impl Adapter {
             && let Some(missing) = heads.iter().find(|head| !found.contains(*head))
         {
             return Err(self.fail(format!(
-                "it has {classes} classes and the base {}, but it lacks `{missing}`; load a base with {classes} classes",
+                "it has {} and the base {}, but it lacks `{missing}`; load a base with as many as it has",
+                counted(classes, "class"),
                 out.spec.num_classes
             )));
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use vitesse_model::ModelSpec;
+use vitesse_words::counted;
 
 use super::units::{Group, Id, Kind, groups};
 use crate::{Error, Result};
@@ -69,8 +70,8 @@ impl Selection {
             };
             if let Some(unit) = units.last().filter(|unit| **unit >= group.units) {
                 return Err(Error::Selection(format!(
-                    "`{id}` has {} units, but unit {unit} was to be kept",
-                    group.units
+                    "`{id}` has {}, but unit {unit} was to be kept",
+                    counted(group.units, "unit")
                 )));
             }
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use vitesse_model::ModelSpec;
 use vitesse_model::spec::{AttentionSpec, MlpSpec, VitSpec};
+use vitesse_words::counted;
 
 use crate::{Error, Result};
 
@@ -164,9 +165,9 @@ pub fn groups(spec: &ModelSpec) -> Result<Vec<Group>> {
 pub(super) fn prunable(spec: &ModelSpec) -> Result<&VitSpec> {
     if !spec.ops.is_empty() {
         return Err(Error::Unsuited(format!(
-            "`{}` has {} ops, which structured pruning does not cut; merge them first",
+            "`{}` has {}, which structured pruning does not cut; merge first",
             spec.architecture,
-            spec.ops.len()
+            counted(spec.ops.len(), "op")
         )));
     }
     Ok(spec.vit()?)

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use vitesse_words::counted;
+
 use super::{Contents, Form, Part, Samples};
 use crate::{DecodeOptions, Error, Image, Result};
 
@@ -94,7 +96,7 @@ impl Cifar {
         if names.len() != count {
             return Err(Error::data_set(
                 &path,
-                format!("expected {count} class names, found {}", names.len()),
+                format!("expected {}, found {}", counted(count, "class name"), names.len()),
             ));
         }
         Ok(names)

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use vitesse_words::counted;
+
 use super::walk::is_of_a_system;
 use super::{Contents, Form, Part, Samples};
 use crate::{DecodeOptions, Error, Image, Result};
@@ -102,7 +104,7 @@ fn class_names(root: &Path, pairs: &[Pair]) -> Result<Vec<String>> {
     if names.len() < count {
         return Err(Error::data_set(
             &path,
-            format!("expected {count} class names, found {}", names.len()),
+            format!("expected {}, found {}", counted(count, "class name"), names.len()),
         ));
     }
     Ok(names)
@@ -152,7 +154,7 @@ impl Table {
         let [count, height, width] = header(images, &mut reader, IMAGES)?;
         let bytes = count.checked_mul(height).and_then(|n| n.checked_mul(width));
         let bytes = bytes.filter(|&bytes| bytes <= MAX_BYTES && height > 0 && width > 0);
-        let promised = format!("{count} images of {width} x {height} pixels");
+        let promised = format!("{} of {width} x {height} pixels", counted(count, "image"));
         let Some(bytes) = bytes else {
             return Err(Error::data_set(images, format!("its header promises {promised}")));
         };

@@ -10,7 +10,7 @@ use vitesse_data::{DataSet, DecodeOptions, OpenOptions, Preprocess, Split, open}
 use vitesse_model::Checkpoint;
 use vitesse_model::config::Scores;
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
-use vitesse_train::evaluate::{Classifier, EvalOptions, Evaluation, Timing, evaluate_together};
+use vitesse_train::evaluate::{Classify, EvalOptions, Evaluation, Timing, evaluate_together};
 use vitesse_train::metrics::Metrics;
 use vitesse_train::parallel::Team;
 
@@ -89,7 +89,7 @@ impl Exam {
     /// Evaluates `model`, which may be a part of the exam's, on `data`, which may be other pictures than the exam's.
     fn measure(
         &self,
-        model: &mut dyn Classifier,
+        model: &mut dyn Classify,
         data: &DataSet,
         team: &Team,
         stop: &AtomicBool,
@@ -130,11 +130,7 @@ impl Exam {
             param_count: cost.parameters(),
             macs: cost.macs(),
             num_classes: spec.num_classes,
-            img_size: if height == width {
-                height.into()
-            } else {
-                vec![height, width].into()
-            },
+            img_size: [height, width],
             preprocess: self.preprocess.clone(),
             images: evaluation.joint.samples,
             unreadable: unreadable_files.len(),
@@ -143,7 +139,7 @@ impl Exam {
             batch_size: self.options.batch_size,
             threads: rayon::current_num_threads(),
             seconds,
-            images_per_second: evaluation.joint.samples as f64 / seconds,
+            images_per_s: evaluation.joint.samples as f64 / seconds,
             timing: evaluation.timing,
             arithmetic,
             shifted: None,
@@ -188,7 +184,7 @@ pub struct Report {
     /// The model's classes.
     pub num_classes: usize,
     /// One number for square images.
-    pub img_size: serde_json::Value,
+    pub img_size: [usize; 2],
     /// How images were prepared.
     #[serde(flatten)]
     pub preprocess: Preprocess,
@@ -207,7 +203,7 @@ pub struct Report {
     /// The whole evaluation.
     pub seconds: f64,
     /// Images over that.
-    pub images_per_second: f64,
+    pub images_per_s: f64,
     /// Where the time went.
     #[serde(flatten)]
     pub timing: Timing,

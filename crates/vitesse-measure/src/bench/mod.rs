@@ -17,10 +17,11 @@ use vitesse_engine::{Engine, Options, Precision};
 use vitesse_model::Checkpoint;
 
 use crate::error::check;
-use crate::machine::{Peaks, peak_memory, threads};
+use crate::machine::{Peaks, peak_memory};
 use crate::timing::{Budget, Latency, measure, noise};
 use crate::{Events, Result, Weights, origin};
 use profile::Profiled;
+use vitesse_words::counted;
 
 /// What is measured: every model with all options and batch sizes.
 #[derive(Debug)]
@@ -50,17 +51,19 @@ pub struct Row {
     pub threads: usize,
     /// The instruction set.
     pub isa: &'static str,
-    /// Of one run with the whole batch.
-    pub latency_ms: Latency,
+    /// Of one run with the whole batch, the median.
+    pub latency_ms: f64,
+    /// Its quantiles.
+    pub latency_quantiles_ms: Latency,
     /// All images over all of the measured time.
     pub images_per_s: f64,
-    /// Nominal multiply-accumulates of one image, 10⁹.
-    pub gmacs: f64,
+    /// Nominal multiply-accumulates of one image.
+    pub macs: u64,
     /// Twice the executed multiply-accumulates a second over `peak_gops`; absent where that is more than 1, because other
     /// programs must have used the cores whenever the peak was measured.
     pub peak_fraction: Option<f64>,
     /// Those that the engine does: it leaves out what nobody reads.
-    pub gmacs_executed: f64,
+    pub macs_executed: u64,
     /// What the threads reach in registers alone, 10⁹ operations a second: the best seen before and after the samples.
     pub peak_gops: f64,
     /// The architecture.
@@ -70,7 +73,7 @@ pub struct Row {
     /// Height and width.
     pub img_size: [usize; 2],
     /// Parameters.
-    pub params: usize,
+    pub param_count: usize,
     /// As they came: in the file, or as drawn.
     pub weight_bytes: usize,
     /// As the engine holds them.
@@ -82,7 +85,7 @@ pub struct Row {
     /// Timed runs.
     pub runs: usize,
     /// The mean latency, which `images_per_s` comes from.
-    pub mean_ms: f64,
+    pub mean_latency_ms: f64,
     /// Where the time goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<Profiled>,
@@ -129,7 +132,7 @@ impl Bench {
         }
         for (row, key) in rows.iter_mut().zip(keys) {
             row.peak_gops = peaks.best(key) / 1e9;
-            let fraction = 2.0 * row.gmacs_executed * row.images_per_s / row.peak_gops;
+            let fraction = 2.0 * row.macs_executed as f64 * row.images_per_s / (1e9 * row.peak_gops);
             row.peak_fraction = Some(fraction).filter(|&fraction| fraction <= 1.0);
         }
         Ok(rows)
@@ -148,28 +151,30 @@ impl Bench {
             .transpose()?;
         let costs = checkpoint.spec.costs()?;
         let [_, height, width] = checkpoint.spec.input_size();
+        let quantiles = Latency::of(&times);
         Ok(Row {
             model: compiled.model.to_owned(),
             batch,
             precision: engine.precision(),
             threads: engine.threads(),
             isa: engine.isa().name(),
-            latency_ms: Latency::of(&times),
+            latency_ms: quantiles.p50,
+            latency_quantiles_ms: quantiles,
             images_per_s,
-            gmacs: costs.macs() as f64 / 1e9,
+            macs: costs.macs(),
             peak_fraction: None,
-            gmacs_executed: engine.macs() as f64 / 1e9,
+            macs_executed: engine.macs(),
             peak_gops: 0.0,
             architecture: checkpoint.spec.architecture.clone(),
             weights: Weights::of(checkpoint),
             img_size: [height, width],
-            params: costs.parameters(),
+            param_count: costs.parameters(),
             weight_bytes: checkpoint.tensors.total_bytes(),
             packed_bytes: engine.packed_bytes(),
             peak_memory_bytes: peak_memory(),
             compile_ms: compiled.milliseconds,
             runs: times.len(),
-            mean_ms: 1e3 * mean,
+            mean_latency_ms: 1e3 * mean,
             profile,
         })
     }
@@ -185,7 +190,7 @@ struct Compiled<'a> {
 
 impl Compiled<'_> {
     fn name(&self) -> String {
-        let threads = threads(self.engine.threads());
+        let threads = counted(self.engine.threads(), "thread");
         format!(
             "{}, {}, {threads}, {}",
             self.model,

@@ -17,8 +17,9 @@ use vitesse_train::learner::{Learner, Lesson, Settings};
 use vitesse_train::loss::{Distillation, target_rows};
 use vitesse_train::method::head_tensors;
 use vitesse_train::state::State;
+use vitesse_words::counted;
 
-use crate::machine::{peak_memory, threads};
+use crate::machine::peak_memory;
 use crate::timing::{Budget, quantile, repeat};
 use crate::{Error, Events, Result, Weights};
 
@@ -139,7 +140,7 @@ impl Case<'_> {
         format!(
             "{}, {}, batches of {}",
             self.model,
-            threads(self.threads),
+            counted(self.threads, "thread"),
             self.batch
         )
     }
@@ -170,8 +171,8 @@ impl Case<'_> {
             architecture: spec.architecture.clone(),
             weights: Weights::of(self.checkpoint),
             img_size: [height, width],
-            params: spec.costs()?.parameters(),
-            params_trained: learner.state().slots.iter().map(|slot| slot.weight.len()).sum(),
+            param_count: spec.costs()?.parameters(),
+            trained_param_count: learner.state().slots.iter().map(|slot| slot.weight.len()).sum(),
             peak_memory_bytes: peak_memory(),
             runs: times.len(),
             losses,
@@ -280,9 +281,9 @@ pub struct Row {
     /// Height and width.
     pub img_size: [usize; 2],
     /// Parameters.
-    pub params: usize,
+    pub param_count: usize,
     /// Those of them that are trained.
-    pub params_trained: usize,
+    pub trained_param_count: usize,
     /// Of the process so far, all models and images included.
     pub peak_memory_bytes: Option<u64>,
     /// Timed steps.

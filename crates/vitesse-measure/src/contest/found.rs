@@ -26,15 +26,15 @@ pub struct Model {
     /// Height and width.
     pub img_size: [usize; 2],
     /// Parameters.
-    pub params: usize,
+    pub param_count: usize,
     /// As they came: in the file, or as drawn.
     pub weight_bytes: usize,
     /// As the engine holds them.
     pub packed_bytes: usize,
-    /// Nominal multiply-accumulates of one image, 10⁹.
-    pub gmacs: f64,
+    /// Nominal multiply-accumulates of one image.
+    pub macs: u64,
     /// Those that the engine does.
-    pub gmacs_executed: f64,
+    pub macs_executed: u64,
     /// How long compiling took.
     pub compile_ms: f64,
 }

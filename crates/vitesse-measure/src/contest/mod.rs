@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use vitesse_data::DataSet;
 use vitesse_engine::{Engine, Options, Precision};
+use vitesse_model::checkpoint::run::{BEST, FINAL};
 use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
-use vitesse_train::prepare::preprocess;
 
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
+use vitesse_words::{counted, listed};
 
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
@@ -29,8 +30,8 @@ pub struct Contestant {
     names: ClassNames,
     weights: Weights,
     weight_bytes: usize,
-    params: usize,
-    gmacs: f64,
+    param_count: usize,
+    macs: u64,
     compile_ms: f64,
 }
 
@@ -93,14 +94,10 @@ impl Contestant {
             names: ClassNames::of(&from.config, from.spec.num_classes),
             weights: Weights::of(from),
             weight_bytes: from.tensors.total_bytes(),
-            params: costs.parameters(),
-            gmacs: costs.macs() as f64 / 1e9,
+            param_count: costs.parameters(),
+            macs: costs.macs(),
             compile_ms,
         })
-    }
-
-    fn name(&self) -> String {
-        format!("{}@{}", self.model, self.engine.precision())
     }
 
     /// The steps of its plan.
@@ -123,7 +120,14 @@ pub struct Contest {
 impl Contest {
     /// Lets all of them compute `batches` of images, for `budget` in each turn; the first is what the others are compared with.
     pub fn new(contestants: Vec<Contestant>, batches: Vec<usize>, budget: Budget, threads: usize) -> Contest {
-        let labels = labels(&contestants.iter().map(Contestant::name).collect::<Vec<_>>());
+        let models: Vec<&str> = contestants.iter().map(|one| one.model.as_str()).collect();
+        let precisions = contestants.iter().map(|one| one.engine.precision());
+        let names: Vec<String> = short(&models)
+            .iter()
+            .zip(precisions)
+            .map(|(model, precision)| format!("{model}@{precision}"))
+            .collect();
+        let labels = labels(&names);
         // An engine may have taken fewer than it was offered.
         let threads = contestants.first().map_or(threads, |one| one.engine.threads());
         Contest {
@@ -154,12 +158,13 @@ impl Contest {
             found.map_or(&[][..], |(_, images)| images)
         };
         let count = self.contestants.len();
-        let sizes: Vec<String> = self.batches.iter().map(usize::to_string).collect();
         events.say(
             "step",
             &format!(
-                "{count} models take turns, batches of {}: {rounds} rounds",
-                sizes.join(" and ")
+                "{} in turns, batches of {}: {}",
+                counted(count, "model"),
+                listed(&self.batches),
+                counted(rounds, "round")
             ),
         );
         for one in &self.contestants {
@@ -234,11 +239,11 @@ impl Contest {
                 precision: one.engine.precision(),
                 isa: one.engine.isa().name(),
                 img_size: [height, width],
-                params: one.params,
+                param_count: one.param_count,
                 weight_bytes: one.weight_bytes,
                 packed_bytes: one.engine.packed_bytes(),
-                gmacs: one.gmacs,
-                gmacs_executed: one.engine.macs() as f64 / 1e9,
+                macs: one.macs,
+                macs_executed: one.engine.macs(),
                 compile_ms: one.compile_ms,
             }
         };
@@ -264,7 +269,10 @@ impl Contest {
             fusion: Fusion::default(),
         };
         let total = data.len() * self.contestants.len();
-        events.say("step", &format!("each model predicts {} images", data.len()));
+        events.say(
+            "step",
+            &format!("each model predicts {}", counted(data.len(), "image")),
+        );
         let begun = Progress::of_images(total);
         events.progress(begun);
         let (mut found, mut first): (Vec<Accuracy>, Option<Answers>) = (Vec::new(), None);
@@ -275,7 +283,7 @@ impl Contest {
                 events.say("note", &format!("{label}: {note}"));
             }
             let mut recorder = Recorder::new(&one.engine, options.fusion);
-            let preparation = preprocess(one.engine.spec(), &one.preparation)?;
+            let preparation = one.preparation.preprocess(one.engine.spec())?;
             let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
                 let done = i * data.len() + at.done;
                 events.progress(Progress { done, ..begun });
@@ -324,6 +332,30 @@ impl Answers {
     }
 }
 
+/// What each model is called: of a path its last part, with as many before it as tell it from the other models.
+fn short(models: &[&str]) -> Vec<String> {
+    let tail = |model: &str, parts: usize| -> String {
+        let all: Vec<&str> = model.split('/').filter(|part| !part.is_empty()).collect();
+        let skipped = all.len().saturating_sub(parts);
+        all.into_iter().skip(skipped).collect::<Vec<_>>().join("/")
+    };
+    let name = |model: &&str| {
+        // All runs call their checkpoints so.
+        let least = if [BEST, FINAL].contains(&tail(model, 1).as_str()) {
+            2
+        } else {
+            1
+        };
+        let mut tails = (least..=model.split('/').count()).map(|parts| (parts, tail(model, parts)));
+        let alone = tails.find(|(parts, name)| {
+            let mut others = models.iter().filter(|other| *other != model);
+            others.all(|other| tail(other, *parts) != *name)
+        });
+        alone.map_or_else(|| (*model).to_owned(), |(_, name)| name)
+    };
+    models.iter().map(name).collect()
+}
+
 /// Names that tell all apart: without the precision where it is everyone's, with a number where one takes part twice.
 fn labels(names: &[String]) -> Vec<String> {
     let precision = |name: &String| name.rsplit_once('@').map(|(_, precision)| precision.to_owned());
@@ -355,6 +387,25 @@ mod tests {
         assert_eq!(of(&["a@f32", "b@f32"]), ["a", "b"]);
         assert_eq!(of(&["a@f32", "a@int8"]), ["a@f32", "a@int8"]);
         assert_eq!(of(&["a@f32", "a@f32", "b@f32"]), ["a", "a (2)", "b"]);
+    }
+
+    #[test]
+    fn models_are_called_by_the_ends_of_their_paths() {
+        let models = [
+            "/data/a/tiny",
+            "/data/b/tiny/",
+            "runs/x/best",
+            "deit_tiny",
+            "deit_tiny",
+        ];
+        assert_eq!(
+            short(&models),
+            ["a/tiny", "b/tiny", "x/best", "deit_tiny", "deit_tiny"]
+        );
+        assert_eq!(
+            short(&["/data/a/tiny", "./tiny", "best"]),
+            ["a/tiny", "./tiny", "best"]
+        );
     }
 
     #[test]

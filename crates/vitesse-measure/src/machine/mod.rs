@@ -92,11 +92,6 @@ pub fn reset_peak_memory() -> bool {
     fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// `1 thread`, `2 threads`.
-pub fn threads(count: usize) -> String {
-    format!("{count} thread{}", if count == 1 { "" } else { "s" })
-}
-
 /// A line of Linux's `/proc/meminfo`, in bytes.
 fn memory(key: &str) -> Option<u64> {
     kilobytes("/proc/meminfo", key)

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use vitesse_engine::{Engine, Precision};
 use vitesse_kernels::{Arithmetic, Isa, peak};
+use vitesse_words::counted;
 
 use super::Machine;
 use super::bandwidth::bandwidth;
@@ -14,7 +15,7 @@ pub struct Peak {
     /// How many.
     pub threads: usize,
     /// Of a triad over arrays larger than the caches.
-    pub memory_bytes_per_second: f64,
+    pub memory_bytes_per_s: f64,
     /// Operations a second, a multiply-add being two.
     pub f32_flops: f64,
     /// The same in bf16.
@@ -31,7 +32,7 @@ impl Peak {
     pub fn measure(threads: usize, isa: Isa, machine: &Machine) -> Result<Peak> {
         Ok(Peak {
             threads,
-            memory_bytes_per_second: bandwidth(threads, machine),
+            memory_bytes_per_s: bandwidth(threads, machine),
             f32_flops: operations(isa, Arithmetic::F32, threads)?,
             bf16_flops: operations(isa, Arithmetic::Bf16, threads)?,
             int8_ops: operations(isa, Arithmetic::Int8, threads)?,
@@ -121,10 +122,9 @@ pub fn advice(machine: &Machine, isa: Isa, peaks: &[Peak]) -> String {
         Isa::Avx512Vnni => "; bf16 has no instructions here, int8 has",
         Isa::Avx512Bf16 | Isa::Amx => "",
     };
-    let plural = if all.threads == 1 { "" } else { "s" };
     format!(
-        "the default of {} thread{plural} suits this machine{slow}",
-        all.threads
+        "the default of {} suits this machine{slow}",
+        counted(all.threads, "thread")
     )
 }
 
@@ -137,7 +137,7 @@ mod tests {
         let machine = Machine::look();
         let peak = |threads, f32_flops| Peak {
             threads,
-            memory_bytes_per_second: 1e9,
+            memory_bytes_per_s: 1e9,
             f32_flops,
             bf16_flops: 1e9,
             int8_ops: 1e9,

@@ -11,7 +11,6 @@ use vitesse_model::Checkpoint;
 use vitesse_train::classes::{ClassNames, LabelsBy};
 use vitesse_train::learner::Lesson;
 use vitesse_train::loss::{Distillation, target_rows};
-use vitesse_train::prepare::preprocess;
 
 use super::Settings;
 use crate::error::check;
@@ -47,7 +46,7 @@ pub(super) fn criterion(
     let matched = ClassNames::of(&model.config, classes).matched(&data, classes, LabelsBy::default())?;
     matched.note.iter().for_each(|note| events.say("note", note));
     let data = matched.data.limit(IMAGES, settings.seed);
-    let prepare = preprocess(&model.spec, &model.config.pretrained_cfg)?;
+    let prepare = model.preprocess()?;
     let [channels, height, width] = model.spec.input_size();
     let labelled: Vec<usize> = (0..data.len())
         .filter(|&index| data.label(index).is_some())

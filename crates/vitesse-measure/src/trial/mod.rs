@@ -32,7 +32,6 @@ use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 use vitesse_train::method::{Method, Table, named};
 use vitesse_train::parallel::Team;
-use vitesse_train::prepare::preprocess;
 use vitesse_train::run::{ADAPTER, Existing, RESULT, RunFolder};
 use vitesse_train::{Error as TrainError, Recipe};
 
@@ -63,11 +62,11 @@ pub struct Trial {
     /// The seed.
     pub seed: u64,
     /// Parameters of the method.
-    pub method_parameters: usize,
+    pub method_param_count: usize,
     /// Of the head.
-    pub head_parameters: usize,
+    pub head_param_count: usize,
     /// Of the whole model, the method's included.
-    pub total_parameters: usize,
+    pub param_count: usize,
     /// Size of the adapter's files, if there is one.
     pub adapter_bytes: u64,
     /// Epochs trained.
@@ -213,9 +212,9 @@ impl Setup {
             label: self.label.clone(),
             method: named(&*self.method),
             seed: self.recipe.train.seed,
-            method_parameters: trainable.method_parameters,
-            head_parameters: trainable.head_parameters,
-            total_parameters: trainable.total_parameters,
+            method_param_count: trainable.method_param_count,
+            head_param_count: trainable.head_param_count,
+            param_count: trainable.param_count,
             adapter_bytes: adapter.map_or(0, |folder| bytes(&folder)),
             epochs: outcome.epochs,
             validation_top1: outcome.best.map(|best| best.top1),
@@ -269,7 +268,7 @@ impl Setup {
             return Ok(trial);
         }
         let trained = self.trained()?;
-        let prepare = preprocess(&trained.spec, &trained.config.pretrained_cfg)?;
+        let prepare = trained.preprocess()?;
         let (model, merged) = match fold(&*self.method, &trained)? {
             Folded::Plain => (trained, None),
             Folded::Refused(reason) => (trained, Some(Merged::Refused { reason })),
@@ -349,7 +348,7 @@ impl Setup {
         let times: Vec<_> = batches.iter().flat_map(|batch| &batch.results).collect();
         Ok(match times[..] {
             [plain, with_ops, merged] => Some(Latency {
-                plain_ms: plain.latency_ms,
+                plain_latency_ms: plain.latency_ms,
                 with_ops: with_ops.ratio,
                 merged: merged.ratio,
                 same_plan,
@@ -363,7 +362,7 @@ impl Setup {
 #[derive(Debug, Serialize)]
 pub struct Latency {
     /// Of the plain model.
-    pub plain_ms: f64,
+    pub plain_latency_ms: f64,
     /// To that, with ops.
     pub with_ops: Ratio,
     /// To that, merged.
@@ -373,7 +372,7 @@ pub struct Latency {
 }
 
 /// Writes a document as JSON, and texts beside it.
-fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
+pub fn keep<T: Serialize>(folder: &Path, (name, document): (&str, &T), texts: &[(&str, &str)]) -> Result<()> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|error| TrainError::Backend(format!("writing `{name}`: {error}")))?;
     for (name, text) in [(name, &*text)].iter().chain(texts) {

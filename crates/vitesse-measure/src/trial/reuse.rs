@@ -71,7 +71,7 @@ pub struct Task {
     /// With RepAdapter, merged.
     pub repadapter_top1: f64,
     /// RepAdapter's.
-    pub parameters: usize,
+    pub method_param_count: usize,
     /// Of all the model's parameters.
     pub share: f64,
     /// Size of the adapter's files.
@@ -135,8 +135,8 @@ impl Reuse<'_> {
             chance: 100.0 / test.class_names().len() as f64,
             linear_top1: top1(&linear),
             repadapter_top1: top1(&trial),
-            parameters: trial.method_parameters,
-            share: trial.method_parameters as f64 / trial.total_parameters as f64,
+            method_param_count: trial.method_param_count,
+            share: trial.method_param_count as f64 / trial.param_count as f64,
             adapter_bytes: trial.adapter_bytes,
             largest_difference: match merged {
                 Some(Merged::Folded {

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use vitesse_words::counted;
 
 use super::WEIGHTS_FILE;
+use super::run::{BEST, FINAL, RECIPE};
 use crate::import::wrappers;
 use crate::storage::pth::StateDict;
 use crate::storage::shards::{Index, is_index, is_shard};
@@ -50,6 +52,9 @@ const TRAINING: [&str; 6] = [
 
 /// What PEFT calls the weights of an adapter.
 const ADAPTER: &str = "adapter_model.";
+
+/// How names begin that timm and transformers fetch from the Hugging Face hub.
+const HUB: [&str; 3] = ["hf_hub:", "hf-hub:", "hf://"];
 
 /// How files begin that are no weights but stand where weights should, and what to do about it.
 const STRANGERS: [(&[u8], &str); 9] = [
@@ -103,8 +108,26 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
 /// The same, and what to say where there was a choice.
 pub(super) fn choose(path: &Path) -> Result<(PathBuf, Option<String>)> {
     let path = local(path);
+    if let Some(repository) = hub_repository(path) {
+        return Err(Error::Hub {
+            name: path.to_owned(),
+            folder: repository.rsplit('/').next().unwrap_or_default().to_owned(),
+            repository,
+        });
+    }
     if !path.is_dir() {
         return Ok((path.to_owned(), None));
+    }
+    if path.join(RECIPE).is_file() {
+        for (folder, which) in [(BEST, "best"), (FINAL, "last")] {
+            if path.join(folder).is_dir() {
+                let note = format!(
+                    "`{}` is the folder of a run: took the checkpoint of its {which} epoch, `{folder}`",
+                    path.display()
+                );
+                return Ok((choose(&path.join(folder))?.0, Some(note)));
+            }
+        }
     }
     let entries = fs::read_dir(path)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
@@ -139,6 +162,19 @@ pub(super) fn choose(path: &Path) -> Result<(PathBuf, Option<String>)> {
         )
     });
     Ok((path.join(chosen), note))
+}
+
+/// The repository on the Hugging Face hub that `path`, where there is nothing, names: after a prefix, or as `OWNER/NAME` with
+/// an owner that is no folder here.
+fn hub_repository(path: &Path) -> Option<String> {
+    let text = path.to_str().filter(|_| !path.exists())?;
+    if let Some(name) = HUB.iter().find_map(|prefix| text.strip_prefix(prefix)) {
+        return Some(name.to_owned());
+    }
+    let (owner, name) = text.split_once('/')?;
+    let is_file = ENDINGS.iter().any(|ending| name.ends_with(ending));
+    let is_owner = !owner.is_empty() && !owner.starts_with('.') && !Path::new(owner).exists();
+    (is_owner && !is_file && !name.is_empty() && !name.contains('/')).then(|| text.to_owned())
 }
 
 /// timm's last numbered checkpoint.
@@ -177,6 +213,9 @@ fn only<'a>(dir: &Path, names: &[String], candidates: &[&'a str]) -> Result<&'a 
             "it holds an adapter and not a model; give the model the adapter was trained on, and this folder with `--adapter`"
                 .to_owned(),
         )),
+        None if dir.join(RECIPE).is_file() => Err(refuse(format!(
+            "it is the folder of a run that has neither `{BEST}` nor `{FINAL}` yet; go on with the run, with `--resume`, until it has"
+        ))),
         None => Err(refuse(format!(
             "it holds no weights: no {WEIGHTS_FILE} and no file that ends in {}",
             ENDINGS.join(", ")
@@ -235,7 +274,10 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
         let (mut weights, key) = flat(tensors)?;
         weights.notes.insert(
             0,
-            format!("the weights stand in {shards} files, which the index names"),
+            format!(
+                "the weights stand in {}, which the index names",
+                counted(shards, "file")
+            ),
         );
         return Ok((weights, key));
     }
@@ -264,7 +306,7 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
 
 /// What was taken of a `.pth` file, and what was left.
 fn taken(contents: &pth::Contents, asked: bool) -> String {
-    let mut note = format!("took {} tensors", contents.tensors.len());
+    let mut note = format!("took {}", counted(contents.tensors.len(), "tensor"));
     if let Some(key) = &contents.key {
         note += &format!(" under `{key}`");
         if !asked && key.ends_with("_ema") {

@@ -6,8 +6,9 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use vitesse_data::{CropMode, Interpolation};
 
-use super::{CropMode, Fields, Interpolation, PretrainedCfg};
+use super::{Fields, PretrainedCfg};
 use crate::{Error, Result};
 
 /// The name of the file in a checkpoint folder.

@@ -1,7 +1,7 @@
 //! `pretrained_cfg`: what must be done to an image before a model sees it, and where its weights come from.
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use vitesse_data::{CropMode, Interpolation, PerChannel, Preprocess};
 
 use super::fields::Fields;
 use crate::spec::{ModelSpec, NetworkSpec};
@@ -36,31 +36,6 @@ pub struct PretrainedCfg {
     pub license: Option<String>,
     /// Everything else that stands in the file, as it stands there.
     pub extra: Map<String, Value>,
-}
-
-/// How an image is resampled; the names are Pillow's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Interpolation {
-    Nearest,
-    Bilinear,
-    Bicubic,
-    Lanczos,
-    Box,
-    Hamming,
-}
-
-/// How an image is made to fit the input size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CropMode {
-    /// Resize the shorter side, keeping the aspect ratio, and crop the centre.
-    Center,
-    /// Resize both sides without regard to the aspect ratio, and crop the centre.
-    Squash,
-    /// Resize the longer side, keeping the aspect ratio, and pad the shorter.
-    Border,
 }
 
 impl Default for PretrainedCfg {
@@ -176,6 +151,33 @@ impl PretrainedCfg {
                 said.join(" and ")
             )
         })
+    }
+
+    /// What must be done to an image before `spec` sees it: its own size, the rest as it stands here.
+    ///
+    /// # Errors
+    /// [`Error::Preprocess`] for a model of images of other than 1 or 3 channels; values no image can be prepared with.
+    pub fn preprocess(&self, spec: &ModelSpec) -> Result<Preprocess> {
+        let channels = |what: &str, values: &[f64]| -> Result<PerChannel> {
+            let numbers: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+            numbers.try_into().map_err(|_| Error::Preprocess {
+                architecture: spec.architecture.clone(),
+                reason: format!(
+                    "`{what}` has {} values, but pictures have 3 channels, or 1 of luminance",
+                    values.len()
+                ),
+            })
+        };
+        let preprocess = Preprocess {
+            input_size: spec.input_size(),
+            interpolation: self.interpolation,
+            crop_pct: self.crop_pct,
+            crop_mode: self.crop_mode,
+            mean: channels("mean", &self.mean)?,
+            std: channels("std", &self.std)?,
+        };
+        preprocess.validate()?;
+        Ok(preprocess)
     }
 
     /// Checks that there is a mean and a deviation for each channel.

@@ -67,8 +67,9 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
         notes.push("`fc_norm` says that the head reads the mean of the patches".to_owned());
     }
     notes.push(format!(
-        "read as `{}` with {} classes",
-        spec.architecture, spec.num_classes
+        "read as `{}` with {}",
+        spec.architecture,
+        vitesse_words::counted(spec.num_classes, "class")
     ));
     // Bare files of DeiT are those of its own code, unless timm trained them.
     let pos_embed = if spec.architecture.starts_with("deit") && !known.run.is_timms() {

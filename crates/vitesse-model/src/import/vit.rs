@@ -5,9 +5,11 @@
 
 use serde_json::json;
 
+use vitesse_data::Interpolation;
+
 use super::hf::{Described, Target};
+use crate::config::Fields;
 use crate::config::preprocessor::Defaults;
-use crate::config::{Fields, Interpolation};
 use crate::spec::{NetworkSpec, PrefixToken, VitSpec};
 use crate::tensors::Tensors;
 use crate::{Result, zoo};

@@ -107,9 +107,9 @@ impl Index {
             Ok(index)
         } else {
             Err(wrong(format!(
-                "{} of its {} files are not there: {}; fetch them into this folder",
+                "of its {}, {} cannot be found: {}; fetch what is missing into this folder",
+                vitesse_words::counted(index.names().len(), "file"),
                 missing.len(),
-                index.names().len(),
                 some(&missing)
             )))
         }
@@ -160,8 +160,8 @@ impl Index {
             Ok(all)
         } else {
             Err(wrong(format!(
-                "{} tensors are not in the files that it names: {}; fetch index and files anew, of one version",
-                missing.len(),
+                "not in the files that it names: {}, {}; fetch index and files anew, of one version",
+                vitesse_words::counted(missing.len(), "tensor"),
                 some(&missing)
             )))
         }

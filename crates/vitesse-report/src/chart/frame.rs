@@ -225,6 +225,12 @@ impl Frame {
     }
 
     pub(super) fn finish(self, description: String) -> Svg {
-        self.canvas.finish(self.size, &self.title, description)
+        let size = self.size;
+        self.finish_in(size, description)
+    }
+
+    /// The same in a picture of another size, which has room for more below.
+    pub(super) fn finish_in(self, size: (f64, f64), description: String) -> Svg {
+        self.canvas.finish(size, &self.title, description)
     }
 }

@@ -98,9 +98,14 @@ impl ScatterChart {
     }
 }
 
-impl Chart for ScatterChart {
-    fn draw(&self) -> Svg {
-        let size = size(self.size.0, self.size.1);
+/// The height of the line that says how many labels found no room.
+const NOTE: f64 = 20.0;
+
+impl ScatterChart {
+    /// The chart, with `note` at the foot of it below the name of the axis, and how many labels found no room.
+    fn framed(&self, note: Option<&str>) -> (Svg, usize) {
+        let (width, whole) = size(self.size.0, self.size.1);
+        let size = (width, whole - note.map_or(0.0, |_| NOTE));
         let shown = |dot: &&Dot| dot.x.is_finite() && dot.y.is_finite() && (!self.log_x || dot.x > 0.0);
         let dots = || self.series.iter().flat_map(|(_, dots)| dots).filter(shown);
         let x = Axis::new(
@@ -120,7 +125,7 @@ impl Chart for ScatterChart {
             },
         );
         let (Some(x), Some(y)) = (x, y) else {
-            return no_data(size, &self.title);
+            return (no_data(size, &self.title), 0);
         };
         let names: Vec<&str> = self.series.iter().map(|(name, _)| name.as_str()).collect();
         let around = Around {
@@ -167,11 +172,24 @@ impl Chart for ScatterChart {
             }
         }
         let left_out = places.iter().filter(|place| place.is_none()).count();
-        if left_out > 0 {
-            let note = format!("{left_out} without a label, for want of room");
-            frame.canvas.text(size.0, size.1 - 5.0, Anchor::End, "", &note);
+        if let Some(note) = note {
+            frame.canvas.text(width, whole - 5.0, Anchor::End, "", note);
         }
-        frame.finish(self.description())
+        (frame.finish_in((width, whole), self.description()), left_out)
+    }
+}
+
+impl Chart for ScatterChart {
+    fn draw(&self) -> Svg {
+        match self.framed(None) {
+            (svg, 0) => svg,
+            // Less room leaves no fewer of them out; counted again, for it may be more.
+            (_, left_out) => {
+                let note = |n: usize| format!("{n} without a label, for want of room");
+                let (_, left_out) = self.framed(Some(&note(left_out)));
+                self.framed(Some(&note(left_out))).0
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use vitesse_model::spec::TensorSpec;
 use vitesse_model::{ModelSpec, Tensors};
+use vitesse_words::count;
 
 use super::{Begun, Trainable};
 use crate::Result;
@@ -49,11 +50,11 @@ pub struct TensorChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Size {
     /// Trained parameters.
-    pub parameters: usize,
+    pub param_count: usize,
     /// Multiply-accumulates for one image.
     pub macs: u64,
     /// Bytes of its tensors as `f32`.
-    pub bytes: usize,
+    pub weight_bytes: usize,
 }
 
 impl Size {
@@ -61,9 +62,9 @@ impl Size {
         let cost = spec.costs()?;
         let numbers: usize = tensors.iter().map(TensorSpec::numel).sum();
         Ok(Size {
-            parameters: cost.parameters(),
+            param_count: cost.parameters(),
             macs: cost.macs(),
-            bytes: 4 * numbers,
+            weight_bytes: 4 * numbers,
         })
     }
 }
@@ -173,7 +174,12 @@ impl fmt::Display for MethodPlan {
         write!(
             f,
             "while it learns: {} parameters ({} before), {} MACs an image ({} before), {} bytes as f32 ({} before)",
-            after.parameters, before.parameters, after.macs, before.macs, after.bytes, before.bytes
+            count(after.param_count as u64),
+            count(before.param_count as u64),
+            count(after.macs),
+            count(before.macs),
+            count(after.weight_bytes as u64),
+            count(before.weight_bytes as u64)
         )
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::Serialize;
 use vitesse_model::ModelSpec;
 use vitesse_model::spec::{Role, TensorSpec};
+use vitesse_words::{count, counted};
 
 use crate::Result;
 
@@ -22,13 +23,13 @@ pub struct Trainable {
     /// The heads' tensors, in the model's order.
     pub head: Vec<String>,
     /// Parameters in [`Trainable::method`].
-    pub method_parameters: usize,
+    pub method_param_count: usize,
     /// Of which in matrices, biases not counted: what papers print.
-    pub method_weights: usize,
+    pub method_matrix_param_count: usize,
     /// Parameters in [`Trainable::head`].
-    pub head_parameters: usize,
+    pub head_param_count: usize,
     /// Parameters of the whole model, ops included.
-    pub total_parameters: usize,
+    pub param_count: usize,
 }
 
 impl Trainable {
@@ -62,10 +63,10 @@ impl Trainable {
             method_name,
             method: names(&method),
             head: names(&head),
-            method_parameters: count(&method),
-            method_weights: count(&matrices),
-            head_parameters: count(&head),
-            total_parameters: spec.costs()?.parameters(),
+            method_param_count: count(&method),
+            method_matrix_param_count: count(&matrices),
+            head_param_count: count(&head),
+            param_count: spec.costs()?.parameters(),
         })
     }
 
@@ -81,7 +82,7 @@ impl Trainable {
 
     /// Parameters that learn, as a share of the model's.
     pub fn share(&self) -> f64 {
-        (self.method_parameters + self.head_parameters) as f64 / self.total_parameters.max(1) as f64
+        (self.method_param_count + self.head_param_count) as f64 / self.param_count.max(1) as f64
     }
 }
 
@@ -100,16 +101,24 @@ pub fn head_tensors(spec: &ModelSpec) -> BTreeSet<String> {
 
 impl fmt::Display for Trainable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} parameters learn in {} tensors ({} of them in matrices), and {} in the head; {:.3} % of {}",
-            self.method_name,
-            self.method_parameters,
-            self.method.len(),
-            self.method_weights,
-            self.head_parameters,
-            100.0 * self.share(),
-            self.total_parameters
-        )
+        let (name, head) = (&self.method_name, self.head_param_count);
+        if self.method.is_empty() {
+            write!(
+                f,
+                "{name}: {} of the head learn, and nothing else",
+                counted(head, "parameter")
+            )?;
+        } else {
+            write!(
+                f,
+                "{name}: {} learn in {} ({} of them in matrices), and {} in the head",
+                counted(self.method_param_count, "parameter"),
+                counted(self.method.len(), "tensor"),
+                count(self.method_matrix_param_count as u64),
+                count(head as u64)
+            )?;
+        }
+        let total = count(self.param_count as u64);
+        write!(f, "; {:.3} % of {total}", 100.0 * self.share())
     }
 }

@@ -158,6 +158,12 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether the field `key` of a struct whose other fields have defaults can have `value`, as far as its type says.
+pub(super) fn takes<T: DeserializeOwned>(key: &str, value: &Value) -> bool {
+    let table = Table::from_iter([(key.to_owned(), value.clone())]);
+    Value::Table(table).try_into::<T>().is_ok()
+}
+
 /// The names of a struct's fields: what its deserialisation asks for.
 pub(super) fn fields<T: DeserializeOwned>() -> Vec<&'static str> {
     let mut names = Vec::new();

@@ -31,6 +31,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use vitesse_words::counted;
 
 use crate::adamw::OptimConfig;
 use crate::loss::Kind;
@@ -136,6 +137,20 @@ impl Recipe {
         reader.finish()?;
         recipe.validate()?;
         Ok(recipe)
+    }
+
+    /// Whether the key of a table can have this value, as far as its type says; of unknown tables nothing is said.
+    pub(crate) fn takes(table: &str, key: &str, value: &Value) -> bool {
+        match table {
+            "model" => keys::takes::<ModelConfig>(key, value),
+            "data" => keys::takes::<DataConfig>(key, value),
+            "train" => keys::takes::<TrainConfig>(key, value),
+            "optim" => keys::takes::<OptimConfig>(key, value),
+            "schedule" => keys::takes::<Schedule>(key, value),
+            "augment" => keys::takes::<AugmentConfig>(key, value),
+            "distill" => keys::takes::<DistillConfig>(key, value),
+            _ => true,
+        }
     }
 
     /// As [`Recipe::from_table`], over `defaults`, keys for what the table does not say, and under `more`.
@@ -284,8 +299,9 @@ impl Recipe {
         let schedule = &self.schedule;
         if schedule.warmup_epochs >= self.train.epochs as f64 {
             warnings.push(format!(
-                "the run of {} epochs ends before its warm-up of {} does, so the learning rate never reaches {peak:.2e}",
-                self.train.epochs, schedule.warmup_epochs
+                "the run of {} ends before its warm-up of {} does, so the learning rate never reaches {peak:.2e}",
+                counted(self.train.epochs, "epoch"),
+                schedule.warmup_epochs
             ));
         }
         if schedule.curve == Curve::Cosine && schedule.min_lr > peak {

@@ -301,6 +301,9 @@ pub struct DistillConfig {
     /// The teacher's checkpoint, a model with the student's classes. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<PathBuf>,
+    /// Which state dict of a teacher's file with several. Default: timm's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// `hard`, `soft` or `none`. Default: `hard` if there is a teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
@@ -335,6 +338,7 @@ impl Default for DistillConfig {
         } = Distillation::default();
         DistillConfig {
             teacher: None,
+            key: None,
             kind: None,
             alpha,
             tau,

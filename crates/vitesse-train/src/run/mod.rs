@@ -21,6 +21,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vitesse_model::checkpoint::run::RECIPE;
+pub use vitesse_model::checkpoint::run::{ADAPTER, BEST, FINAL};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
@@ -46,16 +48,9 @@ pub struct RunFolder {
     path: PathBuf,
 }
 
-const RECIPE: &str = "recipe.toml";
 const TEST: &str = "test.json";
-/// What was learned by a method, where the run had one.
-pub const ADAPTER: &str = "adapter";
 /// What the run came to, where it is one of a comparison.
 pub const RESULT: &str = "result.json";
-/// The checkpoint with the best validation accuracy.
-pub const BEST: &str = "best";
-/// The checkpoint after the last step.
-pub const FINAL: &str = "final";
 
 impl RunFolder {
     /// Refuses what [`RunFolder::open`] would refuse, and touches nothing.

@@ -22,6 +22,7 @@ use vitesse_data::{Batch, DataSet, Loader, Preprocess};
 use vitesse_model::config::Scores;
 use vitesse_model::network::Compute;
 use vitesse_rng::Key;
+use vitesse_words::counted;
 
 use crate::classes::ClassNames;
 use crate::evaluate::labels;
@@ -33,7 +34,6 @@ use crate::loss::target_rows;
 use crate::objective::{At, Objective};
 use crate::output::Output;
 use crate::parallel::Team;
-use crate::prepare::preprocess;
 use crate::recipe::Recipe;
 use crate::run::{Existing, RunFolder, StepRecord};
 use crate::state::{State, fnv1a};
@@ -147,24 +147,26 @@ impl<'a> Run<'a> {
             notes.push("the checkpoint scores each class by itself; from here on it learns that an image has one of them".into());
         }
         if let Some(teacher) = &mut teacher {
+            notes.extend(teacher.notes().iter().cloned());
             notes.extend(teacher.answer_as(train.class_names(), by)?);
         }
         let wants = objective.wants();
         if wants.teacher.is_some() && teacher.is_none() {
             return Err(Error::TeacherMissing);
         }
-        let preprocess = preprocess(&state.spec, &state.config.pretrained_cfg)?;
+        let preprocess = state.config.pretrained_cfg.preprocess(&state.spec)?;
         let (loader, steps_per_epoch) = recipe.loader(team, train, &preprocess)?;
         let progress = &state.progress;
         if progress.step > 0 && progress.processes != team.size() {
             return Err(Error::Resume {
                 path: path.to_owned(),
                 reason: format!(
-                    "its steps were taken by {} processes with {} images each, and now there are {}; start as many as \
-                     then (`mpirun -n {0}`), or start a new run from its checkpoint",
-                    progress.processes,
-                    recipe.train.batch_size,
-                    team.size()
+                    "its steps were taken by {} with {} each, and now there are {}; start as many as \
+                     then (`mpirun -n {}`), or start a new run from its checkpoint",
+                    counted(progress.processes, "process"),
+                    counted(recipe.train.batch_size, "image"),
+                    team.size(),
+                    progress.processes
                 ),
             });
         }
@@ -173,9 +175,10 @@ impl<'a> Run<'a> {
             return Err(Error::Resume {
                 path: path.to_owned(),
                 reason: format!(
-                    "it has taken {} steps in {} epochs, but an epoch now has {steps_per_epoch}: the training set has \
+                    "it has taken {} in {}, but an epoch now has {steps_per_epoch}: the training set has \
                      changed since; restore it, or start a new run",
-                    progress.step, progress.epochs
+                    counted(progress.step, "step"),
+                    counted(progress.epochs, "epoch")
                 ),
             });
         }

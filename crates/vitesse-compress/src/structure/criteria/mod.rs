@@ -20,6 +20,7 @@ pub mod taylor;
 use std::fmt::Debug;
 
 use vitesse_model::Tensors;
+use vitesse_words::counted;
 
 use super::units::{Axis, Group, Member};
 use crate::{Error, Result};
@@ -112,8 +113,8 @@ fn beside<'a>(
         return Err(Error::Criterion {
             criterion,
             sentence: format!(
-                "what was measured of `{name}` has {} values, but the tensor has {len}; calibrate on this model",
-                found.numel()
+                "what was measured of `{name}` has {}, but the tensor has {len}; calibrate on this model",
+                counted(found.numel(), "value")
             ),
         });
     }

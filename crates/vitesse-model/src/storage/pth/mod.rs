@@ -129,11 +129,10 @@ fn from_source(path: &Path, source: &Source, key: Option<&str>) -> Result<Conten
     let mut tensors = Tensors::new();
     for &(key, value) in pickle.dict(place.dict) {
         match (pickle.node(key), pickle.node(value)) {
-            (Node::Str(name), node) if !name.starts_with(&place.names) => {
-                if let Node::Tensor(_) = node {
-                    left.insert(format!("the tensors outside `{}`", place.names));
-                }
+            (Node::Str(name), Node::Tensor(_)) if !name.starts_with(&place.names) => {
+                left.insert(format!("the tensors outside `{}`", place.names));
             }
+            (Node::Str(name), _) if !name.starts_with(&place.names) => {}
             (Node::Str(name), Node::Tensor(view)) => {
                 let name = name.strip_prefix(&place.names).unwrap_or(name);
                 if tensors.insert(name, rebuild.tensor(name, view)?).is_some() {
@@ -296,7 +295,7 @@ fn names(state_dicts: &[StateDict]) -> String {
         .take(SHOWN)
         .map(|dict| {
             let key: String = dict.key.escape_default().take(100).collect();
-            format!("`{key}` ({} tensors)", dict.tensors)
+            format!("`{key}` ({})", vitesse_words::counted(dict.tensors, "tensor"))
         })
         .collect();
     match named.len().saturating_sub(SHOWN) {
