@@ -54,6 +54,14 @@ fn golden_structured_knows_every_field() {
     assert_eq!(report.failures.len(), 2, "{:?}", report.failures);
 }
 
+#[test]
+fn golden_structured_refuses_empty_folders_and_unknown_files() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(walk("golden_structured (empty)", folder.path(), check).is_err());
+    std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
+    assert!(walk("golden_structured (unknown)", folder.path(), check).is_err());
+}
+
 /// Methods whose files are walked once the methods are there.
 const LATER: [&str; 4] = ["vit-slim", "wdpruning", "uvc", "x-pruner"];
 

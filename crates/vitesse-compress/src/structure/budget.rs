@@ -25,7 +25,7 @@ pub struct Fit {
 /// for one image; `ranking` says all but the share.
 ///
 /// # Errors
-/// A budget that is no share, or that these units cannot meet; as [`Ranking::choose`] and [`slice`](super::slice).
+/// A budget that is no share, or that these units cannot meet; as [`Ranking::choose`] and [`slice`](super::slice()).
 pub fn macs(
     spec: &ModelSpec,
     tensors: &Tensors,

@@ -17,7 +17,7 @@ pub struct Dense {
     pub spec: ModelSpec,
     /// The pruned model's weights among zeros.
     pub tensors: Tensors,
-    /// What [`slice`](super::slice) takes to give the pruned model back, bit for bit. A sub-layer that was absent is dropped by it.
+    /// What [`slice`](super::slice()) takes to give the pruned model back, bit for bit. A sub-layer that was absent is dropped by it.
     pub selection: Selection,
 }
 

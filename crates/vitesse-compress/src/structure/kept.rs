@@ -24,7 +24,7 @@ pub struct Readmitted {
 pub(super) struct Kept {
     pub(super) embed: Vec<usize>,
     pub(super) layers: Vec<usize>,
-    /// One for each core of the source, those that no layer uses any more included.
+    /// One for each core of the source, with nothing in it where no layer uses it any more.
     pub(super) cores: Vec<KeptCore>,
     pub(super) readmitted: Vec<Readmitted>,
 }
@@ -81,10 +81,17 @@ impl Kept {
             embed: &embed,
             readmitted: Vec::new(),
         };
-        let cores = vit.cores.iter().enumerate();
-        let cores = cores
-            .map(|(core, block)| cutter.core(core, block))
-            .collect::<Result<_>>()?;
+        let mut cores = Vec::with_capacity(vit.cores.len());
+        for (core, block) in vit.cores.iter().enumerate() {
+            let mut users = layers.iter().filter_map(|&layer| vit.layers.get(layer));
+            cores.push(match users.any(|layer| layer.core == core) {
+                true => cutter.core(core, block)?,
+                false => KeptCore {
+                    attn: None,
+                    mlp: None,
+                },
+            });
+        }
         let readmitted = cutter.readmitted;
         Ok(Kept {
             embed,

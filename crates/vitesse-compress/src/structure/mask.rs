@@ -10,11 +10,11 @@ use super::table::pieces;
 use super::units::prunable;
 use crate::{Error, Result};
 
-/// The tensors of `spec` in which every row and column that [`slice`](super::slice) would cut is zero, biases included: with them the
+/// The tensors of `spec` in which every row and column that [`slice`](super::slice()) would cut is zero, biases included: with them the
 /// dense model gives the sliced one's logits.
 ///
 /// # Errors
-/// As [`slice`](super::slice); embedding channels, since the statistics of a layer norm see zeros too; blocks that share their
+/// As [`slice`](super::slice()); embedding channels, since the statistics of a layer norm see zeros too; blocks that share their
 /// matrices with others that stay.
 pub fn mask(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Result<Tensors> {
     let vit = prunable(spec)?;

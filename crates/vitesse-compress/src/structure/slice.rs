@@ -46,10 +46,10 @@ pub fn slice(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Resu
     })
 }
 
-/// What [`slice`] would make, described: nothing is cut.
+/// What [`slice()`] would make, described: nothing is cut.
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn outline(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Result<ModelSpec> {
     let smaller = smaller(spec, &Kept::of(spec, tensors, selection)?)?;
     smaller.validate()?;
