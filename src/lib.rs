@@ -17,6 +17,7 @@
 //! Features, both on by default: `train` is everything that learns, with a tensor library; `cli` is what only the program needs.
 
 pub use vitesse_adapt as adapt;
+pub use vitesse_compress as compress;
 pub use vitesse_data as data;
 pub use vitesse_engine as engine;
 pub use vitesse_measure as measure;

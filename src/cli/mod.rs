@@ -24,6 +24,7 @@ mod inspect;
 mod merge;
 mod outcome;
 mod predict;
+mod prune;
 #[cfg(feature = "train")]
 mod quickstart;
 mod run;
@@ -77,6 +78,7 @@ enum Verb {
     #[cfg(feature = "train")]
     Adapt(adapt::Args),
     Merge(merge::Args),
+    Prune(prune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
@@ -118,6 +120,7 @@ impl Cli {
             #[cfg(feature = "train")]
             Verb::Adapt(args) => args.run(console),
             Verb::Merge(args) => args.run(console),
+            Verb::Prune(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),
             Verb::Run(args) => args.run(console),

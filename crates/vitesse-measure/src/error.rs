@@ -34,6 +34,9 @@ pub enum Error {
     /// A method of adaptation, an adapter, or a merge.
     #[error(transparent)]
     Adapt(#[from] vitesse_adapt::Error),
+    /// Pruning. In a box, since it holds errors of training, which are as large as this.
+    #[error(transparent)]
+    Compress(Box<vitesse_compress::Error>),
     /// The operating system refused something.
     #[error("cannot {action} `{path}`: {source}", path = .path.display())]
     Io {
@@ -231,6 +234,12 @@ pub enum Error {
     Stopped,
 }
 
+impl From<vitesse_compress::Error> for Error {
+    fn from(error: vitesse_compress::Error) -> Self {
+        Error::Compress(Box::new(error))
+    }
+}
+
 /// The sentence: this is what a program prints whose `main` returns the error.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -244,6 +253,7 @@ impl Error {
         match self {
             Error::Model(error) => error.code(),
             Error::Adapt(error) => error.code(),
+            Error::Compress(error) => error.code(),
             Error::Data(error) => error.code(),
             Error::Engine(error) => error.code(),
             Error::Train(error) => error.code(),

@@ -6,7 +6,7 @@
 //! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`] |
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
-//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; the first of them is [`merge`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
@@ -30,6 +30,7 @@ pub mod merge;
 mod origin;
 pub mod predict;
 pub mod proof;
+pub mod prune;
 pub mod raw;
 #[cfg(feature = "train")]
 pub mod taught;

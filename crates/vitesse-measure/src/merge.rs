@@ -138,7 +138,7 @@ impl Merge {
             method: self.adapter.record.method_name().map(str::to_owned),
             config,
             parent_sha256: self.model.source_sha256()?,
-            metrics: metrics(&merged.transform),
+            metrics: merged.transform.metrics(),
         };
         merged.checkpoint.config.history.push(step);
         let classes = merged.checkpoint.spec.num_classes;
@@ -223,16 +223,6 @@ impl Merge {
         let method = self.adapter.record.known_method();
         method.map_or_else(Check::default, |method| method.check())
     }
-}
-
-/// The metrics of a history step.
-fn metrics(transform: &Transform) -> Map<String, Value> {
-    let mut metrics = Map::new();
-    if let Some(proof) = &transform.proof {
-        metrics.insert("check_images".into(), json!(proof.check.images));
-        metrics.insert("largest_difference".into(), json!(proof.check.largest));
-    }
-    metrics
 }
 
 /// Reads the adapter in the folder `dir`, or the one that was learned by the run whose folder it is.

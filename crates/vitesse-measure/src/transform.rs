@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 use vitesse_engine::Precision;
 use vitesse_model::Checkpoint;
 use vitesse_train::method::{Change, Check};
@@ -154,6 +155,16 @@ impl Transform {
             });
         }
         Ok(())
+    }
+
+    /// The metrics of a history step.
+    pub(crate) fn metrics(&self) -> Map<String, Value> {
+        let mut metrics = Map::new();
+        if let Some(proof) = &self.proof {
+            metrics.insert("check_images".into(), json!(proof.check.images));
+            metrics.insert("largest_difference".into(), json!(proof.check.largest));
+        }
+        metrics
     }
 
     /// Whether the proof was made and is met.

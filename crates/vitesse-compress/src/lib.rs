@@ -1,0 +1,12 @@
+//! Making a model smaller.
+//!
+//! | idea | module |
+//! | --- | --- |
+//! | structures cut out of a model: heads, their widths, hidden units, channels, sub-layers, blocks | [`structure`] |
+//!
+//! What comes out is a model like any other: a description and its tensors, with no mask and nothing around it.
+
+mod error;
+pub mod structure;
+
+pub use error::{Error, Result};
