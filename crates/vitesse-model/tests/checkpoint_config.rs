@@ -314,7 +314,7 @@ fn draw_config(rng: &mut Rng, in_chans: usize) -> Config {
             .insert("notes".to_owned(), json!(["kept as it is"]));
     }
     if flip() {
-        config.label_names = [(0, "cat".to_owned()), (7, "owl".to_owned())].into();
+        config.label_names = [(0, "cat".to_owned()), (6, "owl".to_owned())].into();
         config.label_descriptions = [("cat".to_owned(), "a small tiger".to_owned())].into();
     }
     config.pretrained_cfg.crop_pct = rng.uniform() + 0.1;
