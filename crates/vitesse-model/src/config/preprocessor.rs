@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     /// The preparation of a DeiT whose file says `text`: filter, mode, resized side, made side.
-    fn prepared(text: Value) -> Result<(Interpolation, CropMode, u64, usize)> {
+    fn prepared(text: &Value) -> Result<(Interpolation, CropMode, u64, usize)> {
         let (cfg, made) = parse(&text.to_string(), Path::new(PREPROCESSOR_FILE), &DEIT, 3)?;
         let resized = (made[0] as f64 / cfg.crop_pct).floor() as u64;
         Ok((cfg.interpolation, cfg.crop_mode, resized, made[0]))
@@ -310,7 +310,7 @@ mod tests {
                 (bicubic, CropMode::Center, 224, 224),
             ),
         ] {
-            assert_eq!(prepared(text.clone()).unwrap(), expected, "{text}");
+            assert_eq!(prepared(&text).unwrap(), expected, "{text}");
         }
     }
 
@@ -320,9 +320,9 @@ mod tests {
             "image_processor_type": "PvtImageProcessor", "do_center_crop": false, "size": 224, "resample": 3,
             "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
         });
-        prepared(text.clone()).unwrap();
+        prepared(&text).unwrap();
         text["image_mean"] = Value::Null;
-        let error = prepared(text).unwrap_err().to_string();
+        let error = prepared(&text).unwrap_err().to_string();
         assert!(
             error.contains("image_mean") && error.contains("`PvtImageProcessor`"),
             "{error}"
