@@ -214,7 +214,7 @@ fn an_index_that_its_files_do_not_agree_with_is_refused() {
     fs::remove_file(folder.join(&other)).unwrap();
     let error = refused(&folder);
     assert!(
-        error.contains("1 of its 3 files") && error.contains(&other),
+        error.contains("of its 3 files, 1 cannot be found") && error.contains(&other),
         "{error}"
     );
 }
