@@ -422,7 +422,7 @@ def main():
         subprocess.run([*example, str(source), str(target), *flags], check=True, stdout=subprocess.DEVNULL)
 
     def vitesse(*flags):
-        subprocess.run([*program, *map(str, flags)], check=True, capture_output=True, text=True)
+        return subprocess.run([*program, *map(str, flags)], check=True, capture_output=True, text=True)
 
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as work:

@@ -11,16 +11,25 @@ import enum
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from timm.utils import CheckpointSaver
 from torch.optim.swa_utils import AveragedModel
-from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2, "num_classes": 10}
 HF_SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 100,
@@ -216,4 +225,34 @@ def compare(vitesse, randomise, report, work):
         expected = getattr(expected, "logits", expected)
         scale = max(1.0, expected.abs().max().item())
         report(f"files: {case}", (found - expected).abs().max().item() / scale)
+    for case, problem, classes in PROBLEMS:
+        report(f"files: {case}", scored(vitesse, randomise, work / "scored", problem, classes))
 
+
+# What a folder of transformers' says its logits stand for, and how many there are.
+PROBLEMS = [
+    ("several labels an image", "multi_label_classification", 5),
+    ("one label of several", "single_label_classification", 5),
+    ("one class alone", None, 1),
+    ("values", "regression", 2),
+]
+
+
+def scored(vitesse, randomise, folder, problem, classes):
+    """The largest difference of `vitesse predict`'s scores from those of transformers' pipeline."""
+    labels = {i: f"class {i}" for i in range(classes)}
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+        id2label=labels, problem_type=problem,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    randomise(ViTForImageClassification(config)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    picture = folder / "picture.png"
+    # Of the size of the model: the two resize with different libraries.
+    noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(picture)
+    expected = pipeline("image-classification", model=str(folder), device="cpu")(str(picture), top_k=classes)
+    found = json.loads(vitesse("predict", "--model", folder, "--topk", classes, "--json", picture).stdout)
+    found = {row["name"]: row["score"] for row in found["predictions"][0]["classes"]}
+    return max(abs(found[row["label"]] - row["score"]) for row in expected)
