@@ -7,17 +7,16 @@ use serde::Serialize;
 use vitesse::adapt::merge::Report as Folds;
 use vitesse::measure::merge::{Merge, Merged, Settings};
 use vitesse::measure::transform::Transform;
-use vitesse::model::Checkpoint;
 use vitesse::report::format::counted;
 use vitesse::train::method::Kept;
 
 use super::Console;
 use super::args::ThreadsArgs;
 use super::args::model::ReadArgs;
-use super::failure::{Exit, Failure, Result};
+use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
-use super::transform;
+use super::transform::{self, OutputArgs, Written};
 
 /// Fold an adapter into the model it was trained on, or take it out again
 ///
@@ -42,15 +41,8 @@ pub(super) struct Args {
     /// The adapter: a folder of ours or PEFT's, or a file of the RepAdapter program
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// Folder to write
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
-    /// Replace the output folder if it holds a checkpoint
-    #[arg(long)]
-    force: bool,
-    /// Show what would be folded and what becomes of the model, and write nothing: status 3 if the merge would be refused
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Take the adapter out of a model it was merged into; the head stays the adapter's
     #[arg(long, conflicts_with = "keep_unfoldable")]
     unmerge: bool,
@@ -73,19 +65,14 @@ pub(super) struct Args {
 /// What was done, and its proof; or what would be.
 #[derive(Debug, Serialize)]
 struct Report {
-    output: String,
+    #[serde(flatten)]
+    written: Written,
     model: String,
     step: &'static str,
-    /// Nothing was proved, measured or written.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    dry_run: bool,
     folds: Folds,
     /// Of a dry run: why the merge would be refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused: Vec<Kept>,
-    /// Of a dry run: why the output could not be written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    occupied: Option<String>,
     /// Of an adapter that was taken out: the largest condition number of its maps.
     #[serde(skip_serializing_if = "Option::is_none")]
     condition: Option<f64>,
@@ -103,10 +90,7 @@ impl Args {
             );
             return Err(Failure::usage(sentence));
         }
-        let occupied = match Checkpoint::may_save(&self.output, self.force) {
-            Err(error) if self.dry_run => Some(error.to_string()),
-            free => free.map(|()| None)?,
-        };
+        let written = self.output.look()?;
         let mut show = Show::new(console);
         let merge = Merge::open(
             &self.model,
@@ -121,43 +105,34 @@ impl Args {
             data: self.data.clone(),
             images: self.images as usize,
         };
-        if self.dry_run {
-            let report = self.report(merge.plan(&settings, &mut show)?, occupied);
-            let met = report.refused.is_empty() && report.occupied.is_none();
-            return Ok(Outcome::new(&report)?.with_exit(exit(met)));
+        if self.output.dry_run {
+            let report = self.report(merge.plan(&settings, &mut show)?, written);
+            let exit = report.written.exit(report.refused.is_empty());
+            return Ok(Outcome::new(&report)?.with_exit(exit));
         }
         let merged = merge.run(&settings, console.stop(), &mut show)?;
-        let met = merged.transform.is_proved();
-        // Nothing is written that is not proved.
-        if met {
-            merged.checkpoint.save(&self.output, self.force)?;
-        }
-        Ok(Outcome::new(&self.report(merged, None))?.with_exit(exit(met)))
+        self.output.save(&merged.checkpoint, &merged.transform)?;
+        let exit = written.exit(merged.transform.is_proved());
+        Ok(Outcome::new(&self.report(merged, written))?.with_exit(exit))
     }
 
-    fn report(&self, merged: Merged, occupied: Option<String>) -> Report {
+    fn report(&self, merged: Merged, written: Written) -> Report {
         let mut folds = merged.folds;
-        let refused = if self.dry_run && !self.keep_unfoldable {
+        let refused = if written.dry_run && !self.keep_unfoldable {
             std::mem::take(&mut folds.kept)
         } else {
             Vec::new()
         };
         Report {
-            output: self.output.display().to_string(),
+            written,
             model: merged.checkpoint.spec.architecture,
             step: if self.unmerge { "unmerge" } else { "merge" },
-            dry_run: self.dry_run,
             folds,
             refused,
-            occupied,
             condition: merged.condition,
             transform: merged.transform,
         }
     }
-}
-
-fn exit(met: bool) -> Exit {
-    if met { Exit::Done } else { Exit::CheckNotMet }
 }
 
 impl fmt::Display for Report {
@@ -177,16 +152,7 @@ impl fmt::Display for Report {
             rows.push(("condition", format!("{condition:.1}")));
         }
         rows.extend(transform::rows(&self.transform));
-        let written = if let Some(reason) = &self.occupied {
-            format!("nothing was written: {reason}")
-        } else if self.dry_run {
-            "nothing was written: this is a dry run".into()
-        } else if self.transform.is_proved() {
-            self.output.clone()
-        } else {
-            "nothing was written: the check was not met".into()
-        };
-        rows.push(("output", written));
+        rows.push(self.written.row(&self.transform));
         f.write_str(&pairs(rows))?;
         for kept in &self.folds.kept {
             writeln!(f, "kept  {}: {}", kept.op, kept.reason)?;
@@ -194,7 +160,7 @@ impl fmt::Display for Report {
         for refused in &self.refused {
             writeln!(f, "refused  {}: {}", refused.op, refused.reason)?;
         }
-        if self.dry_run {
+        if self.written.dry_run {
             f.write_str(&transform::tensors(&self.transform.plan))?;
         }
         Ok(())

@@ -7,15 +7,14 @@ use clap::ValueEnum;
 use serde::Serialize;
 use vitesse::measure::prune::{self, Prune, Pruned, Settings};
 use vitesse::measure::transform::Transform;
-use vitesse::model::Checkpoint;
 
 use super::Console;
 use super::args::ThreadsArgs;
 use super::args::model::ReadArgs;
-use super::failure::{Exit, Result};
+use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
-use super::transform;
+use super::transform::{self, OutputArgs, Written};
 
 /// Cut head dimensions and hidden units out of a vision transformer, until it takes a share of its MACs
 ///
@@ -53,15 +52,8 @@ pub(super) struct Args {
     /// Images that are compared
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     images: u32,
-    /// Folder to write
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
-    /// Replace the output folder if it holds a checkpoint
-    #[arg(long)]
-    force: bool,
-    /// Show what becomes of the model, and write nothing
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
 }
@@ -92,16 +84,11 @@ impl From<Method> for prune::Method {
 /// What was done, and its proof; or what would be.
 #[derive(Debug, Serialize)]
 struct Report {
-    output: String,
+    #[serde(flatten)]
+    written: Written,
     model: String,
     step: &'static str,
     method: prune::Method,
-    /// Nothing was proved, measured or written.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    dry_run: bool,
-    /// Of a dry run: why the output could not be written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    occupied: Option<String>,
     /// The share of units that went.
     ratio: f64,
     #[serde(flatten)]
@@ -111,10 +98,7 @@ struct Report {
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.threads.start()?;
-        let occupied = match Checkpoint::may_save(&self.output, self.force) {
-            Err(error) if self.dry_run => Some(error.to_string()),
-            free => free.map(|()| None)?,
-        };
+        let written = self.output.look()?;
         let mut show = Show::new(console);
         let prune = Prune::open(&self.model, &self.read.options(), &mut show)?;
         let settings = Settings {
@@ -125,36 +109,27 @@ impl Args {
             data: self.data.clone(),
             images: self.images as usize,
         };
-        if self.dry_run {
-            let report = self.report(prune.plan(&settings, console.stop(), &mut show)?, occupied);
-            let met = report.occupied.is_none();
-            return Ok(Outcome::new(&report)?.with_exit(exit(met)));
+        if self.output.dry_run {
+            let report = self.report(prune.plan(&settings, console.stop(), &mut show)?, written);
+            let exit = report.written.exit(true);
+            return Ok(Outcome::new(&report)?.with_exit(exit));
         }
         let pruned = prune.run(&settings, console.stop(), &mut show)?;
-        let met = pruned.transform.is_proved();
-        // Nothing is written that is not proved.
-        if met {
-            pruned.checkpoint.save(&self.output, self.force)?;
-        }
-        Ok(Outcome::new(&self.report(pruned, None))?.with_exit(exit(met)))
+        self.output.save(&pruned.checkpoint, &pruned.transform)?;
+        let exit = written.exit(pruned.transform.is_proved());
+        Ok(Outcome::new(&self.report(pruned, written))?.with_exit(exit))
     }
 
-    fn report(&self, pruned: Pruned, occupied: Option<String>) -> Report {
+    fn report(&self, pruned: Pruned, written: Written) -> Report {
         Report {
-            output: self.output.display().to_string(),
+            written,
             model: pruned.checkpoint.spec.architecture,
             step: "prune",
             method: self.method.into(),
-            dry_run: self.dry_run,
-            occupied,
             ratio: pruned.ratio,
             transform: pruned.transform,
         }
     }
-}
-
-fn exit(met: bool) -> Exit {
-    if met { Exit::Done } else { Exit::CheckNotMet }
 }
 
 impl fmt::Display for Report {
@@ -162,18 +137,9 @@ impl fmt::Display for Report {
         let cut = format!("{:.1} % of head dimensions and hidden units", 100.0 * self.ratio);
         let mut rows = vec![("model", self.model.clone()), ("cut", cut)];
         rows.extend(transform::rows(&self.transform));
-        let written = if let Some(reason) = &self.occupied {
-            format!("nothing was written: {reason}")
-        } else if self.dry_run {
-            "nothing was written: this is a dry run".into()
-        } else if self.transform.is_proved() {
-            self.output.clone()
-        } else {
-            "nothing was written: the check was not met".into()
-        };
-        rows.push(("output", written));
+        rows.push(self.written.row(&self.transform));
         f.write_str(&pairs(rows))?;
-        if self.dry_run {
+        if self.written.dry_run {
             f.write_str(&transform::tensors(&self.transform.plan))?;
         }
         Ok(())

@@ -1,9 +1,88 @@
-//! What every verb that transforms a model says: sizes, proof and speed.
+//! What every verb that transforms a model takes and says: where the result goes, sizes, proof and speed.
 
+use std::path::PathBuf;
+
+use serde::Serialize;
 use vitesse::measure::transform::{Speed, Transform};
+use vitesse::model::Checkpoint;
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left};
 use vitesse::train::method::Change;
+
+use super::failure::{Exit, Result};
+
+/// Where the result goes, as typed.
+#[derive(Debug, clap::Args)]
+pub(super) struct OutputArgs {
+    /// Folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Replace the output folder if it holds a checkpoint
+    #[arg(long)]
+    force: bool,
+    /// Show what would become of the model, and write nothing: status 3 if it would be refused
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+/// The folder that is written, or is not.
+#[derive(Debug, Serialize)]
+pub(super) struct Written {
+    output: String,
+    /// Nothing was proved, measured or written.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) dry_run: bool,
+    /// Of a dry run: why the output could not be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    occupied: Option<String>,
+}
+
+impl OutputArgs {
+    /// Looks whether the folder may be written, before any work; of a dry run it is only told if not.
+    pub(super) fn look(&self) -> Result<Written> {
+        Ok(Written {
+            output: self.output.display().to_string(),
+            dry_run: self.dry_run,
+            occupied: match Checkpoint::may_save(&self.output, self.force) {
+                Err(error) if self.dry_run => Some(error.to_string()),
+                free => free.map(|()| None)?,
+            },
+        })
+    }
+
+    /// Writes the result, if it is proved: nothing else ever is.
+    pub(super) fn save(&self, checkpoint: &Checkpoint, transform: &Transform) -> Result<()> {
+        if transform.is_proved() {
+            checkpoint.save(&self.output, self.force)?;
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    /// How the verb ends, where nothing else is wrong.
+    pub(super) fn exit(&self, met: bool) -> Exit {
+        if met && self.occupied.is_none() {
+            Exit::Done
+        } else {
+            Exit::CheckNotMet
+        }
+    }
+
+    /// The line of a report about `transform`.
+    pub(super) fn row(&self, transform: &Transform) -> (&'static str, String) {
+        let text = if let Some(reason) = &self.occupied {
+            format!("nothing was written: {reason}")
+        } else if self.dry_run {
+            "nothing was written: this is a dry run".into()
+        } else if transform.is_proved() {
+            self.output.clone()
+        } else {
+            "nothing was written: the check was not met".into()
+        };
+        ("output", text)
+    }
+}
 
 /// Lines of a report.
 pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
