@@ -60,6 +60,12 @@ fn config(place: &Path) -> Map<String, Value> {
     serde_json::from_str(&std::fs::read_to_string(place.join("adapter").join(CONFIG_FILE)).unwrap()).unwrap()
 }
 
+/// Why the adapter in `folder`, which can be read, does not fit `base`.
+fn not_attached(folder: &Path, base: &Checkpoint) -> String {
+    let adapter = Adapter::read(folder).unwrap();
+    adapter.attach(base).unwrap_err().to_string()
+}
+
 #[test]
 fn every_method_comes_back_as_it_was() {
     for (name, settings) in [
@@ -448,11 +454,7 @@ fn biases_and_whole_modules_take_the_place_of_the_bases() {
         assert!(error.contains(expected), "{error}");
     }
     let twice = with(&[("norm.bias", &[dim]), ("vit.layernorm.bias", &[dim])]);
-    let error = Adapter::read(&twice)
-        .unwrap()
-        .attach(&base)
-        .unwrap_err()
-        .to_string();
+    let error = not_attached(&twice, &base);
     assert!(error.contains("under another name"), "{error}");
 }
 
@@ -503,11 +505,7 @@ fn heads_are_updated_at_once_and_those_of_a_distilled_model_are_told_apart() {
             json!({}),
         ),
     ] {
-        let error = Adapter::read(&dir)
-            .unwrap()
-            .attach(&fresh)
-            .unwrap_err()
-            .to_string();
+        let error = not_attached(&dir, &fresh);
         assert!(
             error.contains("`classifier") && error.contains("does not have"),
             "{error}"
@@ -519,11 +517,7 @@ fn heads_are_updated_at_once_and_those_of_a_distilled_model_are_told_apart() {
         &[("head.weight", &[4, dim]), ("head.bias", &[4])],
         json!({}),
     );
-    let error = Adapter::read(&error)
-        .unwrap()
-        .attach(&fresh)
-        .unwrap_err()
-        .to_string();
+    let error = not_attached(&error, &fresh);
     assert!(error.contains("lacks `head_dist.bias`"), "{error}");
 }
 
@@ -549,11 +543,7 @@ fn two_updates_of_one_module_are_refused() {
             .zip(shapes.iter().map(|shape| &shape[..]))
             .collect();
         let dir = folder(place.path(), &tensors, json!({}));
-        let error = Adapter::read(&dir)
-            .unwrap()
-            .attach(&base)
-            .unwrap_err()
-            .to_string();
+        let error = not_attached(&dir, &base);
         assert!(error.contains("under another name"), "{error}");
     }
 }
