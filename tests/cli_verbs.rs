@@ -8,10 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules beside the verbs that all of them may use, and what each is to several: none has `Args` that a verb's name runs.
-const SHARED: [(&str, &str); 8] = [
+const SHARED: [(&str, &str); 9] = [
     ("args", "what is typed in the same way"),
     ("console", "lines and bars on standard error"),
     ("failure", "errors, hints and exit statuses"),
+    ("habits", "flags of other programs"),
     ("outcome", "documents on standard output"),
     ("shell", "commands to paste"),
     ("show", "what a library tells while it works"),
@@ -21,7 +22,7 @@ const SHARED: [(&str, &str); 8] = [
     ),
     (
         "transform",
-        "reports of transforms, of which `merge` is the first",
+        "where the results of `merge` and `prune` go, and their reports",
     ),
 ];
 

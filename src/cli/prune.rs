@@ -9,8 +9,8 @@ use vitesse::measure::prune::{self, Prune, Pruned, Settings};
 use vitesse::measure::transform::Transform;
 
 use super::Console;
-use super::args::ThreadsArgs;
 use super::args::model::ReadArgs;
+use super::args::{ThreadsArgs, share};
 use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -38,12 +38,12 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Method::Magnitude)]
     method: Method,
     /// Share of the multiply-accumulates that is left, above 0 and at most 1
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
     macs: f64,
     /// Of what number the width of heads and of perceptrons is a multiple
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     round_to: u32,
-    /// Seed of what is random
+    /// Seed of `random`, and of the images that `taylor` draws
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     /// Data set whose images are compared, and by whose labels `taylor` chooses [default: the built-in `shapes`]

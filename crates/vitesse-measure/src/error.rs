@@ -129,6 +129,14 @@ pub enum Error {
         /// The data set.
         data: String,
     },
+    /// A data set without the labels that a method learns from.
+    #[error("`{0}` has no labels, by which `taylor` chooses; take labelled images, or another method")]
+    NoLabels(String),
+    /// A model that scores each class by itself, where a method needs classes that exclude each other.
+    #[error(
+        "`taylor` follows the loss of classes of which an image has one, and `{0}` scores each by itself; take another method"
+    )]
+    NotSoftmax(String),
     /// A folder without picture files.
     #[error("`{path}` holds no picture files: JPEG, PNG, WebP, BMP or GIF, known by their extensions", path = .0.display())]
     NoFiles(PathBuf),
@@ -266,6 +274,7 @@ impl Error {
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
             Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
+            Error::NoLabels(_) | Error::NotSoftmax(_) => "E_METHOD",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",

@@ -45,7 +45,7 @@ pub struct Settings {
     pub macs: f64,
     /// Of what number the kept units of a group are a multiple.
     pub round_to: usize,
-    /// Seed of what is random: the choice of images, and of units where the method is random.
+    /// Seed of `random`'s units, and of the images that `taylor` draws.
     pub seed: u64,
     /// The data set whose images are compared, and which a method learns from; the drawn one if `None`.
     pub data: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub struct Settings {
 pub struct Pruned {
     /// The model.
     pub checkpoint: Checkpoint,
-    /// The share of units that went.
+    /// The share of head dimensions and hidden units that went.
     pub ratio: f64,
     /// Sizes, proof and speed.
     pub transform: Transform,
@@ -101,6 +101,7 @@ impl Prune {
         let mut masked = self.model.clone();
         masked.tensors = mask(&self.model.spec, &self.model.tensors, &fit.selection)?;
         let images = Images::find(settings.data.as_deref(), None, settings.images, &masked, events)?;
+        let pruned_ratio = pruned.ratio;
         let Pruned {
             transform,
             checkpoint,
@@ -111,9 +112,10 @@ impl Prune {
         }
         let mut config = Map::new();
         config.insert("macs".into(), json!(settings.macs));
-        config.insert("ratio".into(), json!(fit.ratio));
+        config.insert("ratio".into(), json!(pruned_ratio));
         config.insert("round_to".into(), json!(settings.round_to));
         config.insert("seed".into(), json!(settings.seed));
+        config.insert("data".into(), json!(settings.data));
         checkpoint.config.history.push(HistoryStep {
             step: "prune".into(),
             method: json!(settings.method).as_str().map(str::to_owned),
@@ -147,7 +149,7 @@ impl Prune {
         let pruned = Pruned {
             transform: Transform::planned(&self.model, &checkpoint)?,
             checkpoint,
-            ratio: fit.ratio,
+            ratio: gone(&chosen, &fit),
         };
         Ok((pruned, fit))
     }
@@ -167,4 +169,17 @@ impl Prune {
             Method::Taylor => Box::new(taylor::criterion(&self.model, settings, groups, stop, events)?),
         })
     }
+}
+
+/// The share of the units of `groups` that a selection cuts.
+fn gone(groups: &[&Group], fit: &Fit) -> f64 {
+    let all: usize = groups.iter().map(|group| group.units).sum();
+    let kept: usize = groups
+        .iter()
+        .map(|group| {
+            let kept = fit.selection.of(group.id.kind, group.id.core);
+            kept.map_or(group.units, <[usize]>::len)
+        })
+        .sum();
+    1.0 - kept as f64 / all.max(1) as f64
 }

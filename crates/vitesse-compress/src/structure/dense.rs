@@ -70,6 +70,7 @@ pub fn to_dense(spec: &ModelSpec, tensors: &Tensors) -> Result<Dense> {
             .collect(),
         readmitted: Vec::new(),
     };
+    spec.check(tensors, "the pruned model")?;
     let shapes = dense.tensors()?;
     let like = tensors.iter().next().map(|(_, tensor)| tensor);
     let like = like.ok_or_else(|| Error::Unsuited("a model without tensors cannot be filled up".into()))?;

@@ -8,6 +8,7 @@ use vitesse_compress::structure::criteria::calibrate;
 use vitesse_compress::structure::criteria::taylor::{Form, Taylor};
 use vitesse_data::{OpenOptions, Split, open};
 use vitesse_model::Checkpoint;
+use vitesse_model::config::Scores;
 use vitesse_train::classes::{ClassNames, LabelsBy};
 use vitesse_train::learner::Lesson;
 use vitesse_train::loss::{Distillation, target_rows};
@@ -35,6 +36,9 @@ pub(super) fn criterion(
         ..OpenOptions::default()
     };
     let classes = model.spec.num_classes;
+    if model.config.scores(classes) != Scores::Softmax {
+        return Err(Error::NotSoftmax(model.spec.architecture.clone()));
+    }
     let data = open(&name, &options)?;
     if data.class_names().len() > classes {
         return Err(Error::Classes {
@@ -52,9 +56,7 @@ pub(super) fn criterion(
         .filter(|&index| data.label(index).is_some())
         .collect();
     if labelled.is_empty() {
-        return Err(Error::NoImages {
-            data: name.display().to_string(),
-        });
+        return Err(Error::NoLabels(name.display().to_string()));
     }
     let begun = Progress::of_images(labelled.len());
     let mut done = 0;
