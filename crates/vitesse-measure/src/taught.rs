@@ -56,7 +56,14 @@ pub fn teach(
     let (learn, validation) = recipe.data.open()?;
     let student = recipe.model.checkpoint(&learn, recipe.train.seed)?;
     let prepared = student.preprocess()?;
-    let teacher = teacher.map(|teacher| Teacher::load((teacher, None), &student.spec, &prepared, &device));
+    let teacher = teacher.map(|teacher| {
+        Teacher::load(
+            (teacher, recipe.distill.key.as_deref()),
+            &student.spec,
+            &prepared,
+            &device,
+        )
+    });
     let start = Start {
         state: State::new(&student, &recipe.optim, false, &|_| true)?,
         train: learn,

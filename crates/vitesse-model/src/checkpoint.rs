@@ -338,13 +338,19 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
 /// What `config`, timm's file or transformers', makes of the tensors beside it.
 fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -> Result<Imported> {
     let text = fs::read_to_string(config).map_err(Error::io("read", config))?;
-    let keys: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+    let text = text.trim_start_matches('\u{feff}');
+    // What is no JSON is refused by whoever reads it.
+    let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
     let imported = if keys.contains_key("model_type") && !keys.contains_key("architecture") {
-        let preprocessor = fs::read_to_string(config.with_file_name(PREPROCESSOR_FILE)).ok();
-        hf::import(&text, config, preprocessor.as_deref(), tensors)?
+        let file = config.with_file_name(PREPROCESSOR_FILE);
+        let preprocessor = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            found => Some(found.map_err(Error::io("read", &file))?),
+        };
+        hf::import(text, config, preprocessor.as_deref(), tensors)?
     } else {
         let mut notes = Vec::new();
-        let (spec, config) = Config::parse_noting(&text, config, &mut notes)?;
+        let (spec, config) = Config::parse_noting(text, config, &mut notes)?;
         Imported {
             spec,
             tensors,

@@ -91,11 +91,9 @@ impl ClassNames {
         if self.names.is_empty() || data.is_empty() || numbers(data) {
             return Ok(None);
         }
-        // Names that fit where they stand need not be unambiguous: ImageNet has two cranes.
-        let own = |(name, class): (&String, &Vec<String>)| {
-            class.iter().any(|known| unnumbered(known) == unnumbered(name))
-        };
-        if data.len() <= self.names.len() && data.iter().zip(&self.names).all(own) {
+        // Names that are equal where they stand need not be unambiguous: ImageNet has two cranes.
+        let equal = |(name, class): (&String, &Vec<String>)| class.contains(name);
+        if data.len() <= self.names.len() && data.iter().zip(&self.names).all(equal) {
             return Ok(Some((0..data.len()).collect()));
         }
         for key in [exact, words, unnumbered] {
@@ -373,6 +371,11 @@ mod tests {
     #[test]
     fn names_that_fit_where_they_stand_need_not_tell_all_apart() {
         let model = known(["dog", "crane", "crane"]);
+        // A number before a name, or what stands behind it, may be all that tells two apart.
+        let cents = known(["1 cent", "10 cent", "2 cent"]);
+        let found = cents.places(&strings(["1 cent", "2 cent", "10 cent"])).unwrap();
+        assert_eq!(found, Some(vec![0, 2, 1]));
+        assert_eq!(cents.places(&strings(["2 cent"])).unwrap(), Some(vec![2]));
         assert_eq!(
             model.places(&strings(["dog", "crane", "crane"])).unwrap(),
             Some(vec![0, 1, 2])

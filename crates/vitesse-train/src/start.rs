@@ -1,6 +1,5 @@
 //! From a recipe to a run, or to the plan of one: opens the data, builds or loads the model, loads the teacher, and trains.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -308,8 +307,12 @@ impl ModelConfig {
 
 /// Whether two data sets have the same classes, in whatever order.
 fn same_classes(one: &DataSet, other: &DataSet) -> bool {
-    let names = |data: &DataSet| data.class_names().iter().cloned().collect::<BTreeSet<_>>();
-    names(one) == names(other)
+    let sorted = |data: &DataSet| {
+        let mut names = data.class_names().to_vec();
+        names.sort_unstable();
+        names
+    };
+    sorted(one) == sorted(other)
 }
 
 /// Steps that an epoch should have.
@@ -381,7 +384,10 @@ impl DataConfig {
             });
         }
         // A set of its own may number them otherwise.
-        let validation = validation.map(|data| data.of_classes(learn.class_names()));
+        let validation = validation.map(|data| match data.class_names() == learn.class_names() {
+            true => data,
+            false => data.of_classes(learn.class_names()),
+        });
         let learn = match self.shots {
             Some(shots) => self.few(&learn, shots)?,
             None => limit(learn, self.limit),

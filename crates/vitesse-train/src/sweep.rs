@@ -14,16 +14,17 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use vitesse_data::{DecodeOptions, OpenOptions, Split, open};
+use vitesse_data::{OpenOptions, Split, open};
 use vitesse_model::network::Network;
 use vitesse_model::spec::VitSpec;
 use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, LoadOptions};
 
+use crate::classes::ClassNames;
 use crate::evaluate::{EvalOptions, Evaluated, evaluate};
 use crate::events::Events;
 use crate::metrics::Spread;
-use crate::recipe::{Recipe, merge, set};
+use crate::recipe::{DataConfig, Recipe, merge, set};
 use crate::run::{Existing, FINAL, RunFolder};
 use crate::tokens::{TokenSimilarity, token_similarity};
 use crate::{Error, Result, start};
@@ -289,7 +290,7 @@ impl Sweep {
                         Existing::Refuse
                     };
                     start::run(&recipe, &path, existing, device, stop, events.as_events())?;
-                    let finished = self.test((name, seed), &recipe.data.decode(), &path, stop)?;
+                    let finished = self.test((name, seed), &recipe.data, &path, stop)?;
                     let text = serde_json::to_string_pretty(&finished)
                         .map_err(|error| Error::Backend(format!("writing a result: {error}")))?;
                     atomic_write(&path.join(RESULT), |file| file.write_all(text.as_bytes()))?;
@@ -306,7 +307,7 @@ impl Sweep {
     fn test(
         &self,
         (arm, seed): (&str, u64),
-        decode: &DecodeOptions,
+        learned: &DataConfig,
         path: &Path,
         stop: &AtomicBool,
     ) -> Result<Finished> {
@@ -319,10 +320,13 @@ impl Sweep {
             &self.test,
             &OpenOptions {
                 split: Some(Split::Test),
-                decode: decode.clone(),
+                decode: learned.decode(),
                 ..OpenOptions::default()
             },
         )?;
+        let classes = checkpoint.spec.num_classes;
+        let names = ClassNames::of(&checkpoint.config, classes);
+        let data = names.matched(&data, classes, learned.labels_by)?.data;
         let options = EvalOptions {
             batch_size: TEST_BATCH,
             ..EvalOptions::default()

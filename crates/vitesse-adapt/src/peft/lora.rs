@@ -357,7 +357,10 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
     }
     found.sort_by_key(|(module, ..)| (module.layer, module.site, module.part));
     let mut neighbours = found.iter().zip(found.iter().skip(1));
-    if let Some((_, (_, path, ..))) = neighbours.find(|((a, ..), (b, ..))| a == b) {
+    if let Some((_, (_, path, ..))) = neighbours.find(|((a, ..), (b, ..))| {
+        // The whole projection stands before its parts, and has them all.
+        (a.layer, a.site) == (b.layer, b.site) && (a.part == b.part || a.part.is_none())
+    }) {
         return Err(twice(path));
     }
     for (module, path, kind, [a, b]) in found {

@@ -395,7 +395,12 @@ impl Adapter {
             let Place::Tensor(ours, part) = place else {
                 continue;
             };
-            if !seen.insert((ours.clone(), part)) {
+            let overlaps = |(other, of): &(String, Option<vitesse_model::ops::QkvPart>)| {
+                *other == ours && (*of == part || of.is_none() || part.is_none())
+            };
+            let twice = seen.iter().any(overlaps);
+            seen.insert((ours.clone(), part));
+            if twice {
                 return Err(self.fail(format!(
                     "it holds `{ours}` under another name besides `{name}`, and only one can be meant; save it again with PEFT"
                 )));

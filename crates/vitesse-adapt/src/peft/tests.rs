@@ -526,16 +526,21 @@ fn two_updates_of_one_module_are_refused() {
     let place = tempfile::tempdir().unwrap();
     let base = base(place.path());
     let dim = base.spec.vit().unwrap().embed_dim;
-    for (names, out) in [
-        (["blocks.0.mlp.fc1", "vit.layers.0.mlp.fc1"], 4 * dim),
+    for (names, outs) in [
+        (["blocks.0.mlp.fc1", "vit.layers.0.mlp.fc1"], [4 * dim; 2]),
+        // The whole projection, and a part of it.
+        (
+            ["blocks.0.attn.qkv", "vit.layers.0.attention.v_proj"],
+            [3 * dim, dim],
+        ),
         (
             ["vit.layers.1.attention.k_proj", "deit.layers.1.attention.k_proj"],
-            dim,
+            [dim; 2],
         ),
-        (["head", "classifier"], 7),
+        (["head", "classifier"], [7; 2]),
     ] {
         let names = names.map(|name| ["A", "B"].map(|factor| format!("{name}.lora_{factor}.weight")));
-        let shapes = [[2, dim], [out, 2], [2, dim], [out, 2]];
+        let shapes = [[2, dim], [outs[0], 2], [2, dim], [outs[1], 2]];
         let tensors: Vec<(&str, &[usize])> = names
             .iter()
             .flatten()

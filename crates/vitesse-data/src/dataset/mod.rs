@@ -239,10 +239,14 @@ impl DataSet {
         self.with_labels(labels, names.into())
     }
 
-    /// The same samples with other labels: `places` has one for each class, and `names` are what these are called. Samples
-    /// of a class without a place are left out.
+    /// The same samples with other labels: `places` has one for each class, and `names` are what these are called. What has no
+    /// label still has none.
     pub fn relabelled(&self, places: &[usize], names: Vec<String>) -> DataSet {
-        self.with_labels(places.iter().copied().map(Some).collect(), names.into())
+        let all = self.with_labels(places.iter().copied().map(Some).collect(), names.into());
+        DataSet {
+            indices: self.indices.clone(),
+            ..all
+        }
     }
 
     fn with_labels(&self, labels: Vec<Option<usize>>, classes: Arc<[String]>) -> DataSet {

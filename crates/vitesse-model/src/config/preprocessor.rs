@@ -176,10 +176,9 @@ const CLIP: [[f64; 3]; 2] = [
 ];
 
 /// What transformers' processors take for what a file leaves out.
-const PROCESSORS: [(&str, Defaults); 6] = [
+const PROCESSORS: [(&str, Defaults); 5] = [
     ("ViT", VIT),
     ("DeiT", DEIT),
-    ("Beit", SQUASHED),
     ("Siglip", SQUASHED),
     ("CLIP", CROPPED),
     ("Bit", CROPPED),
@@ -300,10 +299,6 @@ mod tests {
             (
                 json!({ "image_processor_type": "DeiTImageProcessorPil" }),
                 (bicubic, squash, 256, 224),
-            ),
-            (
-                json!({ "image_processor_type": "BeitImageProcessor", "size": 96 }),
-                (bicubic, squash, 96, 96),
             ),
             (
                 json!({ "image_processor_type": "CLIPImageProcessor" }),
