@@ -160,9 +160,22 @@ fn a_dry_run_plans_a_merge_and_writes_nothing() {
 #[test]
 fn what_cannot_be_folded_is_kept_or_refused() {
     let place = place();
-    place
-        .run(&format!("adapt --model base --method adapter {SHORT} -o run"))
-        .ended(0);
+    let next = place
+        .run(&format!(
+            "adapt --model base --method adapter {SHORT} -o run --json"
+        ))
+        .ended(0)
+        .json()["next"]
+        .clone();
+    // What leads on is a command that is not refused.
+    let next = next
+        .as_str()
+        .unwrap()
+        .strip_prefix("vitesse ")
+        .unwrap()
+        .to_owned();
+    assert_eq!(next, "eval --model base --adapter run/adapter --data shapes");
+    place.run(&format!("{next} --limit 32")).ended(0);
     place
         .run("merge --model base --adapter run/adapter -o merged")
         .ended(1)
@@ -437,6 +450,90 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
             "`empty` is a folder",
             "--scale is for a file of the RepAdapter program",
         ]);
+}
+
+#[test]
+fn a_folder_that_is_no_adapter_is_told_what_it_is() {
+    let place = place();
+    let tuned = "train --model base --preset small";
+    place.run(&format!("{tuned} {SHORT} -o tuned")).ended(0);
+    place
+        .run(&format!(
+            "adapt --model base --compare linear,lora {SHORT} -o compared"
+        ))
+        .ended(0);
+    place.write("begun/recipe.toml", "[method]\nname = \"lora\"\n");
+    let merge = |adapter: &str| {
+        place
+            .run(&format!("merge --model base --adapter {adapter} -o merged"))
+            .ended(1)
+    };
+    merge("tuned").says(&["changed the whole model", "`--model tuned`"]);
+    merge("begun").says(&["has learned none yet", "`vitesse adapt --resume -o begun`"]);
+    merge("compared").says(&["several runs", "`compared/linear/seed42`"]);
+    merge("base").says(&["a model and no adapter"]);
+    place.run("adapt --resume -o compared").ended(1).says(&[
+        "several runs",
+        "--compare",
+        "`-o compared/linear/seed42`",
+    ]);
+    place
+        .run("eval compared --data shapes")
+        .ended(1)
+        .says(&["several runs", "`compared/linear/seed42`"]);
+    place.run("inspect compared/lora/seed42/adapter").ended(1).says(&[
+        "adapter and not a model",
+        "give `eval`",
+        "`vitesse merge`",
+    ]);
+    place
+        .run("train --resume -o tuned --preset finetune")
+        .ended(2)
+        .says(&["`--preset finetune` is for a new run", "hint: "]);
+}
+
+/// Whoever tests a model on what it learned from is told, and where other pictures are.
+#[test]
+fn accuracy_on_pictures_that_were_learned_from_is_said_to_be() {
+    let place = place();
+    place.run("data draw shapes -o photos --count 96").ended(0);
+    std::fs::remove_file(place.path("photos/labels.csv")).unwrap();
+    let short = SHORT.replace("--data shapes --limit 32", "--data photos");
+    let next = place
+        .run(&format!("adapt --model base --method lora {short} -o run --json"))
+        .ended(0)
+        .json()["next"]
+        .clone();
+    assert_eq!(
+        next,
+        "vitesse merge --model base --adapter run/adapter -o run-merged"
+    );
+    place
+        .run("merge --model base --adapter run/adapter -o merged")
+        .ended(0);
+    for model in ["run", "merged", "base --adapter run/adapter"] {
+        let note = "note: the model learned from pictures of `photos`, all";
+        let all = place.run(&format!("eval {model} --data ./photos/")).ended(0);
+        all.says(&[
+            &note.replace("`photos`", "`./photos/`"),
+            "`--split validation` takes those that were held back",
+        ]);
+        let unseen = place
+            .run(&format!("eval {model} --data photos --split validation"))
+            .ended(0);
+        assert!(!unseen.stderr.contains("learned from"), "{}", unseen.stderr);
+    }
+    let next = place
+        .run(&format!(
+            "train --model base --preset small {short} -o tuned --json"
+        ))
+        .ended(0)
+        .json()["next"]
+        .clone();
+    assert_eq!(
+        next,
+        "vitesse eval --model tuned/best --data photos --split validation"
+    );
 }
 
 #[test]

@@ -132,6 +132,43 @@ fn a_value_is_chosen_by_validation() {
         .ended(0);
 }
 
+/// A folder of one's own photographs has no test part: enough to choose a value by, too little to compare methods.
+#[test]
+fn without_a_test_split_a_value_is_chosen_and_nothing_is_compared() {
+    let place = place();
+    place.run("data draw shapes -o photos --count 96").ended(0);
+    fs::remove_file(place.path("photos/labels.csv")).unwrap();
+    let adapt = format!(
+        "adapt --model base {} --rounds 1",
+        SHORT.replace("--data shapes", "--data photos")
+    );
+    let hint = "hint: keep pictures that nothing learns from in `test/`";
+    place
+        .run(&format!("{adapt} --compare linear,lora -o compared"))
+        .ended(1)
+        .says(&["`photos` has no test split", hint]);
+    let single = adapt.replace(" --rounds 1", " --method linear --test -o tested");
+    place.run(&single).ended(1).says(&["no test split", hint]);
+    assert!(!place.path("compared").exists() && !place.path("tested").exists());
+
+    let ran = place
+        .run(&format!(
+            "{adapt} --method repadapter --search scale=0.1,10 -o searched"
+        ))
+        .ended(0);
+    for part in [
+        "not tested: the data have no test split",
+        "validation top-1 %",
+        "taken",
+    ] {
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
+    }
+    let found: Value =
+        serde_json::from_str(&fs::read_to_string(place.path("searched/compare.json")).unwrap()).unwrap();
+    assert!(found["test_images"] == 0 && found["trials"][0]["test"].is_null());
+    assert!(place.path("searched/adapter/adapter_config.json").is_file());
+}
+
 #[test]
 fn tasks_of_vtab_are_scored() {
     let (place, mut all) = (place(), Vec::new());

@@ -175,7 +175,7 @@ fn compare_measures_in_turns() {
         assert_eq!(results.len(), 4);
         assert_eq!(
             results[0]["ratio"],
-            serde_json::json!({"median": 1.0, "min": 1.0, "max": 1.0})
+            serde_json::json!({"median": 1.0, "min": 1.0, "max": 1.0, "rounds": 3})
         );
         for result in results {
             assert_eq!(result["rounds_ms"].as_array().unwrap().len(), 3);
@@ -185,7 +185,13 @@ fn compare_measures_in_turns() {
         }
     }
     let text = place.run(&command).ended(0).stdout;
-    for part in ["parameters", "batches of 2", "ratio", "median of 3 rounds"] {
+    for part in [
+        "parameters",
+        "batches of 2",
+        "ratio",
+        "median of 3 rounds",
+        "too few rounds to tell",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -240,6 +246,9 @@ fn compare_tells_accuracy_and_agreement_and_writes_a_page() {
 fn compare_refuses_in_sentences() {
     let place = Place::new();
     place.model("two", MODEL, 2);
+    let mut other = place.model("other", MODEL, 8);
+    other.config.label_names = (0..8).map(|class| (class, format!("other {class}"))).collect();
+    other.save(&place.path("other"), true).unwrap();
     for (args, code, parts) in [
         ("", 2, vec!["MODEL"]),
         (MODEL, 2, vec!["only one model", "--precision f32,int8"]),
@@ -249,7 +258,18 @@ fn compare_refuses_in_sentences() {
         ("two two --data nowhere", 1, vec!["nowhere"]),
         ("two two --data shapes", 1, vec!["classes", "`two` 2", "hint: "]),
         ("two regnety_nano_32", 1, vec!["vision transformers"]),
+        (
+            "other deit_nano_patch8_32 --data shapes",
+            1,
+            vec!["`other`: the data's classes do not fit"],
+        ),
     ] {
-        place.run(&format!("compare {args}")).ended(code).says(&parts);
+        let ran = place.run(&format!("compare {args}")).ended(code);
+        ran.says(&parts);
+        assert!(
+            !ran.stderr.contains("in turns"),
+            "refused before anything is timed: {}",
+            ran.stderr
+        );
     }
 }

@@ -217,7 +217,8 @@ fn data_is_counted_listed_drawn_and_checked() {
     let list = place.run("data list --data drawn").ended(0).stdout;
     assert_eq!(list, fs::read_to_string(place.path("drawn/labels.csv")).unwrap());
 
-    place.run("data check --data drawn").ended(0);
+    let check = place.run("data check --data drawn").ended(0).stdout;
+    assert!(check.starts_with("45 images: all can be read"), "{check}");
     place.write("drawn/000_top_left/00000.png", b"\x89PNG");
     let check = place.run("data check --data drawn --json").ended(3).json();
     assert_eq!(check["images"], 45);
@@ -423,9 +424,23 @@ fn flags_of_other_programs_get_a_tip() {
             "adapt --model m --data shapes --wd 0.1 -o run",
             "`--weight-decay`",
         ),
+        // Words too many, verbs of other programs, and slips that clap finds itself.
+        ("eval m photos", "`--data`"),
+        ("train m photos -o run", "`--data`"),
+        ("analyze tokens m photos", "`--data`"),
+        ("finetune --model m", "`train`"),
+        ("quantize m", "`--precision int8`"),
+        ("export m", "timm"),
+        ("convert m", "timm"),
+        ("test m", "`eval`"),
+        ("lora --model m", "`adapt`"),
+        ("train-adapter --model m", "`adapt`"),
+        ("benchmark m", "`bench`"),
+        ("evla m", "'eval'"),
+        ("eval m --data shapes --batchsize 4", "'--batch-size'"),
     ] {
         let ran = place.run(&format!("{command} --json")).ended(2);
-        ran.says(&["unexpected argument", tip]);
+        ran.says(&["error: ", tip]);
         let hint = ran.json()["error"]["hint"].clone();
         assert!(
             hint.as_str().is_some_and(|hint| hint.contains(tip)),
@@ -451,6 +466,27 @@ fn a_model_stands_before_the_flags_too() {
             .run(&command.replacen(" m", " m --model m", 1))
             .ended(2)
             .says(&["--model"]);
+    }
+}
+
+/// Only `compare` takes `MODEL@int8`; the others say how they are told.
+#[test]
+fn a_precision_after_a_model_gets_a_tip() {
+    let place = Place::new();
+    place.model("m", "deit_nano_patch8_32", 8);
+    for command in [
+        "inspect m@int8",
+        "eval m@int8 --data shapes",
+        "bench m@int8",
+        "predict --model m@int8 a.png",
+        "eval deit_nano_patch8_32@int8 --data shapes",
+    ] {
+        let ran = place.run(command).ended(2);
+        ran.says(&[
+            "only `compare` takes a precision",
+            "hint: give the model as `",
+            "`--precision int8`",
+        ]);
     }
 }
 

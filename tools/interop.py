@@ -6,8 +6,8 @@
 Needs `torch`, `timm`, `transformers` and `peft`, and the example `roundtrip` of the crate `vitesse-model` and the program
 `vitesse`, which it builds unless PROGRAM names them. Everything is random weights in a temporary folder; nothing is
 downloaded. For each case it prints the largest difference of the logits, and it ends with status 1 when a load is not
-strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only adapters` or `--only files` runs those cases
-alone.
+strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only folders` (the first four of what follows),
+`--only files` and `--only adapters` run those cases alone.
 
   from timm          timm saves a model, we load and save it, timm loads ours: logits equal, tensors bit-equal
   from transformers  transformers saves a model, we import and save it, timm loads ours (with the epsilon the file
@@ -412,7 +412,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--roundtrip", metavar="PROGRAM", help="the built example `roundtrip`")
     parser.add_argument("--vitesse", metavar="PROGRAM", help="the built program `vitesse`")
-    parser.add_argument("--only", metavar="WORD", choices=["adapters", "files"], help="run these cases alone")
+    parser.add_argument("--only", metavar="WORD", choices=["folders", "files", "adapters"], help="run these cases alone")
     args = parser.parse_args()
     manifest = ["cargo", "run", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml")]
     example = [args.roundtrip] if args.roundtrip else [*manifest, "-p", "vitesse-model", "--example", "roundtrip", "--"]
@@ -426,12 +426,12 @@ def main():
 
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as work:
-        if not args.only:
+        if args.only in (None, "folders"):
             for cases in (timm_cases, transformers_cases, zoo_cases, preparation_cases):
                 cases(roundtrip, Path(work))
-        if args.only != "adapters":
+        if args.only in (None, "files"):
             interop_files.compare(vitesse, randomise, report, Path(work))
-        if args.only != "files":
+        if args.only in (None, "adapters"):
             adapter_cases(vitesse, Path(work))
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

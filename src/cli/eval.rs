@@ -128,15 +128,13 @@ impl Args {
     }
 }
 
-fn rows(accuracy: &Accuracy) -> [(&'static str, String); 4] {
+fn rows(accuracy: &Accuracy, images: usize) -> [(&'static str, String); 4] {
+    let percent = |value: f64| format::share(value, images);
     [
-        ("top-1", format!("{:.3} %", accuracy.top1)),
-        ("top-5", format!("{:.3} %", accuracy.top5)),
-        (
-            "balanced accuracy",
-            format!("{:.3} %", accuracy.balanced_accuracy),
-        ),
-        ("loss", format!("{:.4}", accuracy.loss)),
+        ("top-1", percent(accuracy.top1)),
+        ("top-5", percent(accuracy.top5)),
+        ("balanced accuracy", percent(accuracy.balanced_accuracy)),
+        ("loss", format!("{:.3}", accuracy.loss)),
     ]
 }
 
@@ -168,13 +166,13 @@ impl fmt::Display for Text<'_> {
                 format!("{width} x {height} pixels, crop {crop_pct}, {filter}"),
             ),
         ]))?;
-        write!(f, "\n{}", pairs(rows(&report.joint)))?;
+        write!(f, "\n{}", pairs(rows(&report.joint, report.images)))?;
         for (name, head) in report
             .heads
             .iter()
             .flat_map(|heads| [("class", heads.class), ("distillation", heads.distillation)])
         {
-            write!(f, "\n{name} head alone\n{}", pairs(rows(&head)))?;
+            write!(f, "\n{name} head alone\n{}", pairs(rows(&head, report.images)))?;
         }
         let (load, forward) = (
             report.timing.load.as_secs_f64(),
@@ -218,8 +216,10 @@ struct ShiftedText<'a>(&'a Shifted);
 impl fmt::Display for ShiftedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shifted = self.0;
-        let percent = |value: f64| format!("{value:.3} %");
-        let points = |value: f64| format!("{value:+.3}");
+        // All versions are printed as the largest allows.
+        let images = shifted.sets.iter().map(|row| row.images).max().unwrap_or(0);
+        let percent = |value: f64| format::share(value, images);
+        let points = |value: f64| format!("{value:+.*}", format::share_decimals(images));
         let mut table = Table::new([
             left("shifted"),
             right("images"),

@@ -143,7 +143,10 @@ impl From<model::Error> for Failure {
 
 impl From<data::Error> for Failure {
     fn from(error: data::Error) -> Failure {
-        Failure::new(error.code(), error.to_string())
+        Failure {
+            hint: error.hint().map(str::to_owned),
+            ..Failure::new(error.code(), error.to_string())
+        }
     }
 }
 
@@ -172,6 +175,7 @@ impl From<report::ReportError> for Failure {
 impl From<vitesse_train::Error> for Failure {
     fn from(error: vitesse_train::Error) -> Failure {
         use vitesse_train::Error as E;
+        let (code, message) = (error.code(), error.to_string());
         let exit = match error {
             // What was typed, in a file or as a flag, cannot be meant.
             E::Recipe { .. } | E::RecipeKey { .. } | E::RecipeSyntax { .. } | E::TeacherMissing => {
@@ -183,11 +187,13 @@ impl From<vitesse_train::Error> for Failure {
                 ..
             } => Exit::Usage,
             E::Interrupted => return Failure::interrupted(),
+            E::Model(error) => return error.into(),
+            E::Data(error) => return error.into(),
             _ => Exit::Failed,
         };
         Failure {
             exit,
-            ..Failure::new(error.code(), error.to_string())
+            ..Failure::new(code, message)
         }
     }
 }

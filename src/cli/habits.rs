@@ -1,7 +1,10 @@
-//! Flags that users of other programs are used to, and what they are here.
+//! Flags and verbs that users of other programs are used to, and what they are here.
 
+use clap::CommandFactory;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::Cli;
 
 /// Flags of timm's, PEFT's and transformers' programs that have another name here, or none.
 const HABITS: [(&[&str], &str); 16] = [
@@ -72,11 +75,66 @@ const HABITS: [(&[&str], &str); 16] = [
     (&["dataset", "data-path", "root", "dir"], "it is called `--data`"),
 ];
 
-/// Adds to what clap says of an unknown flag what it is called here.
+/// Verbs of other programs that have another name here, or none.
+const VERBS: [(&[&str], &str); 11] = [
+    (
+        &["finetune", "fine-tune", "fit", "pretrain"],
+        "`train` fine-tunes the checkpoint of `--model`, or trains an architecture from scratch",
+    ),
+    (
+        &["lora", "peft", "tune", "linear-probe", "train-adapter", "adapter"],
+        "`adapt` learns a task by a small part of a model; `--method` says which",
+    ),
+    (
+        &["quantize", "quantise", "quant"],
+        "nothing needs converting: `--precision int8` runs any model so, in `eval`, `predict`, `run`, `bench` and `compare`",
+    ),
+    (
+        &["export", "convert", "import", "onnx"],
+        "checkpoints of timm, transformers and DeiT are read as they are, and `train`, `adapt`, `merge` and `prune` write folders that timm \
+         loads; there is no other format",
+    ),
+    (
+        &["test", "validate", "val", "evaluate", "accuracy", "score"],
+        "it is called `eval`",
+    ),
+    (
+        &["infer", "inference", "classify", "detect", "label"],
+        "it is called `predict`; `run` takes raw tensors",
+    ),
+    (
+        &["benchmark", "profile", "speed", "latency"],
+        "it is called `bench`, and `compare` for several models in turns",
+    ),
+    (
+        &["info", "show", "summary", "list", "ls", "zoo", "models"],
+        "it is called `inspect`; `inspect --list` shows the zoo",
+    ),
+    (
+        &["unmerge", "fold", "fuse"],
+        "it is called `merge`, and `merge --unmerge` takes an adapter out again",
+    ),
+    (
+        &["sweep", "study", "search", "resume"],
+        "that is a flag: `train --sweep`, `adapt --search`, `train --resume`",
+    ),
+    (
+        &["demo", "example", "tutorial", "start", "init"],
+        "it is called `quickstart`",
+    ),
+];
+
+/// Adds to what clap says of an unknown flag or verb what it is called here.
 pub(crate) fn explain(mut error: clap::Error) -> clap::Error {
     if let Some(tip) = tip(&error) {
         // Likely spellings, which clap guesses, say less.
-        error.remove(ContextKind::SuggestedArg);
+        for guess in [
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::TrailingArg,
+        ] {
+            error.remove(guess);
+        }
         error.insert(
             ContextKind::Suggested,
             ContextValue::StyledStrs(vec![StyledStr::from(tip)]),
@@ -85,14 +143,41 @@ pub(crate) fn explain(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// What an unknown flag is called here, if that is known.
-pub(crate) fn tip(error: &clap::Error) -> Option<&'static str> {
-    let (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) =
-        (error.kind(), error.get(ContextKind::InvalidArg))
-    else {
-        return None;
+/// What an unknown flag or verb is called here, if that is known.
+fn tip(error: &clap::Error) -> Option<&'static str> {
+    let said = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text.as_str()),
+        _ => None,
     };
-    let name = flag.trim_start_matches('-').split('=').next()?.replace('_', "-");
-    let known = HABITS.iter().find(|(names, _)| names.contains(&name.as_str()));
-    known.map(|(_, tip)| *tip)
+    let of = |known: &[(&[&str], &'static str)], name: &str| {
+        let found = known.iter().find(|(names, _)| names.contains(&name));
+        found.map(|(_, tip)| *tip)
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => of(&VERBS, said(ContextKind::InvalidSubcommand)?),
+        ErrorKind::UnknownArgument => {
+            let typed = said(ContextKind::InvalidArg)?;
+            match typed.trim_start_matches('-') {
+                name if name == typed => takes_data(error).then_some(DATA),
+                name => of(&HABITS, &name.split('=').next()?.replace('_', "-")),
+            }
+        }
+        _ => None,
+    }
+}
+
+/// What a word too many is taken for, where a verb learns from data or is tested on them.
+const DATA: &str = "the data set is given with `--data`, and the model with `--model` or first of all";
+
+/// Whether the verb that was typed takes a data set.
+fn takes_data(error: &clap::Error) -> bool {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else {
+        return false;
+    };
+    let (usage, command) = (usage.to_string(), Cli::command());
+    let verb = command.get_subcommands().find(|verb| {
+        let mut words = usage.split_whitespace();
+        words.any(|word| word == verb.get_name())
+    });
+    verb.is_some_and(|verb| verb.get_arguments().any(|argument| argument.get_id() == "data"))
 }

@@ -11,7 +11,7 @@ use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left, right};
 
-use super::args::model::{ReadArgs, is_path};
+use super::args::model::{ReadArgs, is_path, refuse_precision};
 use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 
@@ -51,11 +51,12 @@ impl Args {
     }
 
     fn inspect(&self, model: &str) -> Result<Report> {
+        refuse_precision(model)?;
         if is_path(model) {
             let checkpoint = Checkpoint::load(model, &self.read.options())?;
             let file = File::of(&checkpoint, self.tensors)?;
             let config = checkpoint.config;
-            let labels = config.label_names.len();
+            let labels = config.class_names(checkpoint.spec.num_classes).0.len();
             let preparation = Preparation::of(&checkpoint.spec, &config.pretrained_cfg);
             return Report::new(checkpoint.spec, preparation, Some(file), labels, config.history);
         }

@@ -153,7 +153,11 @@ pub(crate) fn refuse(error: clap::Error) -> Exit {
             .next()
             .unwrap_or_default();
         let failure = Failure::usage(sentence.trim_end());
-        match habits::tip(&error) {
+        // Ours or clap's, such as a likely spelling.
+        let tip = text
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix("tip: "));
+        match tip {
             Some(tip) => failure.hint(tip).print_document(),
             None => failure.print_document(),
         }

@@ -122,6 +122,17 @@ impl Error {
         }
     }
 
+    /// What to try.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::NoSplit { asked, .. } if asked == "test" => Some(
+                "keep pictures that nothing learns from in `test/`, beside `train/`, with a folder a class in each; or say `test` in \
+                 the column `split` of a `labels.csv`",
+            ),
+            _ => None,
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
         move |source| Error::Io {
             path: path.to_path_buf(),

@@ -105,6 +105,14 @@ pub enum Error {
         /// The model's.
         known: usize,
     },
+    /// A model, one of several, with other classes than the data set.
+    #[error("`{model}`: {reason}")]
+    ClassNamesOf {
+        /// The model.
+        model: String,
+        /// What is wrong with them.
+        reason: Box<vitesse_train::Error>,
+    },
     /// An image of a shifted version that has no label.
     #[error("`{sample}` of `{data}` has no label")]
     Unlabelled {
@@ -269,6 +277,7 @@ impl Error {
             Error::Threads { .. } => "E_THREADS",
             Error::UnknownModel { .. } | Error::NoWeights { .. } => "E_MODEL_UNKNOWN",
             Error::NetworkPrecision(_) => "E_MODEL_UNSUPPORTED",
+            Error::ClassNamesOf { reason, .. } => reason.code(),
             Error::Classes { .. }
             | Error::ClassesOf { .. }
             | Error::Unlabelled { .. }

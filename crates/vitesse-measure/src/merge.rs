@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Map, Value, json};
 use vitesse_adapt::merge::{self, Options, Report as Folds};
 use vitesse_adapt::peft::{Adapter, CONFIG_FILE, official};
+use vitesse_model::checkpoint::WEIGHTS_FILE;
 use vitesse_model::checkpoint::file_sha256;
-use vitesse_model::checkpoint::run::ADAPTER;
+use vitesse_model::checkpoint::run::{ADAPTER, Left, left_in};
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::method::{Check, Method};
@@ -129,13 +130,14 @@ impl Merge {
                 .transform
                 .time(&attached, &merged.checkpoint, stop, events)?;
         }
-        let mut config = Map::new();
+        let learned = learned(&self.adapter);
+        let mut config = learned.config;
         config.insert("adapter_sha256".into(), json!(self.adapter_sha256));
         config.insert("created_bias".into(), json!(merged.folds.created_bias));
         config.insert("method".into(), json!(self.adapter.record.method));
         let step = HistoryStep {
             step: "merge".into(),
-            method: self.adapter.record.method_name().map(str::to_owned),
+            method: learned.method,
             config,
             parent_sha256: self.model.source_sha256()?,
             metrics: merged.transform.metrics(),
@@ -228,18 +230,65 @@ impl Merge {
 /// Reads the adapter in the folder `dir`, or the one that was learned by the run whose folder it is.
 ///
 /// # Errors
-/// As [`Adapter::read`].
+/// As [`Adapter::read`]; for other folders of training what they are.
 pub fn read_adapter(dir: &Path, events: &mut dyn Events) -> Result<Adapter> {
     let learned = dir.join(ADAPTER);
-    if dir.join(CONFIG_FILE).is_file() || !learned.join(CONFIG_FILE).is_file() {
+    if dir.join(CONFIG_FILE).is_file() {
         return Ok(Adapter::read(dir)?);
     }
-    let note = format!(
-        "`{}` is the folder of a run: took what it learned, `{ADAPTER}`",
-        dir.display()
-    );
-    events.say("note", &note);
-    Ok(Adapter::read(&learned)?)
+    if learned.join(CONFIG_FILE).is_file() {
+        let note = format!(
+            "`{}` is the folder of a run: took what it learned, `{ADAPTER}`",
+            dir.display()
+        );
+        events.say("note", &note);
+        return Ok(Adapter::read(&learned)?);
+    }
+    match what_else(dir) {
+        Some(sentence) => Err(Error::Adapt(vitesse_adapt::Error::Adapter {
+            path: dir.to_owned(),
+            sentence,
+        })),
+        // It says what an adapter is.
+        None => Ok(Adapter::read(dir)?),
+    }
+}
+
+/// The step of a history by which an adapter came about, with the data that it learned from as training enters them.
+pub fn learned(adapter: &Adapter) -> HistoryStep {
+    let mut config = Map::new();
+    if let Some(path) = &adapter.record.data {
+        config.insert("data".into(), json!({ "path": path }));
+    }
+    HistoryStep {
+        step: "train".into(),
+        method: adapter.record.method_name().map(str::to_owned),
+        config,
+        ..HistoryStep::default()
+    }
+}
+
+/// What a folder is that is no adapter, and what to type instead.
+fn what_else(dir: &Path) -> Option<String> {
+    let shown = dir.display();
+    Some(match left_in(dir) {
+        Some(Left::Run { by_method: true }) => {
+            format!(
+                "it is the folder of a run that has learned none yet; `vitesse adapt --resume -o {shown}` goes on until it has"
+            )
+        }
+        Some(Left::Run { by_method: false }) => format!(
+            "it is the folder of a run that changed the whole model and needs no merging; its model is used as it is: `--model {shown}`"
+        ),
+        Some(Left::Runs(first)) => format!(
+            "it holds several runs, of a comparison or a study; give the folder of one, such as `{}`",
+            first.display()
+        ),
+        None if dir.join(WEIGHTS_FILE).is_file() => {
+            format!("it holds a model and no adapter; it is used as it is: `--model {shown}`")
+        }
+        None => return None,
+    })
 }
 
 /// The base with the ops and the head of an adapter that was trained on it.

@@ -126,8 +126,22 @@ fn scale<'a>(x: f64, prefixes: &[&'a str], digits: i32) -> (f64, &'a str) {
     (scaled, prefix)
 }
 
+/// An accuracy in percent over so many images, with as many decimals as tell one image from another: `78.1 %` of 1,000.
+pub fn share(percent: f64, images: usize) -> String {
+    if !percent.is_finite() {
+        return MISSING.to_string();
+    }
+    format!("{percent:.*} %", share_decimals(images))
+}
+
+/// The decimals of [`share`].
+pub fn share_decimals(images: usize) -> usize {
+    let step = 100.0 / images.max(1) as f64;
+    (-step.log10()).ceil().clamp(1.0, 3.0) as usize
+}
+
 /// `digits` significant digits in positional notation; never fewer digits than the whole part has.
-fn significant(x: f64, digits: i32) -> String {
+pub fn significant(x: f64, digits: i32) -> String {
     if x == 0.0 {
         return "0".to_string();
     }
@@ -214,6 +228,20 @@ mod tests {
         assert_eq!(mean_spread(&[72.13], 1), "72.1");
         assert_eq!(mean_spread(&[1.0, 2.0, 3.0], 2), "2.00 ± 1.00");
         assert_eq!(mean_spread(&[1.0, f64::NAN], 2), MISSING);
+    }
+
+    #[test]
+    fn an_accuracy_is_as_exact_as_its_images() {
+        for (images, text) in [
+            (0, "71.2 %"),
+            (60, "71.2 %"),
+            (1000, "71.2 %"),
+            (2000, "71.23 %"),
+            (50_000, "71.235 %"),
+        ] {
+            assert_eq!(share(71.2346, images), text, "{images}");
+        }
+        assert_eq!(share(f64::NAN, 10), MISSING);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Content {
         self
     }
 
-    /// A chart as wide as the column.
+    /// A chart as wide as the column, or as the screen where that is narrow.
     pub fn chart(self, chart: &dyn Chart) -> Self {
         self.charts(&[chart])
     }
@@ -59,7 +59,13 @@ impl Content {
     pub fn charts(mut self, charts: &[&dyn Chart]) -> Self {
         self.html.push_str("<div class=\"charts\">\n");
         for chart in charts {
-            let _ = writeln!(self.html, "<div class=\"scroll\">{}</div>", chart.draw().inline());
+            let drawn = chart.draw();
+            let class = if drawn.is_wide() { "scroll roomy" } else { "scroll" };
+            let _ = writeln!(self.html, "<div class=\"{class}\">{}</div>", drawn.inline());
+            if drawn.is_wide() {
+                let narrow = chart.narrow().inline();
+                let _ = writeln!(self.html, "<div class=\"scroll narrow\">{narrow}</div>");
+            }
         }
         self.html.push_str("</div>\n");
         self

@@ -14,7 +14,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use vitesse_data::{OpenOptions, Split, open};
+use vitesse_data::{DataSet, DecodeOptions, OpenOptions, Split, open};
 use vitesse_model::network::Network;
 use vitesse_model::spec::VitSpec;
 use vitesse_model::storage::atomic_write;
@@ -270,8 +270,9 @@ impl Sweep {
             missing: Vec::new(),
         };
         let runs = self.runs();
-        // Whatever is there was made by this study, or nothing is touched.
+        // Whatever is there was made by this study, and there is something to test on, or nothing is touched.
         self.check(out)?;
+        self.open_test(DecodeOptions::default())?;
         for (index, &(name, seed, keys)) in runs.iter().enumerate() {
             let path = run_path(out, name, seed);
             let spent: f64 = study.runs.iter().map(|run| run.seconds).sum();
@@ -303,6 +304,16 @@ impl Sweep {
         Ok(study)
     }
 
+    /// What every run is tested on.
+    fn open_test(&self, decode: DecodeOptions) -> Result<DataSet> {
+        let options = OpenOptions {
+            split: Some(Split::Test),
+            decode,
+            ..OpenOptions::default()
+        };
+        Ok(open(&self.test, &options)?)
+    }
+
     /// Evaluates the last weights of the run in `path` on the test split.
     fn test(
         &self,
@@ -316,14 +327,7 @@ impl Sweep {
         let checkpoint = Checkpoint::load(path.join(FINAL), &LoadOptions::default())?;
         let network = Network::new(&checkpoint.spec, &checkpoint.tensors, arm, &device)?;
         let prepared = checkpoint.preprocess()?;
-        let data = open(
-            &self.test,
-            &OpenOptions {
-                split: Some(Split::Test),
-                decode: learned.decode(),
-                ..OpenOptions::default()
-            },
-        )?;
+        let data = self.open_test(learned.decode())?;
         let classes = checkpoint.spec.num_classes;
         let names = ClassNames::of(&checkpoint.config, classes);
         let data = names.matched(&data, classes, learned.labels_by)?.data;

@@ -198,10 +198,6 @@ impl Args {
 /// Keeps what a comparison found, and shows it.
 fn keep(comparison: &Comparison, found: &Found) -> Result<Outcome> {
     let text = report::Text(found);
-    comparison.keep(
-        found,
-        &text.runs(|number| number.to_string()).to_csv(),
-        &page::page(found),
-    )?;
+    comparison.keep(found, &text.runs().to_csv(), &page::page(found))?;
     Outcome::of(found, &text)
 }

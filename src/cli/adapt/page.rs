@@ -1,5 +1,6 @@
 //! A comparison as one HTML file.
 
+use vitesse::measure::contest::Ratio;
 use vitesse::measure::trial::found::{Report, Speeds};
 use vitesse::report::chart::{BarChart, HALF, ScatterChart};
 use vitesse::report::{Content, Page, format};
@@ -9,7 +10,7 @@ use super::report::Text;
 /// The page.
 pub(super) fn page(report: &Report) -> String {
     let text = Text(report);
-    let top1 = |label: &str| report.mean(label, |trial| trial.test.as_ref().map(|test| test.top1));
+    let top1 = |label: &str| report.mean(label, |trial| report.top1(trial));
     let best = report.entries.iter().max_by(|a, b| top1(a).total_cmp(&top1(b)));
     let mut page = Page::new("Ways to adapt, compared").summary(text.about());
     if let Some(best) = best {
@@ -34,7 +35,10 @@ pub(super) fn page(report: &Report) -> String {
         } else {
             ScatterChart::new("Accuracy and time").x_label("training (s)")
         };
-        chart.y_label("test top-1 (%)").size(HALF).series("", points)
+        chart
+            .y_label(format!("{} top-1 (%)", report.judge()))
+            .size(HALF)
+            .series("", points)
     };
     let mut accuracies = Content::new()
         .table(&text.accuracies())
@@ -49,11 +53,11 @@ pub(super) fn page(report: &Report) -> String {
     if !report.speeds.latencies.is_empty() {
         let speeds = Content::new()
             .table(&text.latencies())
-            .text(&text.plans())
+            .text(&format!("{} {}", text.ratios(), text.plans()))
             .chart(&latencies(report));
         page = page.section("Latency", speeds);
     }
-    page.section("Every run", Content::new().table(&text.runs(format::number)))
+    page.section("Every run", Content::new().table(&text.every_run()))
         .provenance([
             ("Vitesse", report.version.to_owned()),
             ("model", report.model.clone()),
@@ -80,25 +84,37 @@ fn short(label: &str, entries: &[String]) -> String {
     }
 }
 
-/// Latency with one image over the plain model's, with ops and merged.
+/// Latency with one image over the plain model's, with ops and merged; whiskers reach from the least round to the greatest.
 fn latencies(report: &Report) -> BarChart {
-    let ratio = |model: &str| {
-        let found = report.speeds.of(model).find(|latency| latency.batch == 1);
-        found.map_or(f64::NAN, |latency| latency.ratio.median)
-    };
     let measured: Vec<&String> = report
         .entries
         .iter()
         .filter(|label| report.speeds.of(&Speeds::with_ops(label)).next().is_some())
         .collect();
-    let of = |name: &dyn Fn(&str) -> String| -> Vec<f64> {
-        measured.iter().map(|label| ratio(&name(label))).collect()
+    let ratios = |name: fn(&str) -> String| -> Vec<Ratio> {
+        let of = |label: &&String| {
+            let model = name(label);
+            let found = report.speeds.of(&model).find(|latency| latency.batch == 1);
+            found.map_or(Ratio::of(&[]), |latency| latency.ratio)
+        };
+        measured.iter().map(of).collect()
     };
-    BarChart::new(
+    let chart = BarChart::new(
         "Latency of one image, 1 is the plain model's",
         measured.iter().map(|label| short(label, &report.entries)),
     )
-    .x_label("ratio")
-    .series("with ops", of(&|label| Speeds::with_ops(label)))
-    .series("merged", of(&|label| Speeds::merged(label)))
+    .x_label("ratio, median and all rounds")
+    .decimals(2);
+    [
+        ("with ops", ratios(Speeds::with_ops)),
+        ("merged", ratios(Speeds::merged)),
+    ]
+    .into_iter()
+    // A method that cannot be merged is not missed where none can.
+    .filter(|(_, ratios)| ratios.iter().any(|ratio| ratio.median.is_finite()))
+    .fold(chart, |chart, (name, ratios)| {
+        chart
+            .series(name, ratios.iter().map(|ratio| ratio.median))
+            .reach(ratios.iter().map(|ratio| (ratio.min, ratio.max)))
+    })
 }

@@ -35,17 +35,26 @@ impl Text<'_> {
 
     /// Accuracy and size of every entry.
     pub(super) fn accuracies(&self) -> Table {
-        let mut table = Table::new([
-            left("method"),
-            right("top-1 %"),
-            right("balanced %"),
-            right("against the first"),
-            right("method's parameters"),
+        let tested = self.0.test_images > 0;
+        let mut columns = vec![left("method")];
+        if tested {
+            columns.extend([right("top-1 %"), right("balanced %")]);
+        } else {
+            columns.push(right("validation top-1 %"));
+        }
+        if self.0.entries.len() > 1 {
+            columns.push(right("against the first"));
+        }
+        columns.extend([
+            right("parameters"),
             right("share %"),
             right("training"),
             right("memory"),
-            left("at the end"),
         ]);
+        if tested {
+            columns.push(left("at the end"));
+        }
+        let mut table = Table::new(columns);
         for (i, label) in self.0.entries.iter().enumerate() {
             let Some(trial) = self.0.trials(label).next() else {
                 continue;
@@ -58,13 +67,16 @@ impl Text<'_> {
             let memory = self
                 .0
                 .mean(label, |trial| trial.peak_memory_bytes.map(|bytes| bytes as f64));
-            table.push([
-                label.clone(),
-                self.spread(label, 2, |trial| trial.test.as_ref().map(|test| test.top1)),
-                self.spread(label, 2, |trial| {
+            let mut cells = vec![label.clone(), self.spread(label, 2, |trial| self.0.top1(trial))];
+            if tested {
+                cells.push(self.spread(label, 2, |trial| {
                     trial.test.as_ref().map(|test| test.balanced_accuracy)
-                }),
-                gain,
+                }));
+            }
+            if self.0.entries.len() > 1 {
+                cells.push(gain);
+            }
+            cells.extend([
                 format::count(trial.method_param_count as u64),
                 format!("{:.3}", 100.0 * share),
                 format::duration(self.0.mean(label, |trial| Some(trial.seconds))),
@@ -73,32 +85,38 @@ impl Text<'_> {
                 } else {
                     format::bytes(memory as u64)
                 },
-                self.folds(label),
             ]);
+            if tested {
+                cells.push(self.folds(label));
+            }
+            table.push(cells);
         }
         table
     }
 
-    /// Latency of every model that was measured.
+    /// Batch sizes that latency was measured with.
+    fn batches(&self) -> Vec<usize> {
+        let plain = self.0.speeds.of(Speeds::PLAIN);
+        plain.map(|latency| latency.batch).collect()
+    }
+
+    /// How long the plain model takes, and how many times as long every other that was measured.
     pub(super) fn latencies(&self) -> Table {
-        let models = self.0.speeds.models();
-        let batches: Vec<usize> = self
-            .0
-            .speeds
-            .of(Speeds::PLAIN)
-            .map(|latency| latency.batch)
-            .collect();
-        let columns = batches
-            .iter()
-            .flat_map(|batch| [right(counted(*batch, "image")), right("to the plain model")]);
-        let mut table = Table::new(std::iter::once(left("model")).chain(columns));
-        for model in models {
-            let cells = self
-                .0
-                .speeds
-                .of(model)
-                .flat_map(|latency| [format!("{:.2} ms", latency.latency_ms), latency.ratio.to_string()]);
-            table.push(std::iter::once(model.to_owned()).chain(cells));
+        let columns = self
+            .batches()
+            .into_iter()
+            .map(|batch| right(counted(batch, "image")));
+        let mut table = Table::new(std::iter::once(left("latency")).chain(columns));
+        for model in self.0.speeds.models() {
+            let cells = self.0.speeds.of(model).map(|latency| match model {
+                Speeds::PLAIN => format!("{} ms", format::significant(latency.latency_ms, 3)),
+                _ => latency.ratio.to_string(),
+            });
+            let name = match model {
+                Speeds::PLAIN => "the plain model",
+                other => other,
+            };
+            table.push(std::iter::once(name.to_owned()).chain(cells));
         }
         table
     }
@@ -127,8 +145,40 @@ impl Text<'_> {
         (!table.is_empty()).then_some(table)
     }
 
-    /// Every run, a row each, with numbers in this spelling.
-    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
+    /// Every run, a row each: what differs from seed to seed.
+    pub(super) fn every_run(&self) -> Table {
+        let tested = self.0.test_images > 0;
+        let validated = self.0.trials.iter().any(|trial| trial.validation_top1.is_some());
+        let mut columns = vec![left("method"), right("seed")];
+        if tested {
+            columns.extend([right("top-1 %"), right("balanced %"), right("loss")]);
+        }
+        if validated {
+            columns.push(right("validation top-1 %"));
+        }
+        columns.extend([right("training"), right("memory")]);
+        let mut table = Table::new(columns);
+        for trial in &self.0.trials {
+            let mut cells = vec![trial.label.clone(), trial.seed.to_string()];
+            if tested {
+                cells.extend(trial.test.iter().flat_map(|test| {
+                    [(test.top1, 2), (test.balanced_accuracy, 2), (test.loss, 3)]
+                        .map(|(value, digits)| format!("{value:.digits$}"))
+                }));
+            }
+            if validated {
+                let top1 = trial.validation_top1.map(|top1| format!("{top1:.2}"));
+                cells.push(top1.unwrap_or_default());
+            }
+            cells.push(format::duration(trial.seconds));
+            cells.push(trial.peak_memory_bytes.map(format::bytes).unwrap_or_default());
+            table.push(cells);
+        }
+        table
+    }
+
+    /// Every run, a row each, with everything about it, for programs.
+    pub(super) fn runs(&self) -> Table {
         let mut columns = vec![
             left("method"),
             right("seed"),
@@ -146,18 +196,13 @@ impl Text<'_> {
             left("merge"),
             left("same_plan"),
         ];
-        let batches: Vec<usize> = self
-            .0
-            .speeds
-            .of(Speeds::PLAIN)
-            .map(|latency| latency.batch)
-            .collect();
+        let batches = self.batches();
         for batch in &batches {
             columns.push(right(format!("ratio_with_ops_b{batch}")));
             columns.push(right(format!("ratio_merged_b{batch}")));
         }
         let mut table = Table::new(columns);
-        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
+        let cell = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
         for trial in &self.0.trials {
             let test = trial.test.as_ref();
             let same = self
@@ -213,22 +258,39 @@ impl Text<'_> {
         } else {
             "the last epoch"
         };
+        let tested = match self.0.test_images {
+            0 => format!("{chosen}, not tested: the data have no test split"),
+            images => format!("{chosen} tested once on {}", counted(images, "image")),
+        };
         let end = |path: &str| short(&[path]).concat();
         format!(
-            "{} on {}: {}, {epochs}, {seeds}; {chosen} tested once on {}.",
+            "{} on {}: {}, {epochs}, {seeds}; {tested}.",
             end(&self.0.model),
             end(&self.0.data),
             counted(self.0.train_images, "image"),
-            counted(self.0.test_images, "image")
         )
     }
 
     /// What the columns mean.
     pub(super) fn legend(&self) -> String {
-        let first = self.0.entries.first().map_or("", String::as_str);
+        let against = match &self.0.entries[..] {
+            [first, _, ..] => {
+                format!("Against the first: points of top-1 more than `{first}`, image by image, ± 95 %. ")
+            }
+            _ => String::new(),
+        };
         format!(
-            "Against the first: points of top-1 more than `{first}`, image by image, ± 95 %. Share: of all the model's \
-             parameters, the head not counted as the method's. Memory: the most in use while training."
+            "{against}Parameters: the method's, to which the head is not counted; share: of all the model's. Memory: the most in \
+             use while training."
+        )
+    }
+
+    /// What the table of latencies shows, in a sentence.
+    pub(super) fn ratios(&self) -> String {
+        format!(
+            "Ratios to the plain model: median, least and greatest of {} in turns; f32, {}.",
+            counted(self.0.speeds.rounds, "round"),
+            counted(self.0.threads, "thread")
         )
     }
 
@@ -258,14 +320,7 @@ impl fmt::Display for Text<'_> {
         if self.0.speeds.latencies.is_empty() {
             return writeln!(f, "\n`{}` shows it with charts", self.0.page);
         }
-        writeln!(
-            f,
-            "\n{}\n{} Ratios: median, least and greatest of {} in turns, f32, {}.",
-            self.latencies(),
-            self.plans(),
-            counted(self.0.speeds.rounds, "round"),
-            counted(self.0.threads, "thread")
-        )?;
+        writeln!(f, "\n{}\n{} {}", self.latencies(), self.ratios(), self.plans())?;
         writeln!(f, "\n`{}` shows it with charts", self.0.page)
     }
 }

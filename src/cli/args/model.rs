@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use vitesse::engine::Error;
-use vitesse::measure::merge::{attach, read_adapter};
+use vitesse::engine::{Error, Precision};
+use vitesse::measure::merge::{attach, learned, read_adapter};
 use vitesse::measure::refuse_what_is_no_name;
 use vitesse::model::pos_embed::Flavour;
 use vitesse::model::{Checkpoint, LoadOptions};
@@ -146,6 +146,7 @@ impl ModelArgs {
         classes: Option<usize>,
         console: &Console,
     ) -> Result<Checkpoint> {
+        refuse_precision(model)?;
         let num_classes = self.num_classes.map(|classes| classes as usize);
         let img_size = self.size.img_size;
         if is_path(model) {
@@ -165,7 +166,10 @@ impl ModelArgs {
             };
             let mut show = Show::new(console);
             let adapter = read_adapter(dir, &mut show)?;
-            return Ok(attach(&checkpoint, &adapter, &mut show)?);
+            let mut adapted = attach(&checkpoint, &adapter, &mut show)?;
+            // What it learned from is asked for where it is tested.
+            adapted.config.history.push(learned(&adapter));
+            return Ok(adapted);
         }
         if self.adapter.is_some() {
             let sentence =
@@ -208,6 +212,31 @@ impl ModelArgs {
     }
 }
 
+/// A model and the precision that stands after it, if one does.
+pub(in crate::cli) fn named_precision(text: &str) -> Result<(&str, Option<Precision>)> {
+    match text.rsplit_once('@') {
+        Some((model, suffix)) if !Path::new(text).exists() && !suffix.contains(['/', '\\']) => {
+            let precision = suffix
+                .parse()
+                .map_err(|error| Failure::usage(format!("`{text}`: {error}")))?;
+            Ok((model, Some(precision)))
+        }
+        _ => Ok((text, None)),
+    }
+}
+
+/// Refuses a precision after a `model`, which only says something where several are compared.
+pub(in crate::cli) fn refuse_precision(model: &str) -> Result<()> {
+    let Ok((name, Some(precision))) = named_precision(model) else {
+        return Ok(());
+    };
+    let sentence = format!("`{model}`: only `compare` takes a precision after a model");
+    let hint = format!(
+        "give the model as `{name}`; `--precision {precision}` runs it so in `eval`, `predict`, `run` and `bench`"
+    );
+    Err(Failure::usage(sentence).hint(hint))
+}
+
 /// Whether `model` is meant as a path: it is there, or it looks like one.
 pub(in crate::cli) fn is_path(model: &str) -> bool {
     let looks = [
@@ -226,4 +255,18 @@ pub(in crate::cli) fn is_path(model: &str) -> bool {
     .iter()
     .any(|part| model.contains(part));
     looks || Path::new(model).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_may_stand_after_a_model() {
+        assert_eq!(named_precision("a/b").unwrap(), ("a/b", None));
+        assert_eq!(named_precision("a@int8").unwrap(), ("a", Some(Precision::Int8)));
+        assert_eq!(named_precision("me@home/model").unwrap(), ("me@home/model", None));
+        let refused = named_precision("a@int3").unwrap_err().to_string();
+        assert!(refused.contains("int3") && refused.contains("int8"), "{refused}");
+    }
 }

@@ -66,7 +66,7 @@ impl fmt::Display for Report {
         ]);
         for row in &self.results {
             let Latency { p50, p90, p99, min } = row.latency_quantiles_ms;
-            let [p50, p90, p99, min] = [p50, p90, p99, min].map(|ms| format!("{ms:.3}"));
+            let [p50, p90, p99, min] = [p50, p90, p99, min].map(|ms| format::significant(ms, 3));
             table.push([
                 row.model.clone(),
                 row.precision.to_string(),

@@ -20,7 +20,7 @@ use vitesse::measure::timing::Budget;
 use vitesse::model::storage::atomic_write;
 
 use super::Console;
-use super::args::model::ModelArgs;
+use super::args::model::{ModelArgs, named_precision};
 use super::args::output::may_write;
 use super::args::{DecodeArgs, FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
@@ -111,13 +111,17 @@ impl Args {
             runs: RUNS,
         };
         let contest = Contest::new(contestants, batches, turn, threads);
+        let matched = match &data {
+            Some(data) => contest.matched(data, self.labels_by.into(), &mut show)?,
+            None => Vec::new(),
+        };
         let batches = contest.turns(self.rounds.get(), stop, &mut show)?;
         let models = contest.models();
         let evaluated = match (&self.data, &data) {
             (Some(path), Some(data)) => Some(Evaluated {
                 data: path.display().to_string(),
                 split: data.split().to_string(),
-                results: contest.evaluate((data, self.labels_by.into()), EVAL_BATCH, stop, &mut show)?,
+                results: contest.evaluate(&matched, EVAL_BATCH, stop, &mut show)?,
             }),
             _ => None,
         };
@@ -170,32 +174,5 @@ impl Args {
             Some(limit) => data.limit(limit.get(), 0),
             None => data,
         })
-    }
-}
-
-/// A model and the precision that stands after it, if one does.
-fn named_precision(text: &str) -> Result<(&str, Option<Precision>)> {
-    match text.rsplit_once('@') {
-        Some((model, suffix)) if !Path::new(text).exists() && !suffix.contains(['/', '\\']) => {
-            let precision = suffix
-                .parse()
-                .map_err(|error| Failure::usage(format!("`{text}`: {error}")))?;
-            Ok((model, Some(precision)))
-        }
-        _ => Ok((text, None)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_precision_may_stand_after_a_model() {
-        assert_eq!(named_precision("a/b").unwrap(), ("a/b", None));
-        assert_eq!(named_precision("a@int8").unwrap(), ("a", Some(Precision::Int8)));
-        assert_eq!(named_precision("me@home/model").unwrap(), ("me@home/model", None));
-        let refused = named_precision("a@int3").unwrap_err().to_string();
-        assert!(refused.contains("int3") && refused.contains("int8"), "{refused}");
     }
 }

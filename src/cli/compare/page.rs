@@ -1,6 +1,6 @@
 //! The comparison as one HTML file.
 
-use vitesse::measure::contest::Batch;
+use vitesse::measure::contest::{Batch, TOO_FEW};
 use vitesse::report::chart::{HALF, LineChart, ScatterChart, Series};
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Content, Page};
@@ -68,6 +68,12 @@ fn summary(report: &Report) -> String {
             "With batches of {}, `{}` is the fastest: it takes {} of the time of `{}`.",
             batch.batch, fastest.label, fastest.ratio, first.label
         ),
+        None if first.ratio.verdict() == TOO_FEW => {
+            format!(
+                "{} are too few to tell which model is faster.",
+                counted(report.rounds, "round")
+            )
+        }
         None => format!(
             "With batches of {}, no model is faster than `{}` in every round.",
             batch.batch, first.label

@@ -59,7 +59,7 @@ impl Report {
                 .as_ref()
                 .and_then(|evaluated| evaluated.results.get(i))
             {
-                let percent = |value: f64| format!("{value:.2} %");
+                let percent = |value: f64| format::share(value, found.images);
                 let agrees = found.agreement.map_or_else(String::new, percent);
                 cells.extend([percent(found.top1), percent(found.top5), agrees]);
             }
@@ -86,7 +86,7 @@ impl Report {
                 time.label.clone(),
                 verdict.to_owned(),
                 ratio,
-                format!("{} ms", format::number(time.latency_ms)),
+                format!("{} ms", format::significant(time.latency_ms, 3)),
                 format::number(time.images_per_s),
             ]);
         }

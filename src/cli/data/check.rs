@@ -95,20 +95,23 @@ impl fmt::Display for Report {
         /// Rows of what is passed over; more would hide the rest.
         const SHOWN: usize = 40;
         let images = counted(self.images, "image");
-        let parts = self.splits.iter().map(|part| match part.split {
-            Split::All => format::count(self.images as u64),
-            split => format!("{} in {split}", format::count(part.images as u64)),
-        });
-        let parts = parts.collect::<Vec<_>>().join(", ");
+        let parts = self.splits.iter().filter(|part| part.split != Split::All);
+        let parts = parts.map(|part| format!("{} in {}", format::count(part.images as u64), part.split));
+        let parts: Vec<String> = parts.collect();
+        // Of data that are one whole there is nothing to list.
+        let images = match &parts[..] {
+            [] => images,
+            parts => format!("{images} ({})", parts.join(", ")),
+        };
         if self.unreadable.is_empty() {
-            writeln!(f, "{parts}: of {images}, all can be read")?;
+            writeln!(f, "{images}: all can be read")?;
         } else {
             let mut table = Table::new([left("split"), left("file"), left("why it cannot be read")]);
             for file in &self.unreadable {
                 table.push([&file.split.to_string(), &file.name, &file.reason]);
             }
             let count = self.unreadable.len();
-            writeln!(f, "{table}\n{parts}: of {images}, {count} cannot be read")?;
+            writeln!(f, "{table}\n{images}: {count} cannot be read")?;
         }
         for note in &self.notes {
             writeln!(f, "{note}")?;

@@ -96,11 +96,11 @@ impl Adapted {
             left("task"),
             right("guessing"),
             right("new head alone"),
-            right("RepAdapter, merged"),
-            right("adapter's parameters"),
+            right("RepAdapter"),
+            right("parameters"),
             right("share %"),
-            right("adapter's files"),
-            right("logits moved by merging"),
+            right("files"),
+            right("moved by merging"),
         ]);
         for task in &self.found.tasks {
             table.push([
@@ -117,7 +117,8 @@ impl Adapted {
         let text = format!(
             "The student that learned from labels alone was asked three things it was never taught, with {} pictures each. Its \
              own weights stay as they are: a new head learns, alone or with RepAdapter's bottlenecks, which are folded into the \
-             weights afterwards. Then {}.",
+             weights afterwards (parameters, their share of the model's and files are the adapter's; what merging moves is the largest \
+             difference of logits). Then {}.",
             format::count(self.found.train_images as u64),
             self.finding()
         );

@@ -51,10 +51,7 @@ pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outc
         arms: sweep.arm.iter().map(|arm| arm.name.clone()).collect(),
         study,
     };
-    let (table, page) = (
-        report.runs(|number| number.to_string()).to_csv(),
-        page::page(&report),
-    );
+    let (table, page) = (report.runs().to_csv(), page::page(&report));
     keep(
         &args.output,
         (DOCUMENT, &report),
@@ -180,8 +177,8 @@ impl Report {
         format!("On the test split; mean ± standard deviation over the seeds.{missing}")
     }
 
-    /// Every run, a row each, with numbers in this spelling.
-    pub(super) fn runs(&self, spell: impl Fn(f64) -> String) -> Table {
+    /// Every run, a row each, for programs.
+    pub(super) fn runs(&self) -> Table {
         let mut table = Table::new([
             left("arm"),
             right("seed"),
@@ -191,17 +188,42 @@ impl Report {
             right("epochs"),
             right("seconds"),
         ]);
-        let cell = |value: Option<f64>| value.map(&spell).unwrap_or_default();
+        let cell = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
         for run in &self.study.runs {
             table.push([
                 run.arm.clone(),
                 run.seed.to_string(),
-                spell(run.top1),
+                run.top1.to_string(),
                 cell(run.class_top1),
                 cell(run.distillation_top1),
                 run.epochs.to_string(),
-                spell(run.seconds),
+                run.seconds.to_string(),
             ]);
+        }
+        table
+    }
+
+    /// Whether a run has two heads, whose accuracies are told apart.
+    fn has_heads(&self) -> bool {
+        self.study.runs.iter().any(|run| run.class_top1.is_some())
+    }
+
+    /// The same for people.
+    pub(super) fn every_run(&self) -> Table {
+        let mut columns = vec![left("arm"), right("seed"), right("top-1 %")];
+        if self.has_heads() {
+            columns.extend([right("class head %"), right("distillation head %")]);
+        }
+        columns.extend([right("epochs"), right("time")]);
+        let mut table = Table::new(columns);
+        let percent = |value: Option<f64>| value.map(|value| format!("{value:.2}")).unwrap_or_default();
+        for run in &self.study.runs {
+            let mut cells = vec![run.arm.clone(), run.seed.to_string(), percent(Some(run.top1))];
+            if self.has_heads() {
+                cells.extend([run.class_top1, run.distillation_top1].map(percent));
+            }
+            cells.extend([run.epochs.to_string(), format::duration(run.seconds)]);
+            table.push(cells);
         }
         table
     }
@@ -215,7 +237,7 @@ impl Report {
 
     pub(super) fn accuracies(&self) -> Table {
         let mut columns = vec![left("arm"), right("seeds"), right("top-1 %")];
-        let heads = self.study.runs.iter().any(|run| run.class_top1.is_some());
+        let heads = self.has_heads();
         if heads {
             columns.extend([right("class head %"), right("distillation head %")]);
         }

@@ -279,6 +279,11 @@ impl RecipeArgs {
 
     /// What the recipe is made from, under the flags, and its name.
     pub(in crate::cli) fn table(&self, resumed: Option<&Path>) -> Result<(String, Table)> {
+        if let (Some(preset), true) = (&self.preset, self.is_whole(resumed)) {
+            let sentence =
+                format!("`--preset {preset}` is for a new run; one that is resumed has every value already");
+            return Err(Failure::usage(sentence).hint("leave it out, or begin a run in another folder"));
+        }
         let (name, mut table) = self.file(resumed)?;
         for (key, value) in self.overrides()? {
             set(&mut table, key, value);

@@ -4,10 +4,15 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
+use vitesse::data::{OpenOptions, Split, splits};
 use vitesse::measure::accuracy;
+use vitesse::measure::merge::{Folded, fold};
+use vitesse::measure::trial::Entry;
+use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::format::{self, counted};
 use vitesse_train::Recipe;
 use vitesse_train::events::{Outcome as Learned, Plan};
+use vitesse_train::recipe::DataConfig;
 use vitesse_train::run::{ADAPTER, FINAL, RunFolder};
 
 use crate::cli::failure::Result;
@@ -162,21 +167,7 @@ impl Report {
         test: Option<accuracy::Report>,
     ) -> Result<Report> {
         let recipe = RunFolder::recipe(output)?;
-        let checkpoint = checkpoint.display().to_string();
-        let verb = if test.is_some() { "inspect" } else { "eval" };
-        let mut next = format!("vitesse {verb} --model {}", word(&checkpoint));
-        let base = recipe.model.checkpoint.as_deref();
-        let adapter = output.join(ADAPTER);
-        let mut merged = output.as_os_str().to_owned();
-        merged.push("-merged");
-        let merged = Path::new(&merged);
-        if let Some(base) = base.filter(|_| adapter.is_dir()) {
-            let [base, adapter, merged] =
-                [base, &adapter, merged].map(|path| word(&path.display().to_string()).into_owned());
-            next = format!("vitesse merge --model {base} --adapter {adapter} -o {merged}");
-        } else if test.is_none() {
-            next.push_str(&format!(" --data {}", word(&recipe.data.path)));
-        }
+        let next = next(output, &recipe, checkpoint, test.is_some())?;
         Ok(Report {
             output: output.display().to_string(),
             plan: plan.map(Facts::from),
@@ -189,12 +180,56 @@ impl Report {
                 top1: best.top1,
                 loss: best.loss,
             }),
-            checkpoint,
+            checkpoint: checkpoint.display().to_string(),
             last_checkpoint: output.join(FINAL).display().to_string(),
             test,
             next,
             data: recipe.data.path,
         })
+    }
+}
+
+/// The command that leads on: what was learned is folded where it can be, else looked at on pictures it did not learn from.
+fn next(output: &Path, recipe: &Recipe, checkpoint: &Path, tested: bool) -> Result<String> {
+    let typed = |path: &Path| word(&path.display().to_string()).into_owned();
+    let adapter = output.join(ADAPTER);
+    let base = recipe.model.checkpoint.as_deref().filter(|_| adapter.is_dir());
+    let model = match (base, &recipe.method) {
+        (None, _) | (_, None) if tested => {
+            return Ok(format!("vitesse inspect --model {}", typed(checkpoint)));
+        }
+        (Some(base), Some(method)) => {
+            let trained = Checkpoint::load(checkpoint, &LoadOptions::default())?;
+            let both = format!("--model {} --adapter {}", typed(base), typed(&adapter));
+            if !matches!(fold(&*Entry::of(method).method()?, &trained)?, Folded::Refused(_)) {
+                let mut merged = output.as_os_str().to_owned();
+                merged.push("-merged");
+                return Ok(format!("vitesse merge {both} -o {}", typed(Path::new(&merged))));
+            }
+            both
+        }
+        _ => format!("--model {}", typed(checkpoint)),
+    };
+    let data = word(&recipe.data.path);
+    Ok(format!(
+        "vitesse eval {model} --data {data}{}",
+        unseen(&recipe.data)
+    ))
+}
+
+/// What `eval` has to be told so that it takes pictures that were not learned from: nothing where parts are stored for it.
+fn unseen(data: &DataConfig) -> &'static str {
+    let stored = splits(&data.path).unwrap_or_default();
+    let usual = OpenOptions::default();
+    let held_back = data.split == Split::Train && data.validation.is_none();
+    let as_usual = (data.val_fraction, data.seed) == (usual.val_fraction, usual.seed);
+    let learned_only = stored
+        .iter()
+        .all(|part| matches!(part, Split::Train | Split::All));
+    if learned_only && held_back && as_usual {
+        " --split validation"
+    } else {
+        ""
     }
 }
 
@@ -214,14 +249,15 @@ impl fmt::Display for Report {
                 format::duration(self.seconds)
             ),
         ));
+        let validated = self.plan.as_ref().map_or(0, |plan| plan.validation_images);
         match &self.best {
             Some(best) => rows.push((
                 "best",
                 format!(
-                    "epoch {} of {}: validation top-1 {:.3} %, loss {:.4}",
+                    "epoch {} of {}: validation top-1 {}, loss {:.3}",
                     best.epoch + 1,
                     self.epochs,
-                    best.top1,
+                    format::share(best.top1, validated),
                     best.loss
                 ),
             )),
@@ -232,9 +268,9 @@ impl fmt::Display for Report {
             rows.push((
                 "test",
                 format!(
-                    "top-1 {:.3} %, balanced accuracy {:.3} %, on {} of {}; nothing was chosen by them",
-                    test.joint.top1,
-                    test.joint.balanced_accuracy,
+                    "top-1 {}, balanced accuracy {}, on {} of {}; nothing was chosen by them",
+                    format::share(test.joint.top1, test.images),
+                    format::share(test.joint.balanced_accuracy, test.images),
                     counted(test.images, "image"),
                     self.data
                 ),

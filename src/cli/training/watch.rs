@@ -1,6 +1,7 @@
 //! How a run is shown while it goes: a bar or lines within an epoch, one line for each epoch.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use vitesse::report::format::{self, counted};
 use vitesse_train::evaluate::EvalProgress;
@@ -17,7 +18,12 @@ pub(in crate::cli) struct Watch<'a> {
     /// Finished epochs of this process and the seconds they took, to guess the rest.
     epochs: usize,
     seconds: f64,
+    /// Since when there are steps, and how many there were, until the time of the whole run was guessed by them.
+    pace: Option<(Instant, usize)>,
 }
+
+/// How long steps are watched before the time of a run is guessed.
+const SOON: Duration = Duration::from_secs(10);
 
 /// What is in progress.
 struct Shown<'a> {
@@ -34,6 +40,27 @@ impl<'a> Watch<'a> {
             shown: None,
             epochs: 0,
             seconds: 0.0,
+            pace: None,
+        }
+    }
+
+    /// Says once, before the first epoch is over, how long the run will take.
+    fn guess(&mut self, step: usize) {
+        let Some((since, steps)) = &mut self.pace else {
+            return;
+        };
+        *steps += 1;
+        let (passed, steps) = (since.elapsed(), *steps);
+        if passed < SOON {
+            return;
+        }
+        self.pace = None;
+        if let (Some(plan), Some(shown)) = (&self.plan, &self.shown) {
+            let left = (plan.epochs * plan.steps_per_epoch).saturating_sub(step + 1);
+            let rest = format::duration(left as f64 * passed.as_secs_f64() / steps as f64);
+            let epochs = counted(plan.epochs, "epoch");
+            let text = format!("at this pace, {epochs} are done in about {rest}; `--epochs` asks for fewer");
+            shown.progress.note(&text);
         }
     }
 
@@ -79,6 +106,7 @@ impl Events for Watch<'_> {
             self.console.note(&text);
         }
         self.plan = Some(plan.clone());
+        self.pace = Some((Instant::now(), 0));
         // Begun here and at an epoch's end, so that the first step counts in the rate.
         self.show(false, left(plan, plan.done));
     }
@@ -92,6 +120,7 @@ impl Events for Watch<'_> {
         shown.progress.about(&about);
         // Who asked to stop is heard by the trainer, which saves the state first.
         let _ = shown.progress.at(shown.done);
+        self.guess(record.step);
     }
 
     fn caching(&mut self, at: EvalProgress) {
@@ -113,6 +142,8 @@ impl Events for Watch<'_> {
         self.shown = None;
         let Some(plan) = &self.plan else { return };
         self.epochs += 1;
+        // The line of an epoch says what is left.
+        self.pace = None;
         self.seconds += record.seconds;
         let done = record.epoch + 1;
         let mut text = format!("{done} of {}: loss {:.4}", plan.epochs, record.train_loss);

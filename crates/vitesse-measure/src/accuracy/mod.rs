@@ -1,5 +1,6 @@
 //! How good a model is on a data set, and on shifted versions of it.
 
+mod seen;
 pub mod shifted;
 
 use std::sync::atomic::AtomicBool;
@@ -47,7 +48,8 @@ impl Exam {
         Ok(names.matched(&self.data, classes, self.labels_by)?)
     }
 
-    /// Checks that the model can give every answer that the data set asks for, and tells how their classes were matched.
+    /// Checks that the model can give every answer that the data set asks for, and tells how their classes were matched,
+    /// and whether it learned from these very pictures.
     ///
     /// # Errors
     /// [`Error::Classes`] where the data set has more classes than the model; as [`Exam::matched`].
@@ -66,6 +68,13 @@ impl Exam {
             let text = "the model scores each class by itself, and the data name one a picture: top-1 tells how often that one \
                         scores highest, and the loss is not the one it learned by";
             events.say("note", text);
+        }
+        if let Some(note) = seen::note(
+            &self.checkpoint.config.history,
+            &self.data_name,
+            self.data.split(),
+        ) {
+            events.say("note", &note);
         }
         Ok(())
     }

@@ -72,7 +72,15 @@ pub struct Ratio {
     pub min: f64,
     /// The greatest.
     pub max: f64,
+    /// How many rounds there were.
+    pub rounds: usize,
 }
+
+/// Rounds that tell something: with fewer, equal models would all too often be told apart by chance, once in 32 times with six.
+const TELLING: usize = 6;
+
+/// The verdict of fewer.
+pub const TOO_FEW: &str = "too few rounds to tell";
 
 /// One model's answers, in percent.
 #[derive(Debug, Serialize)]
@@ -98,12 +106,15 @@ impl Ratio {
             median: median(ratios.iter().copied()),
             min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
             max: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            rounds: ratios.len(),
         }
     }
 
-    /// What all rounds agree on.
+    /// What all rounds agree on, where there are enough of them.
     pub fn verdict(self) -> &'static str {
-        if self.max < 1.0 {
+        if self.rounds < TELLING {
+            TOO_FEW
+        } else if self.max < 1.0 {
             "faster"
         } else if self.min > 1.0 {
             "slower"
@@ -113,14 +124,11 @@ impl Ratio {
     }
 }
 
-/// `0.512 (0.498–0.530)`
+/// `0.512 (0.498–0.530)`, or `0.5 (0.4–3.2)`: two digits of the spread, for rounds agree on no more.
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of large ratios, which no two rounds agree on so closely, fewer digits.
-        let spell = |ratio: f64| {
-            let digits = if ratio < 10.0 { 3 } else { 1 };
-            format!("{ratio:.digits$}")
-        };
+        let digits = (1.0 - (self.max - self.min).log10().floor()).clamp(1.0, 3.0) as usize;
+        let spell = |ratio: f64| format!("{ratio:.digits$}");
         let [median, min, max] = [self.median, self.min, self.max].map(spell);
         write!(f, "{median} ({min}–{max})")
     }
@@ -134,9 +142,16 @@ mod tests {
     fn all_rounds_must_agree() {
         let ratio = Ratio::of(&[0.5, 0.9, 0.6]);
         assert_eq!((ratio.median, ratio.min, ratio.max), (0.6, 0.5, 0.9));
-        assert_eq!(ratio.verdict(), "faster");
-        assert_eq!(Ratio::of(&[0.9, 1.1]).verdict(), "not told apart");
-        assert_eq!(Ratio::of(&[1.2, 1.1]).verdict(), "slower");
-        assert_eq!(ratio.to_string(), "0.600 (0.500–0.900)");
+        assert_eq!(ratio.to_string(), "0.60 (0.50–0.90)");
+        assert_eq!(ratio.verdict(), "too few rounds to tell");
+        assert_eq!(
+            Ratio::of(&[0.512, 0.498, 0.53]).to_string(),
+            "0.512 (0.498–0.530)"
+        );
+        assert_eq!(Ratio::of(&[1.0]).to_string(), "1.000 (1.000–1.000)");
+        let of = |ratios: [f64; 2]| Ratio::of(&ratios.repeat(3)).verdict();
+        assert_eq!(of([0.5, 0.9]), "faster");
+        assert_eq!(of([0.9, 1.1]), "not told apart");
+        assert_eq!(of([1.2, 1.1]), "slower");
     }
 }

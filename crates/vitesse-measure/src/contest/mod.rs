@@ -18,7 +18,7 @@ use crate::classify::Recorder;
 use crate::error::{check, go_on};
 use crate::timing::{Budget, measure, median, noise, times};
 use crate::{Error, Events, Progress, Result, Weights, origin};
-pub use found::{Accuracy, Batch, Model, Ratio, Time};
+pub use found::{Accuracy, Batch, Model, Ratio, TOO_FEW, Time};
 
 /// One model in one precision.
 #[derive(Debug)]
@@ -250,15 +250,34 @@ impl Contest {
         self.labels.iter().zip(&self.contestants).map(model).collect()
     }
 
-    /// Everyone's accuracy on `data`, whose classes are found in each model `by` name or position, and how often it answers as
-    /// the first does.
+    /// `data` with the labels of each model, whose classes are found `by` name or position: the first thing to look at, since some may
+    /// have others.
     ///
     /// # Errors
-    /// A model without classes, with fewer than the labels, or with others;
-    /// [`Error::Interrupted`] once `stop` was set.
+    /// [`Error::ClassNamesOf`] for a model with other classes.
+    pub fn matched(&self, data: &DataSet, by: LabelsBy, events: &mut dyn Events) -> Result<Vec<Matched>> {
+        let mut all = Vec::new();
+        for (label, one) in self.labels.iter().zip(&self.contestants) {
+            let matched = one.names.matched(data, one.engine.spec().num_classes, by);
+            let matched = matched.map_err(|reason| Error::ClassNamesOf {
+                model: label.clone(),
+                reason: Box::new(reason),
+            })?;
+            if let Some(note) = &matched.note {
+                events.say("note", &format!("{label}: {note}"));
+            }
+            all.push(matched);
+        }
+        Ok(all)
+    }
+
+    /// Everyone's accuracy on `data`, as it was [`matched`](Contest::matched), and how often it answers as the first does.
+    ///
+    /// # Errors
+    /// A model without classes, or with fewer than the labels; [`Error::Interrupted`] once `stop` was set.
     pub fn evaluate(
         &self,
-        (data, by): (&DataSet, LabelsBy),
+        data: &[Matched],
         batch_size: usize,
         stop: &AtomicBool,
         events: &mut dyn Events,
@@ -268,28 +287,26 @@ impl Contest {
             workers: self.threads,
             fusion: Fusion::default(),
         };
-        let total = data.len() * self.contestants.len();
+        let images = data.first().map_or(0, |matched| matched.data.len());
+        let total = images * self.contestants.len();
         events.say(
             "step",
-            &format!("each model predicts {}", counted(data.len(), "image")),
+            &format!("each model predicts {}", counted(images, "image")),
         );
         let begun = Progress::of_images(total);
         events.progress(begun);
         let (mut found, mut first): (Vec<Accuracy>, Option<Answers>) = (Vec::new(), None);
-        for (i, (label, one)) in self.labels.iter().zip(&self.contestants).enumerate() {
+        let all = self.labels.iter().zip(&self.contestants).zip(data);
+        for (i, ((label, one), matched)) in all.enumerate() {
             let classes = one.engine.spec().num_classes;
-            let matched = one.names.matched(data, classes, by)?;
-            if let Some(note) = &matched.note {
-                events.say("note", &format!("{label}: {note}"));
-            }
             let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = one.preparation.preprocess(one.engine.spec())?;
             let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
-                let done = i * data.len() + at.done;
+                let done = i * images + at.done;
                 events.progress(Progress { done, ..begun });
                 go_on(stop)
             })?;
-            let answers = Answers::new(&matched, classes, &recorder.predictions);
+            let answers = Answers::new(matched, classes, &recorder.predictions);
             let same = first.as_ref().unwrap_or(&answers).agreement(&answers);
             first.get_or_insert(answers);
             found.push(Accuracy {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 use vitesse_adapt::peft::Adapter;
-use vitesse_data::Split;
+use vitesse_data::{DataSet, Split};
 use vitesse_engine::Precision;
 use vitesse_model::Checkpoint;
 use vitesse_train::{Error as TrainError, Recipe};
@@ -62,10 +62,14 @@ impl Comparison {
     ///
     /// # Errors
     /// A recipe, a method or a run that is there and cannot be used, known before anything is computed; as [`Setup::train`] and
-    /// [`Setup::test`].
+    /// [`Setup::test`]; [`Error::Stopped`] once `stop` was set.
     pub fn run(&self, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Report> {
         let recipe = self.recipe(self.first()?, None)?;
-        let test = open_test(&recipe.data.path, &recipe.data.decode())?;
+        let test = match open_test(&recipe.data.path, &recipe.data.decode()) {
+            // One method that is searched through is judged by validation images, and need not be compared with another.
+            Err(Error::Data(vitesse_data::Error::NoSplit { .. })) if self.is_single() => None,
+            found => Some(found?),
+        };
         // Every method and recipe is read, and every run that is there is one of these, before anything is computed.
         for entry in &self.entries {
             let candidates = self.candidates(entry).into_iter().map(|(_, candidate)| candidate);
@@ -77,6 +81,27 @@ impl Comparison {
             }
         }
         fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
+        self.followed(&recipe, test.as_ref(), stop, events)
+            .map_err(|error| match error {
+                // Runs are there now, whatever was under way.
+                Error::Interrupted | Error::Train(TrainError::Interrupted) => Error::Stopped,
+                other => other,
+            })
+    }
+
+    /// Whether nothing is compared but the values of a setting.
+    fn is_single(&self) -> bool {
+        self.search.is_some() && self.entries.len() == 1 && self.seeds.len() == 1
+    }
+
+    /// What follows once all is known to be usable.
+    fn followed(
+        &self,
+        recipe: &Recipe,
+        test: Option<&DataSet>,
+        stop: &AtomicBool,
+        events: &mut dyn TrainEvents,
+    ) -> Result<Report> {
         let entries = self.searched(stop, events)?;
         let mut trials = Vec::new();
         for (done, &seed) in self.seeds.iter().enumerate() {
@@ -84,8 +109,10 @@ impl Comparison {
                 let (run, runs) = (done * entries.len() + at + 1, self.seeds.len() * entries.len());
                 events.say("run", &format!("{run} of {runs}: {}, seed {seed}", entry.label));
                 let setup = self.setup(entry, label, Some(seed))?;
-                let trial = setup.train(stop, events)?;
-                let trial = setup.test(trial, &test, stop, events.as_events())?;
+                let mut trial = setup.train(stop, events)?;
+                if let Some(test) = test {
+                    trial = setup.test(trial, test, stop, events.as_events())?;
+                }
                 if let Some(found) = &trial.test {
                     let text = format!("{}, seed {seed}: top-1 {:.2} %", entry.label, found.top1);
                     events.say("tested", &text);
@@ -110,7 +137,7 @@ impl Comparison {
             },
             data: recipe.data.path.clone(),
             train_images: self.setup(self.first()?, "", None)?.recipe.data.open()?.0.len(),
-            test_images: test.len(),
+            test_images: test.map_or(0, DataSet::len),
             seeds: self.seeds.clone(),
             entries: entries.iter().map(|(label, _)| label.clone()).collect(),
             chosen: self.chosen(&entries)?,

@@ -24,7 +24,7 @@ pub struct Report {
     pub data: String,
     /// Images that are learned from.
     pub train_images: usize,
-    /// Images of the one test.
+    /// Images of the one test; 0 where there was none, because a single method was searched through on data without a test split.
     pub test_images: usize,
     /// The seeds.
     pub seeds: Vec<u64>,
@@ -121,6 +121,23 @@ impl Report {
     /// The runs of an entry.
     pub fn trials<'a>(&'a self, label: &'a str) -> impl Iterator<Item = &'a Trial> {
         self.trials.iter().filter(move |trial| trial.label == label)
+    }
+
+    /// By what the entries are judged: the test split, or the validation images where there is none.
+    pub fn judge(&self) -> &'static str {
+        if self.test_images > 0 {
+            "test"
+        } else {
+            "validation"
+        }
+    }
+
+    /// Top-1 of a run on the [`judge`](Report::judge)'s images, in percent.
+    pub fn top1(&self, trial: &Trial) -> Option<f64> {
+        match &trial.test {
+            Some(test) => Some(test.top1),
+            None => trial.validation_top1,
+        }
     }
 
     /// The mean of a number over the seeds; NaN of none.

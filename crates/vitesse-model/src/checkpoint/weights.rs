@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use vitesse_words::counted;
 
 use super::WEIGHTS_FILE;
-use super::run::{BEST, FINAL, RECIPE};
+use super::run::{BEST, FINAL, Left, RECIPE, left_in};
 use crate::import::wrappers;
 use crate::storage::pth::StateDict;
 use crate::storage::shards::{Index, is_index, is_shard};
@@ -210,16 +210,23 @@ fn only<'a>(dir: &Path, names: &[String], candidates: &[&'a str]) -> Result<&'a 
             "it holds weights in several files without their index; fetch the file that ends in `.index.json` too".to_owned(),
         )),
         None if names.iter().any(|name| name.starts_with(ADAPTER)) => Err(refuse(
-            "it holds an adapter and not a model; give the model the adapter was trained on, and this folder with `--adapter`"
+            "it holds an adapter and not a model; give `eval`, `predict`, `run`, `bench` or `compare` the model it was trained on, and this \
+             folder with `--adapter`; `vitesse merge` makes one model of both"
                 .to_owned(),
         )),
         None if dir.join(RECIPE).is_file() => Err(refuse(format!(
             "it is the folder of a run that has neither `{BEST}` nor `{FINAL}` yet; go on with the run, with `--resume`, until it has"
         ))),
-        None => Err(refuse(format!(
-            "it holds no weights: no {WEIGHTS_FILE} and no file that ends in {}",
-            ENDINGS.join(", ")
-        ))),
+        None => Err(refuse(match left_in(dir) {
+            Some(Left::Runs(first)) => format!(
+                "it holds several runs, of a comparison or a study, and not one model; give the folder of one, such as `{}`",
+                first.display()
+            ),
+            _ => format!(
+                "it holds no weights: no {WEIGHTS_FILE} and no file that ends in {}",
+                ENDINGS.join(", ")
+            ),
+        })),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::canvas::{Anchor, Canvas, Svg, size, text_width};
 use super::frame::{Area, Key, header, no_data, x_axis, x_axis_height};
 use super::scale::{Axis, Want, minus, usable};
-use super::{Chart, FULL, style};
+use super::{Chart, FULL, HALF, style};
 use crate::format::{MISSING, number};
 
 /// A bar chart, grouped where there are several series. The bars lie: names as long as `deit_small_patch16_224` stay
@@ -15,6 +15,9 @@ pub struct BarChart {
     width: u32,
     categories: Vec<String>,
     series: Vec<(String, Vec<f64>)>,
+    /// Of each series that has them: how far the values of each category reach, down and up.
+    reaches: Vec<Vec<(f64, f64)>>,
+    decimals: Option<usize>,
 }
 
 impl BarChart {
@@ -26,6 +29,8 @@ impl BarChart {
             width: FULL.0,
             categories: categories.into_iter().map(Into::into).collect(),
             series: Vec::new(),
+            reaches: Vec::new(),
+            decimals: None,
         }
     }
 
@@ -44,7 +49,37 @@ impl BarChart {
     /// Adds a bar to each category, in order. Missing and unusable values are shown as such.
     pub fn series(mut self, name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         self.series.push((name.into(), values.into_iter().collect()));
+        self.reaches.push(Vec::new());
         self
+    }
+
+    /// Draws a whisker over each bar of the series that was added last: from the least to the greatest of what its value stands for. One
+    /// that is not known is not drawn.
+    pub fn reach(mut self, ends: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        if let Some(last) = self.reaches.last_mut() {
+            *last = ends.into_iter().collect();
+        }
+        self
+    }
+
+    /// Writes values with so many decimals, as far as they are known; otherwise with four digits.
+    pub fn decimals(mut self, decimals: usize) -> Self {
+        self.decimals = Some(decimals);
+        self
+    }
+
+    /// A value as it stands in the chart.
+    fn spell(&self, value: f64) -> String {
+        match self.decimals {
+            Some(decimals) if value.is_finite() => format!("{value:.decimals$}"),
+            _ => number(value),
+        }
+    }
+
+    /// How far the value of a category in a series reaches, where that is known.
+    fn ends(&self, series: usize, row: usize) -> Option<(f64, f64)> {
+        let (low, high) = *self.reaches.get(series)?.get(row)?;
+        Some((usable(low)?, usable(high)?))
     }
 
     /// In words: every value.
@@ -64,7 +99,7 @@ impl BarChart {
                 .map(|(name, values)| {
                     format!(
                         "{name} {}",
-                        values.get(row).map_or(MISSING.to_string(), |v| number(*v))
+                        values.get(row).map_or(MISSING.to_string(), |v| self.spell(*v))
                     )
                 })
                 .collect();
@@ -75,6 +110,10 @@ impl BarChart {
 }
 
 impl Chart for BarChart {
+    fn narrow(&self) -> Svg {
+        self.clone().width(HALF.0).draw()
+    }
+
     fn draw(&self) -> Svg {
         let (width, least_height) = size(self.width, 0);
         let values = self
@@ -98,7 +137,7 @@ impl Chart for BarChart {
         // Values stand beyond their bars' ends: the axis ends with the longest bar, before the picture does.
         let value_width = drawn
             .iter()
-            .map(|value| text_width(&number(*value)))
+            .map(|value| text_width(&self.spell(*value)))
             .fold(0.0, f64::max)
             + 8.0;
         let below_zero = drawn.iter().any(|value| *value < 0.0);
@@ -122,7 +161,12 @@ impl Chart for BarChart {
             tight: true,
             ticks,
         };
-        let Some(axis) = Axis::new(drawn.into_iter().chain([0.0]), want) else {
+        let whiskers = (0..self.series.len()).flat_map(|i| {
+            let rows = 0..self.categories.len();
+            rows.filter_map(move |row| self.ends(i, row))
+        });
+        let whiskers = whiskers.flat_map(|(low, high)| [low, high]);
+        let Some(axis) = Axis::new(drawn.into_iter().chain(whiskers).chain([0.0]), want) else {
             return no_data((width, least_height), &self.title);
         };
         x_axis(&mut canvas, area, &axis, &self.x_label, true);
@@ -141,11 +185,16 @@ impl Chart for BarChart {
             for (i, (name, values)) in self.series.iter().enumerate() {
                 let y = from + (thickness + 2.0) * i as f64;
                 let value = values.get(row).copied().unwrap_or(f64::NAN);
-                let text = minus(&number(value));
+                let text = minus(&self.spell(value));
+                let reach = self.ends(i, row);
                 let baseline = y + thickness / 2.0 + 4.0;
                 match at(value) {
                     Some(end) => {
-                        let tooltip = format!("{category}, {name}: {text}");
+                        let mut tooltip = format!("{category}, {name}: {text}");
+                        if let Some((low, high)) = reach {
+                            let [low, high] = [low, high].map(|end| minus(&self.spell(end)));
+                            tooltip.push_str(&format!(" ({low}–{high})"));
+                        }
                         style::bar(
                             &mut canvas,
                             i,
@@ -155,9 +204,19 @@ impl Chart for BarChart {
                             thickness,
                             &tooltip,
                         );
+                        // The value stands beyond the bar and its whisker.
+                        let (mut least, mut most) = (end, end);
+                        if let Some((low, high)) = reach.and_then(|(low, high)| Some((at(low)?, at(high)?))) {
+                            (least, most) = (least.min(low), most.max(high));
+                            let middle = y + thickness / 2.0;
+                            canvas.line("whisker", (low, middle), (high, middle));
+                            for x in [low, high] {
+                                canvas.line("whisker", (x, middle - 3.0), (x, middle + 3.0));
+                            }
+                        }
                         match value < 0.0 {
-                            true => canvas.text(end - 6.0, baseline, Anchor::End, "value", &text),
-                            false => canvas.text(end + 6.0, baseline, Anchor::Start, "value", &text),
+                            true => canvas.text(least - 6.0, baseline, Anchor::End, "value", &text),
+                            false => canvas.text(most + 6.0, baseline, Anchor::Start, "value", &text),
                         }
                     }
                     None => canvas.text(zero + 6.0, baseline, Anchor::Start, "", MISSING),
@@ -189,6 +248,18 @@ mod tests {
         );
         assert_eq!(svg.matches(">–</text>").count(), 2);
         assert!(svg.contains("a: f32 1, int8 2. b: f32 –, int8 –."));
+    }
+
+    #[test]
+    fn a_whisker_says_how_far_a_value_reaches() {
+        let chart = BarChart::new("ratio", ["a", "b"])
+            .series("x", [1.0, 2.0])
+            .reach([(0.5, 4.0), (f64::NAN, 3.0)])
+            .decimals(2);
+        let svg = chart.draw().inline();
+        assert!(svg.contains("<title>a, x: 1.00 (0.50–4.00)</title>"), "{svg}");
+        assert!(svg.contains("<title>b, x: 2.00</title>"));
+        assert_eq!(svg.matches("class=\"whisker\"").count(), 3);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt::{self, Arguments, Display, Formatter, Write};
 
 use unicode_width::UnicodeWidthChar;
 
+use super::HALF;
 use crate::escape::Escaped;
 
 /// The style sheet of every chart; a page holds it once.
@@ -28,6 +29,11 @@ impl Svg {
         self.element("", 0.0, "")
     }
 
+    /// Whether it is wider than a narrow screen.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.width > f64::from(HALF.0)
+    }
+
     /// An SVG file with its own style sheet, background and margin.
     pub fn standalone(&self) -> String {
         let margin = 16.0;
@@ -40,10 +46,8 @@ impl Svg {
 
     fn element(&self, namespace: &str, margin: f64, backdrop: &str) -> String {
         let (width, height) = (Num(self.width + 2.0 * margin), Num(self.height + 2.0 * margin));
-        // On a narrow screen a wide chart is scrolled, a narrow one shrunk (see page.css).
-        let class = if self.width > 600.0 { "chart wide" } else { "chart" };
         format!(
-            "<svg{namespace} class=\"{class}\" role=\"img\" width=\"{width}\" height=\"{height}\" \
+            "<svg{namespace} class=\"chart\" role=\"img\" width=\"{width}\" height=\"{height}\" \
              viewBox=\"{corner} {corner} {width} {height}\">\n<title>{title}</title>\n<desc>{description}</desc>\n\
              {backdrop}{body}</svg>\n",
             corner = Num(-margin),

@@ -3,7 +3,7 @@
 use super::canvas::{Anchor, Canvas, Num, Svg, size, text_width};
 use super::frame::{Key, header, no_data};
 use super::scale::{minus, usable};
-use super::{Chart, FULL};
+use super::{Chart, FULL, HALF};
 use crate::escape::Escaped;
 use crate::format::{count, number, percent};
 
@@ -355,6 +355,10 @@ impl HeatMap {
 }
 
 impl Chart for HeatMap {
+    fn narrow(&self) -> Svg {
+        self.clone().width(HALF.0).draw()
+    }
+
     fn draw(&self) -> Svg {
         let (width, least_height) = size(self.width, 0);
         let (rows, columns) = (self.rows.len(), self.columns.len());

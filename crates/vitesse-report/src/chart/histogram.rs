@@ -3,7 +3,7 @@
 use super::canvas::{Anchor, Svg, size};
 use super::frame::{Around, Frame, Key, no_data};
 use super::scale::{Axis, Step, Want, usable};
-use super::{Chart, FULL, style};
+use super::{Chart, FULL, HALF, style};
 use crate::format::{count, number};
 
 /// A histogram. The bins have round edges and about the width that Freedman and Diaconis (1981) advise, between five and
@@ -91,6 +91,10 @@ impl Histogram {
 }
 
 impl Chart for Histogram {
+    fn narrow(&self) -> Svg {
+        self.clone().size(HALF).draw()
+    }
+
     fn draw(&self) -> Svg {
         let size = size(self.size.0, self.size.1);
         let (edges, counts) = self.bins();

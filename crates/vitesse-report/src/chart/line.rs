@@ -3,7 +3,7 @@
 use super::canvas::{Num, Svg, size};
 use super::frame::{Around, Frame, Key, no_data};
 use super::scale::{Axis, Want};
-use super::{Chart, FULL, style};
+use super::{Chart, FULL, HALF, style};
 use crate::escape::Escaped;
 use crate::format::number;
 
@@ -136,6 +136,10 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
 }
 
 impl Chart for LineChart {
+    fn narrow(&self) -> Svg {
+        self.clone().size(HALF).draw()
+    }
+
     fn draw(&self) -> Svg {
         let size = size(self.size.0, self.size.1);
         // Only what is drawn may stretch the axes: a point needs both its coordinates.

@@ -41,4 +41,7 @@ pub const HALF: (u32, u32) = (428, 300);
 pub trait Chart {
     /// Draws the chart. Never fails: what cannot be drawn is left out or said in words.
     fn draw(&self) -> Svg;
+
+    /// Draws it for a narrow screen, as wide as [`HALF`]: shrunk to that, the text of a wide one could not be read.
+    fn narrow(&self) -> Svg;
 }

@@ -37,6 +37,16 @@ impl Step {
         self.at(1.0)
     }
 
+    /// The next smaller round step.
+    fn finer(self) -> Self {
+        let (mantissa, exponent) = match self.mantissa {
+            5.0 => (2.0, self.exponent),
+            2.0 => (1.0, self.exponent),
+            _ => (5.0, self.exponent - 1),
+        };
+        Step { mantissa, exponent }
+    }
+
     /// `i` steps from zero, rounded once: dividing by a power of ten is exact where multiplying by its inverse is not.
     pub(super) fn at(self, i: f64) -> f64 {
         let scaled = i * self.mantissa;
@@ -112,7 +122,11 @@ impl Axis {
         } else {
             (low - size * 0.1, high + size * 0.1)
         };
-        let step = Step::new(high - low, want.ticks, if whole { 1.0 } else { 0.0 });
+        let mut step = Step::new(high - low, want.ticks, if whole { 1.0 } else { 0.0 });
+        // Between ends that are not round there may be no multiple of a step that is nearly as wide as they are apart.
+        if want.tight && step.ceil(low) > step.floor(high) {
+            step = step.finer();
+        }
         let (first, last) = match want.tight {
             true => (step.ceil(low), step.floor(high)),
             false => (step.floor(low), step.ceil(high)),
@@ -287,6 +301,13 @@ mod tests {
             labels(&[-0.5, 0.5], ROUND),
             ["−0.6", "−0.4", "−0.2", "0", "0.2", "0.4", "0.6"]
         );
+    }
+
+    #[test]
+    fn between_ends_that_are_not_round_there_is_a_tick() {
+        let want = Want { ticks: 2, ..TIGHT };
+        assert_eq!(labels(&[0.22528612397612807], want), ["0.22", "0.24"]);
+        check(&[0.22528612397612807], want).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::canvas::{Anchor, Svg, TEXT, size};
 use super::frame::{Around, Frame, Key, no_data};
 use super::labels::place_labels;
 use super::scale::{Axis, Want};
-use super::{Chart, FULL, style};
+use super::{Chart, FULL, HALF, style};
 use crate::format::number;
 
 #[derive(Debug, Clone)]
@@ -180,6 +180,10 @@ impl ScatterChart {
 }
 
 impl Chart for ScatterChart {
+    fn narrow(&self) -> Svg {
+        self.clone().size(HALF).draw()
+    }
+
     fn draw(&self) -> Svg {
         match self.framed(None) {
             (svg, 0) => svg,

@@ -21,8 +21,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vitesse_model::checkpoint::run::RECIPE;
 pub use vitesse_model::checkpoint::run::{ADAPTER, BEST, FINAL};
+use vitesse_model::checkpoint::run::{Left, RECIPE, left_in};
 use vitesse_model::storage::atomic_write;
 
 use crate::recipe::Recipe;
@@ -102,8 +102,14 @@ impl RunFolder {
     pub fn recipe(path: &Path) -> Result<Recipe> {
         let file = path.join(RECIPE);
         if !file.is_file() {
-            let reason =
-                format!("it holds no {RECIPE}, so there is no run in it; start one without `--resume`");
+            let reason = match left_in(path) {
+                Some(Left::Runs(first)) => format!(
+                    "it holds several runs, of a comparison or a study; type the whole command that began them, `--compare` and all, or \
+                     go on with one of them alone: `-o {}`",
+                    first.display()
+                ),
+                _ => format!("it holds no {RECIPE}, so there is no run in it; start one without `--resume`"),
+            };
             return Err(Error::Resume {
                 path: path.to_owned(),
                 reason,
