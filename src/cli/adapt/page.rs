@@ -40,16 +40,18 @@ pub(super) fn page(report: &Report) -> String {
             .size(HALF)
             .series("", points)
     };
-    let mut accuracies = Content::new()
-        .table(&text.accuracies())
-        .text(&text.legend())
-        .charts(&[&accuracy(true), &accuracy(false)]);
+    let mut accuracies = Content::new().table(&text.accuracies());
+    if let Some(sentence) = text.about_accuracies() {
+        accuracies = accuracies.text(&sentence);
+    }
+    accuracies = accuracies.charts(&[&accuracy(true), &accuracy(false)]);
     if let Some(searches) = text.searches() {
         accuracies = accuracies
             .text("Searched for on validation images, with the first seed:")
             .table(&searches);
     }
-    page = page.section("Accuracy", accuracies);
+    let costs = Content::new().table(&text.costs()).text(text.about_costs());
+    page = page.section("Accuracy", accuracies).section("Cost", costs);
     if !report.speeds.latencies.is_empty() {
         let speeds = Content::new()
             .table(&text.latencies())

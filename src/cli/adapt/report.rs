@@ -33,63 +33,69 @@ impl Text<'_> {
         }
     }
 
-    /// Accuracy and size of every entry.
+    /// Accuracy of every entry.
     pub(super) fn accuracies(&self) -> Table {
-        let tested = self.0.test_images > 0;
+        let (tested, several) = (self.0.test_images > 0, self.0.entries.len() > 1);
         let mut columns = vec![left("method")];
         if tested {
             columns.extend([right("top-1 %"), right("balanced %")]);
         } else {
             columns.push(right("validation top-1 %"));
         }
-        if self.0.entries.len() > 1 {
+        if several {
             columns.push(right("against the first"));
         }
-        columns.extend([
-            right("parameters"),
-            right("share %"),
-            right("training"),
-            right("memory"),
-        ]);
         if tested {
             columns.push(left("at the end"));
         }
         let mut table = Table::new(columns);
         for (i, label) in self.0.entries.iter().enumerate() {
-            let Some(trial) = self.0.trials(label).next() else {
-                continue;
-            };
-            let gain = match self.0.gain(label) {
-                Some((gain, margin)) if i > 0 => format!("{gain:+.2} ± {margin:.2}"),
-                _ => String::new(),
-            };
-            let share = trial.method_param_count as f64 / trial.param_count as f64;
-            let memory = self
-                .0
-                .mean(label, |trial| trial.peak_memory_bytes.map(|bytes| bytes as f64));
             let mut cells = vec![label.clone(), self.spread(label, 2, |trial| self.0.top1(trial))];
             if tested {
-                cells.push(self.spread(label, 2, |trial| {
-                    trial.test.as_ref().map(|test| test.balanced_accuracy)
-                }));
+                let balanced = |trial: &Trial| Some(trial.test.as_ref()?.balanced_accuracy);
+                cells.push(self.spread(label, 2, balanced));
             }
-            if self.0.entries.len() > 1 {
-                cells.push(gain);
+            if several {
+                cells.push(match self.0.gain(label) {
+                    Some((gain, margin)) if i > 0 => format!("{gain:+.2} ± {margin:.2}"),
+                    _ => String::new(),
+                });
             }
-            cells.extend([
-                format::count(trial.method_param_count as u64),
-                format!("{:.3}", 100.0 * share),
-                format::duration(self.0.mean(label, |trial| Some(trial.seconds))),
-                if memory.is_nan() {
-                    String::new()
-                } else {
-                    format::bytes(memory as u64)
-                },
-            ]);
             if tested {
                 cells.push(self.folds(label));
             }
             table.push(cells);
+        }
+        table
+    }
+
+    /// What every entry costs.
+    pub(super) fn costs(&self) -> Table {
+        let mut table = Table::new([
+            left("method"),
+            right("parameters"),
+            right("share %"),
+            right("training"),
+            right("memory"),
+        ]);
+        for label in &self.0.entries {
+            let Some(trial) = self.0.trials(label).next() else {
+                continue;
+            };
+            let share = trial.method_param_count as f64 / trial.param_count as f64;
+            let memory = |trial: &Trial| trial.peak_memory_bytes.map(|bytes| bytes as f64);
+            let memory = self.0.mean(label, memory);
+            table.push([
+                label.clone(),
+                format::count(trial.method_param_count as u64),
+                format!("{:.2}", 100.0 * share),
+                format::duration(self.0.mean(label, |trial| Some(trial.seconds))),
+                if memory.is_nan() {
+                    format::MISSING.to_owned()
+                } else {
+                    format::bytes(memory as u64)
+                },
+            ]);
         }
         table
     }
@@ -271,18 +277,19 @@ impl Text<'_> {
         )
     }
 
-    /// What the columns mean.
-    pub(super) fn legend(&self) -> String {
-        let against = match &self.0.entries[..] {
-            [first, _, ..] => {
-                format!("Against the first: points of top-1 more than `{first}`, image by image, ± 95 %. ")
-            }
-            _ => String::new(),
-        };
-        format!(
-            "{against}Parameters: the method's, to which the head is not counted; share: of all the model's. Memory: the most in \
-             use while training."
-        )
+    /// What the columns about accuracy mean, where there is anything to say.
+    pub(super) fn about_accuracies(&self) -> Option<String> {
+        match &self.0.entries[..] {
+            [first, _, ..] => Some(format!(
+                "Against the first: points of top-1 more than `{first}`, image by image, ± 95 %."
+            )),
+            _ => None,
+        }
+    }
+
+    /// What those about costs mean.
+    pub(super) fn about_costs(&self) -> &'static str {
+        "Parameters: the method's, to which the head is not counted; share: of all the model's. Memory: the most in use while training."
     }
 
     /// What the table of latencies shows, in a sentence.
@@ -313,7 +320,11 @@ impl Text<'_> {
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n\n{}\n{}", self.about(), self.accuracies(), self.legend())?;
+        writeln!(f, "{}\n\n{}", self.about(), self.accuracies())?;
+        if let Some(sentence) = self.about_accuracies() {
+            writeln!(f, "{sentence}\n")?;
+        }
+        writeln!(f, "{}\n{}", self.costs(), self.about_costs())?;
         if let Some(searches) = self.searches() {
             writeln!(f, "\n{searches}")?;
         }

@@ -35,25 +35,14 @@ pub(super) struct Evaluated {
 impl Report {
     /// What the models are, and what they know.
     pub(super) fn models_table(&self) -> Table {
-        let mut columns = vec![
-            left("model"),
-            right("parameters"),
-            right("weights"),
-            right("packed"),
-            right("GMACs"),
-        ];
+        let mut columns = vec![left("model")];
         if self.evaluated.is_some() {
             columns.extend([right("top-1"), right("top-5"), right("agrees")]);
         }
+        columns.extend(["parameters", "weights", "packed", "GMACs"].map(right));
         let mut table = Table::new(columns);
         for (i, model) in self.models.iter().enumerate() {
-            let mut cells = vec![
-                model.label.clone(),
-                format::count(model.param_count as u64),
-                format::bytes(model.weight_bytes as u64),
-                format::bytes(model.packed_bytes as u64),
-                format!("{:.3}", model.macs as f64 / 1e9),
-            ];
+            let mut cells = vec![model.label.clone()];
             if let Some(found) = self
                 .evaluated
                 .as_ref()
@@ -63,6 +52,12 @@ impl Report {
                 let agrees = found.agreement.map_or_else(String::new, percent);
                 cells.extend([percent(found.top1), percent(found.top5), agrees]);
             }
+            cells.extend([
+                format::count(model.param_count as u64),
+                format::bytes(model.weight_bytes as u64),
+                format::bytes(model.packed_bytes as u64),
+                format!("{:.3}", model.macs as f64 / 1e9),
+            ]);
             table.push(cells);
         }
         table

@@ -74,7 +74,10 @@ fn against(report: &Report, run: &Run) -> String {
             let gain = format!("{:+.1}\u{a0}points", run.test.top1 - none.test.top1);
             format!("best of three on validation; {}", minus(&gain))
         }
-        _ => format!("on test pictures; guessing: {}", points(report.chance)),
+        _ => format!(
+            "on test pictures; guessing: {}",
+            points(report.chance).replace(' ', "\u{a0}")
+        ),
     }
 }
 
@@ -228,8 +231,8 @@ fn costs(report: &Report) -> Content {
             run.method.name().to_owned(),
             run.curve.len().to_string(),
             format::duration(run.train_seconds),
-            format!("{:.0}", pictures / run.train_seconds),
-            format!("{:.0}", run.images_per_s),
+            format::count((pictures / run.train_seconds).round() as u64),
+            format::count(run.images_per_s.round() as u64),
         ]);
     }
     let memory = report.peak_memory_bytes.map_or(String::new(), |bytes| {

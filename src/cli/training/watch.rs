@@ -24,6 +24,8 @@ pub(in crate::cli) struct Watch<'a> {
 
 /// How long steps are watched before the time of a run is guessed.
 const SOON: Duration = Duration::from_secs(10);
+/// Seconds that are worth a warning.
+const LONG: f64 = 60.0;
 
 /// What is in progress.
 struct Shown<'a> {
@@ -55,35 +57,19 @@ impl<'a> Watch<'a> {
             return;
         }
         self.pace = None;
-        if let (Some(plan), Some(shown)) = (&self.plan, &self.shown) {
-            let left = (plan.epochs * plan.steps_per_epoch).saturating_sub(step + 1);
-            let rest = format::duration(left as f64 * passed.as_secs_f64() / steps as f64);
-            let epochs = counted(plan.epochs, "epoch");
-            let text = format!("at this pace, {epochs} are done in about {rest}; `--epochs` asks for fewer");
+        let (Some(plan), Some(shown)) = (&self.plan, &self.shown) else {
+            return;
+        };
+        let left = (plan.epochs * plan.steps_per_epoch).saturating_sub(step + 1);
+        let rest = left as f64 * passed.as_secs_f64() / steps as f64;
+        if rest > LONG {
+            let text = format!(
+                "about {} left at this pace, {} in all; `--epochs` asks for fewer",
+                format::duration(rest),
+                counted(plan.epochs, "epoch")
+            );
             shown.progress.note(&text);
         }
-    }
-
-    /// The plan that the run began with.
-    pub(super) fn into_plan(self) -> Option<Plan> {
-        self.plan
-    }
-
-    /// The progress of training or evaluation, begun over `total` images if the other was under way.
-    fn show(&mut self, evaluating: bool, total: usize) -> &mut Shown<'a> {
-        if self
-            .shown
-            .as_ref()
-            .is_some_and(|shown| shown.evaluating != evaluating)
-        {
-            self.shown = None;
-        }
-        let console = self.console;
-        self.shown.get_or_insert_with(|| Shown {
-            progress: console.progress("images", total),
-            evaluating,
-            done: 0,
-        })
     }
 }
 
