@@ -132,6 +132,20 @@ fn a_value_is_chosen_by_validation() {
         .ended(0);
 }
 
+/// Runs are there once latency is measured, and stay there.
+#[cfg(unix)]
+#[test]
+fn a_comparison_is_interrupted_at_its_end_and_gone_on_with() {
+    let (place, short) = (place(), SHORT.replace("--rounds 1", "--rounds 1000"));
+    let adapt = format!("adapt --model base --data shapes {short} --compare linear,ssf -o out");
+    let ran = place.interrupt(&adapt, " in turns, batches of ");
+    ran.ended(130).says(&[
+        "error: interrupted; every run's state is saved",
+        "hint: go on with the same command and `--resume`",
+    ]);
+    assert!(place.path("out/ssf/seed42/result.json").is_file());
+}
+
 /// A folder of one's own photographs has no test part: enough to choose a value by, too little to compare methods.
 #[test]
 fn without_a_test_split_a_value_is_chosen_and_nothing_is_compared() {

@@ -8,8 +8,7 @@ mod pickle;
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use cli_support::Place;
 use pickle::Object;
@@ -515,32 +514,12 @@ fn run_writes_what_the_heads_say() {
 #[cfg(unix)]
 #[test]
 fn a_run_can_be_interrupted() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
-        .args([
-            "eval",
-            "--model",
-            "vit_micro_patch4_32",
-            "--data",
-            "shapes",
-            "--split",
-            "train",
-        ])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
     // Once it has spoken, it listens.
-    let mut said = String::new();
-    stderr.read_line(&mut said).unwrap();
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(kill.success());
-    stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    assert!(said.contains("error: interrupted"), "{said}");
+    let ran = Place::new().interrupt(
+        "eval --model vit_micro_patch4_32 --data shapes --split train",
+        "note",
+    );
+    ran.ended(130).says(&["error: interrupted; nothing was written"]);
 }
 
 const WEIGHTS: &str = "weights/deit_tiny_patch16_224.fb_in1k";

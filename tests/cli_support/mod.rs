@@ -3,6 +3,8 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
+#[cfg(unix)]
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -59,6 +61,37 @@ impl Place {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Runs `vitesse`, and presses Ctrl-C once it has said a line with `when` in it.
+    #[cfg(unix)]
+    pub(crate) fn interrupt(&self, args: &str, when: &str) -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vitesse"))
+            .args(args.split_whitespace())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut stderr = String::new();
+        while !stderr.lines().last().is_some_and(|line| line.contains(when)) {
+            assert!(
+                said.read_line(&mut stderr).unwrap() > 0,
+                "never said `{when}`: {stderr}"
+            );
+        }
+        let kill = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        said.read_to_string(&mut stderr).unwrap();
+        Ran {
+            code: child.wait().unwrap().code().unwrap_or(-1),
+            stdout: String::new(),
+            stderr,
         }
     }
 
