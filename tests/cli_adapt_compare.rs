@@ -152,16 +152,13 @@ fn without_a_test_split_a_value_is_chosen_and_nothing_is_compared() {
     let place = place();
     place.run("data draw shapes -o photos --count 96").ended(0);
     fs::remove_file(place.path("photos/labels.csv")).unwrap();
-    let adapt = format!(
-        "adapt --model base {} --rounds 1",
-        SHORT.replace("--data shapes", "--data photos")
-    );
+    let adapt = format!("adapt --model base --data photos {SHORT}");
     let hint = "hint: keep pictures that nothing learns from in `test/`";
     place
         .run(&format!("{adapt} --compare linear,lora -o compared"))
         .ended(1)
         .says(&["`photos` has no test split", hint]);
-    let single = adapt.replace(" --rounds 1", " --method linear --test -o tested");
+    let single = adapt.replace("--rounds 1", "--method linear --test -o tested");
     place.run(&single).ended(1).says(&["no test split", hint]);
     assert!(!place.path("compared").exists() && !place.path("tested").exists());
 

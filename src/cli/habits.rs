@@ -174,10 +174,11 @@ fn takes_data(error: &clap::Error) -> bool {
     let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else {
         return false;
     };
-    let (usage, command) = (usage.to_string(), Cli::command());
-    let verb = command.get_subcommands().find(|verb| {
-        let mut words = usage.split_whitespace();
-        words.any(|word| word == verb.get_name())
-    });
-    verb.is_some_and(|verb| verb.get_arguments().any(|argument| argument.get_id() == "data"))
+    let mut verb = Cli::command();
+    for word in usage.to_string().split_whitespace() {
+        if let Some(inner) = verb.find_subcommand(word) {
+            verb = inner.clone();
+        }
+    }
+    verb.get_arguments().any(|argument| argument.get_id() == "data")
 }

@@ -71,6 +71,28 @@ impl<'a> Watch<'a> {
             shown.progress.note(&text);
         }
     }
+
+    /// The plan that the run began with.
+    pub(super) fn into_plan(self) -> Option<Plan> {
+        self.plan
+    }
+
+    /// The progress of training or evaluation, begun over `total` images if the other was under way.
+    fn show(&mut self, evaluating: bool, total: usize) -> &mut Shown<'a> {
+        if self
+            .shown
+            .as_ref()
+            .is_some_and(|shown| shown.evaluating != evaluating)
+        {
+            self.shown = None;
+        }
+        let console = self.console;
+        self.shown.get_or_insert_with(|| Shown {
+            progress: console.progress("images", total),
+            evaluating,
+            done: 0,
+        })
+    }
 }
 
 impl Events for Watch<'_> {
