@@ -52,7 +52,7 @@ mod tests {
 
     use super::*;
 
-    fn learned(config: Value) -> HistoryStep {
+    fn learned(config: &Value) -> HistoryStep {
         HistoryStep {
             step: "train".into(),
             config: config.as_object().cloned().unwrap_or_default(),
@@ -62,15 +62,15 @@ mod tests {
 
     #[test]
     fn pictures_that_were_learned_from_are_known() {
-        let history = [learned(json!({"data": {"path": "shapes", "split": "train"}}))];
+        let history = [learned(&json!({"data": {"path": "shapes", "split": "train"}}))];
         for split in [Split::Train, Split::All, Split::TrainValidation] {
             assert!(note(&history, "shapes", split).is_some_and(|note| note.contains("--split test")));
         }
         assert_eq!(note(&history, "shapes", Split::Test), None);
         assert_eq!(note(&history, "shapes", Split::Validation), None);
         assert_eq!(note(&history, "shapes:count", Split::All), None);
-        assert_eq!(note(&[learned(json!({}))], "shapes", Split::All), None);
-        let all = [learned(json!({"data": {"path": "shapes", "split": "trainval"}}))];
+        assert_eq!(note(&[learned(&json!({}))], "shapes", Split::All), None);
+        let all = [learned(&json!({"data": {"path": "shapes", "split": "trainval"}}))];
         assert!(note(&all, "shapes", Split::Validation).is_some());
     }
 }
