@@ -2,7 +2,7 @@
 
 use vitesse::measure::contest::Ratio;
 use vitesse::measure::trial::found::{Report, Speeds};
-use vitesse::report::chart::{BarChart, HALF, ScatterChart};
+use vitesse::report::chart::{BarChart, Chart, HALF, ScatterChart};
 use vitesse::report::{Content, Page, format};
 
 use super::report::Text;
@@ -12,7 +12,11 @@ pub(super) fn page(report: &Report) -> String {
     let text = Text(report);
     let top1 = |label: &str| report.mean(label, |trial| report.top1(trial));
     let best = report.entries.iter().max_by(|a, b| top1(a).total_cmp(&top1(b)));
-    let mut page = Page::new("Ways to adapt, compared").summary(text.about());
+    let mut page = Page::new(match report.entries[..] {
+        [_] => "A way to adapt, searched for",
+        _ => "Ways to adapt, compared",
+    })
+    .summary(text.about());
     if let Some(best) = best {
         page = page.card("Most accurate", format!("{:.2} %", top1(best)), best.as_str());
     }
@@ -42,9 +46,9 @@ pub(super) fn page(report: &Report) -> String {
     };
     let mut accuracies = Content::new().table(&text.accuracies());
     if let Some(sentence) = text.about_accuracies() {
-        accuracies = accuracies.text(&sentence);
+        let charts: [&dyn Chart; 2] = [&accuracy(true), &accuracy(false)];
+        accuracies = accuracies.text(&sentence).charts(&charts);
     }
-    accuracies = accuracies.charts(&[&accuracy(true), &accuracy(false)]);
     if let Some(searches) = text.searches() {
         accuracies = accuracies
             .text("Searched for on validation images, with the first seed:")
