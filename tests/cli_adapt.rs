@@ -523,6 +523,10 @@ fn accuracy_on_pictures_that_were_learned_from_is_said_to_be() {
             .ended(0);
         assert!(!unseen.stderr.contains("learned from"), "{}", unseen.stderr);
     }
+    place
+        .run("compare merged merged@int8 --data photos --rounds 1 --seconds 0.01")
+        .ended(0)
+        .says(&["merged@int8: the model learned from pictures of `photos`"]);
     let next = place
         .run(&format!(
             "train --model base --preset small {short} -o tuned --json"

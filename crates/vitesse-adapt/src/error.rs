@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// Ops that have no counterpart in a plain model.
     #[error(
-        "of {}, {} cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged.",
+        "of {}, {} cannot be folded:\n  {}\nKeep them as ops with `--keep-unfoldable`, or run the adapter unmerged: `--adapter` beside `--model`.",
         counted(*total, "op"),
         .reasons.len(),
         .reasons.join("\n  ")

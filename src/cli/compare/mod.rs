@@ -111,9 +111,12 @@ impl Args {
             runs: RUNS,
         };
         let contest = Contest::new(contestants, batches, turn, threads);
-        let matched = match &data {
-            Some(data) => contest.matched(data, self.labels_by.into(), &mut show)?,
-            None => Vec::new(),
+        let matched = match (&self.data, &data) {
+            (Some(path), Some(data)) => {
+                let named = (data, &*path.display().to_string());
+                contest.matched(named, self.labels_by.into(), &mut show)?
+            }
+            _ => Vec::new(),
         };
         let batches = contest.turns(self.rounds.get(), stop, &mut show)?;
         let models = contest.models();

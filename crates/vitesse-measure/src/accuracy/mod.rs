@@ -1,6 +1,6 @@
 //! How good a model is on a data set, and on shifted versions of it.
 
-mod seen;
+pub(crate) mod seen;
 pub mod shifted;
 
 use std::sync::atomic::AtomicBool;

@@ -9,7 +9,7 @@ use vitesse_model::config::HistoryStep;
 
 /// What to know of an evaluation on this part of `data` by a model of this history, in a sentence: nothing where it did not learn from
 /// it, or does not say so.
-pub(super) fn note(history: &[HistoryStep], data: &str, split: Split) -> Option<String> {
+pub(crate) fn note(history: &[HistoryStep], data: &str, split: Split) -> Option<String> {
     history
         .iter()
         .filter_map(|step| step.config.get("data"))

@@ -8,12 +8,14 @@ use std::time::Instant;
 use vitesse_data::DataSet;
 use vitesse_engine::{Engine, Options, Precision};
 use vitesse_model::checkpoint::run::{BEST, FINAL};
+use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, Fusion, PretrainedCfg};
 use vitesse_train::evaluate::{EvalOptions, evaluate};
 
 use vitesse_train::classes::{ClassNames, LabelsBy, Matched};
 use vitesse_words::{counted, listed};
 
+use crate::accuracy::seen;
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
 use crate::timing::{Budget, measure, median, noise, times};
@@ -28,6 +30,7 @@ pub struct Contestant {
     engine: Engine,
     preparation: PretrainedCfg,
     names: ClassNames,
+    history: Vec<HistoryStep>,
     weights: Weights,
     weight_bytes: usize,
     param_count: usize,
@@ -92,6 +95,7 @@ impl Contestant {
             engine,
             preparation: from.config.pretrained_cfg.clone(),
             names: ClassNames::of(&from.config, from.spec.num_classes),
+            history: from.config.history.clone(),
             weights: Weights::of(from),
             weight_bytes: from.tensors.total_bytes(),
             param_count: costs.parameters(),
@@ -250,12 +254,17 @@ impl Contest {
         self.labels.iter().zip(&self.contestants).map(model).collect()
     }
 
-    /// `data` with the labels of each model, whose classes are found `by` name or position: the first thing to look at, since some may
-    /// have others.
+    /// `data`, called `name`, with the labels of each model, whose classes are found `by` name or position: the first thing to look
+    /// at, since some may have others. Who learned from these pictures is told.
     ///
     /// # Errors
     /// [`Error::ClassNamesOf`] for a model with other classes.
-    pub fn matched(&self, data: &DataSet, by: LabelsBy, events: &mut dyn Events) -> Result<Vec<Matched>> {
+    pub fn matched(
+        &self,
+        (data, name): (&DataSet, &str),
+        by: LabelsBy,
+        events: &mut dyn Events,
+    ) -> Result<Vec<Matched>> {
         let mut all = Vec::new();
         for (label, one) in self.labels.iter().zip(&self.contestants) {
             let matched = one.names.matched(data, one.engine.spec().num_classes, by);
@@ -263,7 +272,8 @@ impl Contest {
                 model: label.clone(),
                 reason: Box::new(reason),
             })?;
-            if let Some(note) = &matched.note {
+            let seen = seen::note(&one.history, name, data.split());
+            for note in matched.note.iter().chain(&seen) {
                 events.say("note", &format!("{label}: {note}"));
             }
             all.push(matched);
