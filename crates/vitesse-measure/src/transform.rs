@@ -90,8 +90,10 @@ pub struct Speed {
     pub after_latency_ms: f64,
     /// After to before.
     pub ratio: Ratio,
-    /// Weights as the engine holds them, before and after.
-    pub packed_bytes: [usize; 2],
+    /// Weights as the engine holds them, before.
+    pub before_packed_bytes: usize,
+    /// The same, after.
+    pub after_packed_bytes: usize,
     /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
     pub verdict: &'static str,
     /// Said where multiply-accumulates fall and time does not.
@@ -174,7 +176,8 @@ impl Transform {
                     before_latency_ms: before.latency_ms,
                     after_latency_ms: after.latency_ms,
                     ratio: after.ratio,
-                    packed_bytes: [*packed_before, *packed_after],
+                    before_packed_bytes: *packed_before,
+                    after_packed_bytes: *packed_after,
                     verdict: if same {
                         "the same plan"
                     } else {

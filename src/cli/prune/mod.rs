@@ -1,6 +1,7 @@
 //! `prune`: structures are cut out of a model until it meets a budget, what is left is corrected, and the result is proved.
 
 mod page;
+mod recover;
 mod report;
 
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use report::{Report, ResultOf};
 /// labels, say which units matter (`--method obs`), and by them every projection behind a cut is solved anew, without training, so that
 /// most of what was lost comes back. Before anything is written, the same images go through the result and through its masked twin, a model as
 /// large as before with zeros where something was cut, and logits must agree; then model and result take turns and are timed.
-/// A few epochs with the old model as the teacher (`vitesse distill`) win back most of the rest.
+/// A few epochs with the old model as the teacher (`--finetune`) win back most of the rest.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +36,7 @@ Examples:
   vitesse prune ./flowers --macs 0.8,0.65,0.5 --data ./flowers-images --html budgets.html -o budgets
   vitesse prune ./flowers --latency 0.6 --batch-size 1 --precision bf16 --data ./flowers-images -o faster
   vitesse prune ./deit_tiny --method magnitude --macs 0.5 --dry-run -o half
-  vitesse distill --model smaller --teacher ./flowers --data ./flowers-images --epochs 2 -o runs/smaller")]
+  vitesse prune ./flowers --macs 0.5 --data ./flowers-images --finetune 2 -o half")]
 pub(super) struct Args {
     #[command(flatten)]
     which: WhichArgs,
@@ -47,6 +48,12 @@ pub(super) struct Args {
     choice: ChoiceArgs,
     #[command(flatten)]
     images: ImagesArgs,
+    /// Test the model with half of one group's units after the other, too: which blocks bear it
+    #[arg(long, requires = "data", conflicts_with = "dry_run", help_heading = "Output")]
+    sensitivity: bool,
+    /// Train what is left for so many epochs with the model as its teacher, by the preset `recover`, in the folder `recovered` inside -o
+    #[arg(long, value_name = "EPOCHS", value_parser = positive, requires = "data", help_heading = "Recovery")]
+    finetune: Option<std::num::NonZeroUsize>,
     #[command(flatten)]
     output: OutputArgs,
     /// Write what was found as an HTML page, too
@@ -257,6 +264,9 @@ impl Args {
         let prune = Prune::open(&model, &self.read.options(), &mut show)?;
         let look = prune.look(&settings, console.stop(), &mut show)?;
         let mut report = Report::new(prune.model(), settings.method, quantity);
+        if self.sensitivity {
+            report.sensitivity = look.sensitivity(&mut show)?;
+        }
         let mut written = outputs.iter().zip(written);
         let mut exit = Exit::Done;
         let mut done = |share: f64, pruned: Pruned, report: &mut Report| -> Result<()> {
@@ -268,11 +278,19 @@ impl Args {
                 output.save(&pruned.checkpoint, &pruned.transform)?;
                 report::save_ranking(output, &pruned)?;
             }
+            let recovered = match self.finetune {
+                Some(epochs) if !dry && pruned.transform.is_proved() => {
+                    Some(recover::run(&self, &model, output.folder(), epochs, console)?)
+                }
+                _ => None,
+            };
             let met = written.exit(dry || pruned.transform.is_proved());
             if !matches!(met, Exit::Done) {
                 exit = met;
             }
-            report.results.push(ResultOf::new(share, pruned, written));
+            report
+                .results
+                .push(ResultOf::new(share, pruned, written, recovered));
             Ok(())
         };
         if self.output.dry_run {

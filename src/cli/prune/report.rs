@@ -3,14 +3,15 @@
 use std::fmt;
 
 use serde::Serialize;
-use vitesse::measure::prune::{Accuracy, Correction, Method, Pruned, Quantity};
+use vitesse::measure::prune::{Accuracy, Correction, Method, Pruned, Quantity, Sensitivity};
 use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
 use vitesse::model::spec::{BlockSpec, VitSpec};
-use vitesse::report::{Table, left, right};
+use vitesse::report::{Table, format, left, right};
 
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::pairs;
+use crate::cli::training;
 use crate::cli::transform::{self, OutputArgs, Written};
 
 /// What was done, and its proof; or what would be.
@@ -22,8 +23,11 @@ pub(super) struct Report {
     pub(super) budget: &'static str,
     /// One for each budget.
     pub(super) results: Vec<ResultOf>,
+    /// How much each group matters by itself, if it was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) sensitivity: Vec<Sensitivity>,
     #[serde(skip)]
-    pub(super) dense: VitSpec,
+    dense: VitSpec,
 }
 
 /// What became of one budget.
@@ -43,6 +47,9 @@ pub(super) struct ResultOf {
     pub(super) corrections: Vec<Correction>,
     #[serde(flatten)]
     pub(super) transform: Transform,
+    /// The run that came after, as `distill` reports it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) recovered: Option<training::Report>,
 }
 
 /// What is left of a block.
@@ -102,6 +109,7 @@ impl Report {
             method,
             budget: quantity.name(),
             results: Vec::new(),
+            sensitivity: Vec::new(),
             // Another family was refused before.
             dense: model
                 .spec
@@ -111,8 +119,52 @@ impl Report {
         }
     }
 
+    /// All budgets side by side.
+    pub(super) fn budgets(&self) -> Table {
+        let mut table = Table::new([
+            left("budget"),
+            right("MACs"),
+            right("parameters"),
+            right("batch"),
+            right("before (ms)"),
+            right("after (ms)"),
+            right("top-1 (%)"),
+        ]);
+        for result in &self.results {
+            let plan = &result.transform.plan;
+            for speed in &result.transform.speed {
+                table.push([
+                    format!("{} of the {}", result.share, self.budget),
+                    format::si(plan.after.macs as f64, ""),
+                    format::si(plan.after.param_count as f64, ""),
+                    speed.batch.to_string(),
+                    format!("{:.2}", speed.before_latency_ms),
+                    format!("{:.2}", speed.after_latency_ms),
+                    match &result.accuracy {
+                        Some(accuracy) => format!("{:.1}", accuracy.after_top1),
+                        None => format::MISSING.to_owned(),
+                    },
+                ]);
+            }
+        }
+        table
+    }
+
+    /// What each group's half of units is worth.
+    pub(super) fn sensitivities(&self) -> Table {
+        let mut table = Table::new([left("group"), right("kept"), right("top-1 (%)")]);
+        for one in &self.sensitivity {
+            table.push([
+                one.group.clone(),
+                format!("{} of {}", one.kept, one.units),
+                format!("{:.1}", one.top1),
+            ]);
+        }
+        table
+    }
+
     /// Before and after, block by block.
-    fn widths(&self, result: &ResultOf) -> Table {
+    pub(super) fn widths(&self, result: &ResultOf) -> Table {
         let mut table = Table::new([
             left("block"),
             right("heads before"),
@@ -140,7 +192,12 @@ impl Report {
 }
 
 impl ResultOf {
-    pub(super) fn new(share: f64, pruned: Pruned, written: Written) -> ResultOf {
+    pub(super) fn new(
+        share: f64,
+        pruned: Pruned,
+        written: Written,
+        recovered: Option<training::Report>,
+    ) -> ResultOf {
         ResultOf {
             share,
             written,
@@ -149,6 +206,7 @@ impl ResultOf {
             blocks: blocks(&pruned.checkpoint),
             corrections: pruned.corrected,
             transform: pruned.transform,
+            recovered,
         }
     }
 
@@ -169,6 +227,9 @@ impl ResultOf {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.sensitivity.is_empty() {
+            writeln!(f, "{}", self.sensitivities())?;
+        }
         for (index, result) in self.results.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
@@ -189,6 +250,9 @@ impl fmt::Display for Report {
             }
             rows.push(result.written.row(&result.transform));
             f.write_str(&pairs(rows))?;
+            if let Some(run) = &result.recovered {
+                write!(f, "\nRecovery:\n{run}")?;
+            }
             if result.written.dry_run {
                 write!(f, "\n{}", self.widths(result))?;
             }

@@ -115,6 +115,12 @@ impl Budget<'_> {
     ) -> Result<Fit> {
         let cost = |selection: &Selection| (self.cost)(&outline(spec, tensors, selection)?);
         let before = (self.cost)(spec)?;
+        if before <= self.most {
+            return Ok(Fit {
+                selection: Selection::default(),
+                spec: spec.clone(),
+            });
+        }
         let mut beside = before;
         let mut choices = Vec::with_capacity(eliminations.len());
         for elimination in eliminations {

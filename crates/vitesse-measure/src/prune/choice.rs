@@ -155,6 +155,18 @@ impl<'a> Worth<'a> {
         }
     }
 
+    /// The half of a group's units that is worth more, at least one.
+    pub(super) fn better_half(&self, group: &Group) -> Vec<usize> {
+        let elimination = match self {
+            Worth::Scores(scored) => {
+                let found = scored.iter().find(|scored| scored.group.id == group.id);
+                found.map(Elimination::of_scores)
+            }
+            Worth::Damage(found) => found.iter().find(|found| found.group == group.id).cloned(),
+        };
+        elimination.map_or_else(Vec::new, |found| found.order[found.order.len() / 2..].to_vec())
+    }
+
     /// All that was measured, and what came of it.
     pub(super) fn ranked(&self, groups: &[&'a Group], fit: &Fit) -> Vec<Ranked> {
         let each = groups.iter().map(|group| {

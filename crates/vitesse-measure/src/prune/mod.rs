@@ -17,7 +17,7 @@ use serde_json::{Map, json};
 use vitesse_compress::structure::budget::{Budget, Fit, share_gone};
 use vitesse_compress::structure::correct::{self, Corrected, correct};
 use vitesse_compress::structure::rank::Scope;
-use vitesse_compress::structure::{Group, Kind, groups, slice, widen};
+use vitesse_compress::structure::{Group, Kind, Selection, groups, slice, widen};
 use vitesse_model::checkpoint::sha256;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
@@ -192,6 +192,19 @@ pub struct Accuracy {
     pub after_top1: f64,
 }
 
+/// How much the units of one group matter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// The group, such as `blocks.3.hidden`.
+    pub group: String,
+    /// Its units.
+    pub units: usize,
+    /// How many of them were kept, of the others none: the better half.
+    pub kept: usize,
+    /// Accuracy then, in percent, with nothing corrected.
+    pub top1: f64,
+}
+
 /// A model that is pruned.
 #[derive(Debug)]
 pub struct Prune {
@@ -317,6 +330,37 @@ impl Look<'_> {
             done(share, pruned, events)?;
         }
         Ok(())
+    }
+
+    /// Cuts half of the units of one group after the other, and tests what that does; empty where there are no labels.
+    ///
+    /// # Errors
+    /// As [`Look::run`].
+    pub fn sensitivity(&self, events: &mut dyn Events) -> Result<Vec<Sensitivity>> {
+        let groups: Vec<&Group> = self.groups.iter().collect();
+        let worth = self.worth(&groups, events)?;
+        let Some(judge) = Judge::open(&self.settings, self.model, self.stop, events)? else {
+            events.say(
+                "note",
+                "sensitivity is accuracy, which takes validation images with labels: there are none",
+            );
+            return Ok(Vec::new());
+        };
+        let each = groups.iter().map(|group| {
+            let kept = worth.better_half(group);
+            let mut selection = Selection::default();
+            selection.keep(group.id.kind, group.id.core, kept.iter().copied());
+            let sliced = slice(&self.model.spec, &self.model.tensors, &selection)?;
+            let mut checkpoint = self.model.clone();
+            (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+            Ok(Sensitivity {
+                group: group.id.to_string(),
+                units: group.units,
+                kept: kept.len(),
+                top1: judge.accuracy(&checkpoint, self.stop, events)?.after_top1,
+            })
+        });
+        each.collect()
     }
 
     fn worth<'g>(&self, groups: &[&'g Group], events: &mut dyn Events) -> Result<Worth<'g>> {
