@@ -113,7 +113,7 @@ fn one_vocabulary() {
         "merge --model m --adapter adapted --dry-run -o merged",
         "merge --model m --adapter adapted -o merged",
         "prune m --method magnitude --macs 0.8 --dry-run -o half",
-        "prune m --macs 0.8 --data shapes --calibration 16 --round-to 4 --eval-images 16 -o half",
+        "prune m --macs 0.8 --data shapes --calibration 32 --round-to 4 --eval-images 16 -o half",
         "train --sweep study.toml --dry-run -o study",
         "train --sweep study.toml -o study",
     ] {

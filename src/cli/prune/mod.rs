@@ -105,7 +105,7 @@ struct ChoiceArgs {
     /// Cut only groups whose names, such as blocks.3.hidden, this regular expression matches; each pattern is a competition of its own
     #[arg(long, value_name = "REGEX", conflicts_with = "scope")]
     pattern: Vec<String>,
-    /// What is cut [default: head,hidden for obs, v-dim,hidden for activation, position,hidden for the others]
+    /// What is cut [default: head,hidden for obs and activation, position,hidden for the others]
     ///
     /// `attn` and `mlp` let obs drop a half of a block altogether.
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]

@@ -11,10 +11,10 @@ use vitesse_engine::{Engine, Options};
 use vitesse_model::ModelSpec;
 use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
 
-use crate::machine::processor;
+use crate::Result;
+use crate::machine::{cache, processor};
 use crate::timing::{Budget, measure, median, noise};
 use crate::transform::At;
-use crate::{Error, Result};
 
 /// Copies of a half that are timed together, so that what is beside them counts little.
 const COPIES: usize = 4;
@@ -35,7 +35,7 @@ pub(super) struct Latencies<'a> {
 impl<'a> Latencies<'a> {
     /// With what was measured before on this machine, by this program.
     pub(super) fn open(at: At, stop: &'a AtomicBool) -> Latencies<'a> {
-        let file = cache_folder().map(|folder| folder.join(name(at)));
+        let file = cache::folder().map(|folder| folder.join(name(at)));
         let text = file.as_ref().and_then(|file| fs::read(file).ok());
         let known = text.and_then(|text| serde_json::from_slice(&text).ok());
         Latencies {
@@ -49,7 +49,7 @@ impl<'a> Latencies<'a> {
     /// What a model should take, in milliseconds: the sum over its halves, and what there is beside them.
     ///
     /// # Errors
-    /// A model that the engine does not run; [`Error::Interrupted`] once the flag was set.
+    /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once the flag was set.
     pub(super) fn predict(&self, spec: &ModelSpec) -> Result<f64> {
         let vit = spec.vit()?;
         let beside = self.time(spec, vit, None)?;
@@ -157,46 +157,4 @@ fn name(at: At) -> String {
         }
     };
     format!("{}.json", whole.chars().map(plain).collect::<String>())
-}
-
-/// Where the user's tables of latencies are; `None` where the system has no such place.
-pub fn cache_folder() -> Option<PathBuf> {
-    let named = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let home = || named("HOME");
-    let caches = if cfg!(windows) {
-        named("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home().map(|home| home.join("Library/Caches"))
-    } else {
-        named("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")))
-    };
-    caches.map(|caches| caches.join("vitesse").join("latency"))
-}
-
-/// Forgets all tables; how many there were.
-///
-/// # Errors
-/// A folder that cannot be read, a file that cannot be removed.
-pub fn clear() -> Result<usize> {
-    let Some(folder) = cache_folder().filter(|folder| folder.is_dir()) else {
-        return Ok(0);
-    };
-    let failed = |source| Error::Io {
-        action: "clear",
-        path: folder.clone(),
-        source,
-    };
-    let mut count = 0;
-    for file in fs::read_dir(&folder).map_err(failed)? {
-        let path = file.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            fs::remove_file(path).map_err(failed)?;
-            count += 1;
-        }
-    }
-    Ok(count)
 }

@@ -25,7 +25,6 @@ use vitesse_train::classes::LabelsBy;
 use vitesse_train::method::Check;
 
 pub use correct::Fit as Correction;
-pub use latency::{cache_folder, clear as clear_latencies};
 
 use crate::images::Images;
 use crate::transform::{At, Transform};
@@ -77,8 +76,7 @@ impl Method {
     /// The units it is best at.
     fn units(self) -> &'static [Kind] {
         match self {
-            Method::Obs => &[Kind::Head, Kind::Hidden],
-            Method::Activation => &[Kind::VDim, Kind::Hidden],
+            Method::Obs | Method::Activation => &[Kind::Head, Kind::Hidden],
             _ => &[Kind::Position, Kind::Hidden],
         }
     }
