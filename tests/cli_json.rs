@@ -112,8 +112,8 @@ fn one_vocabulary() {
         &format!("adapt --model m {short} --compare linear,lora --rounds 1 -o compared"),
         "merge --model m --adapter adapted --dry-run -o merged",
         "merge --model m --adapter adapted -o merged",
-        "prune --model m --macs 0.8 --dry-run -o half",
-        "prune --model m --macs 0.8 -o half",
+        "prune m --method magnitude --macs 0.8 --dry-run -o half",
+        "prune m --macs 0.8 --data shapes --calibration 32 --round-to 4 --eval-images 16 -o half",
         "train --sweep study.toml --dry-run -o study",
         "train --sweep study.toml -o study",
     ] {

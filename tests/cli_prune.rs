@@ -1,28 +1,49 @@
-//! `prune`: what it cuts, proves, writes and refuses.
+//! `prune`: what it cuts, corrects, proves, writes and refuses.
+#![cfg(feature = "train")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod cli_support;
 
 use cli_support::Place;
+use serde_json::Value;
 use vitesse::model::{Checkpoint, LoadOptions};
+
+/// Enough images for models of some hundred hidden units.
+const DATA: &str = "--data shapes --calibration 32 --eval-images 64";
+
+fn macs(result: &Value) -> f64 {
+    let macs = |when: &str| result["plan"][when]["macs"].as_f64().unwrap();
+    macs("after") / macs("before")
+}
 
 #[test]
 fn half_a_model_is_proved_and_written_and_loads() {
     let place = Place::new();
-    let before = place.model("base", "deit_micro_distilled_patch4_32", 16);
-    for method in ["magnitude", "taylor", "random"] {
-        let args = format!("prune --model base --method {method} --macs 0.5 --round-to 2 -o {method}");
+    let before = place.model("base", "deit_micro_distilled_patch4_32", 8);
+    for method in ["obs", "taylor", "fisher", "activation", "magnitude", "random"] {
+        let args =
+            format!("prune base --method {method} --macs 0.6 --round-to 2 --scope local {DATA} -o {method}");
         let shown = place.run(&format!("{args} --dry-run --json")).ended(0).json();
+        let shown = &shown["results"][0];
         assert!(shown["check"].is_null() && !place.path(method).exists());
         let found = place.run(&format!("{args} --json")).ended(0).json();
-        assert_eq!(found["plan"], shown["plan"], "{method}");
         assert_eq!(found["method"], method);
-        let macs = |when: &str| found["plan"][when]["macs"].as_f64().unwrap();
-        assert!(
-            (0.4..=0.5).contains(&(macs("after") / macs("before"))),
-            "{method}"
+        let found = &found["results"][0];
+        assert_eq!(found["plan"], shown["plan"], "{method}");
+        assert!((0.45..=0.6).contains(&macs(found)), "{method}: {}", macs(found));
+        assert!(found["check"]["images"].as_u64().unwrap() > 0);
+        assert_eq!(
+            (&found["speed"][0]["batch"], &found["speed"][1]["batch"]),
+            (&1.into(), &16.into())
         );
-        assert!(found["check"]["images"].as_u64().unwrap() > 0 && found["speed"]["rounds"].is_u64());
+        assert_eq!(found["accuracy"]["images"], 64);
+        let fits = found["corrections"].as_array().unwrap();
+        assert!(
+            !fits.is_empty()
+                && fits
+                    .iter()
+                    .all(|fit| fit["corrected"].as_f64() <= fit["cut"].as_f64())
+        );
 
         let after = Checkpoint::load(place.path(method), &LoadOptions::default()).unwrap();
         let (dense, vit) = (before.spec.vit().unwrap(), after.spec.vit().unwrap());
@@ -35,29 +56,146 @@ fn half_a_model_is_proved_and_written_and_loads() {
             (step.step.as_str(), step.method.as_deref()),
             ("prune", Some(method))
         );
-        assert!(step.parent_sha256.is_some());
+        let ranking = std::fs::read(place.path(method).join("ranking.json")).unwrap();
+        assert_eq!(
+            step.metrics["ranking_sha256"],
+            vitesse::model::checkpoint::sha256(&ranking)
+        );
+        assert!(step.parent_sha256.is_some() && step.config["corrected"] == true);
     }
 }
 
 #[test]
-fn a_budget_that_cannot_be_met_is_refused_and_nothing_is_written() {
+fn blocks_differ_where_damage_says_so_and_several_budgets_make_several_models() {
+    let place = Place::new();
+    place.model("base", "deit_micro_patch4_32", 8);
+    let found = place
+        .run(&format!(
+            "prune base --macs 0.8,0.5 --round-to 8 {DATA} --html page.html --json -o out"
+        ))
+        .ended(0)
+        .json();
+    for (index, share) in [0.8, 0.5].into_iter().enumerate() {
+        let result = &found["results"][index];
+        assert!(
+            macs(result) <= share && macs(result) > share - 0.15,
+            "{}",
+            macs(result)
+        );
+        Checkpoint::load(place.path(&format!("out/macs-{share}")), &LoadOptions::default()).unwrap();
+    }
+    let page = std::fs::read_to_string(place.path("page.html")).unwrap();
+    assert!(page.contains("blocks") && page.contains("top-1"));
+    let again = place.run(&format!("prune base --macs 0.8,0.5 {DATA} -o out"));
+    assert!(
+        again.code == 1 && again.stderr.contains("--force"),
+        "{}",
+        again.stderr
+    );
+}
+
+#[test]
+fn other_budgets_are_kept_too() {
+    let place = Place::new();
+    place.model("base", "deit_micro_patch4_32", 8);
+    let cache = place.path("cache").display().to_string();
+    for budget in ["params", "bytes", "latency"] {
+        let args =
+            format!("prune base --{budget} 0.7 --round-to 16 --no-correction {DATA} --json -o {budget}");
+        let found = place
+            .run_with(&args, &[("XDG_CACHE_HOME", &cache)])
+            .ended(0)
+            .json();
+        assert_eq!(found["budget"], budget);
+        let (plan, result) = (&found["results"][0]["plan"], &found["results"][0]);
+        let share = |key: &str| plan["after"][key].as_f64().unwrap() / plan["before"][key].as_f64().unwrap();
+        match budget {
+            "params" => assert!(share("param_count") <= 0.7 && share("param_count") > 0.55),
+            "bytes" => assert!(share("weight_bytes") <= 0.7 && share("weight_bytes") > 0.55),
+            _ => assert!(result["speed"].as_array().unwrap().len() == 1 && macs(result) < 1.0),
+        }
+    }
+    let tables = std::fs::read_dir(place.path("cache/vitesse/latency")).unwrap();
+    assert_eq!(tables.count(), 1);
+}
+
+/// A pruned model is a model like any other.
+#[test]
+fn what_was_pruned_goes_through_every_verb() {
+    let place = Place::new();
+    place.model("base", "deit_micro_patch4_32", 8);
+    for split in ["train", "test"] {
+        place
+            .run(&format!(
+                "data draw shapes --split {split} --count 96 -o few/{split}"
+            ))
+            .ended(0);
+        std::fs::remove_file(place.path(&format!("few/{split}/labels.csv"))).unwrap();
+    }
+    let run = "--data few --epochs 1 --batch-size 16 --warmup-epochs 0";
+    let cut = "prune base --macs 0.7 --units head,hidden,mlp --round-to 8 --data few --finetune 1 -o cut";
+    let said = place.run(cut).ended(0).stdout;
+    for part in ["correction", "top-1", "Recovery", "trained"] {
+        assert!(said.contains(part), "{said}");
+    }
+    for args in [
+        "inspect cut",
+        "eval cut --data shapes",
+        "eval cut/recovered --data shapes --limit 32",
+        "bench cut --seconds 0.01 --min-runs 1 --batch-size 1",
+        "compare base cut --seconds 0.01 --rounds 2 --batch-size 1",
+        &format!("train --model cut {run} -o trained"),
+        &format!("distill --model cut --teacher base {run} -o taught"),
+        &format!("adapt --model cut --method lora {run} -o adapted"),
+        "merge --model cut --adapter adapted/adapter -o merged",
+        "prune merged --method magnitude --macs 0.8 --round-to 4 -o twice",
+        "eval twice --data shapes",
+    ] {
+        let ran = place.run(args);
+        assert_eq!(ran.code, 0, "{args}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_nothing_is_written() {
     let place = Place::new();
     place.model("base", "deit_micro_patch4_32", 5);
-    for (macs, code, says) in [
-        ("0.001", 1, "these units leave at least"),
-        ("1.5", 2, "a share above 0"),
-        ("NaN", 2, "a share above 0"),
-    ] {
-        let ran = place.run(&format!("prune --model base --macs {macs} -o out"));
-        assert!(ran.code == code && ran.stderr.contains(says), "{}", ran.stderr);
-        assert!(!place.path("out").exists());
-    }
     place.model("regnet", "regnety_nano_32", 5);
-    let ran = place.run("prune --model regnet --macs 0.5 -o out");
-    assert!(
-        ran.code == 1 && ran.stderr.contains("needs a vision transformer"),
-        "{}",
-        ran.stderr
-    );
-    assert!(!place.path("out").exists());
+    for (args, code, says) in [
+        (
+            "base --method magnitude --macs 0.001",
+            1,
+            "these units leave at least",
+        ),
+        ("base --macs 1.5", 2, "a share above 0"),
+        ("base --macs NaN", 2, "a share above 0"),
+        ("base", 2, "--macs"),
+        ("base --macs 0.5 --params 0.5", 2, "cannot be used with"),
+        ("base --macs 0.5", 1, "looks at images: name a data set"),
+        (
+            "base --macs 0.5 --data shapes --calibration 1",
+            1,
+            "are too few to correct by",
+        ),
+        ("base --method taylor --macs 0.5 --data shapes", 1, "classes"),
+        ("base --macs 0.5 --data nowhere", 1, "nowhere"),
+        (
+            "deit_micro_patch4_32 --macs 0.5 --data shapes",
+            2,
+            "without weights",
+        ),
+        (
+            "regnet --method magnitude --macs 0.5",
+            1,
+            "needs a vision transformer",
+        ),
+    ] {
+        let ran = place.run(&format!("prune {args} -o out"));
+        assert!(
+            ran.code == code && ran.stderr.contains(says),
+            "{args}: {}",
+            ran.stderr
+        );
+        assert!(!place.path("out").exists(), "{args}");
+    }
 }

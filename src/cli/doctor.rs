@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 
 use serde::Serialize;
 use vitesse::engine::Isa;
-use vitesse::measure::machine::{Machine, Peak, advice, start_threads};
+use vitesse::measure::machine::{Machine, Peak, advice, cache, start_threads};
+use vitesse::report::format::counted;
 use vitesse::report::{Table, format, right};
 
 use super::Console;
@@ -24,16 +25,24 @@ use super::outcome::{Outcome, pairs};
 Examples:
   vitesse doctor
   vitesse doctor --threads 4
+  vitesse doctor --clear-cache
   vitesse doctor --json > machine.json")]
 pub(super) struct Args {
     /// The most threads to measure with [default: one a core]
     #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
+    /// Forget the latencies that `prune --latency` measured on this machine
+    #[arg(long)]
+    clear_cache: bool,
 }
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         start_threads(self.threads)?;
+        if self.clear_cache {
+            let gone = cache::clear()?;
+            console.note(&format!("{} forgotten", counted(gone, "latency table")));
+        }
         Outcome::new(&examine(rayon::current_num_threads(), console)?)
     }
 }
@@ -49,6 +58,15 @@ struct Report {
     /// With one thread, then with more.
     peaks: Vec<Peak>,
     advice: String,
+    latency_tables: LatencyTables,
+}
+
+/// What `prune --latency` has measured so far.
+#[derive(Debug, Serialize)]
+struct LatencyTables {
+    /// `None` where the system has no place for them.
+    folder: Option<String>,
+    count: usize,
 }
 
 fn examine(threads: usize, console: &Console) -> Result<Report> {
@@ -67,6 +85,10 @@ fn examine(threads: usize, console: &Console) -> Result<Report> {
         machine,
         peaks,
         advice,
+        latency_tables: LatencyTables {
+            folder: cache::folder().map(|folder| folder.display().to_string()),
+            count: cache::tables().len(),
+        },
     })
 }
 
@@ -109,6 +131,12 @@ impl fmt::Display for Report {
             ),
         ];
         rows.push(("instructions", machine.instructions.join(" ")));
+        if let Some(folder) = &self.latency_tables.folder {
+            rows.push((
+                "latency tables",
+                format!("{} in {folder}", self.latency_tables.count),
+            ));
+        }
         f.write_str(&pairs(rows))?;
         let mut table = Table::new([
             right("threads"),

@@ -1,6 +1,6 @@
 //! What every verb that transforms a model takes and says: where the result goes, sizes, proof and speed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vitesse::measure::transform::{Speed, Transform};
@@ -12,7 +12,8 @@ use vitesse::train::method::Change;
 use super::failure::{Exit, Result};
 
 /// Where the result goes, as typed.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
@@ -38,6 +39,24 @@ pub(super) struct Written {
 }
 
 impl OutputArgs {
+    /// The folder that is written.
+    pub(super) fn folder(&self) -> &Path {
+        &self.output
+    }
+
+    /// Whether what is there may be replaced.
+    pub(super) fn forces(&self) -> bool {
+        self.force
+    }
+
+    /// The same for a folder inside.
+    pub(super) fn inside(&self, name: &str) -> OutputArgs {
+        OutputArgs {
+            output: self.output.join(name),
+            ..self.clone()
+        }
+    }
+
     /// Looks whether the folder may be written, before any work; of a dry run it is only told if not.
     pub(super) fn look(&self) -> Result<Written> {
         Ok(Written {
@@ -109,8 +128,9 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
         let text = format!("{} ({}: `{}`)", proof.check, proof.images, proof.data);
         rows.push(("check", text));
     }
-    if let Some(speed) = &transform.speed {
-        rows.push(("one image", latency(speed)));
+    for speed in &transform.speed {
+        let what = if speed.batch == 1 { "one image" } else { "a batch" };
+        rows.push((what, latency(speed)));
         rows.extend(speed.warning.clone().map(|text| ("but", text)));
     }
     rows
@@ -126,7 +146,12 @@ fn change<T: Copy + PartialEq>(before: T, after: T, spell: impl Fn(T) -> String)
 
 fn latency(speed: &Speed) -> String {
     format!(
-        "{:.3} ms → {:.3} ms, ratio {}, {}; {} in turns, {}, {}",
+        "{}{:.3} ms → {:.3} ms, ratio {}, {}; {} in turns, {}, {}",
+        if speed.batch == 1 {
+            String::new()
+        } else {
+            format!("of {}: ", speed.batch)
+        },
         speed.before_latency_ms,
         speed.after_latency_ms,
         speed.ratio,

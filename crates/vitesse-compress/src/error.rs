@@ -21,6 +21,14 @@ pub enum Error {
     /// A model, or a selection, for which something has no meaning.
     #[error("{0}")]
     Unsuited(String),
+    /// What somebody else's count of costs said.
+    #[error("{0}")]
+    Cost(Box<dyn std::error::Error + Send + Sync>),
+    /// The nameless file in which streams of calibration images lie.
+    #[error(
+        "the activations of the calibration images could not be kept in a temporary file: {0}; free some space, or let TMPDIR name another folder"
+    )]
+    Scratch(std::io::Error),
     /// A criterion that cannot score these units, or lacks what it scores by.
     #[error("{criterion}: {sentence}")]
     Criterion {
@@ -46,6 +54,8 @@ impl Error {
             Error::Train(error) => error.code(),
             Error::Selection(_) => "E_SELECTION",
             Error::Unsuited(_) => "E_UNSUITED",
+            Error::Cost(_) => "E_COST",
+            Error::Scratch(_) => "E_IO",
             Error::Criterion { .. } => "E_CRITERION",
         }
     }

@@ -7,6 +7,8 @@
 //! What comes out is a model like any other: a description and its tensors, with no mask and nothing around it.
 
 mod error;
+#[cfg(feature = "train")]
+mod linalg;
 pub mod structure;
 
 pub use error::{Error, Result};

@@ -137,12 +137,17 @@ pub enum Error {
         /// The data set.
         data: String,
     },
+    /// A way to choose units that looks at images, without any.
+    #[error("`{0}` looks at images: name a data set with --data, or choose by --method magnitude")]
+    NoCalibration(&'static str),
     /// A data set without the labels that a method learns from.
-    #[error("`{0}` has no labels, by which `taylor` chooses; take labelled images, or another method")]
+    #[error(
+        "`{0}` has no labels, by which `taylor` and `fisher` choose; take labelled images, or `obs`, which needs none"
+    )]
     NoLabels(String),
     /// A model that scores each class by itself, where a method needs classes that exclude each other.
     #[error(
-        "`taylor` follows the loss of classes of which an image has one, and `{0}` scores each by itself; take another method"
+        "`taylor` and `fisher` follow the loss of classes of which an image has one, and `{0}` scores each by itself; take `obs`, which needs no labels"
     )]
     NotSoftmax(String),
     /// A folder without picture files.
@@ -252,7 +257,14 @@ pub enum Error {
 
 impl From<vitesse_compress::Error> for Error {
     fn from(error: vitesse_compress::Error) -> Self {
-        Error::Compress(Box::new(error))
+        use vitesse_compress::Error as Compress;
+        match error {
+            Compress::Cost(source) => match source.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(source) => Error::Compress(Box::new(Compress::Cost(source))),
+            },
+            other => Error::Compress(Box::new(other)),
+        }
     }
 }
 
@@ -283,7 +295,7 @@ impl Error {
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
             Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
-            Error::NoLabels(_) | Error::NotSoftmax(_) => "E_METHOD",
+            Error::NoCalibration(_) | Error::NoLabels(_) | Error::NotSoftmax(_) => "E_METHOD",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",

@@ -30,6 +30,7 @@ pub mod merge;
 mod origin;
 pub mod predict;
 pub mod proof;
+#[cfg(feature = "train")]
 pub mod prune;
 pub mod raw;
 #[cfg(feature = "train")]

@@ -14,7 +14,7 @@ use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::method::{Check, Method};
 
 use crate::images::Images;
-use crate::transform::Transform;
+use crate::transform::{At, Transform};
 use crate::{Error, Events, Result};
 
 /// A model and the adapter that is folded into it, or taken out.
@@ -128,7 +128,7 @@ impl Merge {
         {
             merged
                 .transform
-                .time(&attached, &merged.checkpoint, stop, events)?;
+                .time((&attached, &merged.checkpoint), At::one(), &[], stop, events)?;
         }
         let learned = learned(&self.adapter);
         let mut config = learned.config;
@@ -179,7 +179,8 @@ impl Merge {
         let images = self.find_images(settings, &self.model, events)?;
         let again = self.adapter.attach_again(&out.checkpoint)?;
         if out.transform.prove(&again, &self.model, images, self.check())? {
-            out.transform.time(&self.model, &out.checkpoint, stop, events)?;
+            out.transform
+                .time((&self.model, &out.checkpoint), At::one(), &[], stop, events)?;
         }
         Ok(out)
     }

@@ -35,9 +35,9 @@ pub struct Transform {
     /// Absent where nothing was computed.
     #[serde(flatten)]
     pub proof: Option<Proof>,
-    /// Absent where nothing was computed, or the proof was not met.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub speed: Option<Speed>,
+    /// Batch by batch; empty where nothing was computed, or the proof was not met.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub speed: Vec<Speed>,
 }
 
 /// Both models on the same images.
@@ -51,9 +51,33 @@ pub struct Proof {
     pub data: String,
 }
 
-/// Latency of one image, both models taking turns.
+/// How a latency is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct At {
+    /// Images in one forward pass.
+    pub batch: usize,
+    /// The number format.
+    pub precision: Precision,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+impl At {
+    /// One image, in single precision, by all threads.
+    pub fn one() -> At {
+        At {
+            batch: 1,
+            precision: Precision::F32,
+            threads: rayon::current_num_threads(),
+        }
+    }
+}
+
+/// Latency of a batch, both models taking turns.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Speed {
+    /// Images in one forward pass.
+    pub batch: usize,
     /// Threads that computed.
     pub threads: usize,
     /// The number format.
@@ -66,6 +90,10 @@ pub struct Speed {
     pub after_latency_ms: f64,
     /// After to before.
     pub ratio: Ratio,
+    /// Weights as the engine holds them, before.
+    pub before_packed_bytes: usize,
+    /// The same, after.
+    pub after_packed_bytes: usize,
     /// What all rounds agree on: faster, slower, or not told apart; `the same plan` where both compile to one.
     pub verdict: &'static str,
     /// Said where multiply-accumulates fall and time does not.
@@ -93,7 +121,7 @@ impl Transform {
         Ok(Transform {
             plan: change(before, after)?,
             proof: None,
-            speed: None,
+            speed: Vec::new(),
         })
     }
 
@@ -118,41 +146,46 @@ impl Transform {
         Ok(check.is_met())
     }
 
-    /// Measures both models in turns, with one image.
+    /// Measures both models in turns, one batch size after the other; `at.batch` is the first.
     ///
     /// # Errors
     /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
     pub fn time(
         &mut self,
-        before: &Checkpoint,
-        after: &Checkpoint,
+        (before, after): (&Checkpoint, &Checkpoint),
+        at: At,
+        more: &[usize],
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<()> {
-        let threads = rayon::current_num_threads();
-        let one = |label, model| Contestant::new(label, Precision::F32, threads, model);
+        let one = |label, model| Contestant::new(label, at.precision, at.threads, model);
         let (before, after) = (one("before", before)?, one("after", after)?);
         // Whatever is measured then is the machine's doing.
         let same = before.outline() == after.outline();
-        let contestants = vec![before, after];
-        let contest = Contest::new(contestants, vec![1], TURN, threads);
-        let batches = contest.turns(ROUNDS, stop, events)?;
-        let times: Vec<_> = batches.into_iter().flat_map(|batch| batch.results).collect();
-        if let [before, after] = &times[..] {
-            self.speed = Some(Speed {
-                threads: contest.threads,
-                precision: Precision::F32,
-                rounds: ROUNDS,
-                before_latency_ms: before.latency_ms,
-                after_latency_ms: after.latency_ms,
-                ratio: after.ratio,
-                verdict: if same {
-                    "the same plan"
-                } else {
-                    after.ratio.verdict()
-                },
-                warning: warning(&self.plan, after.ratio),
-            });
+        let batches =
+            std::iter::once(at.batch).chain(more.iter().copied().filter(|&batch| batch != at.batch));
+        let contest = Contest::new(vec![before, after], batches.collect(), TURN, at.threads);
+        let packed: Vec<usize> = contest.models().iter().map(|model| model.packed_bytes).collect();
+        for batch in contest.turns(ROUNDS, stop, events)? {
+            if let ([before, after], [packed_before, packed_after]) = (&batch.results[..], &packed[..]) {
+                self.speed.push(Speed {
+                    batch: batch.batch,
+                    threads: contest.threads,
+                    precision: at.precision,
+                    rounds: ROUNDS,
+                    before_latency_ms: before.latency_ms,
+                    after_latency_ms: after.latency_ms,
+                    ratio: after.ratio,
+                    before_packed_bytes: *packed_before,
+                    after_packed_bytes: *packed_after,
+                    verdict: if same {
+                        "the same plan"
+                    } else {
+                        after.ratio.verdict()
+                    },
+                    warning: warning(&self.plan, after.ratio),
+                });
+            }
         }
         Ok(())
     }
@@ -253,12 +286,15 @@ mod tests {
                 && transform.is_proved()
         );
         let stop = AtomicBool::new(false);
-        transform.time(&model, &model, &stop, &mut ()).unwrap();
-        let speed = transform.speed.as_ref().unwrap();
+        transform
+            .time((&model, &model), At::one(), &[2], &stop, &mut ())
+            .unwrap();
+        let speed = &transform.speed[0];
+        assert_eq!((speed.batch, transform.speed[1].batch), (1, 2));
         assert!(speed.before_latency_ms > 0.0 && speed.after_latency_ms > 0.0 && speed.rounds == ROUNDS);
         assert_eq!((speed.verdict, &speed.warning), ("the same plan", &None));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let stopped = transform.time(&model, &model, &stop, &mut ());
+        let stopped = transform.time((&model, &model), At::one(), &[], &stop, &mut ());
         assert!(matches!(stopped, Err(crate::Error::Interrupted)));
     }
 }

@@ -31,7 +31,7 @@ use crate::storage::{AtomicDir, atomic_write, safetensors};
 use crate::tensors::Tensors;
 use crate::{Error, Result, zoo};
 
-pub use weights::{file_sha256, weights_file, weights_sha256};
+pub use weights::{file_sha256, sha256, weights_file, weights_sha256};
 
 /// The name of the weights file in a checkpoint folder.
 pub const WEIGHTS_FILE: &str = "model.safetensors";

@@ -79,7 +79,7 @@ pub(super) struct RunArgs {
 
 /// Number formats that models are run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Number {
+pub(super) enum Number {
     /// 32-bit floating point
     F32,
     /// 16-bit floating point with the range of 32 bits; sums in 32 bits
@@ -118,7 +118,7 @@ impl From<LabelsBy> for classes::LabelsBy {
 }
 
 impl Number {
-    fn precision(self) -> Precision {
+    pub(super) fn precision(self) -> Precision {
         match self {
             Number::F32 => Precision::F32,
             Number::Bf16 => Precision::Bf16,

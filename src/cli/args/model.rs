@@ -76,6 +76,11 @@ fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
 }
 
 impl ReadArgs {
+    /// The state dict that was asked for.
+    pub(in crate::cli) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// The options of a load that they stand for.
     pub(in crate::cli) fn options(&self) -> LoadOptions {
         LoadOptions {

@@ -107,6 +107,8 @@ pub(super) struct Size {
     /// Pictures of another task that a student is adapted with, and how often.
     pub(super) adapt: usize,
     pub(super) adapt_epochs: usize,
+    /// Pictures by which a student is pruned and corrected.
+    pub(super) pruned: usize,
     /// Pictures that are predicted and shown.
     pub(super) shown: usize,
 }
@@ -122,6 +124,7 @@ impl Size {
         batch_size: 16,
         adapt: 2_000,
         adapt_epochs: 12,
+        pruned: 512,
         shown: 14,
     };
     /// Seconds: every step is taken, little is learned.
@@ -134,6 +137,7 @@ impl Size {
         batch_size: 16,
         adapt: 64,
         adapt_epochs: 1,
+        pruned: 64,
         shown: 7,
     };
 

@@ -5,6 +5,7 @@
 //! | `experiment` | which runs there are, and their recipes |
 //! | `learn` | one run: trained, reloaded, tested |
 //! | `adapt` | a student adapted to three other tasks, merged, measured |
+//! | `prune` | a student with a share of its arithmetic |
 //! | `report` | what was found: the JSON document and the text |
 //! | `page` | the same as `report.html` |
 
@@ -12,6 +13,7 @@ mod adapt;
 mod experiment;
 mod learn;
 mod page;
+mod prune;
 mod report;
 
 use std::fs;
@@ -41,7 +43,7 @@ use report::{Prediction, Report, Run};
 ///
 /// Draws pictures, trains a small CNN on them and, with and without it as a teacher, the same small DeiT four times: on the
 /// labels alone, with soft, with hard distillation, and with a distillation token. Adapts a student to three other tasks and
-/// merges the adapters. Tests everything and writes report.html, one file that needs no network. Needs up to five minutes and 2 GB of memory on two cores. The same seed gives the same
+/// merges the adapters. Prunes a student to a share of its arithmetic. Tests everything and writes report.html, one file that needs no network. Needs up to five minutes and 2 GB of memory on two cores. The same seed gives the same
 /// numbers, times aside, with any number of threads.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -142,6 +144,11 @@ impl Quickstart<'_> {
         )?;
         self.step(
             8,
+            "prune the student that had no teacher: a share of its arithmetic, corrected without training",
+        );
+        let pruned = prune::prune(self.size, u64::from(self.args.seed), self.folder, self.console)?;
+        self.step(
+            9,
             "predict pictures and compare tokens with the best of what was learned",
         );
         let (predictions, pictures) = self.predictions(best)?;
@@ -171,6 +178,7 @@ impl Quickstart<'_> {
             runs,
             best_student: best,
             adapted,
+            pruned,
             predictions,
             tokens,
             threads: rayon::current_num_threads(),
@@ -184,7 +192,7 @@ impl Quickstart<'_> {
     }
 
     fn step(&self, number: usize, text: &str) {
-        self.console.say("step", &format!("{number} of 8: {text}"));
+        self.console.say("step", &format!("{number} of 9: {text}"));
     }
 
     fn test_pictures(&self) -> Result<DataSet> {

@@ -46,6 +46,7 @@ pub(super) fn page(report: &Report, pictures: &[Thumbnail]) -> String {
     }
     page.section("What it sees", seen(report, pictures))
         .section("Other tasks", report.adapted.section(&report.output))
+        .section("Smaller", report.pruned.section(&report.output))
         .section("The two tokens", tokens(report))
         .section("Time and memory", costs(report))
         .section("Go on", commands(report))

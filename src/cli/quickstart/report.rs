@@ -11,6 +11,7 @@ use vitesse_train::tokens::TokenSimilarity;
 
 use super::adapt::Adapted;
 use super::experiment::Method;
+use super::prune::Pruned;
 use super::{IMAGES, PAGE, TASK};
 use crate::cli::outcome::pairs;
 use crate::cli::shell::word;
@@ -37,6 +38,8 @@ pub(super) struct Report {
     pub(super) best_student: Method,
     /// The student that had no teacher, on other tasks.
     pub(super) adapted: Adapted,
+    /// The same with a share of its arithmetic.
+    pub(super) pruned: Pruned,
     pub(super) predictions: Vec<Prediction>,
     /// The class and the distillation token of the student that has both.
     pub(super) tokens: TokenSimilarity,
@@ -225,6 +228,7 @@ impl fmt::Display for Report {
             ));
         }
         rows.push(("merging".to_owned(), self.adapted.finding()));
+        rows.push(("pruning".to_owned(), self.pruned.finding()));
         let memory = self.peak_memory_bytes.map_or(String::new(), |bytes| {
             format!(", {} of memory at most", format::bytes(bytes))
         });

@@ -27,7 +27,7 @@ pub(in crate::cli) struct RecipeArgs {
     #[arg(long, value_name = "FILE", help_heading = "Recipe")]
     recipe: Option<PathBuf>,
     /// Values to begin with: deit (ImageNet from scratch), small (small images), finetune, highres (a checkpoint at a higher
-    /// resolution), adapt [default: finetune for a checkpoint, else deit]
+    /// resolution), adapt, recover (a pruned model with its old self as teacher) [default: finetune for a checkpoint, else deit]
     #[arg(long, value_name = "NAME", help_heading = "Recipe", value_parser = Recipe::presets().collect::<Vec<_>>())]
     preset: Option<String>,
 
@@ -176,6 +176,18 @@ pub(in crate::cli) struct RunArgs {
 }
 
 impl RunArgs {
+    /// A run that follows something else, in a folder of its own.
+    pub(in crate::cli) fn after(output: PathBuf) -> RunArgs {
+        RunArgs {
+            output,
+            resume: false,
+            force: true,
+            dry_run: false,
+            test: false,
+            threads: None,
+        }
+    }
+
     /// Starts the computing threads; before anything else.
     pub(in crate::cli) fn start_threads(&self) -> Result<()> {
         keep_memory();

@@ -25,7 +25,7 @@ use super::shell::word;
 use super::show::Show;
 pub(super) use flags::{RecipeArgs, RunArgs};
 use report::DryRun;
-use report::Report;
+pub(super) use report::Report;
 pub(super) use watch::Watch;
 
 /// A run as meant: the recipe is whole, the folder may be written, the test split is there if it is asked for.
@@ -69,6 +69,11 @@ impl<'a> Training<'a> {
         if self.args.dry_run {
             return Outcome::new(&self.dry_run()?);
         }
+        Outcome::new(&self.learn()?)
+    }
+
+    /// Trains a model whole, without a method.
+    pub(super) fn learn(&self) -> Result<Report> {
         let mut watch = Watch::new(self.console);
         let learned = run_together(
             self.console.team(),
@@ -80,7 +85,7 @@ impl<'a> Training<'a> {
             &mut watch,
         )
         .map_err(|error| self.failure(error))?;
-        Outcome::new(&self.finish(&learned, watch)?)
+        self.finish(&learned, watch)
     }
 
     /// What would be done, as a report.

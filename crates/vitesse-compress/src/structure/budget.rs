@@ -1,79 +1,245 @@
-//! From a budget to the share of units that go.
+//! From a budget to what is kept: by a ranking, the share of units that goes; by damage, how far each group is cut.
 
 use vitesse_model::{ModelSpec, Tensors};
 
+use super::allocate::{Choice, Level, allocate};
 use super::rank::{Ranking, Scored};
 use super::selection::Selection;
 use super::slice::outline;
+use super::units::{Group, Id, Kind};
 use crate::{Error, Result};
 
-/// In how many steps the share goes from nothing to all.
+/// In how many steps the share of a ranking goes from nothing to all.
 const STEPS: usize = 1000;
 
+/// What a model may cost at most.
+pub struct Budget<'a> {
+    /// What is counted, as messages say it: `MACs`, `parameters`.
+    pub what: &'a str,
+    /// What a model costs: the sum over its halves of what each costs, and of what there is beside them.
+    pub cost: &'a dyn Fn(&ModelSpec) -> Result<f64>,
+    /// The most that it may.
+    pub most: f64,
+}
+
+impl std::fmt::Debug for Budget<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Budget({} {})", self.most, self.what)
+    }
+}
+
 /// What fits a budget.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// The share of units that go.
-    pub ratio: f64,
     /// What is kept.
     pub selection: Selection,
     /// What is left, described.
     pub spec: ModelSpec,
 }
 
-/// The smallest share of units, in steps of a thousandth, without which the model takes at most `share` of its multiply-accumulates
-/// for one image; `ranking` says all but the share.
-///
-/// # Errors
-/// A budget that is no share, or that these units cannot meet; as [`Ranking::choose`] and [`slice`](super::slice()).
-pub fn macs(
-    spec: &ModelSpec,
-    tensors: &Tensors,
-    ranking: &Ranking,
-    scored: &[Scored<'_>],
-    share: f64,
-) -> Result<Fit> {
-    if !(share > 0.0 && share <= 1.0) {
-        return Err(Error::Selection(format!(
-            "the MACs to keep are a share above 0 and at most 1, but {share} was asked for"
-        )));
+/// In which order the units of a group go, and what that does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Elimination {
+    /// The group: what `proj` or `fc2` reads.
+    pub group: Id,
+    /// All its units, the first to go first.
+    pub order: Vec<usize>,
+    /// What is lost with none, one, two … units gone, on a scale that all groups share: one more than there are units. The last is what is lost
+    /// if the whole half goes.
+    pub damage: Vec<f64>,
+}
+
+impl Budget<'_> {
+    fn refuse(&self, spec: &ModelSpec, least: f64) -> Result<Error> {
+        let before = (self.cost)(spec)?;
+        let share = |part: f64| 100.0 * part / before.max(f64::MIN_POSITIVE);
+        Ok(Error::Selection(format!(
+            "these units leave at least {:.1} % of the {}, but {:.1} % were asked for; allow more, or let other units go as well",
+            share(least),
+            self.what,
+            share(self.most)
+        )))
     }
-    let before = spec.costs()?.macs() as f64;
-    let at = |step: usize| -> Result<(Fit, f64)> {
-        let ratio = step as f64 / STEPS as f64;
-        let selection = Ranking {
-            ratio,
-            ..ranking.clone()
-        }
-        .choose(scored)?;
-        let spec = outline(spec, tensors, &selection)?;
-        let macs = spec.costs()?.macs() as f64;
-        let fit = Fit {
-            ratio,
-            selection,
-            spec,
+
+    /// The smallest share of units, in steps of a thousandth, without which the model meets the budget; `ranking` says all but the share.
+    ///
+    /// # Errors
+    /// A budget that these units cannot meet; as [`Ranking::choose`] and [`slice`](super::slice()).
+    pub fn by_ranking(
+        &self,
+        spec: &ModelSpec,
+        tensors: &Tensors,
+        ranking: &Ranking,
+        scored: &[Scored<'_>],
+    ) -> Result<Fit> {
+        let at = |step: usize| -> Result<(Fit, f64)> {
+            let ranking = Ranking {
+                ratio: step as f64 / STEPS as f64,
+                ..ranking.clone()
+            };
+            let selection = ranking.choose(scored)?;
+            let spec = outline(spec, tensors, &selection)?;
+            let cost = (self.cost)(&spec)?;
+            Ok((Fit { selection, spec }, cost))
         };
-        Ok((fit, macs / before))
-    };
-    let (mut best, least) = at(STEPS - 1)?;
-    if least > share {
-        return Err(Error::Selection(format!(
-            "these units leave at least {:.1} % of the MACs, but {:.1} % were asked for; allow more, or cut blocks and embedding \
-             channels as well",
-            100.0 * least,
-            100.0 * share
-        )));
+        let (mut best, least) = at(STEPS - 1)?;
+        if least > self.most {
+            return Err(self.refuse(spec, least)?);
+        }
+        // More units never cost less, so the steps that fit are the last ones.
+        let (mut low, mut high) = (0, STEPS - 1);
+        while low < high {
+            let middle = (low + high) / 2;
+            let (fit, found) = at(middle)?;
+            if found <= self.most {
+                (best, high) = (fit, middle);
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(best)
     }
-    // More units never cost less, so the steps that fit are the last ones.
-    let (mut low, mut high) = (0, STEPS - 1);
-    while low < high {
-        let middle = (low + high) / 2;
-        let (fit, found) = at(middle)?;
-        if found <= share {
-            (best, high) = (fit, middle);
-        } else {
-            low = middle + 1;
+
+    /// What does the least damage within the budget. A group keeps a multiple of `round_to` units, unless they are heads, or all; with
+    /// `whole` a half may go altogether.
+    ///
+    /// # Errors
+    /// A budget that these units cannot meet; as [`slice`](super::slice()).
+    pub fn by_damage(
+        &self,
+        spec: &ModelSpec,
+        tensors: &Tensors,
+        eliminations: &[Elimination],
+        round_to: usize,
+        whole: bool,
+    ) -> Result<Fit> {
+        let cost = |selection: &Selection| (self.cost)(&outline(spec, tensors, selection)?);
+        let before = (self.cost)(spec)?;
+        if before <= self.most {
+            return Ok(Fit {
+                selection: Selection::default(),
+                spec: spec.clone(),
+            });
+        }
+        let mut beside = before;
+        let mut choices = Vec::with_capacity(eliminations.len());
+        for elimination in eliminations {
+            let mut without = Selection::default();
+            elimination.keep(0, &mut without);
+            let without = cost(&without)?;
+            beside -= before - without;
+            let mut levels = Vec::new();
+            for kept in elimination.levels(round_to, whole) {
+                let mut selection = Selection::default();
+                elimination.keep(kept, &mut selection);
+                levels.push(Level {
+                    kept,
+                    cost: cost(&selection)? - without,
+                    damage: elimination.lost(kept),
+                });
+            }
+            let group = elimination.group;
+            choices.push(Choice { group, levels });
+        }
+        let Some(taken) = allocate(&choices, self.most - beside) else {
+            let cheapest = choices
+                .iter()
+                .filter_map(|choice| choice.levels.iter().map(|level| level.cost).reduce(f64::min));
+            return Err(self.refuse(spec, beside + cheapest.sum::<f64>())?);
+        };
+        let mut selection = Selection::default();
+        for ((choice, level), elimination) in choices.iter().zip(taken).zip(eliminations) {
+            if let Some(level) = choice.levels.get(level) {
+                elimination.keep(level.kept, &mut selection);
+            }
+        }
+        let spec = outline(spec, tensors, &selection)?;
+        Ok(Fit { selection, spec })
+    }
+}
+
+impl Elimination {
+    /// By scores: the least go first, and what is lost is their sum.
+    pub fn of_scores(scored: &Scored<'_>) -> Elimination {
+        let mut order: Vec<usize> = (0..scored.scores.len()).collect();
+        let score = |unit: &usize| scored.scores.get(*unit).copied().unwrap_or_default();
+        order.sort_by(|a, b| score(a).total_cmp(&score(b)));
+        let lost = order.iter().scan(0.0, |sum, unit| {
+            *sum += score(unit);
+            Some(*sum)
+        });
+        Elimination {
+            group: scored.group.id,
+            damage: std::iter::once(0.0).chain(lost).collect(),
+            order,
         }
     }
-    Ok(best)
+
+    /// Of each unit its place in the order, as a score: the last to go is worth most.
+    pub fn places(&self) -> Vec<f64> {
+        let mut out = vec![0.0; self.order.len()];
+        for (place, &unit) in self.order.iter().enumerate() {
+            if let Some(score) = out.get_mut(unit) {
+                *score = place as f64;
+            }
+        }
+        out
+    }
+
+    /// How many units may be kept.
+    fn levels(&self, round_to: usize, whole: bool) -> Vec<usize> {
+        let all = self.order.len();
+        let step = if self.group.kind == Kind::Head {
+            1
+        } else {
+            round_to.max(1)
+        };
+        let mut levels: Vec<usize> = (1..=all / step).map(|level| level * step).collect();
+        levels.extend((!all.is_multiple_of(step)).then_some(all));
+        levels.extend(whole.then_some(0));
+        levels
+    }
+
+    /// What is lost if so many are kept.
+    fn lost(&self, kept: usize) -> f64 {
+        self.damage
+            .get(self.order.len().saturating_sub(kept))
+            .copied()
+            .unwrap_or(f64::INFINITY)
+    }
+
+    /// Keeps the last so many; of none the half goes.
+    fn keep(&self, kept: usize, selection: &mut Selection) {
+        let Id { kind, core } = self.group;
+        if kept == 0 {
+            let half = if kind == Kind::Hidden {
+                Kind::Mlp
+            } else {
+                Kind::Attn
+            };
+            selection.drop_all(half, core);
+        } else {
+            let gone = self.order.len().saturating_sub(kept);
+            selection.keep(kind, core, self.order.iter().skip(gone).copied());
+        }
+    }
+}
+
+/// The share of the units of `groups` that `selection` cuts.
+pub fn share_gone(groups: &[&Group], selection: &Selection) -> f64 {
+    let all: usize = groups.iter().map(|group| group.units).sum();
+    let kept = groups.iter().map(|group| {
+        let Id { kind, core } = group.id;
+        let half = if kind == Kind::Hidden {
+            Kind::Mlp
+        } else {
+            Kind::Attn
+        };
+        match (selection.of(half, core), selection.of(kind, core)) {
+            (Some([]), _) => 0,
+            (_, Some(kept)) => kept.len(),
+            (_, None) => group.units,
+        }
+    });
+    1.0 - kept.sum::<usize>() as f64 / all.max(1) as f64
 }

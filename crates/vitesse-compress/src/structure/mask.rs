@@ -2,10 +2,10 @@
 
 use vitesse_model::{ModelSpec, Tensors};
 
-use super::cut::{put, take, zeros};
+use super::cut::{put, zeros};
 use super::kept::Kept;
 use super::selection::Selection;
-use super::slice::smaller;
+use super::slice::{slice, smaller};
 use super::table::pieces;
 use super::units::prunable;
 use crate::{Error, Result};
@@ -17,6 +17,24 @@ use crate::{Error, Result};
 /// As [`slice`](super::slice()); embedding channels, since the statistics of a layer norm see zeros too; blocks that share their
 /// matrices with others that stay.
 pub fn mask(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Result<Tensors> {
+    widen(
+        spec,
+        tensors,
+        selection,
+        &slice(spec, tensors, selection)?.tensors,
+    )
+}
+
+/// As [`mask`], with the tensors that the sliced model has by now: what was corrected or trained after the cut stands where it was cut from.
+///
+/// # Errors
+/// As [`mask`]; tensors that are not those of the sliced model.
+pub fn widen(
+    spec: &ModelSpec,
+    tensors: &Tensors,
+    selection: &Selection,
+    sliced: &Tensors,
+) -> Result<Tensors> {
     let vit = prunable(spec)?;
     let kept = Kept::of(spec, tensors, selection)?;
     if kept.embed.len() < vit.embed_dim {
@@ -40,8 +58,8 @@ pub fn mask(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Resul
         out.insert(name, zeros(tensor, tensor.shape())?);
     }
     for piece in pieces(spec, &smaller(spec, &kept)?, &kept)? {
-        let tensor = tensors.get(&piece.from)?;
-        let masked = put(&take(tensor, &piece.cuts)?, &piece.cuts, tensor.shape())?;
+        let shape = tensors.get(&piece.from)?.shape();
+        let masked = put(sliced.get(&piece.to)?, &piece.cuts, shape)?;
         out.insert(piece.from, masked);
     }
     Ok(out)

@@ -34,21 +34,34 @@
 //! # Ok::<(), vitesse_compress::Error>(())
 //! ```
 
+pub mod allocate;
 pub mod budget;
+#[cfg(feature = "train")]
+pub mod correct;
 pub mod criteria;
 mod cut;
+#[cfg(feature = "train")]
+pub mod damage;
 mod dense;
+#[cfg(feature = "train")]
+mod eliminate;
+#[cfg(feature = "train")]
+mod halves;
 mod kept;
 mod mask;
+#[cfg(feature = "train")]
+mod moments;
 pub mod rank;
 mod selection;
 mod slice;
+#[cfg(feature = "train")]
+mod streams;
 mod table;
 mod units;
 
 pub use dense::{Dense, to_dense};
 pub use kept::Readmitted;
-pub use mask::mask;
+pub use mask::{mask, widen};
 pub use selection::Selection;
 pub use slice::{Sliced, outline, slice};
 pub use units::{Axis, Group, Id, Kind, Member, groups};

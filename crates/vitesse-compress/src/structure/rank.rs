@@ -34,7 +34,8 @@ pub struct Ranking {
     pub scope: Scope,
     /// The share of units that is removed: at least 0, below 1.
     pub ratio: f64,
-    /// What is kept of a group is a multiple of this, reached by taking the best removed units back; 1 changes nothing.
+    /// What is kept of a group is a multiple of this, reached by taking the best removed units back; 1 changes nothing. Heads are not
+    /// counted so.
     pub round_to: usize,
 }
 
@@ -92,7 +93,7 @@ impl Ranking {
             out.keep(
                 id.kind,
                 id.core,
-                scored.best(self.rounded(kept, scored.scores.len())),
+                scored.best(self.rounded(kept, scored.scores.len(), id.kind)),
             );
         };
         for together in self.scopes(scored)? {
@@ -126,9 +127,11 @@ impl Ranking {
         all.get(gone.checked_sub(1)?).copied()
     }
 
-    /// At least one, and a multiple of what is asked for, as far as there are units.
-    fn rounded(&self, kept: usize, units: usize) -> usize {
-        kept.max(1).next_multiple_of(self.round_to).min(units)
+    /// At least one, and a multiple of what is asked for, as far as there are units; heads and what is larger are not columns.
+    fn rounded(&self, kept: usize, units: usize, kind: Kind) -> usize {
+        let columns = !matches!(kind, Kind::Head | Kind::Attn | Kind::Mlp | Kind::Block);
+        let multiple = if columns { self.round_to } else { 1 };
+        kept.max(1).next_multiple_of(multiple).min(units)
     }
 
     /// Who is ranked with whom.

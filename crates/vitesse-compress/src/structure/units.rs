@@ -173,6 +173,23 @@ pub(super) fn prunable(spec: &ModelSpec) -> Result<&VitSpec> {
     Ok(spec.vit()?)
 }
 
+/// As [`prunable`], and each block has matrices of its own: what one layer sees says what its matrices need.
+///
+/// # Errors
+/// As [`groups`]; blocks that share matrices.
+#[cfg(feature = "train")]
+pub(super) fn unshared(spec: &ModelSpec) -> Result<&VitSpec> {
+    let vit = prunable(spec)?;
+    if vit.is_shared() {
+        return Err(Error::Unsuited(format!(
+            "blocks of `{}` share their matrices, so none can be measured or solved by what one of them sees; choose a criterion that \
+             looks at weights, without correction",
+            spec.architecture
+        )));
+    }
+    Ok(vit)
+}
+
 /// Where each head begins, and one more entry for where the last one ends.
 pub(super) fn bounds(widths: &[usize]) -> Vec<usize> {
     let mut out = vec![0];

@@ -1,6 +1,7 @@
 //! What the machine says about itself, and how fast it is.
 
 mod bandwidth;
+pub mod cache;
 mod peaks;
 
 use std::fs;

@@ -405,6 +405,11 @@ pub fn weights_sha256(path: &Path, key: Option<&str>) -> Result<String> {
     })
 }
 
+/// SHA-256 of some bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors

@@ -127,14 +127,26 @@ impl Blocks {
     /// `[batch, tokens, dim]`, through all blocks in order.
     pub(super) fn forward(&self, mut x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
         for layer in &self.layers {
-            let Place { core, norms, .. } = layer.place;
-            // The spec was validated: every layer names a core and norms that exist.
-            if let (Some(core), Some(norms)) = (self.cores.get(core), self.norms.get(norms)) {
-                x = layer.run(core, norms, x, ctx);
-            }
+            x = self.run(layer, x, ctx);
         }
         ctx.layer = None;
         x
+    }
+
+    /// `[batch, tokens, dim]`, through one block; `None` if there is none of this number.
+    pub(super) fn one(&self, layer: usize, x: Tensor<3>, ctx: &mut Ctx) -> Option<Tensor<3>> {
+        let x = self.run(self.layers.get(layer)?, x, ctx);
+        ctx.layer = None;
+        Some(x)
+    }
+
+    fn run(&self, layer: &Layer, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
+        let Place { core, norms, .. } = layer.place;
+        // The spec was validated: every layer names a core and norms that exist.
+        match (self.cores.get(core), self.norms.get(norms)) {
+            (Some(core), Some(norms)) => layer.run(core, norms, x, ctx),
+            _ => x,
+        }
     }
 }
 

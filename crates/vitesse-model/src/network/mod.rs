@@ -142,6 +142,39 @@ impl Network {
         }
     }
 
+    /// The token stream of `images` before the first block, `[batch, tokens, dim]`. With [`Network::block`] a forward pass
+    /// goes block by block, for what has to look at one block after the other.
+    ///
+    /// # Errors
+    /// As [`Network::forward`]; a network without a token stream.
+    pub fn embed(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Tensor<3>> {
+        self.check(&images)?;
+        match &self.body {
+            Body::Vit(vit) => Ok(vit.embed(images, ctx)),
+            Body::RegNet(_) => Err(self.no_block("the token stream".into())),
+        }
+    }
+
+    /// What block `layer` makes of the token stream `x` `[batch, tokens, dim]`; `ctx` is that of [`Network::embed`], or one with
+    /// the same stream.
+    ///
+    /// # Errors
+    /// A network without such a block.
+    pub fn block(&self, layer: usize, x: Tensor<3>, ctx: &mut Ctx) -> Result<Tensor<3>> {
+        let found = match &self.body {
+            Body::Vit(vit) => vit.block(layer, x, ctx),
+            Body::RegNet(_) => None,
+        };
+        found.ok_or_else(|| self.no_block(format!("block {layer}")))
+    }
+
+    fn no_block(&self, what: String) -> Error {
+        Error::Unsupported {
+            what,
+            why: format!("`{}` has none", self.spec.architecture),
+        }
+    }
+
     fn check(&self, images: &Tensor<4>) -> Result<()> {
         let [batch, channels, height, width] = images.dims();
         let [want_channels, want_height, want_width] = self.spec.input_size();

@@ -111,6 +111,12 @@ impl Vit {
 
     /// The stream after the last block, `[batch, tokens, dim]`.
     fn tokens(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<3> {
+        let x = self.embed(images, ctx);
+        self.blocks.forward(x, ctx)
+    }
+
+    /// The stream before the first block, `[batch, tokens, dim]`.
+    pub(super) fn embed(&self, images: Tensor<4>, ctx: &mut Ctx) -> Tensor<3> {
         ctx.layer = None;
         ctx.stream = Stream {
             prefix: self.spec.prefix.len(),
@@ -120,11 +126,15 @@ impl Vit {
         let x = self.embed_patches(images, ctx);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
         let x = self.add_tokens(x);
-        let x = match &self.norm_pre {
+        match &self.norm_pre {
             Some(norm) => norm.forward(x, ctx.compute),
             None => x,
-        };
-        self.blocks.forward(x, ctx)
+        }
+    }
+
+    /// What one block makes of the stream; `None` if there is no such block.
+    pub(super) fn block(&self, layer: usize, x: Tensor<3>, ctx: &mut Ctx) -> Option<Tensor<3>> {
+        self.blocks.one(layer, x, ctx)
     }
 
     /// The patch convolution, as a product over flattened patches: `[batch, patches, dim]`.

@@ -39,12 +39,13 @@ use crate::schedule::{Curve, Schedule};
 use crate::{Error, Result};
 
 /// Presets by name.
-const PRESETS: [(&str, &str); 5] = [
+const PRESETS: [(&str, &str); 6] = [
     ("deit", include_str!("presets/deit.toml")),
     ("small", include_str!("presets/small.toml")),
     ("finetune", include_str!("presets/finetune.toml")),
     ("highres", include_str!("presets/highres.toml")),
     ("adapt", include_str!("presets/adapt.toml")),
+    ("recover", include_str!("presets/recover.toml")),
 ];
 
 /// Everything that decides what a run computes.

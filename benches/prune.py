@@ -1,0 +1,163 @@
+"""Pruning, measured: what the correction wins back, and whether speed equals arithmetic.
+
+    python benches/prune.py accuracy MODEL DATA --csv docs/results/pruning-accuracy.csv [--shares 0.9,0.8,…] [--test-images 2000]
+    python benches/prune.py speed MODEL… --csv docs/results/pruning-speed.csv [--rounds 9]
+    python benches/prune.py report docs/results
+
+Rows are written as they are finished; a row that is there is not measured again. `accuracy` takes one model and one run of `vitesse prune`
+for each way to choose and each share, before and after the correction, and tests each result on the same test images. `speed` prunes each model
+uniformly and block by block, and lets all results take turns with the dense model. MACs are those that the engine does.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import subprocess
+import tempfile
+import time
+
+WAYS = {
+    "obs": ["--method", "obs"],
+    "obs, all blocks alike": ["--method", "obs", "--scope", "local"],
+    "Taylor": ["--method", "taylor"],
+    "Taylor, isomorphic": ["--method", "taylor", "--scope", "kind"],
+    "magnitude": ["--method", "magnitude"],
+    "random": ["--method", "random"],
+}
+SHAPES = {"uniform": ["--scope", "local"], "block by block": ["--scope", "kind"]}
+
+
+def vitesse(args, *words):
+    command = [args.program, *map(str, words), "--threads", str(args.threads), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+class Rows:
+    """A table on disk that grows row by row."""
+
+    def __init__(self, path, columns, keys):
+        self.path, self.columns, self.keys = path, columns, keys
+        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+
+    def has(self, **key):
+        return any(all(row[name] == str(value) for name, value in key.items()) for row in self.rows)
+
+    def add(self, **row):
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self.rows.append({name: str(value) for name, value in row.items()})
+        print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+
+
+def test(args, model):
+    found = vitesse(args, "eval", "--model", model, "--data", args.data, "--split", "test", "--limit", args.test_images, "--precision", args.precision)
+    return found["top1"]
+
+
+def accuracy(args):
+    columns = ["model", "way", "corrected", "share", "macs_share", "top1", "test_images", "seconds"]
+    rows = Rows(args.csv, columns, columns[:4])
+    name = args.model.name
+    if not rows.has(model=name, way="dense"):
+        rows.add(model=name, way="dense", corrected="", share=1, macs_share=1, top1=test(args, args.model), test_images=args.test_images, seconds=0)
+    for share in args.shares:
+        for way, flags in WAYS.items():
+            for corrected in ("no", "yes"):
+                if way != "obs" and corrected == "yes" and share not in args.more_at:
+                    continue
+                key = {"model": name, "way": way, "corrected": corrected, "share": share}
+                if rows.has(**key):
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    out = pathlib.Path(folder) / "pruned"
+                    more = [] if corrected == "yes" else ["--no-correction"]
+                    begun = time.perf_counter()
+                    found = vitesse(args, "prune", args.model, "--macs", share, *flags, *more, "--data", args.data, "--eval-images", 0, "-o", out)
+                    seconds = time.perf_counter() - begun
+                    plan = found["results"][0]["plan"]
+                    rows.add(
+                        **key,
+                        macs_share=round(plan["after"]["macs"] / plan["before"]["macs"], 4),
+                        top1=test(args, out),
+                        test_images=args.test_images,
+                        seconds=round(seconds, 1),
+                    )
+
+
+def speed(args):
+    columns = ["model", "precision", "batch", "shape", "share", "macs_ratio", "speedup", "least", "most", "rounds", "isa"]
+    rows = Rows(args.csv, columns, columns[:5])
+    for model in args.model:
+        with tempfile.TemporaryDirectory() as folder:
+            made = []
+            for shape, flags in SHAPES.items():
+                for share in args.shares:
+                    out = pathlib.Path(folder) / f"{shape}-{share}".replace(" ", "-")
+                    vitesse(args, "prune", model, "--macs", share, "--method", "magnitude", *flags, "-o", out)
+                    made.append((shape, share, out))
+            for precision in args.precisions:
+                for batch in (1, 16):
+                    if rows.has(model=model.name, precision=precision, batch=batch):
+                        continue
+                    found = vitesse(
+                        args, "compare", model, *(out for *_, out in made), "--precision", precision, "-b", batch, "--rounds", args.rounds,
+                        "--seconds", args.seconds,
+                    )
+                    dense = found["models"][0]
+                    for (shape, share, _), one, time_ in zip(made, found["models"][1:], found["batches"][0]["results"][1:]):
+                        ratio = time_["ratio"]
+                        rows.add(
+                            model=model.name,
+                            precision=precision,
+                            batch=batch,
+                            shape=shape,
+                            share=share,
+                            macs_ratio=round(dense["macs_executed"] / one["macs_executed"], 3),
+                            speedup=round(1 / ratio["median"], 3),
+                            least=round(1 / ratio["max"], 3),
+                            most=round(1 / ratio["min"], 3),
+                            rounds=args.rounds,
+                            isa=one["isa"],
+                        )
+
+
+def numbers(text):
+    return [float(part) for part in text.split(",")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default="target/release/vitesse")
+    parser.add_argument("--threads", type=int, default=2)
+    verbs = parser.add_subparsers(required=True)
+    one = verbs.add_parser("accuracy")
+    one.add_argument("model", type=pathlib.Path)
+    one.add_argument("data")
+    one.add_argument("--shares", type=numbers, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    one.add_argument("--more-at", type=numbers, default=[0.7], help="shares at which the other ways are corrected, too")
+    one.add_argument("--test-images", type=int, default=2000)
+    one.add_argument("--precision", default="bf16")
+    one.set_defaults(run=accuracy)
+    two = verbs.add_parser("speed")
+    two.add_argument("model", type=pathlib.Path, nargs="+")
+    two.add_argument("--shares", type=numbers, default=[0.8, 0.65, 0.5, 0.35])
+    two.add_argument("--precisions", type=lambda text: text.split(","), default=["f32", "bf16", "int8"])
+    two.add_argument("--rounds", type=int, default=9)
+    two.add_argument("--seconds", type=float, default=0.4)
+    two.set_defaults(run=speed)
+    for verb in (one, two):
+        verb.add_argument("--csv", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

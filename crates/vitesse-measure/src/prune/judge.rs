@@ -1,0 +1,98 @@
+//! How good a model is before and after.
+
+use std::sync::atomic::AtomicBool;
+
+use vitesse_data::{DataSet, OpenOptions, Split, open};
+use vitesse_engine::Precision;
+use vitesse_model::Checkpoint;
+use vitesse_model::config::Scores;
+use vitesse_model::network::fused::has_bf16;
+use vitesse_train::classes::LabelsBy;
+
+use super::{Accuracy, Settings};
+use crate::contest::{Contest, Contestant};
+use crate::timing::Budget;
+use crate::{Events, Result};
+
+/// Images of a forward pass.
+const BATCH: usize = 32;
+
+/// Validation images with labels, and how good the model is on them.
+pub(super) struct Judge {
+    name: String,
+    data: DataSet,
+    by: LabelsBy,
+    before: f64,
+}
+
+impl Judge {
+    /// Of the settings' data set, if it has labels; the dense model is tested first.
+    pub(super) fn open(
+        settings: &Settings,
+        model: &Checkpoint,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Option<Judge>> {
+        let Some(path) = settings.data.as_deref().filter(|_| settings.scored > 0) else {
+            return Ok(None);
+        };
+        let options = OpenOptions {
+            split: Some(Split::Validation),
+            ..OpenOptions::default()
+        };
+        let classes = model.spec.num_classes;
+        let data = match open(path, &options) {
+            Ok(data) => data.limit(settings.scored, 0),
+            // Of a few images nothing is held back; those without labels have no splits.
+            Err(_) => return Ok(None),
+        };
+        let labelled = (0..data.len()).any(|index| data.label(index).is_some());
+        if !labelled || data.class_names().len() > classes || model.config.scores(classes) != Scores::Softmax
+        {
+            return Ok(None);
+        }
+        let mut judge = Judge {
+            name: path.display().to_string(),
+            data,
+            by: settings.labels_by,
+            before: 0.0,
+        };
+        (judge.before, _) = judge.test(model, stop, events)?;
+        Ok(Some(judge))
+    }
+
+    /// Both.
+    pub(super) fn accuracy(
+        &self,
+        model: &Checkpoint,
+        stop: &AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Accuracy> {
+        let (after_top1, images) = self.test(model, stop, events)?;
+        Ok(Accuracy {
+            data: self.name.clone(),
+            images,
+            before_top1: self.before,
+            after_top1,
+        })
+    }
+
+    fn test(&self, model: &Checkpoint, stop: &AtomicBool, events: &mut dyn Events) -> Result<(f64, usize)> {
+        let threads = rayon::current_num_threads();
+        let precision = if has_bf16() {
+            Precision::Bf16
+        } else {
+            Precision::F32
+        };
+        let one = Contestant::new("the model", precision, threads, model)?;
+        let budget = Budget {
+            time: std::time::Duration::ZERO,
+            runs: 1,
+        };
+        let contest = Contest::new(vec![one], vec![BATCH], budget, threads);
+        let found = contest.evaluate((&self.data, self.by), BATCH, stop, events)?;
+        Ok(found
+            .first()
+            .map_or((f64::NAN, 0), |found| (found.top1, found.images)))
+    }
+}

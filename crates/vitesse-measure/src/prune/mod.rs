@@ -1,0 +1,565 @@
+//! Pruning structures of a model until it meets a budget: chosen, cut, corrected, proved, measured.
+//!
+//! ```text
+//! images ─▶ what units are worth ─▶ what is kept within the budget ─▶ slice ─▶ correction ─▶ proof ─▶ speed
+//! ```
+
+mod calibration;
+mod choice;
+mod judge;
+mod latency;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use serde_json::{Map, json};
+use vitesse_compress::structure::budget::{Budget, Fit, share_gone};
+use vitesse_compress::structure::correct::{self, Corrected, correct};
+use vitesse_compress::structure::rank::Scope;
+use vitesse_compress::structure::{Group, Kind, Selection, groups, slice, widen};
+use vitesse_model::checkpoint::sha256;
+use vitesse_model::config::HistoryStep;
+use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse_train::classes::LabelsBy;
+use vitesse_train::method::Check;
+
+pub use correct::Fit as Correction;
+
+use crate::images::Images;
+use crate::transform::{At, Transform};
+use crate::{Error, Events, Progress, Result};
+use calibration::Calibration;
+use choice::{Worth, blocks};
+use judge::Judge;
+use latency::Latencies;
+
+/// How often the search goes on from a model that was measured to be too slow.
+const TRIES: usize = 3;
+
+/// By what units are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Optimal brain surgery: what the corrected half of a block is off by without them.
+    Obs,
+    /// Gradient times weight, over labelled images.
+    Taylor,
+    /// Squared weight times the diagonal of the Fisher matrix, over labelled images one by one.
+    Fisher,
+    /// What passes them, times the weights that read it.
+    Activation,
+    /// The size of the weights.
+    Magnitude,
+    /// At random.
+    Random,
+}
+
+impl Method {
+    /// The name on the command line and in a model's history.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Obs => "obs",
+            Method::Taylor => "taylor",
+            Method::Fisher => "fisher",
+            Method::Activation => "activation",
+            Method::Magnitude => "magnitude",
+            Method::Random => "random",
+        }
+    }
+
+    /// Whether it learns from labels.
+    fn wants_labels(self) -> bool {
+        matches!(self, Method::Taylor | Method::Fisher)
+    }
+
+    /// The units it is best at.
+    fn units(self) -> &'static [Kind] {
+        match self {
+            Method::Obs | Method::Activation => &[Kind::Head, Kind::Hidden],
+            _ => &[Kind::Position, Kind::Hidden],
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantity {
+    /// Multiply-accumulates of one image.
+    Macs,
+    /// Parameters.
+    Params,
+    /// Bytes that the weights are stored in.
+    Bytes,
+    /// Time of a forward pass on this machine.
+    Latency(At),
+}
+
+impl Quantity {
+    /// The name on the command line, in JSON and in a model's history.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantity::Macs => "macs",
+            Quantity::Params => "params",
+            Quantity::Bytes => "bytes",
+            Quantity::Latency(_) => "latency",
+        }
+    }
+
+    /// As sentences call it.
+    fn words(self) -> &'static str {
+        match self {
+            Quantity::Macs => "MACs",
+            Quantity::Params => "parameters",
+            Quantity::Bytes => "bytes",
+            Quantity::Latency(_) => "latency",
+        }
+    }
+}
+
+/// How a model is pruned, and what it is proved on.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// By what units are chosen.
+    pub method: Method,
+    /// Who competes with whom; the method's own way if `None`.
+    pub scope: Option<Scope>,
+    /// What is cut; what the method is best at if empty.
+    pub units: Vec<Kind>,
+    /// What is counted.
+    pub quantity: Quantity,
+    /// Of what number the kept units of a group are a multiple.
+    pub round_to: usize,
+    /// Seed of `random`'s units, and of the images that are drawn.
+    pub seed: u64,
+    /// The data set from whose training images units are chosen and corrected, and whose images are compared.
+    pub data: Option<PathBuf>,
+    /// How its classes are matched with the model's, where a method learns from labels.
+    pub labels_by: LabelsBy,
+    /// The most images to choose and correct by.
+    pub calibration: usize,
+    /// Whether what is left is corrected; only with a data set.
+    pub correct: bool,
+    /// Damping of the correction, a share of the mean variance of an input.
+    pub damping: f64,
+    /// How many images are compared.
+    pub images: usize,
+    /// The most validation images on which model and result are scored; none if 0, or if there are no labels.
+    pub scored: usize,
+    /// Batch sizes that are timed.
+    pub batches: Vec<usize>,
+}
+
+impl Settings {
+    fn scope(&self) -> Scope {
+        self.scope.clone().unwrap_or(match self.method {
+            Method::Obs => Scope::Global,
+            _ => Scope::Local,
+        })
+    }
+}
+
+/// What pruning came to.
+#[derive(Debug)]
+pub struct Pruned {
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// The share of units that went.
+    pub gone: f64,
+    /// What every unit was worth and which are kept, as JSON: its SHA-256 stands in the history.
+    pub ranking: Vec<u8>,
+    /// What was corrected.
+    pub corrected: Vec<correct::Fit>,
+    /// How good both are, if there are labels.
+    pub accuracy: Option<Accuracy>,
+    /// Sizes, proof and speed.
+    pub transform: Transform,
+}
+
+/// How good a model is before and after, in percent: the engine in bf16, where the processor has it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// The data set.
+    pub data: String,
+    /// Images: of the validation split, or of a part that was held back from what it is pruned by.
+    pub images: usize,
+    /// Before.
+    pub before_top1: f64,
+    /// After, without any training.
+    pub after_top1: f64,
+}
+
+/// How much the units of one group matter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sensitivity {
+    /// The group, such as `blocks.3.hidden`.
+    pub group: String,
+    /// Its units.
+    pub units: usize,
+    /// How many of them were kept, of the others none: the better half.
+    pub kept: usize,
+    /// Accuracy then, in percent, with nothing corrected.
+    pub top1: f64,
+}
+
+/// A model that is pruned.
+#[derive(Debug)]
+pub struct Prune {
+    model: Checkpoint,
+}
+
+impl Prune {
+    /// Reads a model, as `options` say.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn open(model: &Path, options: &LoadOptions, events: &mut dyn Events) -> Result<Prune> {
+        let model = Checkpoint::load(model, options)?;
+        for note in &model.source.notes {
+            events.say("note", note);
+        }
+        Ok(Prune { model })
+    }
+
+    /// The model as it is.
+    pub fn model(&self) -> &Checkpoint {
+        &self.model
+    }
+
+    /// Looks at the model, once for all budgets.
+    ///
+    /// # Errors
+    /// A model that cannot be pruned; a data set that is not there, or without what the method needs;
+    /// [`Error::Interrupted`] once `stop` was set.
+    pub fn look<'a>(
+        &'a self,
+        settings: &'a Settings,
+        stop: &'a AtomicBool,
+        events: &mut dyn Events,
+    ) -> Result<Look<'a>> {
+        let mut settings = settings.clone();
+        if settings.units.is_empty() {
+            settings.units = settings.method.units().to_vec();
+        }
+        let all = groups(&self.model.spec)?;
+        let chosen: Vec<Group> = all
+            .into_iter()
+            .filter(|group| settings.units.contains(&group.id.kind))
+            .filter(|group| !matches!(group.id.kind, Kind::Attn | Kind::Mlp))
+            .collect();
+        let labels_by = settings.method.wants_labels().then_some(settings.labels_by);
+        let drawn = (settings.calibration, settings.seed);
+        let calibration = settings
+            .data
+            .as_deref()
+            .map(|path| Calibration::open(path, drawn, &self.model, labels_by, events))
+            .transpose()?;
+        if settings.correct && calibration.is_none() {
+            events.say(
+                "note",
+                "nothing is corrected, since there are no images to correct by: name a data set with --data",
+            );
+            settings.correct = false;
+        }
+        Ok(Look {
+            model: &self.model,
+            settings,
+            groups: chosen,
+            calibration,
+            stop,
+        })
+    }
+}
+
+/// A model that was looked at.
+#[derive(Debug)]
+pub struct Look<'a> {
+    model: &'a Checkpoint,
+    settings: Settings,
+    groups: Vec<Group>,
+    calibration: Option<Calibration>,
+    stop: &'a AtomicBool,
+}
+
+impl Look<'_> {
+    /// What would be left within each budget, a share of the settings' quantity: nothing is corrected, proved or measured.
+    ///
+    /// # Errors
+    /// As [`Look::run`].
+    pub fn plan(&self, shares: &[f64], events: &mut dyn Events) -> Result<Vec<Pruned>> {
+        let groups: Vec<&Group> = self.groups.iter().collect();
+        let worth = self.worth(&groups, events)?;
+        let each = shares.iter().map(|&share| {
+            let fit = self.fit(&worth, &groups, share, 1.0)?;
+            let mut checkpoint = self.model.clone();
+            let sliced = slice(&self.model.spec, &self.model.tensors, &fit.selection)?;
+            (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+            self.pruned(checkpoint, &worth, &groups, &fit)
+        });
+        each.collect()
+    }
+
+    /// Prunes the model to each budget, corrects what is left, proves that it answers as its masked twin and, where the proof is met,
+    /// measures it. `done` is given each result as it comes.
+    ///
+    /// # Errors
+    /// A budget that cannot be met; too few images; what `done` says; [`Error::Interrupted`] once the flag was set.
+    pub fn run<E: From<Error>>(
+        &self,
+        shares: &[f64],
+        events: &mut dyn Events,
+        mut done: impl FnMut(f64, Pruned, &mut dyn Events) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let groups: Vec<&Group> = self.groups.iter().collect();
+        let worth = self.worth(&groups, events)?;
+        let judge = Judge::open(&self.settings, self.model, self.stop, events)?;
+        for &share in shares {
+            let mut pruned = self.within(&worth, &groups, share, events)?;
+            if let Some(judge) = &judge {
+                let found = judge.accuracy(&pruned.checkpoint, self.stop, events)?;
+                let step = pruned.checkpoint.config.history.last_mut();
+                if let Some(step) = step {
+                    step.metrics.insert("top1".into(), json!(found.after_top1));
+                    step.metrics.insert("images".into(), json!(found.images));
+                }
+                pruned.accuracy = Some(found);
+            }
+            done(share, pruned, events)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts half of the units of one group after the other, and tests what that does; empty where there are no labels.
+    ///
+    /// # Errors
+    /// As [`Look::run`].
+    pub fn sensitivity(&self, events: &mut dyn Events) -> Result<Vec<Sensitivity>> {
+        let groups: Vec<&Group> = self.groups.iter().collect();
+        let worth = self.worth(&groups, events)?;
+        let Some(judge) = Judge::open(&self.settings, self.model, self.stop, events)? else {
+            events.say(
+                "note",
+                "sensitivity is accuracy, which takes validation images with labels: there are none",
+            );
+            return Ok(Vec::new());
+        };
+        let each = groups.iter().map(|group| {
+            let kept = worth.better_half(group);
+            let mut selection = Selection::default();
+            selection.keep(group.id.kind, group.id.core, kept.iter().copied());
+            let sliced = slice(&self.model.spec, &self.model.tensors, &selection)?;
+            let mut checkpoint = self.model.clone();
+            (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+            Ok(Sensitivity {
+                group: group.id.to_string(),
+                units: group.units,
+                kept: kept.len(),
+                top1: judge.accuracy(&checkpoint, self.stop, events)?.after_top1,
+            })
+        });
+        each.collect()
+    }
+
+    fn worth<'g>(&self, groups: &[&'g Group], events: &mut dyn Events) -> Result<Worth<'g>> {
+        let calibration = self.calibration.as_ref();
+        Worth::measure(self.model, &self.settings, groups, calibration, self.stop, events)
+    }
+
+    /// One budget. A model that is measured to be slower than it was to be is cut further.
+    fn within(
+        &self,
+        worth: &Worth<'_>,
+        groups: &[&Group],
+        share: f64,
+        events: &mut dyn Events,
+    ) -> Result<Pruned> {
+        let mut tightened = 1.0;
+        for left in (0..TRIES).rev() {
+            let fit = self.fit(worth, groups, share, tightened)?;
+            let (mut pruned, fit) = self.cut(worth, groups, fit, events)?;
+            let mut twin = self.model.clone();
+            twin.tensors = widen(
+                &self.model.spec,
+                &self.model.tensors,
+                &fit.selection,
+                &pruned.checkpoint.tensors,
+            )?;
+            let data = self.settings.data.as_deref();
+            let images = Images::find(data, None, self.settings.images, &twin, events)?;
+            let transform = &mut pruned.transform;
+            if transform.prove(&pruned.checkpoint, &twin, images, Check::default())? {
+                let (at, batches) = self.timed();
+                transform.time((self.model, &pruned.checkpoint), at, &batches, self.stop, events)?;
+            }
+            if let (Quantity::Latency(at), true) = (self.settings.quantity, left > 0)
+                && let Some(speed) = pruned
+                    .transform
+                    .speed
+                    .iter()
+                    .find(|speed| speed.batch == at.batch)
+                && speed.ratio.min > share
+            {
+                events.say(
+                    "note",
+                    &format!(
+                        "{:.3} of the latency was measured where the table said {share}: the search goes on",
+                        speed.ratio.median
+                    ),
+                );
+                tightened *= share / speed.ratio.median;
+                continue;
+            }
+            self.enter(&mut pruned, share)?;
+            return Ok(pruned);
+        }
+        Err(Error::Interrupted)
+    }
+
+    /// The number format and the threads of what is timed, and its batches.
+    fn timed(&self) -> (At, Vec<usize>) {
+        match self.settings.quantity {
+            Quantity::Latency(at) => (at, Vec::new()),
+            _ => (At::one(), self.settings.batches.clone()),
+        }
+    }
+
+    fn fit(&self, worth: &Worth<'_>, groups: &[&Group], share: f64, tightened: f64) -> Result<Fit> {
+        let quantity = self.settings.quantity;
+        let latencies = match quantity {
+            Quantity::Latency(at) => Some(Latencies::open(at, self.stop)),
+            _ => None,
+        };
+        let bytes = self.model.tensors.total_bytes() as f64 / self.model.tensors.parameters().max(1) as f64;
+        let cost = |spec: &ModelSpec| {
+            Ok(match &latencies {
+                Some(latencies) => latencies
+                    .predict(spec)
+                    .map_err(|error| vitesse_compress::Error::Cost(Box::new(error)))?,
+                None => match quantity {
+                    Quantity::Bytes => spec.costs()?.parameters() as f64 * bytes,
+                    Quantity::Params => spec.costs()?.parameters() as f64,
+                    _ => spec.costs()?.macs() as f64,
+                },
+            })
+        };
+        let budget = Budget {
+            what: quantity.words(),
+            most: share * tightened * cost(&self.model.spec)?,
+            cost: &cost,
+        };
+        let fit = worth.fit(self.model, &self.settings, groups, &budget);
+        if let Some(latencies) = &latencies {
+            latencies.save();
+        }
+        fit
+    }
+
+    fn cut(
+        &self,
+        worth: &Worth<'_>,
+        groups: &[&Group],
+        fit: Fit,
+        events: &mut dyn Events,
+    ) -> Result<(Pruned, Fit)> {
+        let (spec, tensors) = (&self.model.spec, &self.model.tensors);
+        let Corrected { sliced, fits } = match self.calibration.as_ref().filter(|_| self.settings.correct) {
+            None => Corrected {
+                sliced: slice(spec, tensors, &fit.selection)?,
+                fits: Vec::new(),
+            },
+            Some(calibration) => {
+                let settings = correct::Settings {
+                    damping: self.settings.damping,
+                };
+                let begun = blocks("correcting", spec.vit()?.layers.len());
+                let found = correct(
+                    spec,
+                    tensors,
+                    &fit.selection,
+                    settings,
+                    calibration.images(self.stop),
+                    |done| {
+                        crate::error::check(self.stop)?;
+                        events.progress(Progress { done, ..begun });
+                        Ok::<_, Error>(())
+                    },
+                )?;
+                events.progress(Progress {
+                    done: begun.total,
+                    ..begun
+                });
+                found
+            }
+        };
+        let mut checkpoint = self.model.clone();
+        (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+        let mut pruned = self.pruned(checkpoint, worth, groups, &fit)?;
+        pruned.corrected = fits;
+        Ok((pruned, fit))
+    }
+
+    fn pruned(
+        &self,
+        checkpoint: Checkpoint,
+        worth: &Worth<'_>,
+        groups: &[&Group],
+        fit: &Fit,
+    ) -> Result<Pruned> {
+        Ok(Pruned {
+            transform: Transform::planned(self.model, &checkpoint)?,
+            checkpoint,
+            gone: share_gone(groups, &fit.selection),
+            ranking: serde_json::to_vec_pretty(&worth.ranked(groups, fit)).unwrap_or_default(),
+            corrected: Vec::new(),
+            accuracy: None,
+        })
+    }
+
+    /// Writes down what was done.
+    fn enter(&self, pruned: &mut Pruned, share: f64) -> Result<()> {
+        let settings = &self.settings;
+        let mut config = Map::new();
+        let mut put = |key: &str, value| config.insert(key.into(), value);
+        put(settings.quantity.name(), json!(share));
+        if let Quantity::Latency(at) = settings.quantity {
+            put("at", json!(at));
+        }
+        put("scope", json!(words(&settings.scope())));
+        put("units", json!(settings.units));
+        put("round_to", json!(settings.round_to));
+        if let Some(calibration) = &self.calibration {
+            put("data", json!(calibration.name()));
+            put("calibration", json!(calibration.len()));
+        }
+        put("seed", json!(settings.seed));
+        put("corrected", json!(settings.correct));
+        if settings.correct || settings.method == Method::Obs {
+            put("damping", json!(settings.damping));
+        }
+        let mut metrics = pruned.transform.metrics();
+        metrics.insert("units_gone".into(), json!(pruned.gone));
+        metrics.insert("ranking_sha256".into(), json!(sha256(&pruned.ranking)));
+        let checkpoint = &mut pruned.checkpoint;
+        checkpoint.config.history.push(HistoryStep {
+            step: "prune".into(),
+            method: Some(settings.method.name().to_owned()),
+            config,
+            parent_sha256: self.model.source_sha256()?,
+            metrics,
+        });
+        let classes = checkpoint.spec.num_classes;
+        checkpoint.config.remove_tag(classes);
+        Ok(())
+    }
+}
+
+/// A scope as it is typed.
+fn words(scope: &Scope) -> String {
+    match scope {
+        Scope::Local => "local".into(),
+        Scope::Kind => "kind".into(),
+        Scope::Global => "global".into(),
+        Scope::Patterns(patterns) => patterns.join(" "),
+    }
+}
