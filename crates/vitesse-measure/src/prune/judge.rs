@@ -90,7 +90,8 @@ impl Judge {
             runs: 1,
         };
         let contest = Contest::new(vec![one], vec![BATCH], budget, threads);
-        let found = contest.evaluate((&self.data, self.by), BATCH, stop, events)?;
+        let matched = contest.matched((&self.data, &self.name), self.by, events)?;
+        let found = contest.evaluate(&matched, BATCH, stop, events)?;
         Ok(found
             .first()
             .map_or((f64::NAN, 0), |found| (found.top1, found.images)))
