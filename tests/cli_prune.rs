@@ -86,6 +86,19 @@ fn blocks_differ_where_damage_says_so_and_several_budgets_make_several_models() 
     }
     let page = std::fs::read_to_string(place.path("page.html")).unwrap();
     assert!(page.contains("blocks") && page.contains("top-1"));
+    let steps =
+        "prune base --method taylor --units head,hidden --scope kind --macs 0.6 --round-to 4 --steps 3";
+    let found = place
+        .run(&format!("{steps} {DATA} --json -o steps"))
+        .ended(0)
+        .json();
+    assert!(macs(&found["results"][0]) <= 0.6 && found["results"][0]["check"]["images"] == 16);
+    let some = "prune base --macs 0.9 --round-to 4 --pattern blocks\\.[01]\\..*";
+    let found = place
+        .run(&format!("{some} {DATA} --json -o some"))
+        .ended(0)
+        .json();
+    assert_eq!(found["results"][0]["blocks"][2]["hidden"], 384);
     let again = place.run(&format!("prune base --macs 0.8,0.5 {DATA} -o out"));
     assert!(
         again.code == 1 && again.stderr.contains("--force"),
@@ -170,6 +183,22 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
         ("base --macs 1.5", 2, "a share above 0"),
         ("base --macs NaN", 2, "a share above 0"),
         ("base", 2, "--macs"),
+        ("base --macs 0.5 --scope kind --data shapes", 1, "is for scores"),
+        (
+            "base --macs 0.5 --units head,v-dim,hidden --steps 2 --data shapes",
+            1,
+            "in several steps",
+        ),
+        (
+            "base --macs 0.5 --method magnitude --units attn",
+            1,
+            "`obs` alone",
+        ),
+        (
+            "base --macs 0.5 --pattern nothing --data shapes",
+            1,
+            "matches no group",
+        ),
         ("base --macs 0.5 --params 0.5", 2, "cannot be used with"),
         ("base --macs 0.5", 1, "looks at images: name a data set"),
         (

@@ -21,9 +21,9 @@ fn the_chain_leaves_models_and_a_report() {
     let place = Place::new();
     let ran = place.run("quickstart --short -o q --seed 3 --json").ended(0);
     ran.says(&[
-        "step: 1 of 8",
+        "step: 1 of 9",
         "train the teacher",
-        "step: 8 of 8",
+        "step: 8 of 9",
         "epoch: 1 of 2",
     ]);
     let found = ran.json();
@@ -191,7 +191,7 @@ fn an_interrupted_run_leaves_nothing() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("step: 2 of 8")));
+    assert!(lines.any(|line| line.unwrap().contains("step: 2 of 9")));
     let killed = Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status()

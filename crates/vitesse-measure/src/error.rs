@@ -140,6 +140,9 @@ pub enum Error {
     /// A way to choose units that looks at images, without any.
     #[error("`{0}` looks at images: name a data set with --data, or choose by --method magnitude")]
     NoCalibration(&'static str),
+    /// Settings of pruning that contradict each other.
+    #[error("{0}")]
+    Together(String),
     /// A data set without the labels that a method learns from.
     #[error(
         "`{0}` has no labels, by which `taylor` and `fisher` choose; take labelled images, or `obs`, which needs none"
@@ -295,7 +298,9 @@ impl Error {
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
             Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
-            Error::NoCalibration(_) | Error::NoLabels(_) | Error::NotSoftmax(_) => "E_METHOD",
+            Error::Together(_) | Error::NoCalibration(_) | Error::NoLabels(_) | Error::NotSoftmax(_) => {
+                "E_METHOD"
+            }
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",

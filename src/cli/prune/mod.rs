@@ -113,6 +113,9 @@ struct ChoiceArgs {
     /// Of what number widths are a multiple: the engine computes 32 columns at a time
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     round_to: u32,
+    /// Reach the budget in so many steps, and judge units anew after each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with = "dry_run")]
+    steps: u32,
     /// Seed of `random`, and of the images that are drawn
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
@@ -337,6 +340,7 @@ impl Args {
             units: choice.units.iter().map(|&unit| unit.into()).collect(),
             quantity,
             round_to: choice.round_to as usize,
+            steps: choice.steps as usize,
             seed: choice.seed,
             data: self.images.data.clone(),
             labels_by: self.images.labels_by.into(),

@@ -54,6 +54,7 @@ pub(super) fn prune(size: Size, seed: u64, folder: &Path, console: &Console) -> 
             units: Vec::new(),
             quantity: Quantity::Macs,
             round_to: 8,
+            steps: 1,
             seed,
             data: Some(TASK.into()),
             labels_by: Default::default(),

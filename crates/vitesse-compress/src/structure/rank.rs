@@ -154,18 +154,12 @@ impl Ranking {
                 let mut left: Vec<_> = scored.iter().collect();
                 let mut out = Vec::new();
                 for pattern in patterns {
-                    let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
-                        Error::Selection(format!(
-                            "`{pattern}` cannot be read as a regular expression: {error}"
-                        ))
-                    })?;
+                    let regex = whole(pattern)?;
                     let (matching, others): (Vec<_>, Vec<_>) = left
                         .into_iter()
                         .partition(|scored| regex.is_match(&scored.group.id.to_string()));
                     if matching.is_empty() {
-                        return Err(Error::Selection(format!(
-                            "`{pattern}` matches no group that is left; groups are called such as `blocks.3.hidden`"
-                        )));
+                        return Err(unmatched(pattern));
                     }
                     left = others;
                     out.push(matching);
@@ -174,6 +168,43 @@ impl Ranking {
             }
         }
     }
+}
+
+/// The groups whose names one of `patterns` matches whole.
+///
+/// # Errors
+/// A pattern that is no regular expression or matches no group.
+pub fn matching(patterns: &[String], groups: Vec<Group>) -> Result<Vec<Group>> {
+    let regexes = patterns
+        .iter()
+        .map(|pattern| Ok((pattern, whole(pattern)?)))
+        .collect::<Result<Vec<_>>>()?;
+    for (pattern, regex) in &regexes {
+        if !groups.iter().any(|group| regex.is_match(&group.id.to_string())) {
+            return Err(unmatched(pattern));
+        }
+    }
+    let matched = |group: &Group| {
+        regexes
+            .iter()
+            .any(|(_, regex)| regex.is_match(&group.id.to_string()))
+    };
+    Ok(groups.into_iter().filter(matched).collect())
+}
+
+/// A regular expression for all of a name.
+fn whole(pattern: &str) -> Result<Regex> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+        Error::Selection(format!(
+            "`{pattern}` cannot be read as a regular expression: {error}"
+        ))
+    })
+}
+
+fn unmatched(pattern: &str) -> Error {
+    Error::Selection(format!(
+        "`{pattern}` matches no group that is left; groups are called such as `blocks.3.hidden`"
+    ))
 }
 
 impl<'a> Scored<'a> {

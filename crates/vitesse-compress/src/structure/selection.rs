@@ -46,6 +46,21 @@ impl Selection {
         }
     }
 
+    /// What is left of a model after this selection and then `later`, which counts the units that this one kept. Kinds are composed one by
+    /// one, so `later` may not speak of a kind whose units another kind of this one has cut: of dimensions where heads are gone.
+    #[must_use]
+    pub fn then(&self, later: &Selection) -> Selection {
+        let mut out = self.clone();
+        for (id, units) in later.iter() {
+            let both = match self.kept.get(&id) {
+                Some(own) => units.iter().filter_map(|&unit| own.get(unit).copied()).collect(),
+                None => units.to_vec(),
+            };
+            out.kept.insert(id, both);
+        }
+        out
+    }
+
     /// The units kept of a group; `None` where it says nothing, so that all are.
     pub fn of(&self, kind: Kind, core: Option<usize>) -> Option<&[usize]> {
         self.kept.get(&Id { kind, core }).map(Vec::as_slice)

@@ -16,8 +16,8 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use vitesse_compress::structure::budget::{Budget, Fit, share_gone};
 use vitesse_compress::structure::correct::{self, Corrected, correct};
-use vitesse_compress::structure::rank::Scope;
-use vitesse_compress::structure::{Group, Kind, Selection, groups, slice, widen};
+use vitesse_compress::structure::rank::{Scope, matching};
+use vitesse_compress::structure::{Group, Kind, Selection, Sliced, groups, outline, slice, widen};
 use vitesse_model::checkpoint::sha256;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
@@ -131,6 +131,8 @@ pub struct Settings {
     pub quantity: Quantity,
     /// Of what number the kept units of a group are a multiple.
     pub round_to: usize,
+    /// In how many steps the budget is reached: units are judged anew after each.
+    pub steps: usize,
     /// Seed of `random`'s units, and of the images that are drawn.
     pub seed: u64,
     /// The data set from whose training images units are chosen and corrected, and whose images are compared.
@@ -152,6 +154,40 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Refuses what does not go together.
+    fn check(&self) -> Result<()> {
+        let refuse = |sentence: &str| Err(Error::Together(sentence.to_owned()));
+        if self.method == Method::Obs && matches!(self.scope, Some(Scope::Kind)) {
+            return refuse(
+                "`obs` weighs all groups against each other (--scope global) or cuts all blocks alike (--scope local); `kind` is for scores",
+            );
+        }
+        let has = |kind| self.units.contains(&kind);
+        if self.steps > 1 && has(Kind::Head) && (has(Kind::VDim) || has(Kind::QkDim)) {
+            return refuse(
+                "heads and single dimensions of them cannot go in several steps; take one of them, or one step",
+            );
+        }
+        if self.method != Method::Obs && (has(Kind::Attn) || has(Kind::Mlp)) {
+            return refuse(
+                "whole halves of blocks (`attn`, `mlp`) are dropped by `obs` alone, which knows what that costs",
+            );
+        }
+        Ok(())
+    }
+
+    /// The groups that are cut.
+    fn groups(&self, spec: &ModelSpec) -> Result<Vec<Group>> {
+        let mut all = groups(spec)?;
+        all.retain(|group| {
+            self.units.contains(&group.id.kind) && !matches!(group.id.kind, Kind::Attn | Kind::Mlp)
+        });
+        match &self.scope {
+            Some(Scope::Patterns(patterns)) => Ok(matching(patterns, all)?),
+            _ => Ok(all),
+        }
+    }
+
     fn scope(&self) -> Scope {
         self.scope.clone().unwrap_or(match self.method {
             Method::Obs => Scope::Global,
@@ -242,12 +278,8 @@ impl Prune {
         if settings.units.is_empty() {
             settings.units = settings.method.units().to_vec();
         }
-        let all = groups(&self.model.spec)?;
-        let chosen: Vec<Group> = all
-            .into_iter()
-            .filter(|group| settings.units.contains(&group.id.kind))
-            .filter(|group| !matches!(group.id.kind, Kind::Attn | Kind::Mlp))
-            .collect();
+        settings.check()?;
+        let groups = settings.groups(&self.model.spec)?;
         let labels_by = settings.method.wants_labels().then_some(settings.labels_by);
         let drawn = (settings.calibration, settings.seed);
         let calibration = settings
@@ -265,7 +297,7 @@ impl Prune {
         Ok(Look {
             model: &self.model,
             settings,
-            groups: chosen,
+            groups,
             calibration,
             stop,
         })
@@ -283,7 +315,7 @@ pub struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// What would be left within each budget, a share of the settings' quantity: nothing is corrected, proved or measured.
+    /// What would be left within each budget, a share of the settings' quantity, in one step: nothing is corrected, proved or measured.
     ///
     /// # Errors
     /// As [`Look::run`].
@@ -291,7 +323,7 @@ impl Look<'_> {
         let groups: Vec<&Group> = self.groups.iter().collect();
         let worth = self.worth(&groups, events)?;
         let each = shares.iter().map(|&share| {
-            let fit = self.fit(&worth, &groups, share, 1.0)?;
+            let fit = self.fit(self.model, &worth, &groups, share)?;
             let mut checkpoint = self.model.clone();
             let sliced = slice(&self.model.spec, &self.model.tensors, &fit.selection)?;
             (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
@@ -376,8 +408,15 @@ impl Look<'_> {
     ) -> Result<Pruned> {
         let mut tightened = 1.0;
         for left in (0..TRIES).rev() {
-            let fit = self.fit(worth, groups, share, tightened)?;
-            let (mut pruned, fit) = self.cut(worth, groups, fit, events)?;
+            let fit = match self.settings.steps {
+                0 | 1 => self.fit(self.model, worth, groups, share * tightened)?,
+                steps => self.gradually(steps, share * tightened, events)?,
+            };
+            let Corrected { sliced, fits } = self.corrected(&fit.selection, events)?;
+            let mut checkpoint = self.model.clone();
+            (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+            let mut pruned = self.pruned(checkpoint, worth, groups, &fit)?;
+            pruned.corrected = fits;
             let mut twin = self.model.clone();
             twin.tensors = widen(
                 &self.model.spec,
@@ -424,7 +463,29 @@ impl Look<'_> {
         }
     }
 
-    fn fit(&self, worth: &Worth<'_>, groups: &[&Group], share: f64, tightened: f64) -> Result<Fit> {
+    /// In several steps, each of which judges the units of what the one before has left.
+    fn gradually(&self, steps: usize, share: f64, events: &mut dyn Events) -> Result<Fit> {
+        let mut model = self.model.clone();
+        let mut selection = Selection::default();
+        for step in 1..=steps {
+            events.say("step", &format!("cut {step} of {steps}"));
+            let groups = self.settings.groups(&model.spec)?;
+            let groups: Vec<&Group> = groups.iter().collect();
+            let calibration = self.calibration.as_ref();
+            let worth = Worth::measure(&model, &self.settings, &groups, calibration, self.stop, events)?;
+            let left = 1.0 - (1.0 - share) * step as f64 / steps as f64;
+            selection = selection.then(&self.fit(&model, &worth, &groups, left)?.selection);
+            if step < steps {
+                let Sliced { spec, tensors, .. } = self.corrected(&selection, events)?.sliced;
+                (model.spec, model.tensors) = (spec, tensors);
+            }
+        }
+        let spec = outline(&self.model.spec, &self.model.tensors, &selection)?;
+        Ok(Fit { selection, spec })
+    }
+
+    /// What is kept of `model`, whose units are worth so much, within a share of what the dense model costs.
+    fn fit(&self, model: &Checkpoint, worth: &Worth<'_>, groups: &[&Group], share: f64) -> Result<Fit> {
         let quantity = self.settings.quantity;
         let latencies = match quantity {
             Quantity::Latency(at) => Some(Latencies::open(at, self.stop)),
@@ -445,58 +506,40 @@ impl Look<'_> {
         };
         let budget = Budget {
             what: quantity.words(),
-            most: share * tightened * cost(&self.model.spec)?,
+            most: share * cost(&self.model.spec)?,
             cost: &cost,
         };
-        let fit = worth.fit(self.model, &self.settings, groups, &budget);
+        let fit = worth.fit(model, &self.settings, groups, &budget);
         if let Some(latencies) = &latencies {
             latencies.save();
         }
         fit
     }
 
-    fn cut(
-        &self,
-        worth: &Worth<'_>,
-        groups: &[&Group],
-        fit: Fit,
-        events: &mut dyn Events,
-    ) -> Result<(Pruned, Fit)> {
+    /// The model without what `selection` does not keep, corrected if that is wanted.
+    fn corrected(&self, selection: &Selection, events: &mut dyn Events) -> Result<Corrected> {
         let (spec, tensors) = (&self.model.spec, &self.model.tensors);
-        let Corrected { sliced, fits } = match self.calibration.as_ref().filter(|_| self.settings.correct) {
-            None => Corrected {
-                sliced: slice(spec, tensors, &fit.selection)?,
+        let Some(calibration) = self.calibration.as_ref().filter(|_| self.settings.correct) else {
+            return Ok(Corrected {
+                sliced: slice(spec, tensors, selection)?,
                 fits: Vec::new(),
-            },
-            Some(calibration) => {
-                let settings = correct::Settings {
-                    damping: self.settings.damping,
-                };
-                let begun = blocks("correcting", spec.vit()?.layers.len());
-                let found = correct(
-                    spec,
-                    tensors,
-                    &fit.selection,
-                    settings,
-                    calibration.images(self.stop),
-                    |done| {
-                        crate::error::check(self.stop)?;
-                        events.progress(Progress { done, ..begun });
-                        Ok::<_, Error>(())
-                    },
-                )?;
-                events.progress(Progress {
-                    done: begun.total,
-                    ..begun
-                });
-                found
-            }
+            });
         };
-        let mut checkpoint = self.model.clone();
-        (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
-        let mut pruned = self.pruned(checkpoint, worth, groups, &fit)?;
-        pruned.corrected = fits;
-        Ok((pruned, fit))
+        let settings = correct::Settings {
+            damping: self.settings.damping,
+        };
+        let begun = blocks("correcting", spec.vit()?.layers.len());
+        let images = calibration.images(self.stop);
+        let found = correct(spec, tensors, selection, settings, images, |done| {
+            crate::error::check(self.stop)?;
+            events.progress(Progress { done, ..begun });
+            Ok::<_, Error>(())
+        })?;
+        events.progress(Progress {
+            done: begun.total,
+            ..begun
+        });
+        Ok(found)
     }
 
     fn pruned(
@@ -528,6 +571,7 @@ impl Look<'_> {
         put("scope", json!(words(&settings.scope())));
         put("units", json!(settings.units));
         put("round_to", json!(settings.round_to));
+        put("steps", json!(settings.steps));
         if let Some(calibration) = &self.calibration {
             put("data", json!(calibration.name()));
             put("calibration", json!(calibration.len()));
