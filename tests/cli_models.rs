@@ -646,3 +646,38 @@ fn a_state_dict_is_chosen_and_an_image_size_has_two_sides() {
         .run("eval --model x.pth --data shapes:plain-count --num-classes 5 --img-size 32x48 --limit 20")
         .ended(0);
 }
+
+#[test]
+fn a_sliced_state_dict_is_told_its_heads() {
+    let place = Place::new();
+    // A file without a description, whose blocks may have one head as well as the two they were made with.
+    let made = Checkpoint::fresh("deit_nano_patch8_32", Some(4), None, 0).unwrap();
+    safetensors::write(&place.path("x.safetensors"), &made.tensors, &Metadata::new()).unwrap();
+    let said = place.run("inspect --model x.safetensors --num-heads 2,1,2,2 --head-dim 32");
+    let said = said.ended(0).stdout;
+    assert!(
+        said.contains("the attention scale is that of heads 32 wide"),
+        "{said}"
+    );
+    place
+        .run("run --model x.safetensors --num-heads 2,1 --input i.safetensors --output y.safetensors")
+        .ended(1)
+        .says(&["x.safetensors", "2 numbers", "4 blocks"]);
+    let recipe = place
+        .run("train --model x.safetensors --num-heads 2,1,2,2 --head-dim 32 --data shapes --dry-run -o out");
+    let recipe = recipe.ended(0).stdout;
+    assert!(
+        recipe.contains("num_heads = [") && recipe.contains("head_dim = 32"),
+        "{recipe}"
+    );
+    for (flags, says) in [
+        ("--model x.safetensors --num-heads 0", "--num-heads"),
+        ("--model x.safetensors --head-dim 32", "--num-heads"),
+        (
+            "--model vit_nano_patch4_32 --num-heads 2",
+            "--num-heads describes a weights file",
+        ),
+    ] {
+        place.run(&format!("inspect {flags}")).ended(2).says(&[says]);
+    }
+}

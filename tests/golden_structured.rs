@@ -20,7 +20,8 @@ use vitesse::compress::structure::{Axis, Group, Kind, Selection, Sliced, groups,
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::spec::{AttentionSpec, BlockSpec, NetworkSpec, PrefixToken, VitSpec};
-use vitesse::model::{ModelSpec, Tensors};
+use vitesse::model::storage::safetensors;
+use vitesse::model::{Checkpoint, Heads, LoadOptions, ModelSpec, Tensors};
 use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
@@ -211,6 +212,41 @@ fn torch_pruning(v: &Vectors, report: &mut Report) {
         attn.scale = (attn.qk_dims[0] as f64).powf(-0.5);
     }
     logits(v, report, "out.logits_slim_rescaled", &rescaled, &sliced.tensors);
+    imported(v, report, &sliced, &rescaled);
+}
+
+/// The sliced model is the one that is read from a file with its description, and from a state dict with its heads given.
+fn imported(v: &Vectors, report: &mut Report, sliced: &Sliced, rescaled: &ModelSpec) {
+    let (place, stored) = (tempfile::tempdir().unwrap(), v.under("out.slim."));
+    let mut compare = |how: &str, heads: Option<Heads>, spec: &ModelSpec| {
+        let file = place.path().join("pruned.safetensors");
+        let description = ("config".to_owned(), v.config.to_string());
+        let metadata = heads.is_none().then_some(description).into_iter().collect();
+        safetensors::write(&file, &stored, &metadata).unwrap();
+        let options = LoadOptions {
+            heads,
+            ..LoadOptions::default()
+        };
+        let found = Checkpoint::load(&file, &options).unwrap_or_else(|e| panic!("{e}"));
+        let same = found.spec.network == spec.network && found.tensors == stored;
+        report.expect(&format!("{}: import {how}", v.file), same, || {
+            format!("{:?} expected, {:?} found", spec.network, found.spec.network)
+        });
+    };
+    let counts = attentions(&mut sliced.spec.clone())
+        .map(|attn| attn.num_heads())
+        .collect();
+    let heads = Heads {
+        counts,
+        scale_dim: Some(v.usize("head_dim")),
+    };
+    let left = Heads {
+        scale_dim: None,
+        ..heads.clone()
+    };
+    compare("by its description", None, &sliced.spec);
+    compare("with heads and their width", Some(heads), &sliced.spec);
+    compare("with heads", Some(left), rescaled);
 }
 
 fn attentions(spec: &mut ModelSpec) -> impl Iterator<Item = &mut AttentionSpec> {

@@ -137,13 +137,18 @@ fn by_network(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
 
 #[track_caller]
 fn alike(what: &str, found: &[f32], expected: &[f32]) {
+    alike_to(1e-4, what, found, expected);
+}
+
+#[track_caller]
+fn alike_to(tolerance: f32, what: &str, found: &[f32], expected: &[f32]) {
     let largest = found
         .iter()
         .zip(expected)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
     assert!(
-        found.len() == expected.len() && largest <= 1e-4 && found.iter().all(|x| x.is_finite()),
+        found.len() == expected.len() && largest <= tolerance && found.iter().all(|x| x.is_finite()),
         "{what}: largest difference {largest:e}"
     );
 }
@@ -174,11 +179,74 @@ fn a_sliced_model_answers_as_its_masked_twin() {
         let cost = sliced.spec.costs().unwrap();
         let parameters: usize = cost.layers.iter().map(|layer| layer.parameters).sum();
         assert_eq!(parameters, sliced.tensors.parameters(), "{what}");
+        let macs: u64 = cost.layers.iter().map(|layer| layer.macs).sum();
+        let engine = Engine::new(&sliced.spec, &sliced.tensors, "test", Options::default()).unwrap();
+        assert_eq!(engine.macs() + unread(&sliced.spec), macs, "{what}");
     }
     assert!(
         changed > 9 * SEEDS / 10,
         "{changed} of {SEEDS} selections change the model"
     );
+}
+
+/// What the engine does not compute: after the last keys and values only the tokens go on that the heads read.
+fn unread(spec: &ModelSpec) -> u64 {
+    let vit = spec.vit().unwrap();
+    let dim = vit.embed_dim;
+    let tokens = vit.patches() + vit.prefix.len();
+    let (read, written) = (spec.classifiers().len(), |idx: &Option<Vec<usize>>| {
+        idx.as_ref().map_or(dim, Vec::len)
+    });
+    let mut of_a_token = 0;
+    for core in vit.layers.iter().rev().map(|layer| &vit.cores[layer.core]) {
+        if let Some(mlp) = &core.mlp {
+            of_a_token += mlp.hidden * (dim + written(&mlp.out_idx));
+        }
+        if let Some(attn) = &core.attn {
+            let (queries, values) = (attn.qk_width(), attn.v_width());
+            of_a_token += queries * dim + tokens * (queries + values) + values * written(&attn.out_idx);
+            break;
+        }
+    }
+    ((tokens - read) * of_a_token) as u64
+}
+
+#[test]
+fn what_is_left_of_little_answers_as_its_masked_twin() {
+    let spec = plain();
+    let tensors = weights(&spec, 6);
+    // Three heads, eight dimensions each.
+    let but_the_second: Vec<usize> = (0..24).filter(|dim| dim / 8 != 1).collect();
+    let cases: [(&str, Kind, Option<usize>, &[usize]); 7] = [
+        ("a head without values", Kind::VDim, Some(1), &but_the_second),
+        ("a head without queries", Kind::QkDim, Some(1), &but_the_second),
+        ("one hidden unit", Kind::Hidden, Some(1), &[13]),
+        ("one place of all heads", Kind::Position, Some(1), &[5]),
+        ("one channel written", Kind::AttnOut, Some(1), &[7]),
+        ("no first block", Kind::Block, None, &[1, 2]),
+        ("no last block", Kind::Block, None, &[0, 1]),
+    ];
+    for (what, kind, core, units) in cases {
+        let mut selection = Selection::default();
+        selection.keep(kind, core, units.iter().copied());
+        let found = sliced(&spec, &tensors, &selection);
+        let masked = mask(&spec, &tensors, &selection).unwrap();
+        let expected = by_network(&spec, &masked);
+        alike(what, &by_network(&found.spec, &found.tensors), &expected);
+        alike(what, &by_engine(&found.spec, &found.tensors), &expected);
+        assert_ne!(expected, by_network(&spec, &tensors), "{what}");
+        let vit = found.spec.vit().unwrap();
+        let heads: Vec<usize> = vit
+            .cores
+            .iter()
+            .map(|core| core.attn.as_ref().unwrap().num_heads())
+            .collect();
+        match (kind, core) {
+            (Kind::VDim, _) => assert_eq!(heads, [3, 2, 3]),
+            (Kind::Block, _) => assert_eq!(heads, [3, 3]),
+            _ => assert_eq!(heads, [3, 3, 3]),
+        }
+    }
 }
 
 #[test]
@@ -197,6 +265,10 @@ fn a_sliced_model_is_stored_and_read_as_any_other() {
         assert_eq!(
             by_engine(&loaded.spec, &loaded.tensors),
             by_engine(&sliced.spec, &sliced.tensors)
+        );
+        assert_eq!(
+            by_network(&loaded.spec, &loaded.tensors),
+            by_network(&sliced.spec, &sliced.tensors)
         );
     }
 }
@@ -218,6 +290,13 @@ fn what_timm_can_build_needs_no_key_of_ours() {
         !config.contains("\"blocks\"")
     };
     assert!(timm(&selection));
+    // Two heads of eight that are left, in a stream as wide as they are.
+    selection.keep(Kind::Embed, None, 0..16);
+    (0..3).for_each(|core| selection.keep(Kind::Head, Some(core), [0, 2]));
+    assert!(timm(&selection));
+    let mut narrow = selection.clone();
+    narrow.keep(Kind::Embed, None, 0..15);
+    assert!(!timm(&narrow));
     selection.keep(Kind::Hidden, Some(0), 0..5);
     assert!(!timm(&selection));
 }
@@ -278,10 +357,16 @@ fn dense_again_it_answers_the_same_and_slices_back() {
             .spec
             .check(&dense.tensors, "dense")
             .unwrap_or_else(|e| panic!("{e}"));
-        alike(
-            &format!("seed {seed}"),
+        let expected = by_engine(&pruned.spec, &pruned.tensors);
+        let largest = expected
+            .iter()
+            .fold(1f32, |largest, logit| largest.max(logit.abs()));
+        let what = format!("seed {seed}");
+        alike_to(
+            1e-5 * largest,
+            &what,
             &by_engine(&dense.spec, &dense.tensors),
-            &by_engine(&pruned.spec, &pruned.tensors),
+            &expected,
         );
         let back = sliced(&dense.spec, &dense.tensors, &dense.selection);
         assert_eq!(
@@ -361,6 +446,14 @@ fn what_cannot_be_cut_is_refused_in_a_sentence() {
     assert!(refused(&|selection| selection.drop_all(Kind::Embed, None)).contains("leaves no model"));
     assert!(refused(&|selection| selection.keep(Kind::Embed, None, [1])).contains("no masked twin"));
     assert!(refused(&|selection| selection.drop_all(Kind::Head, Some(3))).contains("names no units"));
+    let regnet = Checkpoint::fresh("regnety_nano_32", None, None, 0).unwrap();
+    let found = slice(&regnet.spec, &regnet.tensors, &Selection::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        found.contains("needs a vision transformer, ViT or DeiT"),
+        "{found}"
+    );
 }
 
 #[test]

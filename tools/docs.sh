@@ -15,9 +15,10 @@ cd "$work"
 ln -s "$root/recipes" recipes
 quiet() { "$@" >log 2>&1 || { cat log; return 1; }; }
 
-# What the pages take for granted: a pretrained model, pictures in class folders, a recipe, a tensor.
+# What the pages take for granted: a pretrained model, its weights alone, pictures in class folders, a recipe, a tensor.
 quiet "$program" train --preset small --model deit_nano_patch8_32 --data shapes:silhouette --limit 64 --epochs 1 -o made
 mv made/final deit_tiny
+cp deit_tiny/model.safetensors sliced.safetensors
 for part in train test; do
     quiet "$program" data draw shapes:silhouette --split $part --count 80 -o photos/$part
     rm photos/$part/labels.csv

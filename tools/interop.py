@@ -13,6 +13,7 @@ strict or a difference is above 1e-4, times the largest logit where that is abov
   from transformers  transformers saves a model, we import and save it, timm loads ours (with the epsilon the file
                      states, which timm takes from the architecture and not from the file): logits equal
   of ours            we make a model of the zoo, timm builds and loads it strictly
+  pruned             a pruned model whose shape timm can say is saved; timm builds and loads it strictly: logits equal
   preparation        an image is prepared by transformers, from our preprocessor_config.json or its own, and by timm
                      from our config.json: pixels equal
   files              weight files as people have them (interop_files.py): in several files, wrapped, beside other
@@ -162,6 +163,36 @@ def zoo_cases(roundtrip, work):
         named.load_state_dict(load_file(ours / "model.safetensors"), strict=True)
         x = images(model)
         report(f"of ours: {name} as {config['architecture']}", (model(x) - named.eval()(x)).abs().max().item())
+
+
+@torch.no_grad()
+def pruned_cases(roundtrip, work):
+    """What is left is a shape that timm can say, so that timm builds it from the folder: no key of ours is in it."""
+    for case, args in [
+        ("fewer blocks", {"depth": 2}),
+        ("fewer hidden units", {"mlp_ratio": 100 / 48}),
+        ("a narrower stream and fewer heads", {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 3.0}),
+        ("narrower heads", {"embed_dim": 36, "num_heads": 3}),
+    ]:
+        model = randomise(timm.create_model("deit_tiny_patch16_224", **{
+            "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5, **args}))
+        blocks = []
+        for block in model.blocks:
+            widths = [block.attn.head_dim] * block.attn.num_heads
+            attn = {"qk_dims": widths, "v_dims": widths, "scale": block.attn.scale}
+            blocks.append({"attn": attn, "mlp": {"hidden": block.mlp.fc1.out_features}})
+        description = {
+            "format": "vit-pruned/1", "img_size": 32, "patch_size": 8, "embed_dim": model.embed_dim, "source_embed_dim": 48,
+            "num_classes": 5, "blocks": blocks,
+        }
+        theirs, ours = work / "pruned.safetensors", work / "ours-pruned"
+        save_file(model.state_dict(), theirs, {"config": json.dumps(description)})
+        roundtrip(theirs, ours, "--architecture", "deit_tiny_patch16_224")
+        if "vitesse" in json.loads((ours / "config.json").read_text()):
+            failures.append(f"pruned: {case}: timm was not told all of it")
+        again = from_timm_folder(ours)
+        x = images(again)
+        report(f"pruned: {case}", (model(x) - again(x)).abs().max().item())
 
 
 def preparation_cases(roundtrip, work):
@@ -427,7 +458,7 @@ def main():
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as work:
         if args.only in (None, "folders"):
-            for cases in (timm_cases, transformers_cases, zoo_cases, preparation_cases):
+            for cases in (timm_cases, transformers_cases, zoo_cases, pruned_cases, preparation_cases):
                 cases(roundtrip, Path(work))
         if args.only in (None, "files"):
             interop_files.compare(vitesse, randomise, report, Path(work))

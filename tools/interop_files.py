@@ -32,6 +32,8 @@ from transformers import (
 )
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2, "num_classes": 10}
+# Heads, their width, hidden units of the blocks of a sliced model.
+WIDTHS = [(2, 20, 130), (1, 24, 64), (2, 7, 100), (3, 16, 33)]
 HF_SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 100,
             "image_size": 32, "patch_size": 8, "num_labels": 5}
 
@@ -47,6 +49,27 @@ class Mine:
 
 def of_timm(randomise, name="deit_tiny_patch16_224", **args):
     return randomise(timm.create_model(name, **{**SIZES, **args}))
+
+
+def sliced(randomise, scale_dim=None):
+    """A model whose blocks differ in heads and widths; its scale is that of a head `scale_dim` wide, or of the width that is left."""
+    model = timm.create_model("deit_tiny_patch16_224", **SIZES)
+    for block, (heads, width, hidden) in zip(model.blocks, WIDTHS):
+        block.attn = timm.layers.Attention(SIZES["embed_dim"], heads, attn_head_dim=width, qkv_bias=True)
+        block.mlp = timm.layers.Mlp(SIZES["embed_dim"], hidden)
+        if scale_dim:
+            block.attn.fused_attn, block.attn.scale = False, scale_dim**-0.5
+    return randomise(model)
+
+
+def description(scale_dim):
+    """What a `vit-pruned/1` file says of it."""
+    blocks = [
+        {"attn": {"qk_dims": [width] * heads, "v_dims": [width] * heads, "scale": scale_dim**-0.5}, "mlp": {"hidden": hidden}}
+        for heads, width, hidden in WIDTHS
+    ]
+    known = {key: SIZES[key] for key in ("img_size", "patch_size", "embed_dim", "num_classes")}
+    return {"config": json.dumps({"format": "vit-pruned/1", **known, "blocks": blocks})}
 
 
 def times(model, factor):
@@ -193,6 +216,15 @@ def file_cases(randomise, work):
     distilled = of_timm(randomise, "deit_tiny_distilled_patch16_224", img_size=48)
     torch.save({"model": distilled.state_dict()}, work / "bare.pth")
     yield "bare: distilled, another square", [work / "bare.pth"], distilled, x(3, 48, 48)
+
+    heads = ["--num-heads", ",".join(str(heads) for heads, _, _ in WIDTHS)]
+    left, kept = sliced(randomise), sliced(randomise, 32)
+    torch.save(left.state_dict(), work / "sliced.pth")
+    yield "sliced: heads given", [work / "sliced.pth", *heads], left, x()
+    torch.save(kept.state_dict(), work / "sliced.pth")
+    yield "sliced: the scale of the dense model", [work / "sliced.pth", *heads, "--head-dim", "32"], kept, x()
+    save_file(kept.state_dict(), work / "pruned.safetensors", description(32))
+    yield "pruned: described by itself", [work / "pruned.safetensors"], kept, x()
 
     for channels in (1, 4):
         folder = work / f"channels-{channels}"

@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[arg(long)]
     tensors: bool,
     /// List the names of all architectures with their sizes
-    #[arg(long, conflicts_with_all = ["first", "model", "key", "architecture", "tensors"])]
+    #[arg(long, conflicts_with_all = ["first", "model", "key", "architecture", "num_heads", "tensors"])]
     list: bool,
 }
 

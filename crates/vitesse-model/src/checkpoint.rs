@@ -22,7 +22,7 @@ use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{self, Imported, bare, hf, minivit};
+use crate::import::{self, Heads, Imported, bare, hf, minivit, pruned, sliced};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::may_replace;
@@ -72,6 +72,9 @@ pub struct LoadOptions {
     pub key: Option<String>,
     /// The architecture of a weights file that has no config; one that has must agree.
     pub architecture: Option<String>,
+    /// The heads of a state dict whose blocks were cut smaller, which its tensors do not tell. Of a checkpoint that describes
+    /// its blocks itself this is an error.
+    pub heads: Option<Heads>,
     /// Put a fresh head with so many classes in the place of one with another number; 0 removes the head.
     pub num_classes: Option<usize>,
     /// Resize the position embedding for images of this height and width. Of a bare file with a table that is no square it
@@ -123,12 +126,17 @@ impl Checkpoint {
         let read = weights::read(&weights, options.key.as_deref())?;
         let config = weights.with_file_name(CONFIG_FILE);
         let described = config.is_file() && (path.is_dir() || options.architecture.is_none());
-        let imported = if described {
-            read_described(&config, read.tensors, options.architecture.as_deref())?
+        let architecture = options.architecture.as_deref();
+        let imported = if let Some(description) = &read.description {
+            refuse_heads(options, &weights)?;
+            pruned::import(description, read.tensors, &weights, architecture)?
+        } else if described {
+            read_described(&config, read.tensors, options)?
         } else {
             let known = bare::Known {
-                architecture: options.architecture.as_deref(),
+                architecture,
                 img_size: options.img_size,
+                heads: options.heads.as_ref(),
                 run: import::run::with_args_beside(read.recorded, &weights)?,
             };
             bare::import(read.tensors, &weights, &known)?
@@ -335,13 +343,24 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
     (cfg.pool_size, cfg.test_input_size, cfg.test_crop_pct) = (None, None, None);
 }
 
+/// Refuses to be told what `file` says.
+fn refuse_heads(options: &LoadOptions, file: &Path) -> Result<()> {
+    match options.heads {
+        None => Ok(()),
+        Some(_) => Err(Error::Weights {
+            path: file.to_owned(),
+            detail: "it says itself which heads its blocks have; leave `--num-heads` away".to_owned(),
+        }),
+    }
+}
+
 /// What `config`, timm's file or transformers', makes of the tensors beside it.
-fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -> Result<Imported> {
+fn read_described(config: &Path, tensors: Tensors, options: &LoadOptions) -> Result<Imported> {
     let text = fs::read_to_string(config).map_err(Error::io("read", config))?;
     let text = text.trim_start_matches('\u{feff}');
     // What is no JSON is refused by whoever reads it.
     let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
-    let imported = if keys.contains_key("model_type") && !keys.contains_key("architecture") {
+    let mut imported = if keys.contains_key("model_type") && !keys.contains_key("architecture") {
         let file = config.with_file_name(PREPROCESSOR_FILE);
         let preprocessor = match fs::read_to_string(&file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -359,8 +378,15 @@ fn read_described(config: &Path, tensors: Tensors, architecture: Option<&str>) -
             notes,
         }
     };
+    if let Some(heads) = &options.heads {
+        if keys.get("vitesse").is_some_and(|own| own.get("blocks").is_some()) {
+            refuse_heads(options, config)?;
+        }
+        let note = sliced::fit(&mut imported.spec, &imported.tensors, config, heads)?;
+        imported.notes.push(note);
+    }
     let found = &imported.spec.architecture;
-    match architecture {
+    match options.architecture.as_deref() {
         Some(name) if zoo::get(name)?.spec.architecture != *found => Err(Error::Config {
             path: config.to_owned(),
             key: "architecture".to_owned(),

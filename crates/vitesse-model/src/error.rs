@@ -597,7 +597,18 @@ impl fmt::Display for Mismatch {
         write!(
             f,
             "\n  Check that the architecture, the number of classes and the input size are those of the file."
-        )
+        )?;
+        let cut = |m: &Misshaped| {
+            let inner = [".attn.qkv.weight", ".mlp.fc1.weight"];
+            inner.iter().any(|end| m.name.ends_with(end)) && m.found.first() < m.expected.first()
+        };
+        if self.misshaped.iter().any(cut) {
+            write!(
+                f,
+                " Of a model that was cut smaller, say how many heads its blocks have, with `--num-heads`."
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -602,6 +602,10 @@ fn errors_name_file_key_expected_and_found() {
     ] {
         let error = own(value);
         assert!(error.contains(&format!("key `{key}` should be ")), "{error}");
+        assert!(
+            key != "vitesse.blocks" || error.contains("unknown field `"),
+            "{error}"
+        );
     }
     for (op, text) in [
         (

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
-use vitesse_model::{Checkpoint, LoadOptions};
+use vitesse_model::{Checkpoint, Heads, LoadOptions};
 use vitesse_words::counted;
 
 use crate::adamw::Slot;
@@ -288,6 +288,10 @@ impl ModelConfig {
         if let Some(path) = &self.checkpoint {
             let options = LoadOptions {
                 key: self.key.clone(),
+                heads: self.num_heads.as_ref().map(|counts| Heads {
+                    counts: counts.clone(),
+                    scale_dim: self.head_dim,
+                }),
                 num_classes: Some(classes),
                 img_size,
                 seed,

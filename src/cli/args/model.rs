@@ -7,7 +7,7 @@ use vitesse::engine::{Error, Precision};
 use vitesse::measure::merge::{attach, learned, read_adapter};
 use vitesse::measure::refuse_what_is_no_name;
 use vitesse::model::pos_embed::Flavour;
-use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse::model::{Checkpoint, Heads, LoadOptions};
 
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
@@ -26,6 +26,35 @@ pub(in crate::cli) struct ReadArgs {
     /// Architecture of a bare weights file that its shapes do not tell, such as deit_tiny_patch16_224
     #[arg(long, value_name = "NAME")]
     architecture: Option<String>,
+    #[command(flatten)]
+    heads: HeadsArgs,
+}
+
+/// How the attention of a state dict that was cut smaller is divided, as typed.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(in crate::cli) struct HeadsArgs {
+    /// Heads of a state dict whose blocks were cut smaller, such as 3, or one number a block, such as 3,3,2
+    ///
+    /// Its widths are read off the tensors, block by block; the heads of a block are taken to be equally wide.
+    #[arg(long, value_name = "N|N,N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1 << 14))]
+    num_heads: Vec<u32>,
+    /// The width of a head that the attention scale is of: its inverse square root [default: the width that is left]
+    ///
+    /// timm's fused attention takes the width that is left. A tool that keeps the scale of the original model has that model's, such as
+    /// 64 of a DeiT.
+    #[arg(long, value_name = "WIDTH", requires = "num_heads", value_parser = clap::value_parser!(u32).range(1..=1 << 14))]
+    head_dim: Option<u32>,
+}
+
+impl HeadsArgs {
+    /// What they stand for, if any were typed.
+    pub(in crate::cli) fn heads(&self) -> Option<Heads> {
+        (!self.num_heads.is_empty()).then(|| Heads {
+            counts: self.num_heads.iter().map(|count| *count as usize).collect(),
+            scale_dim: self.head_dim.map(|width| width as usize),
+        })
+    }
 }
 
 /// For which images, as typed.
@@ -86,6 +115,7 @@ impl ReadArgs {
         LoadOptions {
             key: self.key.clone(),
             architecture: self.architecture.clone(),
+            heads: self.heads.heads(),
             ..LoadOptions::default()
         }
     }
@@ -93,8 +123,12 @@ impl ReadArgs {
     /// Refuses a `model` that is no name, and a name with what describes a file.
     pub(in crate::cli) fn no_name(&self, model: &str) -> Result<()> {
         refuse_what_is_no_name(model)?;
-        for (flag, given) in [("--key", &self.key), ("--architecture", &self.architecture)] {
-            if given.is_some() {
+        for (flag, given) in [
+            ("--key", self.key.is_some()),
+            ("--architecture", self.architecture.is_some()),
+            ("--num-heads", self.heads.heads().is_some()),
+        ] {
+            if given {
                 return Err(Failure::usage(format!(
                     "{flag} describes a weights file, but `{model}` is a name"
                 )));

@@ -17,7 +17,7 @@ use vitesse_train::{Error, Recipe};
 use crate::cli::Console;
 use crate::cli::args;
 use crate::cli::args::LabelsBy;
-use crate::cli::args::model::is_path;
+use crate::cli::args::model::{HeadsArgs, is_path};
 use crate::cli::failure::{Failure, Result};
 
 /// What is trained, on what, and how, as typed. Each flag stands for the recipe's key in its help; timm's spelling.
@@ -37,6 +37,8 @@ pub(in crate::cli) struct RecipeArgs {
     /// Which state dict of a checkpoint file with several, such as model or teacher.backbone [default: timm's choice]
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     key: Option<String>,
+    #[command(flatten)]
+    heads: HeadsArgs,
     /// Number of classes [default: the data set's]
     #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole)]
     num_classes: Option<i64>,
@@ -335,10 +337,21 @@ impl RecipeArgs {
             }
             None => ("model.name", None),
         };
+        let heads = self.heads.heads();
+        let counts = heads.as_ref().map(|heads| {
+            heads
+                .counts
+                .iter()
+                .map(|count| Value::Integer(*count as i64))
+                .collect()
+        });
+        let head_dim = heads.and_then(|heads| heads.scale_dim).map(|width| width as i64);
         let keys = [
             ("preset", text(&self.preset)),
             model,
             ("model.key", text(&self.key)),
+            ("model.num_heads", counts.map(Value::Array)),
+            ("model.head_dim", whole(head_dim)),
             ("model.num_classes", whole(self.num_classes)),
             ("model.img_size", whole(self.img_size)),
             ("model.drop_path", number(self.drop_path)),

@@ -10,7 +10,7 @@ use vitesse_words::counted;
 
 use super::WEIGHTS_FILE;
 use super::run::{BEST, FINAL, Left, RECIPE, left_in};
-use crate::import::wrappers;
+use crate::import::{pruned, wrappers};
 use crate::storage::pth::StateDict;
 use crate::storage::shards::{Index, is_index, is_shard};
 use crate::storage::{pth, safetensors};
@@ -87,6 +87,8 @@ pub(super) struct Weights {
     pub(super) state_dicts: Vec<StateDict>,
     /// As [`pth::Contents::recorded`].
     pub(super) recorded: Map<String, Value>,
+    /// Of a file that describes its model itself, the description.
+    pub(super) description: Option<Map<String, Value>>,
 }
 
 /// Without timm's prefix for a folder.
@@ -268,6 +270,7 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
             notes: note.into_iter().collect(),
             state_dicts: Vec::new(),
             recorded: Map::new(),
+            description: None,
         };
         Ok((weights, key.map(str::to_owned)))
     };
@@ -297,7 +300,12 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
         });
     }
     match kind(file)? {
-        Kind::Safetensors => flat(safetensors::read(file)?.0),
+        Kind::Safetensors => {
+            let (tensors, metadata) = safetensors::read(file)?;
+            let (mut weights, key) = flat(tensors)?;
+            weights.description = metadata.get(pruned::KEY).and_then(|text| pruned::described(text));
+            Ok((weights, key))
+        }
         Kind::Pickle => {
             let contents = pth::open(file, key)?;
             let weights = Weights {
@@ -305,6 +313,7 @@ fn read_as_stored(file: &Path, key: Option<&str>) -> Result<(Weights, Option<Str
                 tensors: contents.tensors,
                 state_dicts: contents.state_dicts,
                 recorded: contents.recorded,
+                description: None,
             };
             Ok((weights, contents.key))
         }

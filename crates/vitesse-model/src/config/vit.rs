@@ -1,5 +1,6 @@
 //! Vision transformers in `config.json`: the arguments of timm's constructor.
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
@@ -232,11 +233,12 @@ pub(super) fn read_base(
 
 /// Replaces the fields of `vit` that stand under `vitesse`.
 pub(super) fn read_delta(mut vit: VitSpec, mut fields: Fields<'_>) -> Result<VitSpec> {
-    if let Some(blocks) =
-        fields.take::<Vec<BlockSpec>>("blocks", "a list of blocks, `attn` and `mlp` each")?
-    {
-        vit.layers = in_order(blocks.len());
-        vit.cores = blocks;
+    if let Some(value) = fields.take::<Value>("blocks", "")? {
+        vit.cores = Vec::<BlockSpec>::deserialize(&value).map_err(|error| {
+            let expected = format!("a list of blocks, `attn` and `mlp` each ({error})");
+            fields.wrong("blocks", &expected, Some(&value))
+        })?;
+        vit.layers = in_order(vit.cores.len());
     }
     let mut share = fields.object("share")?;
     let layers = share.take(

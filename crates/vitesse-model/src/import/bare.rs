@@ -4,12 +4,12 @@
 //! down, or the one of the zoo whose tensors have just these names and shapes. Number of classes, channels, pooling with a
 //! norm behind it and a square grid of positions are read off the tensors. Shapes do not tell a ViT from a DeiT, which expect
 //! differently normalised images, nor how many heads there are; the zoo's models have heads 64 wide (32 in the small ones),
-//! and what was chosen is reported.
+//! and what was chosen is reported. Where the caller says how many heads there are, nothing of the zoo needs to have these shapes.
 
 use std::path::Path;
 
-use super::Imported;
 use super::run::Run;
+use super::{Heads, Imported, sliced};
 use crate::error::Mismatch;
 use crate::pos_embed::Flavour;
 use crate::spec::{ModelSpec, NetworkSpec, Pool, VitSpec};
@@ -22,6 +22,8 @@ pub(crate) struct Known<'a> {
     pub(crate) architecture: Option<&'a str>,
     /// Height and width of the images that the caller wants.
     pub(crate) img_size: Option<[usize; 2]>,
+    /// The heads of blocks that were cut smaller.
+    pub(crate) heads: Option<&'a Heads>,
     pub(crate) run: Run,
 }
 
@@ -36,13 +38,23 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
             entry.spec.architecture
         ));
         entry
+    } else if known.heads.is_some() {
+        let entry = zoo::get(sliced::origin_of(&tensors))?;
+        notes.push(format!(
+            "images are prepared as for `{}`, from which it may have been cut (`--architecture` names another)",
+            entry.spec.architecture
+        ));
+        entry
     } else {
         let (entry, note) = recognise(&tensors, file, known.img_size)?;
         notes.push(note);
         entry
     };
-    let (spec, mut config, said) = known.run.describe(entry)?;
+    let (mut spec, mut config, said) = known.run.describe(entry)?;
     notes.extend(said);
+    if let Some(heads) = known.heads {
+        notes.push(sliced::fit(&mut spec, &tensors, file, heads)?);
+    }
     let usual = spec.input_size();
     let (spec, grid) = fitted(spec, &tensors, known.img_size);
     if let Grid::Unknown(patches) = grid {
@@ -113,11 +125,16 @@ fn recognise(tensors: &Tensors, file: &Path, img_size: Option<[usize; 2]>) -> Re
         let difference = closest
             .filter(|(wrong, _)| *wrong <= 12)
             .map(|(_, mismatch)| format!(". Closest is `{}`: {mismatch}", mismatch.architecture));
+        let cut = if sliced::is_vit(tensors) {
+            "; of a model that was cut smaller, say how many heads its blocks have, with `--num-heads`"
+        } else {
+            ""
+        };
         return Err(Error::Unsupported {
             what: format!("`{}` without a description", file.display()),
             why: format!(
                 "no architecture of the zoo has these tensors; name the architecture it was trained as with \
-                 `--architecture`, or give the folder with its config.json{}",
+                 `--architecture`, or give the folder with its config.json{cut}{}",
                 difference.unwrap_or_default()
             ),
         });

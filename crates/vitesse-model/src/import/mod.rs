@@ -7,6 +7,8 @@
 //! | [`vit`] | ViT and DeiT among them |
 //! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
 //! | [`run`] | what a training program wrote down of its model |
+//! | [`pruned`] | `vit-pruned/1`, a file that describes itself block by block |
+//! | [`sliced`] | state dicts whose blocks were cut smaller, heads given |
 //! | [`minivit`] | MiniViT's names of shared blocks, which our own folders have too |
 //!
 //! An import ends where a timm folder begins: with a [`ModelSpec`], tensors under timm's names and a [`Config`]. The
@@ -15,11 +17,14 @@
 pub(crate) mod bare;
 pub(crate) mod hf;
 pub(crate) mod minivit;
+pub(crate) mod pruned;
 pub(crate) mod run;
+pub(crate) mod sliced;
 mod vit;
 pub(crate) mod wrappers;
 
 pub use hf::Target;
+pub use sliced::Heads;
 pub use vit::{target as transformers_target, unread as transformers_unread};
 
 use crate::Tensors;

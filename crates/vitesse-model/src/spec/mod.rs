@@ -210,7 +210,7 @@ impl ModelSpec {
         match &self.network {
             NetworkSpec::Vit(vit) => Ok(vit),
             NetworkSpec::RegNet(_) => Err(Error::invalid_spec(format!(
-                "`{}` is a convolutional network; this needs a vision transformer",
+                "`{}` is a convolutional network; this needs a vision transformer, ViT or DeiT",
                 self.architecture
             ))),
         }

@@ -24,6 +24,12 @@ pub struct ModelConfig {
     /// Which state dict of a checkpoint file with several, such as `model` or `teacher.backbone`. Default: timm's choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Heads of a checkpoint whose blocks were cut smaller and which does not say it: one number for all blocks, or one for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_heads: Option<Vec<usize>>,
+    /// The width of a head whose inverse square root is then the attention scale. Default: the width that is left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
     /// Number of classes; another number than the checkpoint's makes a fresh head. Default: as many as the data have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_classes: Option<usize>,
@@ -43,6 +49,8 @@ impl Default for ModelConfig {
             name: None,
             checkpoint: None,
             key: None,
+            num_heads: None,
+            head_dim: None,
             num_classes: None,
             img_size: None,
             drop_path: 0.1,
@@ -73,6 +81,17 @@ impl ModelConfig {
                 key,
                 "absent where no `model.checkpoint` is set",
             ));
+        }
+        if let (Some(heads), None) = (&self.num_heads, &self.checkpoint) {
+            let expected = "absent where no `model.checkpoint` is set";
+            return Err(Error::recipe("model.num_heads", &format!("{heads:?}"), expected));
+        }
+        if let (Some(width), None) = (self.head_dim, &self.num_heads) {
+            let expected = "absent where no `model.num_heads` is set";
+            return Err(Error::recipe("model.head_dim", &width, expected));
+        }
+        if self.head_dim == Some(0) {
+            return Err(Error::recipe("model.head_dim", &0, "at least 1"));
         }
         if self.num_classes == Some(0) {
             return Err(Error::recipe("model.num_classes", &0, "at least 1"));

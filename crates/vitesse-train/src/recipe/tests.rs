@@ -106,6 +106,14 @@ fn wrong_values_are_refused_by_key() {
         let found = refusal(text);
         assert!(found.contains(expected), "{text}: {found}");
     }
+    for (key, value) in [
+        ("model.num_heads", Value::Array(vec![Value::Integer(3)])),
+        ("model.head_dim", Value::Integer(64)),
+    ] {
+        let found = Recipe::parse(SMALLEST, "my.toml", &[(key, value)]).unwrap_err();
+        let found = found.to_string();
+        assert!(found.contains(key) && found.contains("absent"), "{found}");
+    }
     let no_model = Recipe::parse("[data]\npath = \"shapes\"\n", "my.toml", &[])
         .unwrap_err()
         .to_string();
