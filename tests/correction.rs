@@ -134,6 +134,7 @@ fn a_half_that_is_gone_leaves_its_mean() {
     for (core, kind, projection) in [
         (0, Kind::Attn, "attn.proj"),
         (1, Kind::Attn, "attn.proj"),
+        (1, Kind::Mlp, "mlp.fc2"),
         (2, Kind::Mlp, "mlp.fc2"),
     ] {
         let mut tensors = weights(&spec(), 4);

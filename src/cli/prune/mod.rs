@@ -123,7 +123,7 @@ struct ChoiceArgs {
     #[arg(long)]
     no_correction: bool,
     /// How strongly corrected weights are held to what they were: a share of the mean variance of an input
-    #[arg(long, value_name = "SHARE", default_value_t = 1e-2, value_parser = damping)]
+    #[arg(long, value_name = "SHARE", default_value_t = 3e-3, value_parser = damping)]
     damping: f64,
 }
 

@@ -84,8 +84,8 @@ fn blocks(report: &Report, result: &ResultOf) -> Content {
     let percent = |of: fn(&vitesse::measure::prune::Correction) -> f64| {
         result.corrections.iter().map(move |fit| 100.0 * of(fit))
     };
-    let chart = BarChart::new("How far off what each half writes is", names)
-        .x_label("mean squared error (% of its variance)")
+    let chart = BarChart::new("How far the stream is off after each half of a block", names)
+        .x_label("distance (% of its mean square)")
         .series("after the cut", percent(|fit| fit.cut))
         .series("after the correction", percent(|fit| fit.corrected));
     content.chart(&chart)

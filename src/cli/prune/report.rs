@@ -210,14 +210,14 @@ impl ResultOf {
         }
     }
 
-    /// The mean of what halves are off by, before and after the correction.
+    /// How far the stream is off, before and after the correction.
     fn corrected(&self) -> Option<String> {
         let count = self.corrections.len();
         let mean =
             |of: fn(&Correction) -> f64| 100.0 * self.corrections.iter().map(of).sum::<f64>() / count as f64;
         (count > 0).then(|| {
             format!(
-                "halves of blocks are off by {:.1} % after the cut, {:.1} % after the correction (mean of {count})",
+                "the stream is off by {:.1} % of its mean square after the cut, {:.1} % after the correction (mean of {count} halves of blocks)",
                 mean(|fit| fit.cut),
                 mean(|fit| fit.corrected)
             )

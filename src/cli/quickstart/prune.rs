@@ -60,7 +60,7 @@ pub(super) fn prune(size: Size, seed: u64, folder: &Path, console: &Console) -> 
             labels_by: Default::default(),
             calibration: size.pruned,
             correct,
-            damping: 1e-2,
+            damping: 3e-3,
             images: 16,
             scored: size.validation,
             batches: vec![16],

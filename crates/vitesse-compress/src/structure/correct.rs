@@ -1,10 +1,12 @@
 //! What a cut took is won back without training and without labels: every projection behind something that was cut is solved anew.
 //!
 //! ```text
-//! x: what the projection reads in the pruned model ─┐
-//!                                                   ├─ least squares ─▶ its new weight and bias
-//! y: what the dense sub-layer wrote for that image ─┘
+//! x: what the projection reads in the pruned model ────────────┐
+//!                                                              ├─ least squares ─▶ its new weight and bias
+//! y: what takes the stream to where the dense model has it then ┘
 //! ```
+//!
+//! So a projection makes good for its own cut and for what is still wrong of all before it.
 //!
 //! Papers: He et al., *Channel Pruning for Accelerating Very Deep Neural Networks*, ICCV 2017, equation 5; Frantar and Alistarh,
 //! *Optimal Brain Compression*, NeurIPS 2022, which solves layers in order, each from the inputs that it will really see. When to use it:
@@ -47,7 +49,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { damping: 1e-2 }
+        Settings { damping: 3e-3 }
     }
 }
 
@@ -60,15 +62,15 @@ pub struct Corrected {
     pub fits: Vec<Fit>,
 }
 
-/// How a sub-layer came out.
+/// How far the stream is from where the dense model has it, after a half of a block: the mean square of the distance, as a share of that of the
+/// stream around each token's mean.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fit {
-    /// The projection that was solved, by its name in the source, such as `blocks.3.mlp.fc2`; of a sub-layer that is gone the one it
-    /// had.
+    /// The projection that ends the half, by its name in the source, such as `blocks.3.mlp.fc2`; of a half that is gone the one it had.
     pub module: String,
-    /// The mean squared error of what the sub-layer writes after the cut, in shares of its variance.
+    /// After the cut, with everything before it corrected.
     pub cut: f64,
-    /// The same after the correction.
+    /// After the correction.
     pub corrected: f64,
 }
 
@@ -121,6 +123,8 @@ struct Walk<'a> {
 struct Written {
     module: String,
     out_idx: Option<Vec<usize>>,
+    /// The layer of the source.
+    layer: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -197,7 +201,7 @@ impl<'a> Walk<'a> {
             let Some(mut targets) = targets else { continue };
             match to.filter(|&to| half.of(self.small(), to).is_some()) {
                 Some(to) => self.fit(half, (layer, to), &mut targets)?,
-                None => self.leave(half, layer, &mut targets)?,
+                None => self.leave(half, (layer, to), &mut targets)?,
             }
         }
         if let Some(to) = to {
@@ -211,21 +215,18 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What the halves of a dense block add to the stream; the dense streams go on.
+    /// The dense streams after each half of a block; they go on.
     fn targets(&mut self, layer: usize) -> Result<[Option<Streams>; 2]> {
         let there = Half::BOTH.map(|half| half.of(self.vit, layer).is_some());
-        let wanted: Vec<_> = Half::BOTH
-            .iter()
-            .map(|half| (half.sites()[1], Some(layer)))
-            .collect();
+        let after = Half::BOTH.map(|half| (half.stream()[1], Some(layer)));
         let mut out = [Streams::new()?, Streams::new()?];
         for batch in 0..self.streams[0].len() {
-            let mut ctx = Ctx::tracing(Trace::pairs(wanted.clone()));
+            let mut ctx = Ctx::tracing(Trace::pairs(after));
             let x = self.dense.block(layer, self.streams[0].get(batch)?, &mut ctx)?;
             self.streams[0].put(batch, &x)?;
-            for ((site, layer), out) in wanted.iter().zip(&mut out) {
-                if let Some(y) = ctx.trace.tokens(*site, *layer) {
-                    out.push(&y)?;
+            for ((site, layer), out) in after.into_iter().zip(&mut out) {
+                if let Some(x) = ctx.trace.tokens(site, layer) {
+                    out.push(&x)?;
                 }
             }
         }
@@ -251,23 +252,26 @@ impl<'a> Walk<'a> {
                 None => self.kept.embed.clone(),
             };
             let mut moments = Moments::new(inputs, channels.len());
-            let site = half.sites()[0];
+            let mut energy = 0.0;
+            let sites = [half.sites()[0], half.stream()[0]].map(|site| (site, Some(to)));
             for batch in 0..targets.len() {
-                let mut ctx = Ctx::tracing(Trace::pairs([(site, Some(to))]));
+                let mut ctx = Ctx::tracing(Trace::pairs(sites));
                 self.pruned.block(to, self.streams[1].get(batch)?, &mut ctx)?;
-                if let Some(x) = ctx.trace.tokens(site, Some(to)) {
-                    moments.add(x, select(targets.get(batch)?, &channels));
+                let target = targets.get(batch)?;
+                energy += spread(&target) / targets.tokens() as f64;
+                if let [Some(x), Some(before)] = sites.map(|(site, to)| ctx.trace.tokens(site, to)) {
+                    let before = match &out_idx {
+                        Some(idx) => select(before, idx),
+                        None => before,
+                    };
+                    moments.add(x, select(target, &channels) - before);
                 }
             }
             let before = Map::of(&self.sliced.tensors, &module)?;
             if let Some(fitted) = moments.fit(&before, self.settings.damping) {
-                let share = |map: &Map| moments.error(map) / moments.variance().max(f64::MIN_POSITIVE);
+                let share = |map: &Map| moments.error(map) / energy.max(f64::MIN_POSITIVE);
                 self.fits.push(Fit {
-                    module: format!(
-                        "{}.{}",
-                        self.vit.core_name(self.vit.layers[layer].core),
-                        half.projection()
-                    ),
+                    module: self.source(half, layer),
                     cut: share(&before),
                     corrected: share(&fitted),
                 });
@@ -275,49 +279,79 @@ impl<'a> Walk<'a> {
                 self.pruned = network(&self.sliced)?;
             }
         }
-        self.last = Some(Written { module, out_idx });
+        self.last = Some(Written {
+            module,
+            out_idx,
+            layer,
+        });
         Ok(())
     }
 
-    /// The mean of a half that is gone goes to what wrote the stream last.
-    fn leave(&mut self, half: Half, layer: usize, targets: &mut Streams) -> Result<()> {
+    /// What a projection is called in the source.
+    fn source(&self, half: Half, layer: usize) -> String {
+        format!(
+            "{}.{}",
+            self.vit.core_name(self.vit.layers[layer].core),
+            half.projection()
+        )
+    }
+
+    /// The mean of what a half that is gone would have to add goes to what wrote the stream last.
+    fn leave(
+        &mut self,
+        half: Half,
+        (layer, to): (usize, Option<usize>),
+        targets: &mut Streams,
+    ) -> Result<()> {
         self.differ = true;
+        // Where this block's own attention stays, the stream before the perceptron is inside the pruned block.
+        let inside = to.filter(|_| self.last.as_ref().is_some_and(|last| last.layer == layer));
         let mut moments = Moments::new(self.kept.embed.len(), 0);
+        let mut energy = 0.0;
         for batch in 0..targets.len() {
-            moments.see(select(targets.get(batch)?, &self.kept.embed));
+            let mut before = self.streams[1].get(batch)?;
+            if let Some(to) = inside {
+                let mut ctx = Ctx::tracing(Trace::pairs([(Site::Mid, Some(to))]));
+                self.pruned.block(to, before.clone(), &mut ctx)?;
+                before = ctx.trace.tokens(Site::Mid, Some(to)).unwrap_or(before);
+            }
+            let target = targets.get(batch)?;
+            energy += spread(&target) / targets.tokens() as f64;
+            moments.see(select(target, &self.kept.embed) - before);
         }
         let mut mean = moments.seen();
         let variance: f64 = moments.covariance().iter().step_by(mean.len() + 1).sum();
-        let energy = variance + mean.iter().map(|mean| mean * mean).sum::<f64>();
-        if let Some(idx) = self.last.as_ref().and_then(|last| last.out_idx.as_ref()) {
-            let written = |channel: &usize| idx.binary_search(channel).is_ok();
-            let unwritten = (0..mean.len()).filter(|channel| !written(channel));
-            unwritten
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|channel| mean[channel] = 0.0);
-        }
-        if self.last.is_none() && self.vit.pre_norm {
+        let square = |mean: &[f64]| mean.iter().map(|mean| mean * mean).sum::<f64>();
+        let whole = variance + square(&mean);
+        match &self.last {
             // The norm after the embedding would change it.
-            return Ok(());
-        }
-        self.add_before(&mean)?;
-        self.pruned = network(&self.sliced)?;
-        let added: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
-        let added = Tensor::<1>::from_data(added.as_slice(), &Device::flex()).reshape([1, 1, mean.len()]);
-        for batch in 0..self.streams[1].len() {
-            let x = self.streams[1].get(batch)? + added.clone();
-            self.streams[1].put(batch, &x)?;
+            None if self.vit.pre_norm => mean.fill(0.0),
+            Some(Written {
+                out_idx: Some(idx), ..
+            }) => {
+                for (channel, mean) in mean.iter_mut().enumerate() {
+                    if idx.binary_search(&channel).is_err() {
+                        *mean = 0.0;
+                    }
+                }
+            }
+            _ => {}
         }
         self.fits.push(Fit {
-            module: format!(
-                "{}.{}",
-                self.vit.core_name(self.vit.layers[layer].core),
-                half.projection()
-            ),
-            cut: energy / variance.max(f64::MIN_POSITIVE),
-            corrected: 1.0,
+            module: self.source(half, layer),
+            cut: whole / energy.max(f64::MIN_POSITIVE),
+            corrected: (whole - square(&mean)) / energy.max(f64::MIN_POSITIVE),
         });
+        self.add_before(&mean)?;
+        self.pruned = network(&self.sliced)?;
+        if inside.is_none() {
+            let added: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
+            let added = Tensor::<1>::from_data(added.as_slice(), &Device::flex()).reshape([1, 1, mean.len()]);
+            for batch in 0..self.streams[1].len() {
+                let x = self.streams[1].get(batch)? + added.clone();
+                self.streams[1].put(batch, &x)?;
+            }
+        }
         Ok(())
     }
 
@@ -472,6 +506,12 @@ fn network(sliced: &Sliced) -> Result<Network> {
         "the pruned model",
         &Device::flex(),
     )?)
+}
+
+/// The sum of the squares of a stream around each token's mean: what the next norm divides by.
+pub(super) fn spread(x: &Tensor<3>) -> f64 {
+    let centred = x.clone() - x.clone().mean_dim(2);
+    f64::from(centred.square().sum().into_scalar::<f32>())
 }
 
 /// Some channels of a stream `[batch, tokens, dim]`.

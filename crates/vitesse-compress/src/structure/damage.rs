@@ -6,6 +6,7 @@ use vitesse_model::network::{Ctx, Network, Trace};
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::budget::Elimination;
+use super::correct::spread;
 use super::eliminate::{Sweep, sweep};
 use super::halves::Half;
 use super::moments::{Map, Moments};
@@ -78,8 +79,7 @@ fn walk(network: &Network, layer: usize, streams: &mut Streams) -> Result<[Optio
             };
             seen.moments.add(x, y.clone());
             stream = stream + y;
-            let centred = stream.clone() - stream.clone().mean_dim(2);
-            seen.stream += f64::from(centred.square().sum().into_scalar::<f32>()) / tokens;
+            seen.stream += spread(&stream) / tokens;
         }
         streams.put(batch, &after)?;
     }

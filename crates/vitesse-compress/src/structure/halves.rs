@@ -13,6 +13,14 @@ pub(super) enum Half {
 impl Half {
     pub(super) const BOTH: [Half; 2] = [Half::Attn, Half::Mlp];
 
+    /// The stream before the half and after it.
+    pub(super) fn stream(self) -> [Site; 2] {
+        match self {
+            Half::Attn => [Site::BlockIn, Site::Mid],
+            Half::Mlp => [Site::Mid, Site::BlockOut],
+        }
+    }
+
     /// What its projection reads, and what the half adds to the stream.
     pub(super) fn sites(self) -> [Site; 2] {
         match self {
