@@ -29,7 +29,7 @@ import prune_report
 from export import ir_export, log, made_once, onnx_export, pathed
 
 # How ours are made; `{images}` are the images that both sides calibrate on.
-OURS = "prune --model {base} --method taylor --macs {share} --data {data} --seed {seed} -o {out}"
+OURS = "prune {base} --macs {share} --data {data} --calibration {images} --seed {seed} -o {out}"
 STYLES = ("isomorphic", "bottleneck", "uniform")
 CONTROL = "isomorphic, tuned in PyTorch"
 # Contender, share of the MACs, seed.

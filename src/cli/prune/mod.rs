@@ -20,7 +20,7 @@ use super::failure::{Exit, Failure, Result};
 use super::outcome::Outcome;
 use super::show::Show;
 use super::transform::OutputArgs;
-use report::{Report, ResultOf};
+use report::{Remedy, Report, ResultOf};
 
 /// Cut heads and hidden units out of a vision transformer, until it meets a budget
 ///
@@ -297,6 +297,10 @@ impl Args {
             Ok(())
         };
         if self.output.dry_run {
+            let remedies = look.remedies().into_iter();
+            report.remedies = remedies
+                .map(|(units, correction)| Remedy { units, correction })
+                .collect();
             for (share, pruned) in shares.iter().zip(look.plan(shares, &mut show)?) {
                 done(*share, pruned, &mut report)?;
             }

@@ -10,7 +10,7 @@ pub(super) fn page(report: &Report) -> String {
     let mut page = Page::new(format!("{}, pruned", report.model)).summary(summary(report));
     page = page.section("All budgets", budgets(report));
     for result in &report.results {
-        let title = format!("{} of the {}", result.share, report.budget);
+        let title = format!("{} of the {}", result.share, report.quantity);
         page = page.section(title, blocks(report, result));
     }
     if !report.sensitivity.is_empty() {
@@ -33,7 +33,7 @@ fn summary(report: &Report) -> String {
         let accuracy = result.accuracy.as_ref()?;
         Some(format!(
             "With {} of the {} it takes {} of the time, and top-1 is {:.1} % where it was {:.1} %, without training.",
-            result.share, report.budget, speed.ratio, accuracy.after_top1, accuracy.before_top1
+            result.share, report.quantity, speed.ratio, accuracy.after_top1, accuracy.before_top1
         ))
     };
     let all: Vec<String> = report.results.iter().filter_map(one).collect();
@@ -41,7 +41,7 @@ fn summary(report: &Report) -> String {
 }
 
 fn budgets(report: &Report) -> Content {
-    let mut content = Content::new().table(&report.budgets());
+    let mut content = Content::new().table(&report.quantitys());
     let batches = report
         .results
         .first()

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use vitesse::compress::structure::Kind;
 use vitesse::measure::prune::{Accuracy, Correction, Method, Pruned, Quantity, Sensitivity};
 use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
@@ -20,9 +21,15 @@ pub(super) struct Report {
     pub(super) model: String,
     step: &'static str,
     pub(super) method: Method,
-    pub(super) budget: &'static str,
+    budget: &'static str,
+    /// The same in words.
+    #[serde(skip)]
+    pub(super) quantity: &'static str,
     /// One for each budget.
     pub(super) results: Vec<ResultOf>,
+    /// Of a dry run: of each kind of units, what would be solved anew for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) remedies: Vec<Remedy>,
     /// How much each group matters by itself, if it was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) sensitivity: Vec<Sensitivity>,
@@ -52,6 +59,13 @@ pub(super) struct ResultOf {
     pub(super) recovered: Option<training::Report>,
 }
 
+/// What would be solved anew where units of a kind are cut.
+#[derive(Debug, Serialize)]
+pub(super) struct Remedy {
+    pub(super) units: Kind,
+    pub(super) correction: Option<&'static str>,
+}
+
 /// What is left of a block.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Block {
@@ -73,7 +87,7 @@ impl Block {
         }
     }
 
-    /// As `3 of 64`, or each width where heads differ.
+    /// As `3 × 64`, or each width where heads differ.
     fn heads(&self) -> String {
         let width = |[qk, v]: &[usize; 2]| {
             if qk == v {
@@ -85,7 +99,7 @@ impl Block {
         match &self.heads[..] {
             [] => "none".to_owned(),
             [first, others @ ..] if others.iter().all(|other| other == first) => {
-                format!("{} of {}", self.heads.len(), width(first))
+                format!("{} × {}", self.heads.len(), width(first))
             }
             heads => heads.iter().map(width).collect::<Vec<_>>().join(" "),
         }
@@ -108,7 +122,9 @@ impl Report {
             step: "prune",
             method,
             budget: quantity.name(),
+            quantity: quantity.words(),
             results: Vec::new(),
+            remedies: Vec::new(),
             sensitivity: Vec::new(),
             // Another family was refused before.
             dense: model
@@ -134,7 +150,7 @@ impl Report {
             let plan = &result.transform.plan;
             for speed in &result.transform.speed {
                 table.push([
-                    format!("{} of the {}", result.share, self.budget),
+                    format!("{} of the {}", result.share, self.quantity),
                     format::si(plan.after.macs as f64, ""),
                     format::si(plan.after.param_count as f64, ""),
                     speed.batch.to_string(),
@@ -230,13 +246,20 @@ impl fmt::Display for Report {
         if !self.sensitivity.is_empty() {
             writeln!(f, "{}", self.sensitivities())?;
         }
+        for Remedy { units, correction } in &self.remedies {
+            writeln!(
+                f,
+                "where units of kind `{units}` go, {}",
+                correction.unwrap_or("nothing can make good for them")
+            )?;
+        }
         for (index, result) in self.results.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
             let mut rows = vec![
                 ("model", self.model.clone()),
-                ("budget", format!("{} of the {}", result.share, self.budget)),
+                ("budget", format!("{} of the {}", result.share, self.quantity)),
                 ("cut", format!("{:.1} % of the units", 100.0 * result.units_gone)),
             ];
             rows.extend(result.corrected().map(|text| ("correction", text)));

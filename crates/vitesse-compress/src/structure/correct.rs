@@ -36,9 +36,21 @@ use super::moments::{Map, Moments};
 use super::selection::Selection;
 use super::slice::{Sliced, slice};
 use super::streams::Streams;
-use super::units::{bounds, unshared};
+use super::units::{Kind, bounds, unshared};
 use crate::linalg::Cholesky;
 use crate::{Error, Result};
+
+/// What is solved anew where units of a kind are cut; `None` where nothing is.
+pub fn remedy(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Hidden => Some("fc2 is solved anew"),
+        Kind::Head | Kind::VDim => Some("proj is solved anew"),
+        Kind::Dim | Kind::Position => Some("queries and proj are solved anew"),
+        Kind::QkDim => Some("queries are solved anew"),
+        Kind::Attn | Kind::Mlp | Kind::Block => Some("their mean goes into the bias before"),
+        Kind::Embed | Kind::AttnOut | Kind::MlpOut => None,
+    }
+}
 
 /// How it is solved.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -108,7 +108,7 @@ impl Quantity {
     }
 
     /// As sentences call it.
-    fn words(self) -> &'static str {
+    pub fn words(self) -> &'static str {
         match self {
             Quantity::Macs => "MACs",
             Quantity::Params => "parameters",
@@ -315,6 +315,12 @@ pub struct Look<'a> {
 }
 
 impl Look<'_> {
+    /// Of each kind that is cut, what is solved anew for it; empty where nothing is corrected.
+    pub fn remedies(&self) -> Vec<(Kind, Option<&'static str>)> {
+        let units = self.settings.units.iter().filter(|_| self.settings.correct);
+        units.map(|&kind| (kind, correct::remedy(kind))).collect()
+    }
+
     /// What would be left within each budget, a share of the settings' quantity, in one step: nothing is corrected, proved or measured.
     ///
     /// # Errors
