@@ -39,8 +39,8 @@ def vitesse(args, *words):
 class Rows:
     """A table on disk that grows row by row."""
 
-    def __init__(self, path, columns, keys):
-        self.path, self.columns, self.keys = path, columns, keys
+    def __init__(self, path, columns):
+        self.path, self.columns = path, columns
         self.rows = list(csv.DictReader(path.open())) if path.exists() else []
 
     def has(self, **key):
@@ -64,14 +64,14 @@ def test(args, model):
 
 def accuracy(args):
     columns = ["model", "way", "corrected", "share", "macs_share", "top1", "test_images", "seconds"]
-    rows = Rows(args.csv, columns, columns[:4])
+    rows = Rows(args.csv, columns)
     name = args.model.name
     if not rows.has(model=name, way="dense"):
         rows.add(model=name, way="dense", corrected="", share=1, macs_share=1, top1=test(args, args.model), test_images=args.test_images, seconds=0)
     for share in args.shares:
         for way, flags in WAYS.items():
             for corrected in ("no", "yes"):
-                if way != "obs" and corrected == "yes" and share not in args.more_at:
+                if way != "obs" and share not in args.more_at:
                     continue
                 key = {"model": name, "way": way, "corrected": corrected, "share": share}
                 if rows.has(**key):
@@ -94,7 +94,7 @@ def accuracy(args):
 
 def speed(args):
     columns = ["model", "precision", "batch", "shape", "share", "macs_ratio", "speedup", "least", "most", "rounds", "isa"]
-    rows = Rows(args.csv, columns, columns[:5])
+    rows = Rows(args.csv, columns)
     for model in args.model:
         with tempfile.TemporaryDirectory() as folder:
             made = []
@@ -129,6 +129,60 @@ def speed(args):
                         )
 
 
+def table(head, rows):
+    return ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
+
+
+def accuracy_lines(rows):
+    """A table for each model: the way in rows, the share in columns, the cut and what the correction makes of it."""
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        dense = next(row for row in mine if row["way"] == "dense")
+        shares = sorted({row["share"] for row in mine if row["way"] != "dense"}, key=float, reverse=True)
+        found = {(row["way"], row["corrected"], row["share"]): row for row in mine}
+        lines += [f"`{model}`, {dense['test_images']} test images, dense {float(dense['top1']):.1f} %:", ""]
+        body = []
+        for way, corrected in dict.fromkeys((row["way"], row["corrected"]) for row in mine if row["way"] != "dense"):
+            name = way + (", corrected" if corrected == "yes" else "")
+            cells = [found.get((way, corrected, share)) for share in shares]
+            body.append([name, *(f"{float(cell['top1']):.1f}" if cell else "" for cell in cells)])
+        lines += [*table(["top-1 (%), MACs left", *shares], body), ""]
+        seconds = [float(row["seconds"]) for row in mine if row["corrected"] == "yes"]
+        if seconds:
+            lines += [f"A corrected run took {min(seconds):.0f} to {max(seconds):.0f} s, other work beside it.", ""]
+    return lines
+
+
+def speed_lines(rows):
+    head = ["model", "precision", "batch", "blocks", "MACs asked for", "MACs dense ÷ pruned", "times faster", "spread", "of the arithmetic"]
+    body = [
+        [
+            row["model"], row["precision"], row["batch"], row["shape"], row["share"], f"{float(row['macs_ratio']):.2f}", f"**{float(row['speedup']):.2f}**",
+            f"{float(row['least']):.2f} to {float(row['most']):.2f}", f"{float(row['speedup']) / float(row['macs_ratio']):.2f}",
+        ]
+        for row in rows
+    ]
+    met = sum(float(row["speedup"]) >= 0.9 * float(row["macs_ratio"]) for row in rows)
+    return [f"In {met} of {len(rows)} cells the model is at least 0.9 times as much faster as its arithmetic is less.", "", *table(head, body), ""]
+
+
+def report(args):
+    """The page of what the two tables hold; what people wrote about it above the first heading of a table is kept."""
+    page = args.folder / "pruning.md"
+    begin = "<!-- tables: written by benches/prune.py -->"
+    above = page.read_text().split(begin)[0] if page.exists() else "# Pruning, measured\n\n"
+    machine = vitesse(args, "doctor")
+    where = f"{machine['machine']['processor']}, {machine['machine']['cores']} cores, {args.threads} threads, {machine['isa']}."
+    lines = [begin, ""]
+    for title, name, of in (("Accuracy", "accuracy", accuracy_lines), ("Speed", "speed", speed_lines)):
+        path = args.folder / f"pruning-{name}.csv"
+        if path.exists():
+            rows = list(csv.DictReader(path.open()))
+            lines += [f"## {title}", "", f"[{path.name}]({path.name}); {where}", "", *of(rows)]
+    page.write_text(above + "\n".join(lines).rstrip() + "\n")
+
+
 def numbers(text):
     return [float(part) for part in text.split(",")]
 
@@ -142,7 +196,7 @@ def main():
     one.add_argument("model", type=pathlib.Path)
     one.add_argument("data")
     one.add_argument("--shares", type=numbers, default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    one.add_argument("--more-at", type=numbers, default=[0.7], help="shares at which the other ways are corrected, too")
+    one.add_argument("--more-at", type=numbers, default=[0.7, 0.5], help="shares at which the other ways are tried, too")
     one.add_argument("--test-images", type=int, default=2000)
     one.add_argument("--precision", default="bf16")
     one.set_defaults(run=accuracy)
@@ -153,6 +207,9 @@ def main():
     two.add_argument("--rounds", type=int, default=9)
     two.add_argument("--seconds", type=float, default=0.4)
     two.set_defaults(run=speed)
+    three = verbs.add_parser("report")
+    three.add_argument("folder", type=pathlib.Path)
+    three.set_defaults(run=report)
     for verb in (one, two):
         verb.add_argument("--csv", type=pathlib.Path, required=True)
     args = parser.parse_args()

@@ -41,7 +41,7 @@ fn summary(report: &Report) -> String {
 }
 
 fn budgets(report: &Report) -> Content {
-    let mut content = Content::new().table(&report.quantitys());
+    let mut content = Content::new().table(&report.budgets());
     let batches = report
         .results
         .first()
