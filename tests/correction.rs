@@ -90,7 +90,7 @@ fn copy_row(tensors: &mut Tensors, module: &str, from: usize, to: usize) {
         values.copy_within(from * width..(from + 1) * width, to * width);
     });
     change(tensors, &format!("{module}.bias"), |values| {
-        values[to] = values[from]
+        values[to] = values[from];
     });
 }
 

@@ -24,6 +24,7 @@ mod inspect;
 mod merge;
 mod outcome;
 mod predict;
+#[cfg(feature = "train")]
 mod prune;
 #[cfg(feature = "train")]
 mod quickstart;
@@ -78,6 +79,7 @@ enum Verb {
     #[cfg(feature = "train")]
     Adapt(adapt::Args),
     Merge(merge::Args),
+    #[cfg(feature = "train")]
     Prune(prune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -120,6 +122,7 @@ impl Cli {
             #[cfg(feature = "train")]
             Verb::Adapt(args) => args.run(console),
             Verb::Merge(args) => args.run(console),
+            #[cfg(feature = "train")]
             Verb::Prune(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),

@@ -1,6 +1,8 @@
 //! What every verb that transforms a model takes and says: where the result goes, sizes, proof and speed.
 
-use std::path::{Path, PathBuf};
+#[cfg(feature = "train")]
+use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::measure::transform::{Speed, Transform};
@@ -38,6 +40,8 @@ pub(super) struct Written {
     occupied: Option<String>,
 }
 
+/// For a verb that writes several results, and more beside them.
+#[cfg(feature = "train")]
 impl OutputArgs {
     /// The folder that is written.
     pub(super) fn folder(&self) -> &Path {
@@ -56,7 +60,9 @@ impl OutputArgs {
             ..self.clone()
         }
     }
+}
 
+impl OutputArgs {
     /// Looks whether the folder may be written, before any work; of a dry run it is only told if not.
     pub(super) fn look(&self) -> Result<Written> {
         Ok(Written {

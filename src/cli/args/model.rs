@@ -106,6 +106,7 @@ fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
 
 impl ReadArgs {
     /// The state dict that was asked for.
+    #[cfg(feature = "train")]
     pub(in crate::cli) fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }

@@ -102,7 +102,7 @@ pub fn correct<E: From<Error>>(
 ) -> std::result::Result<Corrected, E> {
     let mut walk = Walk::new(spec, tensors, selection, settings)?;
     for images in images {
-        walk.enter(images?)?;
+        walk.enter(&images?)?;
     }
     walk.enough()?;
     for layer in 0..walk.vit.layers.len() {
@@ -163,7 +163,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn enter(&mut self, images: Tensor<4>) -> Result<()> {
+    fn enter(&mut self, images: &Tensor<4>) -> Result<()> {
         let networks = [&self.dense, &self.pruned];
         for (network, streams) in networks.into_iter().zip(&mut self.streams) {
             streams.push(&network.embed(images.clone(), &mut Ctx::eval())?)?;

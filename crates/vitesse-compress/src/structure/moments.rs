@@ -65,17 +65,17 @@ impl Moments {
     pub(super) fn see(&mut self, x: Tensor<3>) {
         let x = rows(x);
         self.rows += x.dims()[0] as f64;
-        sum(&mut self.x, x.clone().sum_dim(0));
-        sum(&mut self.xx, x.clone().transpose().matmul(x));
+        sum(&mut self.x, &x.clone().sum_dim(0));
+        sum(&mut self.xx, &x.clone().transpose().matmul(x));
     }
 
     /// Adds `x` `[batch, tokens, inputs]` and `y` `[batch, tokens, outputs]`.
     pub(super) fn add(&mut self, x: Tensor<3>, y: Tensor<3>) {
         let y = rows(y);
-        sum(&mut self.y, y.clone().sum_dim(0));
-        sum(&mut self.yx, y.clone().transpose().matmul(rows(x.clone())));
+        sum(&mut self.y, &y.clone().sum_dim(0));
+        sum(&mut self.yx, &y.clone().transpose().matmul(rows(x.clone())));
         let mut squares = [0.0];
-        sum(&mut squares, y.powi_scalar(2).sum_dim(0).sum_dim(1));
+        sum(&mut squares, &y.powi_scalar(2).sum_dim(0).sum_dim(1));
         self.yy += squares[0];
         self.see(x);
     }
@@ -196,7 +196,7 @@ fn rows(x: Tensor<3>) -> Tensor<2> {
     x.reshape([batch * tokens, width])
 }
 
-fn sum(to: &mut [f64], from: Tensor<2>) {
+fn sum(to: &mut [f64], from: &Tensor<2>) {
     let from = from.to_data();
     for (to, from) in to.iter_mut().zip(from.iter::<f32>()) {
         *to += f64::from(from);
