@@ -187,7 +187,12 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
         ("base", 2, "--macs"),
         ("base --macs 0.5 --scope kind --data shapes", 1, "is for scores"),
         (
-            "base --macs 0.5 --units head,v-dim,hidden --steps 2 --data shapes",
+            "base --macs 0.5 --units head,v-dim,hidden --data shapes",
+            1,
+            "the same columns of `proj`",
+        ),
+        (
+            "base --method activation --macs 0.5 --units head,v-dim --steps 2 --data shapes",
             1,
             "in several steps",
         ),

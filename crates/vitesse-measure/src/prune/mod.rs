@@ -163,6 +163,12 @@ impl Settings {
             );
         }
         let has = |kind| self.units.contains(&kind);
+        let columns = [Kind::Head, Kind::VDim, Kind::Position];
+        if self.method == Method::Obs && columns.iter().filter(|&&kind| has(kind)).count() > 1 {
+            return refuse(
+                "heads, positions and single dimensions of values are the same columns of `proj`, and `obs` weighs each by itself; take one of them",
+            );
+        }
         if self.steps > 1 && has(Kind::Head) && (has(Kind::VDim) || has(Kind::QkDim)) {
             return refuse(
                 "heads and single dimensions of them cannot go in several steps; take one of them, or one step",
