@@ -5,7 +5,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::Error;
 use vitesse::compress::structure::budget::Budget;
 use vitesse::compress::structure::correct::{Corrected, Settings, correct};
+use vitesse::compress::structure::criteria::random::Random;
 use vitesse::compress::structure::damage::eliminations;
+use vitesse::compress::structure::rank::{Ranking, Scored};
 use vitesse::compress::structure::{Group, Kind, Selection, groups, outline, slice};
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::spec::{LayerSpec, NetworkSpec, PrefixToken, VitSpec};
@@ -265,4 +267,32 @@ fn too_few_images_and_shared_blocks_are_refused() {
     });
     let said = found.unwrap_err().to_string();
     assert!(said.contains("share their matrices"), "{said}");
+}
+
+#[test]
+fn a_kind_that_rounding_would_let_jump_is_held_back() {
+    let (spec, tensors) = (spec(), weights(&spec(), 10));
+    let all = groups(&spec).unwrap();
+    let units: Vec<&Group> = all
+        .iter()
+        .filter(|group| matches!(group.id.kind, Kind::Position | Kind::Hidden))
+        .collect();
+    let scored = Scored::all(&Random { seed: 1 }, &tensors, &units).unwrap();
+    let macs = |spec: &ModelSpec| Ok(spec.costs()?.macs() as f64);
+    let dense = macs(&spec).unwrap();
+    // Positions go from 8 to 4 at once, which is a fifth of all multiply-accumulates.
+    let ranking = Ranking {
+        round_to: 4,
+        ..Ranking::default()
+    };
+    for share in [0.9, 0.8, 0.7] {
+        let budget = Budget {
+            what: "MACs",
+            cost: &macs,
+            most: share * dense,
+        };
+        let fit = budget.by_ranking(&spec, &tensors, &ranking, &scored).unwrap();
+        let left = macs(&fit.spec).unwrap() / dense;
+        assert!(left <= share && left > share - 0.1, "{left} of {share}");
+    }
 }

@@ -1,9 +1,11 @@
 //! From a budget to what is kept: by a ranking, the share of units that goes; by damage, how far each group is cut.
 
+use std::collections::BTreeSet;
+
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::allocate::{Choice, Level, allocate};
-use super::rank::{Ranking, Scored};
+use super::rank::{Ranking, Scope, Scored};
 use super::selection::Selection;
 use super::slice::outline;
 use super::units::{Group, Id, Kind};
@@ -63,6 +65,9 @@ impl Budget<'_> {
 
     /// The smallest share of units, in steps of a thousandth, without which the model meets the budget; `ranking` says all but the share.
     ///
+    /// Where widths are rounded, a kind may jump from one width to the next and leave much of the budget unused: then it is held back,
+    /// and the other kinds go further, if that leaves more. Not where kinds compete with each other.
+    ///
     /// # Errors
     /// A budget that these units cannot meet; as [`Ranking::choose`] and [`slice`](super::slice()).
     pub fn by_ranking(
@@ -72,32 +77,27 @@ impl Budget<'_> {
         ranking: &Ranking,
         scored: &[Scored<'_>],
     ) -> Result<Fit> {
-        let at = |step: usize| -> Result<(Fit, f64)> {
-            let ranking = Ranking {
-                ratio: step as f64 / STEPS as f64,
-                ..ranking.clone()
-            };
-            let selection = ranking.choose(scored)?;
-            let spec = outline(spec, tensors, &selection)?;
-            let cost = (self.cost)(&spec)?;
-            Ok((Fit { selection, spec }, cost))
+        let search = Search {
+            budget: self,
+            model: (spec, tensors),
+            ranking,
+            scored,
         };
-        let (mut best, least) = at(STEPS - 1)?;
-        if least > self.most {
-            return Err(self.refuse(spec, least)?);
-        }
-        // More units never cost less, so the steps that fit are the last ones.
-        let (mut low, mut high) = (0, STEPS - 1);
-        while low < high {
-            let middle = (low + high) / 2;
-            let (fit, found) = at(middle)?;
-            if found <= self.most {
-                (best, high) = (fit, middle);
-            } else {
-                low = middle + 1;
+        let least = search.at(STEPS - 1, None)?;
+        let Some((step, mut best)) = search.first(0, None)? else {
+            return Err(self.refuse(spec, least.1)?);
+        };
+        if !matches!(ranking.scope, Scope::Global | Scope::Patterns(_)) && step > 0 {
+            let kinds: BTreeSet<Kind> = scored.iter().map(|scored| scored.group.id.kind).collect();
+            for kind in kinds {
+                if let Some((_, found)) = search.first(step, Some((kind, step - 1)))?
+                    && found.1 > best.1
+                {
+                    best = found;
+                }
             }
         }
-        Ok(best)
+        Ok(best.0)
     }
 
     /// What does the least damage within the budget. A group keeps a multiple of `round_to` units, unless they are heads, or all; with
@@ -155,6 +155,64 @@ impl Budget<'_> {
         }
         let spec = outline(spec, tensors, &selection)?;
         Ok(Fit { selection, spec })
+    }
+}
+
+/// A ranking whose share of units is sought.
+struct Search<'a> {
+    budget: &'a Budget<'a>,
+    model: (&'a ModelSpec, &'a Tensors),
+    ranking: &'a Ranking,
+    scored: &'a [Scored<'a>],
+}
+
+impl Search<'_> {
+    /// What is left without so many thousandths of the units, and what it costs; a kind may be `held` at another share.
+    fn at(&self, step: usize, held: Option<(Kind, usize)>) -> Result<(Fit, f64)> {
+        let (spec, tensors) = self.model;
+        let choose = |step: usize, scored: &[Scored<'_>]| {
+            let ratio = step as f64 / STEPS as f64;
+            Ranking {
+                ratio,
+                ..self.ranking.clone()
+            }
+            .choose(scored)
+        };
+        let selection = match held {
+            None => choose(step, self.scored)?,
+            Some((kind, back)) => {
+                let (held, free): (Vec<_>, Vec<_>) = self
+                    .scored
+                    .iter()
+                    .cloned()
+                    .partition(|scored| scored.group.id.kind == kind);
+                let mut selection = choose(step, &free)?;
+                selection.meet(&choose(back, &held)?);
+                selection
+            }
+        };
+        let spec = outline(spec, tensors, &selection)?;
+        let cost = (self.budget.cost)(&spec)?;
+        Ok((Fit { selection, spec }, cost))
+    }
+
+    /// The first step from `low` on that meets the budget, by halving: more units never cost less.
+    fn first(&self, low: usize, held: Option<(Kind, usize)>) -> Result<Option<(usize, (Fit, f64))>> {
+        let (mut low, mut high) = (low, STEPS - 1);
+        let mut best = self.at(high, held)?;
+        if best.1 > self.budget.most {
+            return Ok(None);
+        }
+        while low < high {
+            let middle = (low + high) / 2;
+            let found = self.at(middle, held)?;
+            if found.1 <= self.budget.most {
+                (best, high) = (found, middle);
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(Some((high, best)))
     }
 }
 
