@@ -153,6 +153,12 @@ fn what_was_pruned_goes_through_every_verb() {
     for part in ["correction", "top-1", "Recovery", "trained"] {
         assert!(said.contains(part), "{said}");
     }
+    let again = place.run("prune base --macs 0.7 --data few --finetune 1 --force -o base");
+    assert!(
+        again.code == 2 && again.stderr.contains("is the teacher"),
+        "{}",
+        again.stderr
+    );
     for args in [
         "inspect cut",
         "eval cut --data shapes",
@@ -207,11 +213,27 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
             "matches no group",
         ),
         ("base --macs 0.5 --params 0.5", 2, "cannot be used with"),
+        ("base --macs 0.5,0.5 --data shapes", 2, "given twice"),
+        (
+            "base --macs 0.8,0.001 --data shapes",
+            1,
+            "these units leave at least",
+        ),
+        (
+            "base --macs 0.5 --batch-size 4 --data shapes",
+            2,
+            "--latency is not given",
+        ),
+        (
+            "base --macs 0.5 --units mlp --data shapes",
+            1,
+            "`mlp` needs `hidden`",
+        ),
         ("base --macs 0.5", 1, "looks at images: name a data set"),
         (
             "base --macs 0.5 --data shapes --calibration 1",
             1,
-            "are too few to correct by",
+            "twice as many tokens",
         ),
         ("base --method taylor --macs 0.5 --data shapes", 1, "classes"),
         ("base --macs 0.5 --data nowhere", 1, "nowhere"),

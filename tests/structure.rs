@@ -527,7 +527,7 @@ fn criteria_score_what_they_can_and_the_same_seed_keeps_the_same() {
         TensorData::new(images(&spec), [IMAGES, 3, 16, 16]),
         &Device::flex(),
     );
-    let squares = calibrate::activations(&spec, &mute, [images]).unwrap();
+    let squares = calibrate::activations(&spec, &mute, [Ok::<_, Error>(images)]).unwrap();
     let activation = Activation { squares };
     let scores = activation.scores(&mute, hidden[1]).unwrap();
     assert!(

@@ -85,6 +85,12 @@ impl OutputArgs {
 }
 
 impl Written {
+    /// The folder.
+    #[cfg(feature = "train")]
+    pub(super) fn output(&self) -> &str {
+        &self.output
+    }
+
     /// How the verb ends, where nothing else is wrong.
     pub(super) fn exit(&self, met: bool) -> Exit {
         if met && self.occupied.is_none() {

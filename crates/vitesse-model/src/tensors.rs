@@ -148,6 +148,25 @@ impl Tensor {
         Tensor::from_source(DType::F32, shape, Arc::new(Floats(values)), range)
     }
 
+    /// From values that are rounded to a type of floating-point numbers of 16 bits; of any other type they stay `f32`.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_f32`].
+    pub fn rounded(dtype: DType, shape: &[usize], values: Vec<f32>) -> Result<Tensor> {
+        let bytes: Vec<u8> = match dtype {
+            DType::F16 => values
+                .iter()
+                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+                .collect(),
+            DType::BF16 => values
+                .iter()
+                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+                .collect(),
+            _ => return Tensor::from_f32(shape, values),
+        };
+        Tensor::from_bytes(dtype, shape, bytes)
+    }
+
     /// A tensor of little-endian bytes in row-major order, as many as `shape` and `dtype` take.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Result<Tensor> {
         let range = 0..bytes.len();

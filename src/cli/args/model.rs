@@ -105,6 +105,12 @@ fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
 }
 
 impl ReadArgs {
+    /// Whether nothing but the state dict is described.
+    #[cfg(feature = "train")]
+    pub(in crate::cli) fn is_plain(&self) -> bool {
+        self.architecture.is_none() && self.heads.num_heads.is_empty()
+    }
+
     /// The state dict that was asked for.
     #[cfg(feature = "train")]
     pub(in crate::cli) fn key(&self) -> Option<&str> {

@@ -4,6 +4,7 @@ mod page;
 mod recover;
 mod report;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -52,8 +53,8 @@ pub(super) struct Args {
     #[arg(long, requires = "data", conflicts_with = "dry_run", help_heading = "Output")]
     sensitivity: bool,
     /// Train what is left for so many epochs with the model as its teacher, by the preset `recover`, in the folder `recovered` inside -o
-    #[arg(long, value_name = "EPOCHS", value_parser = positive, requires = "data", help_heading = "Recovery")]
-    finetune: Option<std::num::NonZeroUsize>,
+    #[arg(long, value_name = "EPOCHS", value_parser = positive, requires = "data", conflicts_with = "dry_run", help_heading = "Recovery")]
+    finetune: Option<NonZeroUsize>,
     #[command(flatten)]
     output: OutputArgs,
     /// Write what was found as an HTML page, too
@@ -83,12 +84,12 @@ struct BudgetArgs {
     /// result is measured against the model, and cut further if it is slower than the table said.
     #[arg(long, value_name = "SHARE", value_delimiter = ',', value_parser = share, conflicts_with_all = ["macs", "params", "bytes"])]
     latency: Vec<f64>,
-    /// Images in a forward pass whose latency counts
-    #[arg(short, long, value_name = "N", value_parser = positive, default_value = "1", requires = "latency")]
-    batch_size: std::num::NonZeroUsize,
-    /// Number format in which latency counts
-    #[arg(long, value_enum, default_value_t = Number::F32, requires = "latency")]
-    precision: Number,
+    /// Images in a forward pass whose latency counts [default: 1]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    batch_size: Option<NonZeroUsize>,
+    /// Number format in which latency counts [default: f32]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    precision: Option<Number>,
 }
 
 /// What goes, as typed.
@@ -102,7 +103,7 @@ struct ChoiceArgs {
     /// global for obs, local for the others]
     #[arg(long, value_enum, value_name = "SCOPE")]
     scope: Option<ScopeName>,
-    /// Cut only groups whose names, such as blocks.3.hidden, this regular expression matches; each pattern is a competition of its own
+    /// Cut only groups whose names, such as blocks.3.hidden, this regular expression matches; with scores each pattern is a competition of its own
     #[arg(long, value_name = "REGEX", conflicts_with = "scope")]
     pattern: Vec<String>,
     /// What is cut [default: head,hidden for obs and activation, position,hidden for the others]
@@ -229,10 +230,29 @@ fn damping(text: &str) -> std::result::Result<f64, String> {
 }
 
 impl BudgetArgs {
+    /// Refuses what says how a latency is measured where none is a budget, and the same budget twice.
+    fn check(&self) -> Result<()> {
+        if self.latency.is_empty() && (self.batch_size.is_some() || self.precision.is_some()) {
+            return Err(Failure::usage(
+                "--batch-size and --precision say which latency is a budget, but --latency is not given",
+            ));
+        }
+        for shares in [&self.macs, &self.params, &self.bytes, &self.latency] {
+            if let Some((_, twice)) = shares
+                .iter()
+                .enumerate()
+                .find(|(i, share)| shares.iter().take(*i).any(|other| other == *share))
+            {
+                return Err(Failure::usage(format!("the budget {twice} is given twice")));
+            }
+        }
+        Ok(())
+    }
+
     fn meant(&self, threads: usize) -> (Quantity, &[f64]) {
         let at = At {
-            batch: self.batch_size.get(),
-            precision: self.precision.precision(),
+            batch: self.batch_size.map_or(1, NonZeroUsize::get),
+            precision: self.precision.unwrap_or(Number::F32).precision(),
             threads,
         };
         let all = [
@@ -248,6 +268,7 @@ impl BudgetArgs {
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        self.budget.check()?;
         self.threads.start()?;
         let (quantity, shares) = self.budget.meant(self.threads.count());
         let outputs: Vec<OutputArgs> = shares
@@ -264,6 +285,9 @@ impl Args {
         let settings = self.settings(quantity);
         let mut show = Show::new(console);
         let model = self.model()?;
+        if self.finetune.is_some() {
+            recover::check(&self, &model)?;
+        }
         let prune = Prune::open(&model, &self.read.options(), &mut show)?;
         let look = prune.look(&settings, console.stop(), &mut show)?;
         let mut report = Report::new(prune.model(), settings.method, quantity);
@@ -287,7 +311,7 @@ impl Args {
                 }
                 _ => None,
             };
-            let met = written.exit(dry || pruned.transform.is_proved());
+            let met = written.exit(dry || pruned.transform.is_proved() && pruned.missed.is_none());
             if !matches!(met, Exit::Done) {
                 exit = met;
             }
@@ -305,11 +329,15 @@ impl Args {
                 done(*share, pruned, &mut report)?;
             }
         } else {
-            look.run(shares, &mut show, |share, pruned, _| {
+            let ended = look.run(shares, &mut show, |share, pruned, _| {
                 done(share, pruned, &mut report)
+            });
+            ended.map_err(|failure: Failure| match &report.results[..] {
+                [] => failure,
+                _ => failure.hint(format!("these budgets are written: {}", report.written())),
             })?;
         }
-        if let Some(path) = &self.html {
+        if let Some(path) = self.html.as_ref().filter(|_| !self.output.dry_run) {
             let text = page::page(&report);
             std::fs::write(path, text).map_err(|error| Failure::io("write", path, error))?;
         }

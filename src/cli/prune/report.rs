@@ -9,6 +9,7 @@ use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
 use vitesse::model::spec::{BlockSpec, VitSpec};
 use vitesse::report::{Table, format, left, right};
+use vitesse_train::method::Change;
 
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::pairs;
@@ -44,6 +45,9 @@ pub(super) struct ResultOf {
     pub(super) share: f64,
     #[serde(flatten)]
     written: Written,
+    /// Of a latency that was not reached, the share that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missed: Option<f64>,
     /// The share of units that went.
     pub(super) units_gone: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,6 +139,12 @@ impl Report {
         }
     }
 
+    /// The folders that are there already.
+    pub(super) fn written(&self) -> String {
+        let folders = self.results.iter().map(|result| result.written.output());
+        folders.collect::<Vec<_>>().join(", ")
+    }
+
     /// All budgets side by side.
     pub(super) fn budgets(&self) -> Table {
         let mut table = Table::new([
@@ -208,6 +218,25 @@ impl Report {
 }
 
 impl ResultOf {
+    /// What was asked for, and what was reached.
+    fn budget(&self, quantity: &str) -> String {
+        let Change { before, after, .. } = &self.transform.plan;
+        let reached = match quantity {
+            "MACs" => Some(after.macs as f64 / before.macs.max(1) as f64),
+            "parameters" => Some(after.param_count as f64 / before.param_count.max(1) as f64),
+            "bytes" => Some(after.weight_bytes as f64 / before.weight_bytes.max(1) as f64),
+            _ => self.transform.speed.first().map(|speed| speed.ratio.median),
+        };
+        let mut text = format!("{} of the {quantity}", self.share);
+        if let Some(reached) = reached {
+            text += &format!(", {reached:.3} reached");
+        }
+        if self.missed.is_some() {
+            text += ": it was missed by more than the noise; allow more, or let other units go as well";
+        }
+        text
+    }
+
     pub(super) fn new(
         share: f64,
         pruned: Pruned,
@@ -217,6 +246,7 @@ impl ResultOf {
         ResultOf {
             share,
             written,
+            missed: pruned.missed,
             units_gone: pruned.gone,
             accuracy: pruned.accuracy,
             blocks: blocks(&pruned.checkpoint),
@@ -259,7 +289,7 @@ impl fmt::Display for Report {
             }
             let mut rows = vec![
                 ("model", self.model.clone()),
-                ("budget", format!("{} of the {}", result.share, self.quantity)),
+                ("budget", result.budget(self.quantity)),
                 ("cut", format!("{:.1} % of the units", 100.0 * result.units_gone)),
             ];
             rows.extend(result.corrected().map(|text| ("correction", text)));

@@ -100,8 +100,8 @@ impl Budget<'_> {
         Ok(best.0)
     }
 
-    /// What does the least damage within the budget. A group keeps a multiple of `round_to` units, unless they are heads, or all; with
-    /// `whole` a half may go altogether.
+    /// What does the least damage within the budget. A group keeps a multiple of `round_to` units, unless they are heads, or all; halves of the
+    /// kinds `whole` may go altogether. No two groups may share a half, whose costs would not add up.
     ///
     /// # Errors
     /// A budget that these units cannot meet; as [`slice`](super::slice()).
@@ -111,7 +111,7 @@ impl Budget<'_> {
         tensors: &Tensors,
         eliminations: &[Elimination],
         round_to: usize,
-        whole: bool,
+        whole: &[Kind],
     ) -> Result<Fit> {
         let cost = |selection: &Selection| (self.cost)(&outline(spec, tensors, selection)?);
         let before = (self.cost)(spec)?;
@@ -129,7 +129,8 @@ impl Budget<'_> {
             let without = cost(&without)?;
             beside -= before - without;
             let mut levels = Vec::new();
-            for kept in elimination.levels(round_to, whole) {
+            let half = elimination.group.kind.half();
+            for kept in elimination.levels(round_to, whole.contains(&half)) {
                 let mut selection = Selection::default();
                 elimination.keep(kept, &mut selection);
                 levels.push(Level {
@@ -153,8 +154,15 @@ impl Budget<'_> {
                 elimination.keep(level.kept, &mut selection);
             }
         }
-        let spec = outline(spec, tensors, &selection)?;
-        Ok(Fit { selection, spec })
+        let left = outline(spec, tensors, &selection)?;
+        let cost = (self.cost)(&left)?;
+        if cost > self.most * (1.0 + 1e-9) {
+            return Err(self.refuse(spec, cost)?);
+        }
+        Ok(Fit {
+            selection,
+            spec: left,
+        })
     }
 }
 
@@ -270,12 +278,7 @@ impl Elimination {
     fn keep(&self, kept: usize, selection: &mut Selection) {
         let Id { kind, core } = self.group;
         if kept == 0 {
-            let half = if kind == Kind::Hidden {
-                Kind::Mlp
-            } else {
-                Kind::Attn
-            };
-            selection.drop_all(half, core);
+            selection.drop_all(kind.half(), core);
         } else {
             let gone = self.order.len().saturating_sub(kept);
             selection.keep(kind, core, self.order.iter().skip(gone).copied());
@@ -288,12 +291,7 @@ pub fn share_gone(groups: &[&Group], selection: &Selection) -> f64 {
     let all: usize = groups.iter().map(|group| group.units).sum();
     let kept = groups.iter().map(|group| {
         let Id { kind, core } = group.id;
-        let half = if kind == Kind::Hidden {
-            Kind::Mlp
-        } else {
-            Kind::Attn
-        };
-        match (selection.of(half, core), selection.of(kind, core)) {
+        match (selection.of(kind.half(), core), selection.of(kind, core)) {
             (Some([]), _) => 0,
             (_, Some(kept)) => kept.len(),
             (_, None) => group.units,

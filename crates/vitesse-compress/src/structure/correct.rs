@@ -23,13 +23,6 @@
 //!
 //! Blocks are walked in order; the streams of all images lie in a temporary file between two of them, so memory depends on a batch alone.
 
-use burn::tensor::{Device, Int, Tensor};
-use serde::Serialize;
-use vitesse_model::network::{Ctx, Network, Trace};
-use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
-use vitesse_words::counted;
-
 use super::halves::Half;
 use super::kept::{Kept, KeptAttention};
 use super::moments::{Map, Moments};
@@ -39,6 +32,11 @@ use super::streams::Streams;
 use super::units::{Kind, bounds, unshared};
 use crate::linalg::Cholesky;
 use crate::{Error, Result};
+use burn::tensor::{Device, Int, Tensor};
+use serde::Serialize;
+use vitesse_model::network::{Ctx, Network, Trace};
+use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
+use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
 
 /// What is solved anew where units of a kind are cut; `None` where nothing is.
 pub fn remedy(kind: Kind) -> Option<&'static str> {
@@ -104,7 +102,7 @@ pub fn correct<E: From<Error>>(
     for images in images {
         walk.enter(&images?)?;
     }
-    walk.enough()?;
+    walk.streams[0].enough(walk.small())?;
     for layer in 0..walk.vit.layers.len() {
         between(layer)?;
         walk.block(layer)?;
@@ -170,29 +168,6 @@ impl<'a> Walk<'a> {
         }
         self.differ = self.kept.embed.len() < self.vit.embed_dim;
         Ok(())
-    }
-
-    /// Least squares of fewer rows than unknowns would learn these images by heart.
-    fn enough(&self) -> Result<()> {
-        let small = self.small();
-        let inputs = (0..small.layers.len()).flat_map(|layer| {
-            Half::BOTH
-                .into_iter()
-                .filter_map(move |half| Some(half.of(small, layer)?.0))
-        });
-        let widest = inputs.max().unwrap_or(0);
-        let tokens = self.streams[0].tokens();
-        if tokens >= 2 * widest {
-            return Ok(());
-        }
-        let each = self.vit.patches() + self.vit.prefix.len();
-        Err(Error::Unsuited(format!(
-            "{} ({}) are too few to correct by: a projection that reads {widest} numbers is solved from at least twice as many tokens; \
-             give at least {}",
-            counted(tokens / each.max(1), "calibration image"),
-            counted(tokens, "token"),
-            counted((2 * widest).div_ceil(each.max(1)), "image")
-        )))
     }
 
     fn small(&self) -> &VitSpec {
@@ -541,9 +516,10 @@ fn store(tensors: &mut Tensors, module: &str, map: &Map) -> Result<()> {
     for (name, values) in [("weight", &map.weight), ("bias", &map.bias)] {
         let name = format!("{module}.{name}");
         if tensors.contains(&name) {
-            let shape = tensors.get(&name)?.shape().to_vec();
+            let before = tensors.get(&name)?;
             let values = values.iter().map(|value| *value as f32).collect();
-            tensors.insert_f32(name, &shape, values)?;
+            let after = Stored::rounded(before.dtype(), before.shape(), values)?;
+            tensors.insert(name, after);
         }
     }
     Ok(())
@@ -555,12 +531,13 @@ fn add_to(tensors: &mut Tensors, name: &str, added: &[f64]) -> Result<()> {
         return Ok(());
     }
     let tensor = tensors.get(name)?;
-    let shape = tensor.shape().to_vec();
     let mut values = tensor.to_f32().into_owned();
     for row in values.chunks_mut(added.len().max(1)) {
         row.iter_mut()
             .zip(added)
             .for_each(|(value, added)| *value = (f64::from(*value) + added) as f32);
     }
-    Ok(tensors.insert_f32(name, &shape, values)?)
+    let after = Stored::rounded(tensor.dtype(), tensor.shape(), values)?;
+    tensors.insert(name, after);
+    Ok(())
 }

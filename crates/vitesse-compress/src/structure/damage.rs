@@ -34,6 +34,7 @@ pub fn eliminations<E: From<Error>>(
         let x = network.embed(images?, &mut Ctx::eval()).map_err(Error::from)?;
         streams.push(&x)?;
     }
+    streams.enough(vit)?;
     let mut out = Vec::new();
     for layer in 0..vit.layers.len() {
         between(layer)?;

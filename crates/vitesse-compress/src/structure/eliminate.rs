@@ -25,15 +25,9 @@ pub(super) struct Sweep {
 /// variance of an input. `None` where inputs never move.
 pub(super) fn sweep(moments: &Moments, weight: &[f64], places: &[Vec<usize>], damping: f64) -> Option<Sweep> {
     let n = moments.inputs();
-    let mut covariance = moments.covariance();
-    let lambda = damping * covariance.iter().step_by(n + 1).sum::<f64>() / n.max(1) as f64;
-    covariance
-        .iter_mut()
-        .step_by(n + 1)
-        .for_each(|diagonal| *diagonal += lambda);
     let mut left = Left {
         inputs: n,
-        inverse: Cholesky::new(covariance, n)?.inverse(),
+        inverse: moments.damped(damping)?.0.inverse(),
         columns: (0..n)
             .map(|input| weight.iter().skip(input).step_by(n).copied().collect())
             .collect(),

@@ -131,6 +131,25 @@ impl Moments {
         out
     }
 
+    /// The covariance of `x`, with `damping` times its mean diagonal on the diagonal, and what that is. Where rounding leaves it not positive
+    /// definite, ten times as much is added, until it is; `None` where inputs never move at all.
+    pub(super) fn damped(&self, damping: f64) -> Option<(Cholesky, f64)> {
+        let n = self.inputs();
+        let covariance = self.covariance();
+        let mean = covariance.iter().step_by(n + 1).sum::<f64>() / n.max(1) as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return None;
+        }
+        let more = std::iter::successors(Some(damping), |damping| Some((10.0 * damping).max(1e-9)));
+        more.take_while(|damping| *damping <= 1e3).find_map(|damping| {
+            let mut a = covariance.clone();
+            a.iter_mut()
+                .step_by(n + 1)
+                .for_each(|diagonal| *diagonal += damping * mean);
+            Some((Cholesky::new(a, n)?, damping * mean))
+        })
+    }
+
     /// That of `y` with `x`, `[outputs, inputs]`.
     fn across(&self) -> Vec<f64> {
         let mut out = self.yx.clone();
@@ -176,15 +195,10 @@ impl Moments {
     /// The map with the least mean of `‖y − (W·x + b)‖² + λ·‖W − W₀‖²`, where `λ` is `damping` times the mean variance of an input:
     /// directions in which `x` hardly moves keep what they had. `None` where inputs never move at all.
     pub(super) fn fit(&self, before: &Map, damping: f64) -> Option<Map> {
-        let n = self.inputs();
-        let mut a = self.covariance();
-        let lambda = damping * a.iter().step_by(n + 1).sum::<f64>() / n.max(1) as f64;
-        a.iter_mut()
-            .step_by(n + 1)
-            .for_each(|diagonal| *diagonal += lambda);
+        let (system, lambda) = self.damped(damping)?;
         let mut weight = self.across();
         add(&mut weight, lambda, &before.weight);
-        Cholesky::new(a, n)?.solve(&mut weight);
+        system.solve(&mut weight);
         let bias = self.offset(&weight);
         Some(Map { weight, bias })
     }

@@ -40,6 +40,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The half of a block that units of a core are in: [`Kind::Attn`] or [`Kind::Mlp`].
+    pub fn half(self) -> Kind {
+        match self {
+            Kind::Hidden | Kind::Mlp | Kind::MlpOut => Kind::Mlp,
+            _ => Kind::Attn,
+        }
+    }
+
     /// The name in files and on the command line.
     pub fn name(self) -> &'static str {
         match self {

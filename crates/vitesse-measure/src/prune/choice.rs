@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
+use vitesse_compress::structure::Group;
 use vitesse_compress::structure::budget::{Budget, Elimination, Fit};
 use vitesse_compress::structure::criteria::activation::Activation;
 use vitesse_compress::structure::criteria::fisher::Fisher;
@@ -10,7 +11,6 @@ use vitesse_compress::structure::criteria::taylor::{Form, Taylor};
 use vitesse_compress::structure::criteria::{Criterion, calibrate, magnitude::Magnitude, random::Random};
 use vitesse_compress::structure::damage::eliminations;
 use vitesse_compress::structure::rank::{Ranking, Scope, Scored};
-use vitesse_compress::structure::{Group, Kind};
 use vitesse_model::Checkpoint;
 use vitesse_train::loss::Distillation;
 
@@ -103,12 +103,9 @@ impl<'a> Worth<'a> {
                     curvature: calibrate::fisher(spec, tensors, groups, &objective, lessons)?,
                 })
             }
-            Method::Activation => {
-                let batches: Result<Vec<_>> = images()?.images(stop).collect();
-                Box::new(Activation {
-                    squares: calibrate::activations(spec, tensors, batches?)?,
-                })
-            }
+            Method::Activation => Box::new(Activation {
+                squares: calibrate::activations(spec, tensors, images()?.images(stop))?,
+            }),
             Method::Magnitude => Box::new(Magnitude::default()),
             Method::Random => Box::new(Random { seed: settings.seed }),
         };
@@ -146,10 +143,7 @@ impl<'a> Worth<'a> {
                 Ok(budget.by_ranking(spec, tensors, &ranking, &scored)?)
             }
             (Worth::Damage(found), _) => {
-                let whole = settings
-                    .units
-                    .iter()
-                    .any(|kind| matches!(kind, Kind::Attn | Kind::Mlp));
+                let whole = &settings.units;
                 Ok(budget.by_damage(spec, tensors, found, settings.round_to, whole)?)
             }
         }
@@ -178,12 +172,7 @@ impl<'a> Worth<'a> {
                 damage: None,
                 kept: kept.map_or_else(|| (0..group.units).collect(), <[usize]>::to_vec),
             };
-            let half = if group.id.kind == Kind::Hidden {
-                Kind::Mlp
-            } else {
-                Kind::Attn
-            };
-            if fit.selection.of(half, group.id.core) == Some(&[]) {
+            if fit.selection.of(group.id.kind.half(), group.id.core) == Some(&[]) {
                 out.kept.clear();
             }
             match self {

@@ -7,7 +7,8 @@ use vitesse_engine::Precision;
 use vitesse_model::Checkpoint;
 use vitesse_model::config::Scores;
 use vitesse_model::network::fused::has_bf16;
-use vitesse_train::classes::LabelsBy;
+use vitesse_train::classes::{ClassNames, LabelsBy};
+use vitesse_words::counted;
 
 use super::{Accuracy, Settings};
 use crate::contest::{Contest, Contestant};
@@ -46,9 +47,28 @@ impl Judge {
             // Of a few images nothing is held back; those without labels have no splits.
             Err(_) => return Ok(None),
         };
-        let labelled = (0..data.len()).any(|index| data.label(index).is_some());
-        if !labelled || data.class_names().len() > classes || model.config.scores(classes) != Scores::Softmax
-        {
+        if !(0..data.len()).any(|index| data.label(index).is_some()) {
+            return Ok(None);
+        }
+        let known = ClassNames::of(&model.config, classes);
+        let why = if model.config.scores(classes) != Scores::Softmax {
+            Some("the model scores each class by itself".to_owned())
+        } else if data.class_names().len() > classes {
+            Some(format!(
+                "it has {}, the model {classes}",
+                counted(data.class_names().len(), "class")
+            ))
+        } else {
+            known
+                .matched(&data, classes, settings.labels_by)
+                .err()
+                .map(|error| error.to_string())
+        };
+        if let Some(why) = why {
+            events.say(
+                "note",
+                &format!("accuracy is not measured on `{}`: {why}", path.display()),
+            );
             return Ok(None);
         }
         let mut judge = Judge {

@@ -30,7 +30,7 @@ use crate::images::Images;
 use crate::transform::{At, Transform};
 use crate::{Error, Events, Progress, Result};
 use calibration::Calibration;
-use choice::{Worth, blocks};
+use choice::{Ranked, Worth, blocks};
 use judge::Judge;
 use latency::Latencies;
 
@@ -66,6 +66,11 @@ impl Method {
             Method::Magnitude => "magnitude",
             Method::Random => "random",
         }
+    }
+
+    /// Whether it looks at images.
+    fn wants_images(self) -> bool {
+        !matches!(self, Method::Magnitude | Method::Random)
     }
 
     /// Whether it learns from labels.
@@ -169,14 +174,22 @@ impl Settings {
                 "heads, positions and single dimensions of values are the same columns of `proj`, and `obs` weighs each by itself; take one of them",
             );
         }
-        if self.steps > 1 && has(Kind::Head) && (has(Kind::VDim) || has(Kind::QkDim)) {
-            return refuse(
-                "heads and single dimensions of them cannot go in several steps; take one of them, or one step",
-            );
-        }
         if self.method != Method::Obs && (has(Kind::Attn) || has(Kind::Mlp)) {
             return refuse(
                 "whole halves of blocks (`attn`, `mlp`) are dropped by `obs` alone, which knows what that costs",
+            );
+        }
+        let of_heads = [Kind::Head, Kind::VDim, Kind::Position, Kind::QkDim];
+        if self.steps > 1 && of_heads.iter().filter(|&&kind| has(kind)).count() > 1 {
+            return refuse(
+                "heads, positions and single dimensions cannot go together in several steps; take one of them, or one step",
+            );
+        }
+        let alone =
+            has(Kind::Attn) && !columns.iter().any(|&kind| has(kind)) || has(Kind::Mlp) && !has(Kind::Hidden);
+        if alone {
+            return refuse(
+                "a half of a block is dropped where that costs less than what is left of it: `attn` needs `head` beside it, `mlp` needs `hidden`",
             );
         }
         Ok(())
@@ -209,7 +222,9 @@ pub struct Pruned {
     pub checkpoint: Checkpoint,
     /// The share of units that went.
     pub gone: f64,
-    /// What every unit was worth and which are kept, as JSON: its SHA-256 stands in the history.
+    /// Of a latency that was not reached, the share that was measured.
+    pub missed: Option<f64>,
+    /// Step by step what every unit was worth and which were kept, as JSON: its SHA-256 stands in the history.
     pub ranking: Vec<u8>,
     /// What was corrected.
     pub corrected: Vec<correct::Fit>,
@@ -293,6 +308,9 @@ impl Prune {
             .as_deref()
             .map(|path| Calibration::open(path, drawn, &self.model, labels_by, events))
             .transpose()?;
+        if calibration.is_none() && settings.method.wants_images() {
+            return Err(Error::NoCalibration(settings.method.name()));
+        }
         if settings.correct && calibration.is_none() {
             events.say(
                 "note",
@@ -339,7 +357,7 @@ impl Look<'_> {
             let mut checkpoint = self.model.clone();
             let sliced = slice(&self.model.spec, &self.model.tensors, &fit.selection)?;
             (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
-            self.pruned(checkpoint, &worth, &groups, &fit)
+            self.pruned(checkpoint, &groups, &fit, &[worth.ranked(&groups, &fit)])
         });
         each.collect()
     }
@@ -356,10 +374,19 @@ impl Look<'_> {
         mut done: impl FnMut(f64, Pruned, &mut dyn Events) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let groups: Vec<&Group> = self.groups.iter().collect();
-        let worth = self.worth(&groups, events)?;
         let judge = Judge::open(&self.settings, self.model, self.stop, events)?;
+        let worth = match self.settings.steps {
+            0 | 1 => Some(self.worth(&groups, events)?),
+            _ => None,
+        };
+        // All budgets can be met, or nothing is done for any.
+        if let Some(worth) = &worth {
+            for &share in shares {
+                self.fit(self.model, worth, &groups, share)?;
+            }
+        }
         for &share in shares {
-            let mut pruned = self.within(&worth, &groups, share, events)?;
+            let mut pruned = self.within(worth.as_ref(), &groups, share, events)?;
             if let Some(judge) = &judge {
                 let found = judge.accuracy(&pruned.checkpoint, self.stop, events)?;
                 let step = pruned.checkpoint.config.history.last_mut();
@@ -410,61 +437,87 @@ impl Look<'_> {
         Worth::measure(self.model, &self.settings, groups, calibration, self.stop, events)
     }
 
-    /// One budget. A model that is measured to be slower than it was to be is cut further.
+    /// One budget. A model that is measured to be slower than it was to be is cut further; of those that still are, the fastest stays.
     fn within(
         &self,
-        worth: &Worth<'_>,
+        worth: Option<&Worth<'_>>,
         groups: &[&Group],
         share: f64,
         events: &mut dyn Events,
     ) -> Result<Pruned> {
-        let mut tightened = 1.0;
-        for left in (0..TRIES).rev() {
-            let fit = match self.settings.steps {
-                0 | 1 => self.fit(self.model, worth, groups, share * tightened)?,
-                steps => self.gradually(steps, share * tightened, events)?,
+        let mut best = self.attempt(worth, groups, share, events)?;
+        let mut tightened = share;
+        for _ in 1..TRIES {
+            let Some(found) = self.slower(&best, share) else {
+                break;
             };
-            let Corrected { sliced, fits } = self.corrected(&fit.selection, events)?;
-            let mut checkpoint = self.model.clone();
-            (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
-            let mut pruned = self.pruned(checkpoint, worth, groups, &fit)?;
-            pruned.corrected = fits;
-            let mut twin = self.model.clone();
-            twin.tensors = widen(
-                &self.model.spec,
-                &self.model.tensors,
-                &fit.selection,
-                &pruned.checkpoint.tensors,
-            )?;
-            let data = self.settings.data.as_deref();
-            let images = Images::find(data, None, self.settings.images, &twin, events)?;
-            let transform = &mut pruned.transform;
-            if transform.prove(&pruned.checkpoint, &twin, images, Check::default())? {
-                let (at, batches) = self.timed();
-                transform.time((self.model, &pruned.checkpoint), at, &batches, self.stop, events)?;
+            events.say(
+                "note",
+                &format!("{found:.3} of the latency was measured where the table said {tightened:.3}: the search goes on"),
+            );
+            tightened *= share / found;
+            let next = match self.attempt(worth, groups, tightened, events) {
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                // The table knows of nothing that fast.
+                Err(_) => break,
+                Ok(next) => next,
+            };
+            if self.slower(&next, share).is_none_or(|next| next < found) {
+                best = next;
             }
-            if let (Quantity::Latency(at), true) = (self.settings.quantity, left > 0)
-                && let Some(speed) = pruned
-                    .transform
-                    .speed
-                    .iter()
-                    .find(|speed| speed.batch == at.batch)
-                && speed.ratio.min > share
-            {
-                events.say(
-                    "note",
-                    &format!(
-                        "{:.3} of the latency was measured where the table said {share}: the search goes on",
-                        speed.ratio.median
-                    ),
-                );
-                tightened *= share / speed.ratio.median;
-                continue;
-            }
-            self.enter(&mut pruned, share)?;
-            return Ok(pruned);
         }
-        Err(Error::Interrupted)
+        best.missed = self.slower(&best, share);
+        self.enter(&mut best, share)?;
+        Ok(best)
+    }
+
+    /// The share of the latency that was measured, if it is above the one asked for by more than the rounds differ.
+    fn slower(&self, pruned: &Pruned, share: f64) -> Option<f64> {
+        let Quantity::Latency(at) = self.settings.quantity else {
+            return None;
+        };
+        let mut speeds = pruned.transform.speed.iter();
+        let ratio = speeds.find(|speed| speed.batch == at.batch)?.ratio;
+        let noise = ((ratio.max - ratio.min) / 4.0).min(0.02 * share);
+        (ratio.median > share + noise).then_some(ratio.median)
+    }
+
+    /// Chooses, cuts, corrects, proves and measures.
+    fn attempt(
+        &self,
+        worth: Option<&Worth<'_>>,
+        groups: &[&Group],
+        share: f64,
+        events: &mut dyn Events,
+    ) -> Result<Pruned> {
+        let (fit, steps) = match worth {
+            Some(worth) => {
+                let fit = self.fit(self.model, worth, groups, share)?;
+                let ranked = worth.ranked(groups, &fit);
+                (fit, vec![ranked])
+            }
+            None => self.gradually(share, events)?,
+        };
+        let Corrected { sliced, fits } = self.corrected(&fit.selection, events)?;
+        let mut checkpoint = self.model.clone();
+        (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
+        let mut twin = self.model.clone();
+        twin.tensors = widen(
+            &self.model.spec,
+            &self.model.tensors,
+            &fit.selection,
+            &checkpoint.tensors,
+        )?;
+        let mut pruned = self.pruned(checkpoint, groups, &fit, &steps)?;
+        pruned.corrected = fits;
+        let data = self.settings.data.as_deref();
+        let images = Images::find(data, None, self.settings.images, &twin, events)?;
+        let transform = &mut pruned.transform;
+        if transform.prove(&pruned.checkpoint, &twin, images, Check::default())? {
+            let (at, batches) = self.timed();
+            transform.time((self.model, &pruned.checkpoint), at, &batches, self.stop, events)?;
+        }
+        Ok(pruned)
     }
 
     /// The number format and the threads of what is timed, and its batches.
@@ -476,7 +529,9 @@ impl Look<'_> {
     }
 
     /// In several steps, each of which judges the units of what the one before has left.
-    fn gradually(&self, steps: usize, share: f64, events: &mut dyn Events) -> Result<Fit> {
+    fn gradually(&self, share: f64, events: &mut dyn Events) -> Result<(Fit, Vec<Vec<Ranked>>)> {
+        let steps = self.settings.steps;
+        let mut ranked = Vec::with_capacity(steps);
         let mut model = self.model.clone();
         let mut selection = Selection::default();
         for step in 1..=steps {
@@ -486,14 +541,16 @@ impl Look<'_> {
             let calibration = self.calibration.as_ref();
             let worth = Worth::measure(&model, &self.settings, &groups, calibration, self.stop, events)?;
             let left = 1.0 - (1.0 - share) * step as f64 / steps as f64;
-            selection = selection.then(&self.fit(&model, &worth, &groups, left)?.selection);
+            let fit = self.fit(&model, &worth, &groups, left)?;
+            ranked.push(worth.ranked(&groups, &fit));
+            selection = selection.then(&fit.selection);
             if step < steps {
                 let Sliced { spec, tensors, .. } = self.corrected(&selection, events)?.sliced;
                 (model.spec, model.tensors) = (spec, tensors);
             }
         }
         let spec = outline(&self.model.spec, &self.model.tensors, &selection)?;
-        Ok(Fit { selection, spec })
+        Ok((Fit { selection, spec }, ranked))
     }
 
     /// What is kept of `model`, whose units are worth so much, within a share of what the dense model costs.
@@ -557,15 +614,16 @@ impl Look<'_> {
     fn pruned(
         &self,
         checkpoint: Checkpoint,
-        worth: &Worth<'_>,
         groups: &[&Group],
         fit: &Fit,
+        steps: &[Vec<Ranked>],
     ) -> Result<Pruned> {
         Ok(Pruned {
             transform: Transform::planned(self.model, &checkpoint)?,
             checkpoint,
             gone: share_gone(groups, &fit.selection),
-            ranking: serde_json::to_vec_pretty(&worth.ranked(groups, fit)).unwrap_or_default(),
+            ranking: serde_json::to_vec(steps).unwrap_or_default(),
+            missed: None,
             corrected: Vec::new(),
             accuracy: None,
         })

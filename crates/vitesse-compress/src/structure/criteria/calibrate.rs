@@ -79,19 +79,19 @@ pub fn fisher<E: From<Error>>(
 /// `[batch, channels, height, width]`, and over all layers that share the matrix.
 ///
 /// # Errors
-/// Images that do not fit the model.
-pub fn activations(
+/// Images that do not fit the model; what `images` say.
+pub fn activations<E: From<Error>>(
     spec: &ModelSpec,
     tensors: &Tensors,
-    images: impl IntoIterator<Item = Tensor<4>>,
-) -> Result<Tensors> {
+    images: impl IntoIterator<Item = std::result::Result<Tensor<4>, E>>,
+) -> std::result::Result<Tensors, E> {
     const READ: [Site; 2] = [Site::AttnHeads, Site::MlpHidden];
-    let network = Network::new(spec, tensors, "the model", &Device::flex())?;
+    let network = Network::new(spec, tensors, "the model", &Device::flex()).map_err(Error::from)?;
     let sites = spec.sites();
     let mut sums: BTreeMap<String, (Vec<f64>, usize)> = BTreeMap::new();
     for images in images {
         let mut ctx = Ctx::tracing(Trace::sites(READ));
-        network.forward(images, &mut ctx)?;
+        network.forward(images?, &mut ctx).map_err(Error::from)?;
         for (site, layer, projection) in sites.projections() {
             let seen = site.input().filter(|input| READ.contains(input));
             let Some(passed) = seen.and_then(|input| ctx.trace.tokens(input, Some(layer))) else {
@@ -111,7 +111,7 @@ pub fn activations(
     let mut out = Tensors::new();
     for (name, (sum, count)) in sums {
         let mean = sum.iter().map(|sum| (sum / count.max(1) as f64) as f32).collect();
-        out.insert_f32(name, &[sum.len()], mean)?;
+        out.insert_f32(name, &[sum.len()], mean).map_err(Error::from)?;
     }
     Ok(out)
 }
