@@ -59,7 +59,7 @@ class Rows:
 
 def test(args, model):
     found = vitesse(args, "eval", "--model", model, "--data", args.data, "--split", "test", "--limit", args.test_images, "--precision", args.precision)
-    return found["top1"]
+    return {"top1": found["top1"], "test_images": found["images"]}
 
 
 def accuracy(args):
@@ -67,7 +67,7 @@ def accuracy(args):
     rows = Rows(args.csv, columns)
     name = args.model.name
     if not rows.has(model=name, way="dense"):
-        rows.add(model=name, way="dense", corrected="", share=1, macs_share=1, top1=test(args, args.model), test_images=args.test_images, seconds=0)
+        rows.add(model=name, way="dense", corrected="", share=1, macs_share=1, seconds=0, **test(args, args.model))
     for share in args.shares:
         for way, flags in WAYS.items():
             for corrected in ("no", "yes"):
@@ -86,9 +86,8 @@ def accuracy(args):
                     rows.add(
                         **key,
                         macs_share=round(plan["after"]["macs"] / plan["before"]["macs"], 4),
-                        top1=test(args, out),
-                        test_images=args.test_images,
                         seconds=round(seconds, 1),
+                        **test(args, out),
                     )
 
 
