@@ -11,6 +11,10 @@ use vitesse::model::{Checkpoint, LoadOptions};
 /// Enough images for models of some hundred hidden units.
 const DATA: &str = "--data shapes --calibration 32 --eval-images 64";
 
+fn error(fit: &Value, when: &str) -> f64 {
+    fit[when].as_f64().unwrap()
+}
+
 fn macs(result: &Value) -> f64 {
     let macs = |when: &str| result["plan"][when]["macs"].as_f64().unwrap();
     macs("after") / macs("before")
@@ -42,7 +46,7 @@ fn half_a_model_is_proved_and_written_and_loads() {
             !fits.is_empty()
                 && fits
                     .iter()
-                    .all(|fit| fit["corrected"].as_f64() <= fit["cut"].as_f64())
+                    .all(|fit| error(fit, "corrected") <= error(fit, "cut"))
         );
 
         let after = Checkpoint::load(place.path(method), &LoadOptions::default()).unwrap();

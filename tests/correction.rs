@@ -1,6 +1,8 @@
 //! Corrections after a cut: what another unit can make good for is made good for, to the last digit where damping allows; budgets are kept.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod small_model;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::Error;
 use vitesse::compress::structure::budget::Budget;
@@ -10,37 +12,14 @@ use vitesse::compress::structure::damage::eliminations;
 use vitesse::compress::structure::rank::{Ranking, Scored};
 use vitesse::compress::structure::{Group, Kind, Selection, groups, outline, slice};
 use vitesse::model::network::{Ctx, Network};
-use vitesse::model::spec::{LayerSpec, NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::spec::{LayerSpec, PrefixToken, VitSpec};
 use vitesse::model::{ModelSpec, Tensors};
 use vitesse::rng::Key;
 
+use small_model::{model, plain, weights};
+
 /// So little that duplicates come out exact.
 const FREE: Settings = Settings { damping: 1e-9 };
-
-fn spec() -> ModelSpec {
-    let mut vit = VitSpec::plain(16, 4, 24, 3, 3, vec![PrefixToken::Class]);
-    vit.cores
-        .iter_mut()
-        .for_each(|core| core.mlp.as_mut().unwrap().hidden = 20);
-    ModelSpec {
-        architecture: "deit_micro_patch4_32".into(),
-        num_classes: 5,
-        network: NetworkSpec::Vit(vit),
-        ops: Vec::new(),
-    }
-}
-
-/// Every tensor at random, biases too.
-fn weights(spec: &ModelSpec, seed: u64) -> Tensors {
-    let mut out = Tensors::new();
-    for tensor in spec.tensors().unwrap() {
-        let mut rng = Key::new(seed).with(&tensor.name).rng();
-        let values = (0..tensor.numel()).map(|_| rng.uniform_in(-0.5, 0.6) as f32);
-        out.insert_f32(&tensor.name, &tensor.shape, values.collect())
-            .unwrap();
-    }
-    out
-}
 
 fn images(spec: &ModelSpec, count: usize, seed: u64) -> Tensor<4> {
     let mut rng = Key::new(seed).with("images").rng();
@@ -98,7 +77,7 @@ fn copy_row(tensors: &mut Tensors, module: &str, from: usize, to: usize) {
 
 #[track_caller]
 fn made_good(tensors: &Tensors, selection: &Selection) {
-    let spec = spec();
+    let spec = plain();
     let dense = logits(&spec, tensors);
     let cut = slice(&spec, tensors, selection).unwrap();
     let found = corrected(&spec, tensors, selection, FREE).sliced;
@@ -114,19 +93,19 @@ fn without(kind: Kind, core: usize, all: usize, gone: usize) -> Selection {
 
 #[test]
 fn a_unit_that_another_one_repeats_is_made_good_for() {
-    let mut tensors = weights(&spec(), 1);
+    let mut tensors = weights(&plain(), 1);
     copy_row(&mut tensors, "blocks.1.mlp.fc1", 3, 11);
     made_good(&tensors, &without(Kind::Hidden, 1, 20, 11));
 
     // Values: rows 48.. of `qkv`; dimensions 2 and 5 belong to one head, whose maps they share.
-    let mut tensors = weights(&spec(), 2);
+    let mut tensors = weights(&plain(), 2);
     copy_row(&mut tensors, "blocks.0.attn.qkv", 48 + 2, 48 + 5);
     made_good(&tensors, &without(Kind::VDim, 0, 24, 5));
 }
 
 #[test]
 fn queries_make_good_for_a_key_that_another_one_repeats() {
-    let mut tensors = weights(&spec(), 3);
+    let mut tensors = weights(&plain(), 3);
     copy_row(&mut tensors, "blocks.2.attn.qkv", 24 + 9, 24 + 14);
     made_good(&tensors, &without(Kind::QkDim, 2, 24, 14));
 }
@@ -139,7 +118,7 @@ fn a_half_that_is_gone_leaves_its_mean() {
         (1, Kind::Mlp, "mlp.fc2"),
         (2, Kind::Mlp, "mlp.fc2"),
     ] {
-        let mut tensors = weights(&spec(), 4);
+        let mut tensors = weights(&plain(), 4);
         // What it writes is its bias, whatever it reads.
         change(
             &mut tensors,
@@ -152,7 +131,7 @@ fn a_half_that_is_gone_leaves_its_mean() {
         selection.drop_all(kind, Some(core));
         made_good(&tensors, &selection);
     }
-    let mut tensors = weights(&spec(), 5);
+    let mut tensors = weights(&plain(), 5);
     for projection in ["attn.proj", "mlp.fc2"] {
         change(&mut tensors, &format!("blocks.1.{projection}.weight"), |values| {
             values.fill(0.0);
@@ -165,7 +144,7 @@ fn a_half_that_is_gone_leaves_its_mean() {
 
 #[test]
 fn nothing_cut_is_nothing_changed() {
-    let (spec, tensors) = (spec(), weights(&spec(), 6));
+    let (spec, tensors) = (plain(), weights(&plain(), 6));
     let found = corrected(&spec, &tensors, &Selection::default(), Settings::default());
     assert_eq!(found.sliced.tensors, tensors);
     assert_eq!(found.fits, []);
@@ -175,7 +154,7 @@ fn nothing_cut_is_nothing_changed() {
 fn a_correction_brings_the_model_closer_to_what_it_was() {
     let mut closer = 0;
     for seed in 0..20 {
-        let (spec, tensors) = (spec(), weights(&spec(), seed));
+        let (spec, tensors) = (plain(), weights(&plain(), seed));
         let mut rng = Key::new(seed).with("cut").rng();
         let mut selection = Selection::default();
         for group in groups(&spec).unwrap() {
@@ -199,7 +178,7 @@ fn a_correction_brings_the_model_closer_to_what_it_was() {
 
 #[test]
 fn the_widths_of_least_damage_keep_the_budget() {
-    let (spec, tensors) = (spec(), weights(&spec(), 7));
+    let (spec, tensors) = (plain(), weights(&plain(), 7));
     let all = groups(&spec).unwrap();
     let units: Vec<&Group> = all
         .iter()
@@ -238,7 +217,7 @@ fn the_widths_of_least_damage_keep_the_budget() {
 
 #[test]
 fn too_few_images_and_shared_blocks_are_refused() {
-    let (spec, tensors) = (spec(), weights(&spec(), 8));
+    let (spec, tensors) = (plain(), weights(&plain(), 8));
     let few = vec![Ok(images(&spec, 2, 0))];
     let found = correct(
         &spec,
@@ -256,10 +235,7 @@ fn too_few_images_and_shared_blocks_are_refused() {
 
     let mut shared = VitSpec::plain(16, 4, 24, 1, 3, vec![PrefixToken::Class]);
     shared.layers = vec![LayerSpec::of(0), LayerSpec::of(0)];
-    let shared = ModelSpec {
-        network: NetworkSpec::Vit(shared),
-        ..spec
-    };
+    let shared = model(shared);
     let tensors = weights(&shared, 9);
     let selection = without(Kind::Hidden, 0, 96, 3);
     let found = correct(&shared, &tensors, &selection, FREE, batches(&shared), |_| {
@@ -271,13 +247,12 @@ fn too_few_images_and_shared_blocks_are_refused() {
 
 #[test]
 fn a_kind_that_rounding_would_let_jump_is_held_back() {
-    let mut wide = spec();
-    if let NetworkSpec::Vit(vit) = &mut wide.network {
-        vit.cores
-            .iter_mut()
-            .for_each(|core| core.mlp.as_mut().unwrap().hidden = 96);
-    }
-    let (spec, tensors) = (wide.clone(), weights(&wide, 10));
+    let mut wide = plain().vit().unwrap().clone();
+    wide.cores
+        .iter_mut()
+        .for_each(|core| core.mlp.as_mut().unwrap().hidden = 96);
+    let spec = model(wide);
+    let tensors = weights(&spec, 10);
     let all = groups(&spec).unwrap();
     let units: Vec<&Group> = all
         .iter()

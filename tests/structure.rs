@@ -2,6 +2,8 @@
 //! and read as any model; slices compose; filled up with zeros it is dense again, and sliced again it is itself.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod small_model;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::Error;
 use vitesse::compress::structure::criteria::activation::Activation;
@@ -12,31 +14,16 @@ use vitesse::compress::structure::rank::Ranking;
 use vitesse::compress::structure::{Group, Kind, Selection, Sliced, groups, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options};
 use vitesse::model::network::{Ctx, Network};
-use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::spec::{PrefixToken, VitSpec};
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Tensors};
 use vitesse::rng::{Key, Rng};
 use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
+use small_model::{model, plain, weights};
+
 const SEEDS: u64 = 100;
 const IMAGES: usize = 2;
-
-fn model(vit: VitSpec) -> ModelSpec {
-    ModelSpec {
-        architecture: "deit_micro_patch4_32".into(),
-        num_classes: 5,
-        network: NetworkSpec::Vit(vit),
-        ops: Vec::new(),
-    }
-}
-
-fn plain() -> ModelSpec {
-    let mut vit = VitSpec::plain(16, 4, 24, 3, 3, vec![PrefixToken::Class]);
-    vit.cores
-        .iter_mut()
-        .for_each(|core| core.mlp.as_mut().unwrap().hidden = 20);
-    model(vit)
-}
 
 /// Some of `0..n`, perhaps none.
 fn some(n: usize, rng: &mut Rng) -> Vec<usize> {
@@ -75,18 +62,6 @@ fn random(seed: u64) -> ModelSpec {
         }
     }
     model(vit)
-}
-
-/// Every tensor at random, biases too.
-fn weights(spec: &ModelSpec, seed: u64) -> Tensors {
-    let mut out = Tensors::new();
-    for tensor in spec.tensors().unwrap() {
-        let mut rng = Key::new(seed).with(&tensor.name).rng();
-        let values = (0..tensor.numel()).map(|_| rng.uniform_in(-0.5, 0.6) as f32);
-        out.insert_f32(&tensor.name, &tensor.shape, values.collect())
-            .unwrap();
-    }
-    out
 }
 
 /// Random units of every kind that masks can show.

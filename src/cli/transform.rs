@@ -77,8 +77,18 @@ impl OutputArgs {
 
     /// Writes the result, if it is proved: nothing else ever is.
     pub(super) fn save(&self, checkpoint: &Checkpoint, transform: &Transform) -> Result<()> {
+        self.save_with(checkpoint, transform, |_| Ok(()))
+    }
+
+    /// As [`OutputArgs::save`], with what `more` writes into the folder.
+    pub(super) fn save_with(
+        &self,
+        checkpoint: &Checkpoint,
+        transform: &Transform,
+        more: impl FnOnce(&std::path::Path) -> vitesse::model::Result<()>,
+    ) -> Result<()> {
         if transform.is_proved() {
-            checkpoint.save(&self.output, self.force)?;
+            checkpoint.save_with(&self.output, self.force, more)?;
         }
         Ok(())
     }

@@ -175,8 +175,17 @@ impl Checkpoint {
     /// Writes the folder `dir`, whole or not at all. An existing folder is an error unless `force` is set, and even then
     /// only a checkpoint folder is replaced. The same checkpoint gives the same bytes.
     pub fn save(&self, dir: &Path, force: bool) -> Result<()> {
+        self.save_with(dir, force, |_| Ok(()))
+    }
+
+    /// As [`Checkpoint::save`], with what `more` writes into the folder: all of it is there, or nothing.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::save`]; what `more` says.
+    pub fn save_with(&self, dir: &Path, force: bool, more: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let folder = AtomicDir::create(dir, force, CONFIG_FILE)?;
         self.write_into(folder.path())?;
+        more(folder.path())?;
         folder.commit()
     }
 

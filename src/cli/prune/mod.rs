@@ -12,6 +12,7 @@ use vitesse::compress::structure::Kind;
 use vitesse::compress::structure::rank::Scope;
 use vitesse::measure::prune::{self, Prune, Pruned, Quantity, Settings};
 use vitesse::measure::transform::At;
+use vitesse::model::storage::atomic_write;
 
 use super::Console;
 use super::args::model::{ReadArgs, WhichArgs};
@@ -22,6 +23,9 @@ use super::outcome::Outcome;
 use super::show::Show;
 use super::transform::OutputArgs;
 use report::{Remedy, Report, ResultOf};
+
+/// What every unit was worth, beside the model, so that the choice can be explained and made again.
+const RANKING: &str = "ranking.json";
 
 /// Cut heads and hidden units out of a vision transformer, until it meets a budget
 ///
@@ -294,31 +298,33 @@ impl Args {
         if self.sensitivity {
             report.sensitivity = look.sensitivity(&mut show)?;
         }
-        let mut written = outputs.iter().zip(written);
+        let mut places = outputs.iter().zip(written);
         let mut exit = Exit::Done;
         let mut done = |share: f64, pruned: Pruned, report: &mut Report| -> Result<()> {
-            let Some((output, written)) = written.next() else {
+            let Some((output, written)) = places.next() else {
                 return Ok(());
             };
-            let dry = self.output.dry_run;
-            if !dry && pruned.transform.is_proved() {
-                output.save(&pruned.checkpoint, &pruned.transform)?;
-                report::save_ranking(output, &pruned)?;
-            }
-            let recovered = match self.finetune {
-                Some(epochs) if !dry && pruned.transform.is_proved() => {
-                    Some(recover::run(&self, &model, output.folder(), epochs, console)?)
-                }
-                _ => None,
-            };
-            let met = written.exit(dry || pruned.transform.is_proved() && pruned.missed.is_none());
+            let proved = pruned.transform.is_proved();
+            output.save_with(&pruned.checkpoint, &pruned.transform, |folder| {
+                atomic_write(&folder.join(RANKING), |file| file.write_all(&pruned.ranking))
+            })?;
+            let met = written.exit(self.output.dry_run || proved && pruned.missed.is_none());
             if !matches!(met, Exit::Done) {
                 exit = met;
             }
-            report
-                .results
-                .push(ResultOf::new(share, pruned, written, recovered));
-            Ok(())
+            let mut result = ResultOf::new(share, pruned, written);
+            let epochs = self.finetune.filter(|_| proved);
+            let recovered =
+                epochs.map(|epochs| recover::run(&self, &model, output.folder(), epochs, console));
+            let failed = match recovered.transpose() {
+                Ok(recovered) => {
+                    result.recovered = recovered;
+                    None
+                }
+                Err(failure) => Some(failure),
+            };
+            report.results.push(result);
+            failed.map_or(Ok(()), Err)
         };
         if self.output.dry_run {
             let remedies = look.remedies().into_iter();
@@ -339,7 +345,7 @@ impl Args {
         }
         if let Some(path) = self.html.as_ref().filter(|_| !self.output.dry_run) {
             let text = page::page(&report);
-            std::fs::write(path, text).map_err(|error| Failure::io("write", path, error))?;
+            atomic_write(path, |file| file.write_all(text.as_bytes()))?;
         }
         Ok(Outcome::new(&report)?.with_exit(exit))
     }

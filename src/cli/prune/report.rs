@@ -7,14 +7,13 @@ use vitesse::compress::structure::Kind;
 use vitesse::measure::prune::{Accuracy, Correction, Method, Pruned, Quantity, Sensitivity};
 use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
-use vitesse::model::spec::{BlockSpec, VitSpec};
+use vitesse::model::spec::BlockSpec;
 use vitesse::report::{Table, format, left, right};
 use vitesse_train::method::Change;
 
-use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::pairs;
 use crate::cli::training;
-use crate::cli::transform::{self, OutputArgs, Written};
+use crate::cli::transform::{self, Written};
 
 /// What was done, and its proof; or what would be.
 #[derive(Debug, Serialize)]
@@ -34,8 +33,9 @@ pub(super) struct Report {
     /// How much each group matters by itself, if it was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) sensitivity: Vec<Sensitivity>,
+    /// The blocks of the model before.
     #[serde(skip)]
-    dense: VitSpec,
+    dense: Vec<Block>,
 }
 
 /// What became of one budget.
@@ -110,7 +110,7 @@ impl Block {
     }
 }
 
-/// The blocks of a pruned model, at the places they had: one that is gone is empty.
+/// The blocks of a model in their order; none of another family, which is refused before anything is cut.
 fn blocks(checkpoint: &Checkpoint) -> Vec<Block> {
     let vit = checkpoint.spec.vit().ok();
     let cores = vit
@@ -130,12 +130,7 @@ impl Report {
             results: Vec::new(),
             remedies: Vec::new(),
             sensitivity: Vec::new(),
-            // Another family was refused before.
-            dense: model
-                .spec
-                .vit()
-                .cloned()
-                .unwrap_or_else(|_| VitSpec::plain(0, 1, 0, 0, 1, Vec::new())),
+            dense: blocks(model),
         }
     }
 
@@ -198,13 +193,7 @@ impl Report {
             right("hidden before"),
             right("after"),
         ]);
-        let before = self
-            .dense
-            .layers
-            .iter()
-            .filter_map(|layer| self.dense.cores.get(layer.core))
-            .map(Block::of);
-        for (index, (before, after)) in before.zip(&result.blocks).enumerate() {
+        for (index, (before, after)) in self.dense.iter().zip(&result.blocks).enumerate() {
             table.push([
                 index.to_string(),
                 before.heads(),
@@ -237,12 +226,7 @@ impl ResultOf {
         text
     }
 
-    pub(super) fn new(
-        share: f64,
-        pruned: Pruned,
-        written: Written,
-        recovered: Option<training::Report>,
-    ) -> ResultOf {
+    pub(super) fn new(share: f64, pruned: Pruned, written: Written) -> ResultOf {
         ResultOf {
             share,
             written,
@@ -252,7 +236,7 @@ impl ResultOf {
             blocks: blocks(&pruned.checkpoint),
             corrections: pruned.corrected,
             transform: pruned.transform,
-            recovered,
+            recovered: None,
         }
     }
 
@@ -312,10 +296,4 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-/// Writes what every unit was worth beside the model, so that the choice can be explained and made again.
-pub(super) fn save_ranking(output: &OutputArgs, pruned: &Pruned) -> Result<()> {
-    let path = output.folder().join("ranking.json");
-    std::fs::write(&path, &pruned.ranking).map_err(|error| Failure::io("write", &path, error))
 }

@@ -14,7 +14,7 @@ use super::TASK;
 use super::experiment::{Method, Size};
 use super::report::points;
 use crate::cli::Console;
-use crate::cli::failure::Result;
+use crate::cli::failure::{Failure, Result};
 use crate::cli::shell::word;
 use crate::cli::show::Show;
 
@@ -72,19 +72,16 @@ pub(super) fn prune(size: Size, seed: u64, folder: &Path, console: &Console) -> 
                 found = Some(pruned);
                 Ok::<_, vitesse::measure::Error>(())
             })?;
-        Ok(found)
+        // One budget, one result.
+        found.ok_or_else(|| Failure::new("E_INTERNAL", "pruning to one budget gave no result"))
     };
     let cut = once(false)?;
-    let corrected = once(true)?;
-    // One budget, one result.
-    let Some(pruned) = corrected else {
-        return Err(vitesse::measure::Error::Interrupted.into());
-    };
+    let pruned = once(true)?;
     pruned.checkpoint.save(&folder.join(FOLDER), false)?;
     Ok(Pruned {
         base: BASE,
         share: SHARE,
-        cut: cut.and_then(|pruned| pruned.accuracy),
+        cut: cut.accuracy,
         corrected: pruned.accuracy,
         transform: pruned.transform,
     })

@@ -23,6 +23,12 @@
 //!
 //! Blocks are walked in order; the streams of all images lie in a temporary file between two of them, so memory depends on a batch alone.
 
+use burn::tensor::{Device, Int, Tensor};
+use serde::Serialize;
+use vitesse_model::network::{Ctx, Network, Trace};
+use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
+use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
+
 use super::halves::Half;
 use super::kept::{Kept, KeptAttention};
 use super::moments::{Map, Moments};
@@ -30,13 +36,8 @@ use super::selection::Selection;
 use super::slice::{Sliced, slice};
 use super::streams::Streams;
 use super::units::{Kind, bounds, unshared};
-use crate::linalg::Cholesky;
+use crate::linalg::{Cholesky, add, dot};
 use crate::{Error, Result};
-use burn::tensor::{Device, Int, Tensor};
-use serde::Serialize;
-use vitesse_model::network::{Ctx, Network, Trace};
-use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
 
 /// What is solved anew where units of a kind are cut; `None` where nothing is.
 pub fn remedy(kind: Kind) -> Option<&'static str> {
@@ -255,16 +256,16 @@ impl<'a> Walk<'a> {
                 }
             }
             let before = Map::of(&self.sliced.tensors, &module)?;
-            if let Some(fitted) = moments.fit(&before, self.settings.damping) {
-                let share = |map: &Map| moments.error(map) / energy.max(f64::MIN_POSITIVE);
-                self.fits.push(Fit {
-                    module: self.source(half, layer),
-                    cut: share(&before),
-                    corrected: share(&fitted),
-                });
-                store(&mut self.sliced.tensors, &module, &fitted)?;
-                self.pruned = network(&self.sliced)?;
-            }
+            moments.check(&module)?;
+            let fitted = moments.fit(&before, self.settings.damping);
+            let share = |map: &Map| moments.error(map) / energy.max(f64::MIN_POSITIVE);
+            self.fits.push(Fit {
+                module: self.source(half, layer),
+                cut: share(&before),
+                corrected: share(&fitted),
+            });
+            store(&mut self.sliced.tensors, &module, &fitted)?;
+            self.pruned = network(&self.sliced)?;
         }
         self.last = Some(Written {
             module,
@@ -450,7 +451,6 @@ impl Settings {
         left: &[usize],
         second: &[f64],
     ) -> Vec<Vec<f64>> {
-        use crate::linalg::{add, dot};
         let width = keys.first().map_or(0, Vec::len).max(1);
         let seen: Vec<Vec<f64>> = keys
             .iter()

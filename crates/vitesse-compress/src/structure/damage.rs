@@ -114,6 +114,7 @@ fn eliminate(
         .ok_or_else(refused)?;
     let seen = seen.as_ref().ok_or_else(refused)?;
     let weight = Map::of(tensors, &member.module)?.weight;
+    seen.moments.check(&member.module)?;
     let found = sweep(&seen.moments, &weight, &member.places, damping);
     // Inputs that never move are worth nothing, in any order.
     let Sweep { order, damage } = found.unwrap_or_else(|| Sweep {

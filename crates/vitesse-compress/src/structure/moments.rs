@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use vitesse_model::Tensors;
 
+use crate::Error;
 use crate::linalg::{Cholesky, add, dot};
 
 /// Sums over rows of `x` `[rows, inputs]` and `y` `[rows, outputs]`. Products are summed within a batch in single precision, over
@@ -193,14 +194,34 @@ impl Moments {
     }
 
     /// The map with the least mean of `‖y − (W·x + b)‖² + λ·‖W − W₀‖²`, where `λ` is `damping` times the mean variance of an input:
-    /// directions in which `x` hardly moves keep what they had. `None` where inputs never move at all.
-    pub(super) fn fit(&self, before: &Map, damping: f64) -> Option<Map> {
-        let (system, lambda) = self.damped(damping)?;
-        let mut weight = self.across();
-        add(&mut weight, lambda, &before.weight);
-        system.solve(&mut weight);
+    /// directions in which `x` hardly moves keep what they had. Where inputs never move at all, only the bias is new.
+    pub(super) fn fit(&self, before: &Map, damping: f64) -> Map {
+        let weight = match self.damped(damping) {
+            Some((system, lambda)) => {
+                let mut weight = self.across();
+                add(&mut weight, lambda, &before.weight);
+                system.solve(&mut weight);
+                weight
+            }
+            None => before.weight.clone(),
+        };
         let bias = self.offset(&weight);
-        Some(Map { weight, bias })
+        Map { weight, bias }
+    }
+
+    /// Refuses sums that are no numbers, of what `module` reads and writes.
+    ///
+    /// # Errors
+    /// [`Error::Unsuited`].
+    pub(super) fn check(&self, module: &str) -> crate::Result<()> {
+        let mut sums = self.xx.iter().chain(&self.yx).chain([&self.yy]);
+        if sums.all(|sum| sum.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::Unsuited(format!(
+            "what `{module}` reads or should write is not finite on these images, so nothing can be learned from it; look whether the model's \
+             weights are, with `vitesse eval`"
+        )))
     }
 }
 

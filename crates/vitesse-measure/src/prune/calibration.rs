@@ -10,8 +10,10 @@ use vitesse_model::config::Scores;
 use vitesse_train::classes::{ClassNames, LabelsBy};
 use vitesse_train::learner::Lesson;
 use vitesse_train::loss::target_rows;
+use vitesse_words::counted;
 
 use crate::error::check;
+use crate::images::unreadable;
 use crate::{Error, Events, Result};
 
 /// Images of a forward pass.
@@ -19,7 +21,7 @@ const BATCH: usize = 16;
 /// Images of a backward pass.
 const LESSON: usize = 32;
 
-/// Some training images that can be read, prepared for a model whenever they are asked for: none is kept.
+/// Some training images, all of which can be read, prepared for a model whenever they are asked for: none is kept.
 #[derive(Debug)]
 pub(super) struct Calibration {
     data: DataSet,
@@ -39,6 +41,7 @@ impl Calibration {
         (count, seed): (usize, u64),
         model: &Checkpoint,
         labels_by: Option<LabelsBy>,
+        stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Calibration> {
         let name = path.display().to_string();
@@ -67,19 +70,32 @@ impl Calibration {
                 return Err(Error::NoLabels(name));
             }
         }
-        let calibration = Calibration {
-            data: data.limit(count, seed),
+        let data = data.limit(count, seed);
+        let broken = unreadable(&data, stop, events)?;
+        if let Some(first) = broken.first() {
+            let sentence = format!(
+                "{} of {} cannot be read and {} left out, such as `{}`: {}",
+                broken.len(),
+                counted(data.len(), "image"),
+                if broken.len() == 1 { "is" } else { "are" },
+                first.name,
+                first.reason
+            );
+            events.say("note", &sentence);
+        }
+        let left: Vec<usize> = (0..data.len())
+            .filter(|&index| !broken.iter().any(|broken| broken.name == data.name(index)))
+            .collect();
+        if left.is_empty() {
+            return Err(Error::NoImages { data: name });
+        }
+        Ok(Calibration {
+            data: data.subset(&left),
             prepare: model.preprocess()?,
             size: model.spec.input_size(),
             classes,
             name,
-        };
-        match (0..calibration.data.len()).any(|index| calibration.data.load(index).is_ok()) {
-            true => Ok(calibration),
-            false => Err(Error::NoImages {
-                data: calibration.name,
-            }),
-        }
+        })
     }
 
     /// The data set, as it was named.
@@ -91,41 +107,22 @@ impl Calibration {
         self.data.len()
     }
 
-    /// All images, `[batch, channels, height, width]` at a time; those that cannot be read are left out.
+    /// All images, `[batch, channels, height, width]` at a time.
     pub(super) fn images<'a>(&'a self, stop: &'a AtomicBool) -> impl Iterator<Item = Result<Tensor<4>>> + 'a {
-        let all: Vec<usize> = (0..self.data.len()).collect();
-        let starts = (0..all.len()).step_by(BATCH);
-        starts.filter_map(move |start| {
+        (0..self.data.len()).step_by(BATCH).map(move |start| {
+            check(stop)?;
             let end = (start + BATCH).min(self.data.len());
-            let pixels = || -> Result<Vec<f32>> {
-                check(stop)?;
-                let mut pixels = Vec::new();
-                for image in (start..end).filter_map(|index| self.data.load(index).ok()) {
-                    pixels.extend(self.prepare.run(&image)?);
-                }
-                Ok(pixels)
-            };
-            let [channels, height, width] = self.size;
-            match pixels() {
-                Ok(pixels) if pixels.is_empty() => None,
-                Ok(pixels) => {
-                    let shape = [
-                        pixels.len() / (channels * height * width),
-                        channels,
-                        height,
-                        width,
-                    ];
-                    Some(Ok(Tensor::from_data(
-                        TensorData::new(pixels, shape),
-                        &Device::flex(),
-                    )))
-                }
-                Err(error) => Some(Err(error)),
+            let mut pixels = Vec::new();
+            for index in start..end {
+                pixels.extend(self.prepare.run(&self.data.load(index)?)?);
             }
+            let [channels, height, width] = self.size;
+            let shape = [end - start, channels, height, width];
+            Ok(Tensor::from_data(TensorData::new(pixels, shape), &Device::flex()))
         })
     }
 
-    /// All labelled images with their labels; those that cannot be read are left out. `done` is told how many have been seen.
+    /// All labelled images with their labels. `done` is told how many have been seen.
     pub(super) fn lessons<'a>(
         &'a self,
         stop: &'a AtomicBool,
@@ -139,8 +136,8 @@ impl Calibration {
                 done(start);
                 let (mut pixels, mut labels) = (Vec::new(), Vec::new());
                 for index in start..end {
-                    if let (Some(label), Ok(image)) = (self.data.label(index), self.data.load(index)) {
-                        pixels.extend(self.prepare.run(&image)?);
+                    if let Some(label) = self.data.label(index) {
+                        pixels.extend(self.prepare.run(&self.data.load(index)?)?);
                         labels.push(label);
                     }
                 }

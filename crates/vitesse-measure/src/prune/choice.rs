@@ -56,14 +56,6 @@ impl<'a> Worth<'a> {
     ) -> Result<Worth<'a>> {
         let (spec, tensors) = (&model.spec, &model.tensors);
         let images = || calibration.ok_or(Error::NoCalibration(settings.method.name()));
-        let seen = |events: &mut dyn Events, total| {
-            let begun = Progress {
-                about: "gradients",
-                ..Progress::of_images(total)
-            };
-            events.progress(begun);
-            begun
-        };
         let objective = Distillation::default();
         let criterion: Box<dyn Criterion> = match settings.method {
             Method::Obs => {
@@ -86,22 +78,23 @@ impl<'a> Worth<'a> {
                 });
                 return Ok(Worth::Damage(found));
             }
-            Method::Taylor => {
+            Method::Taylor | Method::Fisher => {
                 let images = images()?;
-                let begun = seen(events, images.len());
+                let begun = Progress {
+                    about: "gradients",
+                    ..Progress::of_images(images.len())
+                };
                 let lessons = images.lessons(stop, |done| events.progress(Progress { done, ..begun }));
-                Box::new(Taylor {
-                    gradients: calibrate::taylor(spec, tensors, groups, &objective, lessons)?,
-                    form: Form::Elementwise,
-                })
-            }
-            Method::Fisher => {
-                let images = images()?;
-                let begun = seen(events, images.len());
-                let lessons = images.lessons(stop, |done| events.progress(Progress { done, ..begun }));
-                Box::new(Fisher {
-                    curvature: calibrate::fisher(spec, tensors, groups, &objective, lessons)?,
-                })
+                if settings.method == Method::Taylor {
+                    Box::new(Taylor {
+                        gradients: calibrate::taylor(spec, tensors, groups, &objective, lessons)?,
+                        form: Form::Elementwise,
+                    })
+                } else {
+                    Box::new(Fisher {
+                        curvature: calibrate::fisher(spec, tensors, groups, &objective, lessons)?,
+                    })
+                }
             }
             Method::Activation => Box::new(Activation {
                 squares: calibrate::activations(spec, tensors, images()?.images(stop))?,

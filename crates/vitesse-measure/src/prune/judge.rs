@@ -44,8 +44,9 @@ impl Judge {
         let classes = model.spec.num_classes;
         let data = match open(path, &options) {
             Ok(data) => data.limit(settings.scored, 0),
-            // Of a few images nothing is held back; those without labels have no splits.
-            Err(_) => return Ok(None),
+            // Of a few images nothing is held back; those without labels have no parts.
+            Err(vitesse_data::Error::NoSplit { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         if !(0..data.len()).any(|index| data.label(index).is_some()) {
             return Ok(None);

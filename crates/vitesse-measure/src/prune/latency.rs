@@ -82,6 +82,8 @@ impl<'a> Latencies<'a> {
             vit.patch_size,
             vit.embed_dim,
             vit.prefix.len(),
+            vit.activation,
+            vit.pre_norm,
             spec.num_classes,
         );
         let key = format!("{sides:?} {}", half.as_ref().map(widths).unwrap_or_default());

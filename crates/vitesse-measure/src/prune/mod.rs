@@ -306,7 +306,7 @@ impl Prune {
         let calibration = settings
             .data
             .as_deref()
-            .map(|path| Calibration::open(path, drawn, &self.model, labels_by, events))
+            .map(|path| Calibration::open(path, drawn, &self.model, labels_by, stop, events))
             .transpose()?;
         if calibration.is_none() && settings.method.wants_images() {
             return Err(Error::NoCalibration(settings.method.name()));
@@ -388,14 +388,9 @@ impl Look<'_> {
         for &share in shares {
             let mut pruned = self.within(worth.as_ref(), &groups, share, events)?;
             if let Some(judge) = &judge {
-                let found = judge.accuracy(&pruned.checkpoint, self.stop, events)?;
-                let step = pruned.checkpoint.config.history.last_mut();
-                if let Some(step) = step {
-                    step.metrics.insert("top1".into(), json!(found.after_top1));
-                    step.metrics.insert("images".into(), json!(found.images));
-                }
-                pruned.accuracy = Some(found);
+                pruned.accuracy = Some(judge.accuracy(&pruned.checkpoint, self.stop, events)?);
             }
+            self.enter(&mut pruned, share)?;
             done(share, pruned, events)?;
         }
         Ok(())
@@ -467,7 +462,6 @@ impl Look<'_> {
             }
         }
         best.missed = self.slower(&best, share);
-        self.enter(&mut best, share)?;
         Ok(best)
     }
 
@@ -654,6 +648,10 @@ impl Look<'_> {
         let mut metrics = pruned.transform.metrics();
         metrics.insert("units_gone".into(), json!(pruned.gone));
         metrics.insert("ranking_sha256".into(), json!(sha256(&pruned.ranking)));
+        if let Some(found) = &pruned.accuracy {
+            metrics.insert("top1".into(), json!(found.after_top1));
+            metrics.insert("images".into(), json!(found.images));
+        }
         let checkpoint = &mut pruned.checkpoint;
         checkpoint.config.history.push(HistoryStep {
             step: "prune".into(),
