@@ -20,10 +20,10 @@ import time
 WAYS = {
     "obs": ["--method", "obs"],
     "obs, all blocks alike": ["--method", "obs", "--scope", "local"],
-    "Taylor": ["--method", "taylor"],
+    "Taylor, all blocks alike": ["--method", "taylor"],
     "Taylor, isomorphic": ["--method", "taylor", "--scope", "kind"],
-    "magnitude": ["--method", "magnitude"],
-    "random": ["--method", "random"],
+    "magnitude, all blocks alike": ["--method", "magnitude"],
+    "random, all blocks alike": ["--method", "random"],
 }
 SHAPES = {"uniform": ["--scope", "local"], "block by block": ["--scope", "kind"]}
 
@@ -49,7 +49,7 @@ class Rows:
     def add(self, **row):
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -146,7 +146,7 @@ def accuracy_lines(rows):
             name = way + (", corrected" if corrected == "yes" else "")
             cells = [found.get((way, corrected, share)) for share in shares]
             body.append([name, *(f"{float(cell['top1']):.1f}" if cell else "" for cell in cells)])
-        lines += [*table(["top-1 (%), MACs left", *shares], body), ""]
+        lines += [*table(["top-1 (%), MACs asked for", *shares], body), ""]
         seconds = [float(row["seconds"]) for row in mine if row["corrected"] == "yes"]
         if seconds:
             lines += [f"A corrected run took {min(seconds):.0f} to {max(seconds):.0f} s, other work beside it.", ""]
@@ -167,7 +167,7 @@ def speed_lines(rows):
 
 
 def report(args):
-    """The page of what the two tables hold; what people wrote about it above the first heading of a table is kept."""
+    """The page of what the two tables hold; what people wrote above the comment `tables: …` is kept."""
     page = args.folder / "pruning.md"
     begin = "<!-- tables: written by benches/prune.py -->"
     above = page.read_text().split(begin)[0] if page.exists() else "# Pruning, measured\n\n"

@@ -6,7 +6,7 @@
 Needs `torch`, `timm`, `transformers` and `peft`, and the example `roundtrip` of the crate `vitesse-model` and the program
 `vitesse`, which it builds unless PROGRAM names them. Everything is random weights in a temporary folder; nothing is
 downloaded. For each case it prints the largest difference of the logits, and it ends with status 1 when a load is not
-strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only folders` (the first four of what follows),
+strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only folders` (the first five of what follows),
 `--only files` and `--only adapters` run those cases alone.
 
   from timm          timm saves a model, we load and save it, timm loads ours: logits equal, tensors bit-equal

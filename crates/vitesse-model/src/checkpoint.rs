@@ -129,7 +129,14 @@ impl Checkpoint {
         let architecture = options.architecture.as_deref();
         let imported = if let Some(description) = &read.description {
             refuse_heads(options, &weights)?;
-            pruned::import(description, read.tensors, &weights, architecture)?
+            let mut imported = pruned::import(description, read.tensors, &weights, architecture)?;
+            if config.is_file() {
+                imported.notes.push(format!(
+                    "`{}` is not read: the metadata of the weights describes the model",
+                    config.display()
+                ));
+            }
+            imported
         } else if described {
             read_described(&config, read.tensors, options)?
         } else {
@@ -388,7 +395,9 @@ fn read_described(config: &Path, tensors: Tensors, options: &LoadOptions) -> Res
         }
     };
     if let Some(heads) = &options.heads {
-        if keys.get("vitesse").is_some_and(|own| own.get("blocks").is_some()) {
+        // Weights that fit their description were not cut: its heads are right.
+        let told = keys.get("vitesse").is_some_and(|own| own.get("blocks").is_some());
+        if told || imported.spec.check(&imported.tensors, "the weights").is_ok() {
             refuse_heads(options, config)?;
         }
         let note = sliced::fit(&mut imported.spec, &imported.tensors, config, heads)?;

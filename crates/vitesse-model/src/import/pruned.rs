@@ -56,7 +56,8 @@ struct Mlp {
 /// The description in the text that stands under [`KEY`]; `None` where it is something else.
 pub(crate) fn described(text: &str) -> Option<Map<String, Value>> {
     let map: Map<String, Value> = serde_json::from_str(text).ok()?;
-    map.contains_key("format").then_some(map)
+    let format = map.get("format")?.as_str()?;
+    format.starts_with("vit-pruned/").then_some(map)
 }
 
 /// Makes a model of the tensors of `file` and their description. `architecture` is what the caller says it was cut from.

@@ -57,7 +57,11 @@ pub(crate) fn fit(spec: &mut ModelSpec, tensors: &Tensors, file: &Path, heads: &
         return Err(refuse(file, detail));
     };
     let patches = |axis| side(tensors, "patch_embed.proj.weight", axis);
-    vit.embed_dim = patches(0).unwrap_or(vit.embed_dim);
+    let Some(width) = patches(0) else {
+        let detail = "`--num-heads` is for vision transformers under timm's names, and there is no `patch_embed.proj.weight`";
+        return Err(refuse(file, detail.to_owned()));
+    };
+    vit.embed_dim = width;
     vit.in_chans = patches(1).unwrap_or(vit.in_chans);
     vit.patch_size = patches(2).unwrap_or(vit.patch_size);
     let numbers = tensors.names().filter_map(block_number);
