@@ -24,6 +24,7 @@ fn the_chain_leaves_models_and_a_report() {
         "step: 1 of 9",
         "train the teacher",
         "step: 8 of 9",
+        "step: 9 of 9",
         "epoch: 1 of 2",
     ]);
     let found = ran.json();

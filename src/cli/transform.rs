@@ -157,13 +157,6 @@ pub(super) fn rows(transform: &Transform) -> Vec<(&'static str, String)> {
             change(packed.0, packed.1, |n| format::bytes(n as u64)),
         ));
     }
-    if let Some(speed) = transform.speed.first() {
-        let packed = (speed.before_packed_bytes, speed.after_packed_bytes);
-        rows.push((
-            "in memory",
-            change(packed.0, packed.1, |n| format::bytes(n as u64)),
-        ));
-    }
     for speed in &transform.speed {
         let what = if speed.batch == 1 { "one image" } else { "a batch" };
         rows.push((what, latency(speed)));

@@ -52,6 +52,12 @@ impl Args {
                 let sentence = "a study makes its runs one after the other in one process";
                 return Err(Failure::usage(sentence).hint("start it without `mpirun`"));
             }
+            if !self.recipe.table(None)?.1.is_empty() {
+                let sentence = "a study says everything in its file, and no flag of a recipe changes it";
+                return Err(
+                    Failure::usage(sentence).hint("write the value into the file, or leave the flag out")
+                );
+            }
             return study::run(file, &self.run, console);
         }
         let recipe = self.recipe.resolve(&self.run, &[], console)?;

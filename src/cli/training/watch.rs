@@ -64,7 +64,7 @@ impl<'a> Watch<'a> {
         let rest = left as f64 * passed.as_secs_f64() / steps as f64;
         if rest > LONG {
             let text = format!(
-                "about {} left at this pace, {} in all; `--epochs` asks for fewer",
+                "about {} left at this pace, {} in all",
                 format::duration(rest),
                 counted(plan.epochs, "epoch")
             );
@@ -137,6 +137,8 @@ impl Events for Watch<'_> {
         let _ = shown.progress.at(at.done);
         if at.done == at.total {
             self.shown = None;
+            // Computed once: no part of the pace of steps.
+            self.pace = Some((Instant::now(), 0));
         }
     }
 

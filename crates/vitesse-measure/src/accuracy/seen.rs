@@ -4,39 +4,57 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use vitesse_data::{Split, splits};
+use vitesse_data::{OpenOptions, Split, splits};
 use vitesse_model::config::HistoryStep;
 
 /// What to know of an evaluation on this part of `data` by a model of this history, in a sentence: nothing where it did not learn from
 /// it, or does not say so.
 pub(crate) fn note(history: &[HistoryStep], data: &str, split: Split) -> Option<String> {
-    history
-        .iter()
-        .filter_map(|step| step.config.get("data"))
-        .find(|learned| {
-            let path = learned.get("path").and_then(Value::as_str);
-            let part = learned.get("split").and_then(|part| part.as_str()?.parse().ok());
-            path.is_some_and(|path| same(path, data)) && overlap(part.unwrap_or(Split::Train), split)
-        })?;
     let stored = splits(data).unwrap_or_default();
-    let unseen = match [Split::Test, Split::Validation]
-        .iter()
-        .find(|part| stored.contains(part))
-    {
-        Some(part) => format!("`--split {part}` takes others"),
-        None => "`--split validation` takes those that were held back".to_owned(),
+    let of_data = |step: &HistoryStep| {
+        let learned = step.config.get("data")?;
+        let part = learned.get("split").and_then(|part| part.as_str()?.parse().ok());
+        same(learned.get("path")?.as_str()?, data).then(|| match part.unwrap_or(Split::Train) {
+            // What an evaluation holds back was learned from.
+            Split::Train if !stored.contains(&Split::Validation) && !held_as_usual(learned) => {
+                Split::TrainValidation
+            }
+            part => part,
+        })
+    };
+    let learned: Vec<Split> = history.iter().filter_map(of_data).collect();
+    let seen = |part| learned.iter().any(|&learned| overlap(learned, part));
+    if !seen(split) {
+        return None;
+    }
+    let is_stored = |part: &Split| stored.contains(part);
+    let unseen = [Split::Test, Split::Validation]
+        .into_iter()
+        .find(|part| (is_stored(part) || *part == Split::Validation) && !seen(*part));
+    let tip = match unseen {
+        Some(part) if is_stored(&part) => format!("; `--split {part}` takes others"),
+        Some(part) => format!("; `--split {part}` takes those that were held back"),
+        None => String::new(),
     };
     Some(format!(
-        "the model learned from pictures of `{data}`, {split}, so this says how well it knows them and not how well it sees new ones; {unseen}"
+        "the model learned from pictures of `{data}`, {split}, so this says how well it knows them and not how well it sees new ones{tip}"
     ))
 }
 
-/// Whether what is learned from one part of a data set and what another holds have pictures in common.
-fn overlap(learned: Split, tested: Split) -> bool {
-    match tested {
-        Split::All | Split::Train | Split::TrainValidation => true,
-        Split::Validation => matches!(learned, Split::All | Split::TrainValidation | Split::Validation),
-        Split::Test => matches!(learned, Split::All | Split::Test),
+/// Whether training held back what an evaluation holds back: the same share by the same seed.
+fn held_as_usual(learned: &Value) -> bool {
+    let usual = OpenOptions::default();
+    let share = learned.get("val_fraction").and_then(Value::as_f64);
+    let seed = learned.get("seed").and_then(Value::as_u64);
+    share.is_none_or(|share| share == usual.val_fraction) && seed.is_none_or(|seed| seed == usual.seed)
+}
+
+/// Whether two parts of a data set have pictures in common.
+fn overlap(one: Split, other: Split) -> bool {
+    match (one, other) {
+        (Split::All, _) | (_, Split::All) => true,
+        (Split::TrainValidation, part) | (part, Split::TrainValidation) => part != Split::Test,
+        _ => one == other,
     }
 }
 
@@ -72,5 +90,31 @@ mod tests {
         assert_eq!(note(&[learned(&json!({}))], "shapes", Split::All), None);
         let all = [learned(&json!({"data": {"path": "shapes", "split": "trainval"}}))];
         assert!(note(&all, "shapes", Split::Validation).is_some());
+    }
+
+    #[test]
+    fn a_tip_names_only_what_was_not_learned_from() {
+        let place = tempfile::tempdir().unwrap();
+        for class in ["a", "b"] {
+            std::fs::create_dir(place.path().join(class)).unwrap();
+            std::fs::write(place.path().join(class).join("x.png"), "").unwrap();
+        }
+        let path = place.path().display().to_string();
+        let by = |more: Value| {
+            let mut data = json!({"path": path, "split": "train"});
+            let fields = data.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            [learned(&json!({"data": data}))]
+        };
+        let usual = note(&by(json!({})), &path, Split::All).unwrap();
+        assert!(
+            usual.ends_with("`--split validation` takes those that were held back"),
+            "{usual}"
+        );
+        let nothing_held = by(json!({"val_fraction": 0.0}));
+        for split in [Split::All, Split::Validation] {
+            let said = note(&nothing_held, &path, split).unwrap();
+            assert!(!said.contains("--split"), "{said}");
+        }
     }
 }
