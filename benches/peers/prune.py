@@ -26,7 +26,7 @@ import tomllib
 
 import measure
 import prune_report
-from export import ir_export, log, made_once, onnx_export, pathed
+from export import file_digest, ir_export, log, made_once, onnx_export, pathed
 
 # How ours are made; `{images}` are the images that both sides calibrate on.
 OURS = "prune {base} --macs {share} --data {data} --calibration {images} --seed {seed} -o {out}"
@@ -38,12 +38,9 @@ ROWS = [
     *((name, 0.5, seed) for seed in (1, 2) for name in ("vitesse", "isomorphic")), (CONTROL, 0.5, 0), ("dense", 1.0, 0),
 ]  # fmt: skip
 SHARES = (0.5, 0.65)
-# Library, precision, product, variants, of theirs.
-RIVALS = [
-    ("onnxruntime", "f32", "model.onnx", [""]),
-    ("openvino", "f32", "model.xml", ["LATENCY", "THROUGHPUT"]),
-    ("openvino", "bf16", "model.xml", ["LATENCY", "THROUGHPUT"]),
-]
+# Who runs theirs.
+RIVALS = [rival for rival in measure.RIVALS if rival[3] in ("onnx", "ir") and rival[1] in ("onnxruntime", "openvino")]
+PRODUCTS = {"onnx": "model.onnx", "ir": "model.xml"}
 AGREEMENT = 1e-3
 
 
@@ -98,20 +95,26 @@ class Rows:
 
 
 def model_rows(args):
-    keys = ["contender", "ours", "share", "seed", "calibration", "images", "epochs", "test_images"]
+    keys = ["contender", "setup", "share", "seed", "calibration", "images", "epochs", "test_images"]
     values = ["macs_share", "parameters", "cut_top1", "tuned_top1", "cut_seconds", "tune_seconds"]
     return Rows(args.output.with_suffix(".csv"), keys, values)
 
 
 def time_rows(args):
-    keys = ["ours", "share", "batch", "precision", "contender", "library", "variant"]
+    keys = ["setup", "share", "batch", "precision", "contender", "library", "variant"]
     values = ["rounds", "median_ms", "low_ms", "high_ms", "ratio_to_vitesse", "foreign", "isa"]
     return Rows(args.output.with_name(args.output.stem + "-latency.csv"), keys, values)
 
 
-def digest(args):
-    """What rows and models of ours are known by: with other flags they are others."""
-    return hashlib.sha256(args.ours.encode()).hexdigest()[:8]
+def setup(args, name):
+    """What rows and models are known by: with another base, data, recipe or, of ours, command they are others."""
+    about = [file_digest(args.base / "model.safetensors"), args.data.name, args.recipe.read_text()]
+    about += [args.ours] if name == "vitesse" else []
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:8]
+
+
+def setups(args):
+    return [setup(args, "vitesse"), setup(args, "")]
 
 
 def settings(args):
@@ -144,7 +147,7 @@ class Duel:
     def place(self, name, share, seed, what):
         """A folder of the cache; what is tuned depends on the settings too."""
         slug = f"{name.replace(', ', '-').replace(' ', '-').lower()}-{share}-{seed}-{self.args.calibration}"
-        slug += f"-{digest(self.args)}" if name == "vitesse" else ""
+        slug += f"-{setup(self.args, name)}"
         tuned = f"-{self.args.images}x{self.args.epochs}" if what != "cut" else ""
         return self.args.cache / f"{slug}-{what}{tuned}"
 
@@ -202,8 +205,7 @@ class Duel:
         )
 
     def row(self, name, share, seed):
-        ours = digest(self.args) if name == "vitesse" else ""
-        key = {"contender": name, "ours": ours, "share": share, "seed": seed} | settings(self.args)
+        key = {"contender": name, "setup": setup(self.args, name), "share": share, "seed": seed} | settings(self.args)
         if self.rows.has(**key):
             return
         folder, model = self.cut(name, share, seed)
@@ -258,18 +260,17 @@ class Duel:
         for name, folder in (("vitesse", ours / "model"), ("dense", self.args.base)):
             found[name, "vitesse", ""] = {"path": str(folder), "dtype": precision, "variant": ""}
         for name in STYLES:
-            for library, dtype, product, variants in RIVALS:
-                # One image at a time is a question of latency: several streams would answer another one.
-                for variant in variants if dtype == precision else []:
-                    if variant != "THROUGHPUT" or batch > 1:
-                        path = self.exported(name, share) / product
-                        found[name, library, variant] = {"path": str(path), "dtype": dtype, "variant": variant}
+            for rival in RIVALS:
+                _, library, row, kind, dtype, _ = rival
+                for variant in measure.variants(rival, batch) if row == precision else []:
+                    path = self.exported(name, share) / PRODUCTS[kind]
+                    found[name, library, variant] = {"path": str(path), "dtype": dtype, "variant": variant}
         return found
 
     def cell(self, share, batch, precision, workers, pixels):
         """Everybody in turns, in an order that rotates; rows when all rounds are done."""
         contenders = self.contenders(share, batch, precision)
-        key = {"ours": digest(self.args), "share": share, "batch": batch, "precision": precision}
+        key = {"setup": setup(self.args, "vitesse"), "share": share, "batch": batch, "precision": precision}
 
         def of(contender):
             return key | dict(zip(("contender", "library", "variant"), contender))
@@ -301,7 +302,7 @@ class Duel:
                 for batch in self.args.batch_sizes:
                     for precision in self.args.precisions:
                         self.cell(share, batch, precision, workers, pixels)
-                        prune_report.write(self.args, self.rows, self.times, settings(self.args), digest(self.args))
+                        prune_report.write(self.args, self.rows, self.times, settings(self.args), setups(self.args))
         finally:
             for worker in workers.values():
                 worker.close()
@@ -323,9 +324,9 @@ def main():
         duel = Duel(args)
         for row in ROWS:
             duel.row(*row)
-            prune_report.write(args, duel.rows, duel.times, settings(args), digest(args))
+            prune_report.write(args, duel.rows, duel.times, settings(args), setups(args))
         duel.latency()
-    prune_report.write(args, model_rows(args), time_rows(args), settings(args), digest(args))
+    prune_report.write(args, model_rows(args), time_rows(args), settings(args), setups(args))
     log(str(args.output))
 
 

@@ -82,13 +82,13 @@ def latencies(rows, max_foreign):
     return lines
 
 
-def write(args, models, times, settings, ours):
-    """The document, from the rows of these settings; `ours` is how ours were made."""
+def write(args, models, times, settings, setups):
+    """The document, from the rows of these settings and setups; that of ours is the first one."""
     recipe = tomllib.loads(args.recipe.read_text())
     wanted = {key: str(value) for key, value in settings.items()}
     rows = [row for row in models.known.values() if all(row[key] == value for key, value in wanted.items())]
-    rows = [row for row in rows if row["ours"] in ("", ours)]
-    timed = [row for row in times.known.values() if row["ours"] == ours]
+    rows = [row for row in rows if row["setup"] in setups]
+    timed = [row for row in times.known.values() if row["setup"] == setups[0]]
     isa = sorted({row["isa"] for row in timed if row["isa"]})
     kernels = f" Vitesse computes with `{'`, `'.join(isa)}`." if isa else ""
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in wanted.items())

@@ -7,6 +7,7 @@ with the number of heads of each block beside it, `heads.json`.
 import copy
 import json
 import math
+import sys
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -121,13 +122,15 @@ def make(folder, dense, data, style, share, count, seed):
         try:
             model = cut(dense, found, style, ratio)
             fits = macs(model) <= most
-        except Exception as error:  # nothing is left of a layer
-            print(f"{style} {ratio}: {error}")
+        except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:  # nothing is left of a layer
+            print(f"{style} {ratio}: {error}", file=sys.stderr)
             model, fits = None, True
         if fits:
             best, high = model or best, ratio
         else:
             low = ratio
+    if best is None:
+        raise SystemExit(f"Torch-Pruning makes no {style} model of {share} of the MACs")
     save(best, folder)
 
 
