@@ -4,13 +4,14 @@
     python benches/prune.py speed MODEL… --csv docs/results/pruning-speed.csv [--rounds 9]
     python benches/prune.py report docs/results
 
-Rows are written as they are finished; a row that is there is not measured again. `accuracy` takes one model and one run of `vitesse prune`
+Rows are written as they are finished; a row that is there is not measured again. Linux only: it reads /proc. `accuracy` takes one model and one run of `vitesse prune`
 for each way to choose and each share, before and after the correction, and tests each result on the same test images. `speed` prunes each model
 uniformly and block by block, and lets all results take turns with the dense model. MACs are those that the engine does.
 """
 
 import argparse
 import csv
+import functools
 import json
 import pathlib
 import subprocess
@@ -57,13 +58,23 @@ class Rows:
         print(*(f"{name}={value}" for name, value in row.items()), flush=True)
 
 
+@functools.cache
+def processor():
+    names = [line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores"
+
+
+def machine(args, isa):
+    return f"{processor()}, {args.threads} threads, {isa}"
+
+
 def test(args, model):
     found = vitesse(args, "eval", "--model", model, "--data", args.data, "--split", "test", "--limit", args.test_images, "--precision", args.precision)
-    return {"top1": found["top1"], "test_images": found["images"]}
+    return {"top1": found["top1"], "test_images": found["images"], "machine": machine(args, found["isa"])}
 
 
 def accuracy(args):
-    columns = ["model", "way", "corrected", "share", "macs_share", "top1", "test_images", "seconds"]
+    columns = ["model", "way", "corrected", "share", "macs_share", "top1", "test_images", "seconds", "machine"]
     rows = Rows(args.csv, columns)
     name = args.model.name
     if not rows.has(model=name, way="dense"):
@@ -92,7 +103,7 @@ def accuracy(args):
 
 
 def speed(args):
-    columns = ["model", "precision", "batch", "shape", "share", "macs_ratio", "speedup", "least", "most", "rounds", "isa"]
+    columns = ["model", "precision", "batch", "shape", "share", "macs_ratio", "speedup", "least", "most", "rounds", "machine"]
     rows = Rows(args.csv, columns)
     for model in args.model:
         with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +135,7 @@ def speed(args):
                             least=round(1 / ratio["max"], 3),
                             most=round(1 / ratio["min"], 3),
                             rounds=args.rounds,
-                            isa=one["isa"],
+                            machine=machine(args, one["isa"]),
                         )
 
 
@@ -171,14 +182,13 @@ def report(args):
     page = args.folder / "pruning.md"
     begin = "<!-- tables: written by benches/prune.py -->"
     above = page.read_text().split(begin)[0] if page.exists() else "# Pruning, measured\n\n"
-    machine = vitesse(args, "doctor")
-    where = f"{machine['machine']['processor']}, {machine['machine']['cores']} cores, {args.threads} threads, {machine['isa']}."
     lines = [begin, ""]
     for title, name, of in (("Accuracy", "accuracy", accuracy_lines), ("Speed", "speed", speed_lines)):
         path = args.folder / f"pruning-{name}.csv"
         if path.exists():
             rows = list(csv.DictReader(path.open()))
-            lines += [f"## {title}", "", f"[{path.name}]({path.name}); {where}", "", *of(rows)]
+            where = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+            lines += [f"## {title}", "", f"[{path.name}]({path.name}); {where}.", "", *of(rows)]
     page.write_text(above + "\n".join(lines).rstrip() + "\n")
 
 

@@ -175,10 +175,42 @@ fn what_was_pruned_goes_through_every_verb() {
         "merge --model cut --adapter adapted/adapter -o merged",
         "prune merged --method magnitude --macs 0.8 --round-to 4 -o twice",
         "eval twice --data shapes",
+        "to-dense cut -o dense",
+        "prune dense --method magnitude --macs 0.9 -o thrice",
     ] {
         let ran = place.run(args);
         assert_eq!(ran.code, 0, "{args}: {}", ran.stderr);
     }
+}
+
+/// Zeros bring back a shape that timm can say, and the logits stay.
+#[test]
+fn a_pruned_model_is_filled_up_with_zeros() {
+    let place = Place::new();
+    place.model("base", "deit_micro_patch4_32", 5);
+    let cut = "prune base --macs 0.6 --round-to 1 --data shapes --calibration 64 --eval-images 0 -o cut";
+    place.run(cut).ended(0);
+    let shown = place.run("to-dense cut --dry-run -o dense").ended(0).stdout;
+    assert!(
+        shown.contains("another shape") && !place.path("dense").exists(),
+        "{shown}"
+    );
+    let found = place.run("to-dense cut -o dense --json").ended(0).json();
+    assert!(found["check"]["largest"].as_f64().unwrap() < 1e-4, "{found}");
+    let sizes =
+        |folder: &str| place.run(&format!("inspect {folder} --json")).ended(0).json()["param_count"].clone();
+    assert_eq!(sizes("dense"), sizes("base"));
+    let config = std::fs::read_to_string(place.path("dense/config.json")).unwrap();
+    assert!(
+        config.contains("to-dense") && !config.contains("\"blocks\""),
+        "{config}"
+    );
+    let refused = place.run("to-dense deit_micro_patch4_32 -o other");
+    assert!(
+        refused.code == 2 && refused.stderr.contains("without weights"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]
@@ -239,6 +271,11 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
             1,
             "twice as many tokens",
         ),
+        (
+            "base --macs 0.5 --method magnitude --data shapes --calibration 1 --dry-run",
+            1,
+            "twice as many tokens",
+        ),
         ("base --method taylor --macs 0.5 --data shapes", 1, "classes"),
         ("base --macs 0.5 --data nowhere", 1, "nowhere"),
         (
@@ -260,4 +297,10 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
         );
         assert!(!place.path("out").exists(), "{args}");
     }
+    let nowhere = place.run("prune base --macs 0.5 --data shapes -o base/config.json/out");
+    assert!(
+        nowhere.code == 1 && nowhere.stderr.contains("create") && !nowhere.stderr.contains("calibration"),
+        "{}",
+        nowhere.stderr
+    );
 }

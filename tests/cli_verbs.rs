@@ -22,7 +22,7 @@ const SHARED: [(&str, &str); 9] = [
     ),
     (
         "transform",
-        "where the results of `merge` and `prune` go, and their reports",
+        "where the results of `merge`, `prune` and `to-dense` go, and their reports",
     ),
 ];
 

@@ -31,18 +31,19 @@ pub(super) struct Args {
     /// The most threads to measure with [default: one a core]
     #[arg(long, value_name = "N", value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
-    /// Forget the latencies that `prune --latency` measured on this machine
-    #[arg(long)]
+    /// Forget the latencies that `prune --latency` measured on this machine, and measure nothing
+    #[arg(long, conflicts_with = "threads")]
     clear_cache: bool,
 }
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
-        start_threads(self.threads)?;
         if self.clear_cache {
-            let gone = cache::clear()?;
-            console.note(&format!("{} forgotten", counted(gone, "latency table")));
+            return Outcome::new(&Cleared {
+                cleared_tables: cache::clear()?,
+            });
         }
+        start_threads(self.threads)?;
         Outcome::new(&examine(rayon::current_num_threads(), console)?)
     }
 }
@@ -67,6 +68,18 @@ struct LatencyTables {
     /// `None` where the system has no place for them.
     folder: Option<String>,
     count: usize,
+}
+
+/// What became of the tables.
+#[derive(Debug, Serialize)]
+struct Cleared {
+    cleared_tables: usize,
+}
+
+impl fmt::Display for Cleared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} forgotten", counted(self.cleared_tables, "latency table"))
+    }
 }
 
 fn examine(threads: usize, console: &Console) -> Result<Report> {

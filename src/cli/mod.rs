@@ -32,6 +32,7 @@ mod run;
 #[cfg(feature = "train")]
 mod shell;
 mod show;
+mod to_dense;
 #[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
@@ -81,6 +82,7 @@ enum Verb {
     Merge(merge::Args),
     #[cfg(feature = "train")]
     Prune(prune::Args),
+    ToDense(to_dense::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
@@ -124,6 +126,7 @@ impl Cli {
             Verb::Merge(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Prune(args) => args.run(console),
+            Verb::ToDense(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),
             Verb::Run(args) => args.run(console),

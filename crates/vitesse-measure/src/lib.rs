@@ -6,7 +6,7 @@
 //! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`] |
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
-//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
@@ -21,6 +21,7 @@ pub mod accuracy;
 pub mod bench;
 pub mod classify;
 pub mod contest;
+pub mod dense;
 mod error;
 mod events;
 pub mod images;

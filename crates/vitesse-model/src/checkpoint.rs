@@ -25,7 +25,7 @@ use crate::config::{CONFIG_FILE, Config};
 use crate::import::{self, Heads, Imported, bare, hf, minivit, pruned, sliced};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
-use crate::storage::atomic::may_replace;
+use crate::storage::atomic::{may_create, may_replace};
 use crate::storage::pth::StateDict;
 use crate::storage::{AtomicDir, atomic_write, safetensors};
 use crate::tensors::Tensors;
@@ -199,9 +199,10 @@ impl Checkpoint {
     /// Whether [`Checkpoint::save`] may write the folder `dir`, for those who ask before long work.
     ///
     /// # Errors
-    /// [`Error::Exists`].
+    /// [`Error::Exists`]; a place that cannot be written.
     pub fn may_save(dir: &Path, force: bool) -> Result<()> {
-        may_replace(dir, force, CONFIG_FILE)
+        may_replace(dir, force, CONFIG_FILE)?;
+        may_create(dir)
     }
 
     /// Writes the files of a checkpoint folder into a folder that exists.

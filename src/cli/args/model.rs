@@ -180,6 +180,17 @@ impl WhichArgs {
         let typed = self.first.as_ref().or(self.model.as_ref());
         typed.map_or("", String::as_str)
     }
+
+    /// The files of a model that has learned something: of a mere name there is nothing to transform, since `why`.
+    pub(in crate::cli) fn trained(&self, read: &ReadArgs, why: &str) -> Result<PathBuf> {
+        let name = self.name();
+        if is_path(name) {
+            return Ok(PathBuf::from(name));
+        }
+        read.no_name(name)?;
+        let sentence = format!("`{name}` names an architecture without weights, and {why}");
+        Err(Failure::usage(sentence).hint("give the folder or file of a trained model"))
+    }
 }
 
 impl ModelArgs {

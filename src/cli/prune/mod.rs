@@ -288,7 +288,9 @@ impl Args {
         }
         let settings = self.settings(quantity);
         let mut show = Show::new(console);
-        let model = self.model()?;
+        let model = self
+            .which
+            .trained(&self.read, "none of them is worth more than another")?;
         if self.finetune.is_some() {
             recover::check(&self, &model)?;
         }
@@ -348,19 +350,6 @@ impl Args {
             atomic_write(path, |file| file.write_all(text.as_bytes()))?;
         }
         Ok(Outcome::new(&report)?.with_exit(exit))
-    }
-
-    /// The model, which is to be there: what is only a name has nothing to lose.
-    fn model(&self) -> Result<PathBuf> {
-        let name = self.which.name();
-        if super::args::model::is_path(name) {
-            return Ok(PathBuf::from(name));
-        }
-        self.read.no_name(name)?;
-        let sentence = format!(
-            "`{name}` names an architecture without weights, and none of them is worth more than another"
-        );
-        Err(Failure::usage(sentence).hint("give the folder or file of a trained model"))
     }
 
     fn settings(&self, quantity: Quantity) -> Settings {

@@ -28,6 +28,7 @@ use serde::Serialize;
 use vitesse_model::network::{Ctx, Network, Trace};
 use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
+use vitesse_words::counted;
 
 use super::halves::Half;
 use super::kept::{Kept, KeptAttention};
@@ -103,13 +104,35 @@ pub fn correct<E: From<Error>>(
     for images in images {
         walk.enter(&images?)?;
     }
-    walk.streams[0].enough(walk.small())?;
+    enough(walk.small(), walk.streams[0].images())?;
     for layer in 0..walk.vit.layers.len() {
         between(layer)?;
         walk.block(layer)?;
     }
     let Walk { sliced, fits, .. } = walk;
     Ok(Corrected { sliced, fits })
+}
+
+/// Refuses so few images that they have fewer tokens than twice what the widest projection of `vit` reads: least squares would learn
+/// them by heart.
+///
+/// # Errors
+/// A sentence that says how many it takes.
+pub fn enough(vit: &VitSpec, images: usize) -> Result<()> {
+    let layers = 0..vit.layers.len();
+    let inputs =
+        layers.flat_map(|layer| Half::BOTH.map(|half| half.of(vit, layer).map_or(0, |(inputs, _)| inputs)));
+    let widest = inputs.max().unwrap_or(0);
+    let each = (vit.patches() + vit.prefix.len()).max(1);
+    if images * each >= 2 * widest {
+        return Ok(());
+    }
+    Err(Error::Unsuited(format!(
+        "{} ({}) cannot tell what a projection needs that reads {widest} numbers: it takes at least twice as many tokens; give at least {}",
+        counted(images, "calibration image"),
+        counted(images * each, "token"),
+        counted((2 * widest).div_ceil(each), "image")
+    )))
 }
 
 struct Walk<'a> {

@@ -6,7 +6,7 @@ use vitesse_model::network::{Ctx, Network, Trace};
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::budget::Elimination;
-use super::correct::spread;
+use super::correct::{enough, spread};
 use super::eliminate::{Sweep, sweep};
 use super::halves::Half;
 use super::moments::{Map, Moments};
@@ -34,7 +34,7 @@ pub fn eliminations<E: From<Error>>(
         let x = network.embed(images?, &mut Ctx::eval()).map_err(Error::from)?;
         streams.push(&x)?;
     }
-    streams.enough(vit)?;
+    enough(vit, streams.images())?;
     let mut out = Vec::new();
     for layer in 0..vit.layers.len() {
         between(layer)?;

@@ -6,10 +6,6 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use vitesse_model::spec::VitSpec;
-use vitesse_words::counted;
-
-use super::halves::Half;
 use crate::{Error, Result};
 
 /// Batches of streams, `[batch, tokens, dim]` each, read and replaced in any order.
@@ -32,28 +28,14 @@ impl Streams {
         self.shapes.len()
     }
 
-    /// Tokens of all batches.
-    pub(super) fn tokens(&self) -> usize {
-        self.shapes.iter().map(|[batch, tokens, _]| batch * tokens).sum()
+    /// Images of all batches.
+    pub(super) fn images(&self) -> usize {
+        self.shapes.iter().map(|[batch, ..]| batch).sum()
     }
 
-    /// Refuses fewer tokens than twice what the widest projection of `vit` reads: least squares of so few rows would learn these
-    /// images by heart.
-    pub(super) fn enough(&self, vit: &VitSpec) -> Result<()> {
-        let layers = 0..vit.layers.len();
-        let inputs = layers
-            .flat_map(|layer| Half::BOTH.map(|half| half.of(vit, layer).map_or(0, |(inputs, _)| inputs)));
-        let widest = inputs.max().unwrap_or(0);
-        if self.tokens() >= 2 * widest {
-            return Ok(());
-        }
-        let each = (vit.patches() + vit.prefix.len()).max(1);
-        Err(Error::Unsuited(format!(
-            "{} ({}) cannot tell what a projection needs that reads {widest} numbers: it takes at least twice as many tokens; give at least {}",
-            counted(self.tokens() / each, "calibration image"),
-            counted(self.tokens(), "token"),
-            counted((2 * widest).div_ceil(each), "image")
-        )))
+    /// Tokens of all images.
+    pub(super) fn tokens(&self) -> usize {
+        self.shapes.iter().map(|[batch, tokens, _]| batch * tokens).sum()
     }
 
     pub(super) fn push(&mut self, x: &Tensor<3>) -> Result<()> {

@@ -11,10 +11,10 @@ use vitesse_engine::{Engine, Options};
 use vitesse_model::ModelSpec;
 use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
 
-use crate::Result;
 use crate::machine::{cache, processor};
 use crate::timing::{Budget, measure, median, noise};
 use crate::transform::At;
+use crate::{Events, Result};
 
 /// Copies of a half that are timed together, so that what is beside them counts little.
 const COPIES: usize = 4;
@@ -35,10 +35,15 @@ pub(super) struct Latencies<'a> {
 }
 
 impl<'a> Latencies<'a> {
-    /// With what was measured before on this machine, by this program.
-    pub(super) fn open(at: At, stop: &'a AtomicBool) -> Latencies<'a> {
+    /// With what was measured before on this machine, by this program; `events` is told where that is nothing.
+    pub(super) fn open(at: At, stop: &'a AtomicBool, events: &mut dyn Events) -> Latencies<'a> {
         let file = cache::folder().map(|folder| folder.join(name(at)));
         let text = file.as_ref().and_then(|file| fs::read(file).ok());
+        if text.is_none() {
+            let sentence =
+                "measuring once how long each width takes on this machine, for half a minute or so";
+            events.say("note", sentence);
+        }
         let known = text.and_then(|text| serde_json::from_slice(&text).ok());
         Latencies {
             at,

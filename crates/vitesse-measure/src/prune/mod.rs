@@ -353,9 +353,12 @@ impl Look<'_> {
         let groups: Vec<&Group> = self.groups.iter().collect();
         let worth = self.worth(&groups, events)?;
         let each = shares.iter().map(|&share| {
-            let fit = self.fit(self.model, &worth, &groups, share)?;
+            let fit = self.fit(self.model, &worth, &groups, share, events)?;
             let mut checkpoint = self.model.clone();
             let sliced = slice(&self.model.spec, &self.model.tensors, &fit.selection)?;
+            if let Some(calibration) = self.calibration.as_ref().filter(|_| self.settings.correct) {
+                correct::enough(sliced.spec.vit()?, calibration.len())?;
+            }
             (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
             self.pruned(checkpoint, &groups, &fit, &[worth.ranked(&groups, &fit)])
         });
@@ -382,7 +385,7 @@ impl Look<'_> {
         // All budgets can be met, or nothing is done for any.
         if let Some(worth) = &worth {
             for &share in shares {
-                self.fit(self.model, worth, &groups, share)?;
+                self.fit(self.model, worth, &groups, share, events)?;
             }
         }
         for &share in shares {
@@ -486,7 +489,7 @@ impl Look<'_> {
     ) -> Result<Pruned> {
         let (fit, steps) = match worth {
             Some(worth) => {
-                let fit = self.fit(self.model, worth, groups, share)?;
+                let fit = self.fit(self.model, worth, groups, share, events)?;
                 let ranked = worth.ranked(groups, &fit);
                 (fit, vec![ranked])
             }
@@ -535,7 +538,7 @@ impl Look<'_> {
             let calibration = self.calibration.as_ref();
             let worth = Worth::measure(&model, &self.settings, &groups, calibration, self.stop, events)?;
             let left = 1.0 - (1.0 - share) * step as f64 / steps as f64;
-            let fit = self.fit(&model, &worth, &groups, left)?;
+            let fit = self.fit(&model, &worth, &groups, left, events)?;
             ranked.push(worth.ranked(&groups, &fit));
             selection = selection.then(&fit.selection);
             if step < steps {
@@ -548,10 +551,17 @@ impl Look<'_> {
     }
 
     /// What is kept of `model`, whose units are worth so much, within a share of what the dense model costs.
-    fn fit(&self, model: &Checkpoint, worth: &Worth<'_>, groups: &[&Group], share: f64) -> Result<Fit> {
+    fn fit(
+        &self,
+        model: &Checkpoint,
+        worth: &Worth<'_>,
+        groups: &[&Group],
+        share: f64,
+        events: &mut dyn Events,
+    ) -> Result<Fit> {
         let quantity = self.settings.quantity;
         let latencies = match quantity {
-            Quantity::Latency(at) => Some(Latencies::open(at, self.stop)),
+            Quantity::Latency(at) => Some(Latencies::open(at, self.stop, events)),
             _ => None,
         };
         let bytes = self.model.tensors.total_bytes() as f64 / self.model.tensors.parameters().max(1) as f64;

@@ -94,6 +94,15 @@ impl AtomicDir {
     }
 }
 
+/// Whether there is a place for the folder `target`: the folder that it, or the first one that is missing above it, is made in can be written.
+/// Known before any work is done.
+pub(crate) fn may_create(target: &Path) -> Result<()> {
+    let above = target.ancestors().skip(1).find(|folder| folder.exists());
+    let place = above.filter(|folder| !folder.as_os_str().is_empty());
+    let probe = tempfile::tempdir_in(place.unwrap_or(Path::new(".")));
+    probe.map(drop).map_err(Error::io("create", target))
+}
+
 /// Whether a folder may take the name `target`.
 pub(crate) fn may_replace(target: &Path, force: bool, marker: &str) -> Result<()> {
     let exists = |hint: String| {
