@@ -189,11 +189,17 @@ impl Config {
             && !labels.is_empty()
             && (!whole || labels.keys().any(|&class| class >= num_classes))
         {
-            let sentence = format!(
-                "`{}`: `label_names` has {} names, but the model has {num_classes} classes; correct the names, or remove them",
-                file.display(),
-                labels.len()
-            );
+            let sentence = match labels.keys().last() {
+                Some(&last) if labels.len() <= num_classes => format!(
+                    "`{}`: `label_names` names class {last}, but the model has {num_classes} classes, counted from 0; correct the names, or remove them",
+                    file.display()
+                ),
+                _ => format!(
+                    "`{}`: `label_names` has {} names, but the model has {num_classes} classes; correct the names, or remove them",
+                    file.display(),
+                    labels.len()
+                ),
+            };
             return Err(Error::invalid_spec(sentence));
         }
         let base = network::read_base(&architecture, input_size, args)?;
