@@ -38,28 +38,36 @@ pub fn patches<U: Real>(
             // Whole vectors of a line lie in one panel each where both are whole numbers of vectors.
             let vectors = side.is_multiple_of(S::LANES);
             let columns = channels * side * side;
-            for (row, patch) in self.range.enumerate() {
-                if !columns.is_multiple_of(COLUMNS) {
-                    // What another matrix left in the last panel may be anything, NaN times zero included.
+            if !columns.is_multiple_of(COLUMNS) {
+                // What another matrix left in the last panel may be anything, NaN times zero included.
+                for row in 0..self.range.len() {
                     let last = self.out.panel_mut(columns / COLUMNS)[row].as_mut();
                     last[columns % COLUMNS..].fill(U::from_f32(0.0));
                 }
-                let (top, left) = (patch / grid * side, patch % grid * side);
+            }
+            // Patches that stand beside each other are filled line by line, so that the image is read in the order of its memory.
+            let mut patch = self.range.start;
+            while patch < self.range.end {
+                let beside = (grid - patch % grid).min(self.range.end - patch);
+                let (top, left, row) = (patch / grid * side, patch % grid * side, patch - self.range.start);
                 for line in 0..channels * side {
                     let (channel, y) = (line / side, top + line % side);
-                    let from = &self.image[(channel * height + y) * width + left..][..side];
+                    let from = &self.image[(channel * height + y) * width + left..][..beside * side];
                     let column = line * side;
-                    if vectors {
-                        for at in (0..side).step_by(S::LANES) {
-                            let to = self.out.panel_mut((column + at) / COLUMNS)[row].as_mut();
-                            U::store::<S>(S::load(&from[at..]), &mut to[(column + at) % COLUMNS..]);
-                        }
-                    } else {
-                        for (at, &pixel) in from.iter().enumerate() {
-                            self.out.set(row, column + at, U::from_f32(pixel));
+                    for (row, from) in (row..).zip(from.chunks_exact(side)) {
+                        if vectors {
+                            for at in (0..side).step_by(S::LANES) {
+                                let to = self.out.panel_mut((column + at) / COLUMNS)[row].as_mut();
+                                U::store::<S>(S::load(&from[at..]), &mut to[(column + at) % COLUMNS..]);
+                            }
+                        } else {
+                            for (at, &pixel) in from.iter().enumerate() {
+                                self.out.set(row, column + at, U::from_f32(pixel));
+                            }
                         }
                     }
                 }
+                patch += beside;
             }
         }
     }
