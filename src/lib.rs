@@ -26,7 +26,7 @@ pub use vitesse_report as report;
 pub use vitesse_rng as rng;
 pub use vitesse_train as train;
 
-pub use vitesse_measure::{Class, Classifier, ClassifierOptions, Error, Picture, Result};
+pub use vitesse_measure::{Class, Classifier, ClassifierOptions, Error, Picture, Result, TextFeatures};
 
 /// The README's examples are compiled with the tests.
 #[cfg(doctest)]

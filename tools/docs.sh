@@ -15,10 +15,13 @@ cd "$work"
 ln -s "$root/recipes" recipes
 quiet() { "$@" >log 2>&1 || { cat log; return 1; }; }
 
-# What the pages take for granted: a pretrained model, its weights alone, pictures in class folders, a recipe, a tensor.
+# What the pages take for granted: a pretrained model, its weights alone, a CLIP, pictures in class folders, a recipe, a tensor,
+# the features of texts.
 quiet "$program" train --preset small --model deit_nano_patch8_32 --data shapes:silhouette --limit 64 --epochs 1 -o made
 mv made/final deit_tiny
 cp deit_tiny/model.safetensors sliced.safetensors
+quiet "$program" train --preset small --model vit_nano_patch8_clip_quickgelu_32 --data shapes:silhouette --limit 64 --epochs 1 -o made-clip
+mv made-clip/final clip-vit-base-patch32
 for part in train test; do
     quiet "$program" data draw shapes:silhouette --split $part --count 80 -o photos/$part
     rm photos/$part/labels.csv
@@ -32,8 +35,14 @@ name = "deit_nano_patch8_32"
 [data]
 path = "shapes"
 TOML
-header='{"pixel_values":{"dtype":"F32","shape":[1,3,32,32],"data_offsets":[0,12288]}}'
-{ printf "\\x$(printf %x ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"; head -c 12288 /dev/zero; } >x.safetensors
+# A tensor NAME of SHAPE, so many BYTES, each of them the CHARACTER.
+tensor() {
+    local header="{\"$1\":{\"dtype\":\"F32\",\"shape\":$2,\"data_offsets\":[0,$3]}}"
+    printf "\\x$(printf %x ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"
+    head -c "$3" /dev/zero | tr '\0' "$4"
+}
+tensor pixel_values '[1,3,32,32]' 12288 '\0' >x.safetensors
+tensor text_features '[3,8]' 96 '?' >classes.safetensors
 
 # The commands in fenced blocks of sh: continued lines joined, comments off.
 commands() {

@@ -7,7 +7,7 @@ Needs `torch`, `timm`, `transformers` and `peft`, and the example `roundtrip` of
 `vitesse`, which it builds unless PROGRAM names them. Everything is random weights in a temporary folder; nothing is
 downloaded. For each case it prints the largest difference of the logits, and it ends with status 1 when a load is not
 strict or a difference is above 1e-4, times the largest logit where that is above 1. `--only folders` (the first five of what follows),
-`--only files` and `--only adapters` run those cases alone.
+`--only files`, `--only clip` and `--only adapters` run those cases alone.
 
   from timm          timm saves a model, we load and save it, timm loads ours: logits equal, tensors bit-equal
   from transformers  transformers saves a model, we import and save it, timm loads ours (with the epsilon the file
@@ -19,6 +19,8 @@ strict or a difference is above 1e-4, times the largest logit where that is abov
   files              weight files as people have them (interop_files.py): in several files, wrapped, beside other
                      objects, one of several, bare, of other channels, at another size; `vitesse run` says what the
                      library that wrote them says
+  clip               CLIP's image encoder from OpenAI's state dicts, OpenCLIP's, transformers' and timm's (interop_clip.py);
+                     zero-shot scores are transformers'
   adapters           PEFT saves an adapter and loads it again; `vitesse run` with it, by the engine and by the network,
                      and `vitesse run` of what `vitesse merge` makes of it, say the same; what is not implemented is
                      refused, and the refusal names the field
@@ -32,6 +34,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import interop_clip
 import interop_files
 import numpy as np
 import timm
@@ -42,6 +45,11 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import (
     AutoImageProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -152,6 +160,7 @@ def zoo_cases(roundtrip, work):
     for name in [
         "vit_nano_patch4_32", "vit_micro_patch4_32", "deit_micro_patch4_32", "deit_micro_distilled_patch4_32",
         "deit_small_distilled_patch16_224", "vit_tiny_patch16_384", "regnety_004",
+        "vit_nano_patch8_clip_quickgelu_32", "vit_base_patch32_clip_224",
     ]:
         ours = work / f"fresh-{name}"
         roundtrip(name, ours, "--num-classes", "11")
@@ -206,7 +215,7 @@ def preparation_cases(roundtrip, work):
         expected = timm.data.create_transform(**config, is_training=False)(image)
         report(f"preparation: {case}", (expected - found).abs().max().item())
 
-    for name in ["deit_tiny_patch16_224", "vit_tiny_patch16_384", "regnety_004"]:
+    for name in ["deit_tiny_patch16_224", "vit_tiny_patch16_384", "regnety_004", "vit_base_patch32_clip_quickgelu_224"]:
         ours = work / f"prepare-{name}"
         roundtrip(name, ours)
         compare(name, ours, AutoImageProcessor.from_pretrained(ours, backend="pil"))
@@ -224,6 +233,10 @@ def preparation_cases(roundtrip, work):
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48, "image_size": 16,
          "patch_size": 8, "num_labels": 3}
+
+
+SMALL_CLIP = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48, "image_size": 16,
+              "patch_size": 8, "projection_dim": 5}
 
 
 def vit():
@@ -255,9 +268,33 @@ def fc_norm():
     return of_timm(global_pool="avg", class_token=False)
 
 
+def clip():
+    torch.manual_seed(0)
+    return randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL_CLIP)))
+
+
+def clip_alone():
+    torch.manual_seed(0)
+    return randomise(CLIPVisionModel(CLIPVisionConfig(**SMALL_CLIP)))
+
+
+def clip_with_text():
+    torch.manual_seed(0)
+    return randomise(CLIPModel(CLIPConfig(text_config=interop_clip.TEXT, vision_config=SMALL_CLIP, projection_dim=5)))
+
+
+def clip_of_timm():
+    return of_timm("vit_base_patch32_clip_quickgelu_224")
+
+
 def logits(model, x):
+    if hasattr(model, "get_image_features"):
+        y = model.get_image_features(x)
+        return getattr(y, "pooler_output", y)
     y = model(x)
-    return getattr(y, "logits", y)
+    for name in ("logits", "image_embeds", "pooler_output"):
+        y = getattr(y, name, y)
+    return y
 
 
 # Adapters that are read: base, options of PEFT's, and how the folder is written.
@@ -313,6 +350,15 @@ READ = {
     "OLoRA, converted": (
         vit, {"target_modules": ["q_proj", "fc1"], "init_lora_weights": "olora"}, {"convert": True}),
     "half precision": (of_timm, {"target_modules": "all-linear", "bias": "all"}, {"half": torch.bfloat16}),
+    "CLIP's attention": (clip, {"target_modules": ["q_proj", "v_proj"]}, {}),
+    "all-linear of a CLIP": (clip, {"target_modules": "all-linear"}, {}),
+    "CLIP's patches, norms and biases": (
+        clip, {"target_modules": ["patch_embedding", "out_proj"], "bias": "all",
+               "modules_to_save": ["visual_projection", "pre_layrnorm", "post_layernorm"]}, {}),
+    "CLIP's image encoder alone": (clip_alone, {"target_modules": ["k_proj", "fc1", "fc2"], "bias": "lora_only"}, {}),
+    "CLIP with its text encoder": (clip_with_text, {"target_modules": ["q_proj", "v_proj"], "bias": "all"}, {}),
+    "all-linear of timm's CLIP": (clip_of_timm, {"target_modules": "all-linear", "use_rslora": True}, {}),
+    "attention of timm's CLIP": (clip_of_timm, {"target_modules": ["qkv"], "modules_to_save": ["head", "norm_pre"]}, {}),
     "old names": (vit, {"target_modules": "all-linear", "bias": "all"}, {"old_names": True}),
     "old names, pickled": (
         deit, {"target_modules": ["o_proj", "v_proj", "fc2"]}, {"old_names": True, "safe_serialization": False}),
@@ -443,7 +489,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--roundtrip", metavar="PROGRAM", help="the built example `roundtrip`")
     parser.add_argument("--vitesse", metavar="PROGRAM", help="the built program `vitesse`")
-    parser.add_argument("--only", metavar="WORD", choices=["folders", "files", "adapters"], help="run these cases alone")
+    parser.add_argument("--only", metavar="WORD", choices=["folders", "files", "clip", "adapters"], help="run these cases alone")
     args = parser.parse_args()
     manifest = ["cargo", "run", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml")]
     example = [args.roundtrip] if args.roundtrip else [*manifest, "-p", "vitesse-model", "--example", "roundtrip", "--"]
@@ -462,6 +508,8 @@ def main():
                 cases(roundtrip, Path(work))
         if args.only in (None, "files"):
             interop_files.compare(vitesse, randomise, report, Path(work))
+        if args.only in (None, "clip"):
+            interop_clip.compare(vitesse, randomise, report, Path(work))
         if args.only in (None, "adapters"):
             adapter_cases(vitesse, Path(work))
     for failure in failures:

@@ -9,7 +9,7 @@ use vitesse::measure::predict::pictures;
 use vitesse::measure::{self, Labels, Weights};
 use vitesse::model::config::Scores;
 use vitesse::report::{Table, left, right};
-use vitesse::{Class, Classifier, ClassifierOptions, train};
+use vitesse::{Class, Classifier, ClassifierOptions, TextFeatures, train};
 
 use super::Console;
 use super::args::model::{ModelArgs, ReadArgs};
@@ -28,7 +28,8 @@ use super::show::Show;
 #[command(after_help = "\
 Examples:
   vitesse predict --model ./deit_tiny_patch16_224.fb_in1k cat.jpg dog.png
-  vitesse predict --model ./my-run --labels labels.csv --topk 1 --json photos/*.jpg")]
+  vitesse predict --model ./my-run --labels labels.csv --topk 1 --json photos/*.jpg
+  vitesse predict --model ./clip-vit-base-patch32 --text-features classes.safetensors photos")]
 pub(super) struct Args {
     /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
     ///
@@ -46,6 +47,13 @@ pub(super) struct Args {
     /// Names of the classes: a CSV file with the columns class_index and name, or `imagenet` [default: the checkpoint's]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
+    /// What a CLIP's text encoder made of the classes: a safetensors file with `text_features` `[classes, dim]`
+    ///
+    /// A class's probability is then the softmax of `scale · cos(image features, text features)`: the model's head gives features
+    /// and no classes. `logit_scale` in the file, as the model has it, is the logarithm of the scale (without it, that of 100), and
+    /// `labels` in its metadata the names as a JSON list. docs/checkpoints.md has the Python that makes such a file.
+    #[arg(long, value_name = "FILE")]
+    text_features: Option<PathBuf>,
     /// Classes shown for each image
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]
     topk: NonZeroUsize,
@@ -71,6 +79,12 @@ impl Args {
             Some(file) => Some(Labels::read(file)?),
             None => None,
         };
+        let text_features = self
+            .text_features
+            .as_deref()
+            .map(TextFeatures::read)
+            .transpose()?;
+        let zero_shot = text_features.is_some();
         let mut checkpoint = self.load.load(&self.model, &self.read, None, console)?;
         let preprocess = self.preprocess.plan(&mut checkpoint)?;
         let (model, weights) = (checkpoint.spec.architecture.clone(), Weights::of(&checkpoint));
@@ -84,12 +98,18 @@ impl Args {
             preprocess: Some(preprocess),
             decode: self.decode.options(),
             fusion: self.joint.fusion(),
+            text_features,
             backend,
         };
         let mut show = Show::new(console);
         let classifier = Classifier::new(checkpoint, options, &mut show).map_err(hint)?;
         if classifier.labels().is_empty() {
-            console.note("the checkpoint does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`");
+            let who = if zero_shot {
+                "the file of text features"
+            } else {
+                "the checkpoint"
+            };
+            console.note(&format!("{who} does not name its classes, so they are numbers; name them with `--labels FILE`, or `--labels imagenet`"));
         }
         let scores = classifier.scores();
         let files = pictures(&self.files, &mut Show::new(console))?;
@@ -123,7 +143,7 @@ fn hint(error: measure::Error) -> Failure {
     let features = matches!(error, measure::Error::Train(train::Error::NoClasses { .. }));
     let failure = Failure::from(error);
     if features {
-        failure.hint("`vitesse run` writes features to a file")
+        failure.hint("`vitesse run` writes features to a file, and `--text-features FILE` compares them with those of texts")
     } else {
         failure
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vitesse_kernels::{
-    Isa, Left, Linear, Norm, Packed, Panels, Quantized, Real, Weight, linear, linear_add, linear_gelu,
+    Gelu, Isa, Left, Linear, Norm, Packed, Panels, Quantized, Real, Weight, linear, linear_add, linear_gelu,
     quantize,
 };
 
@@ -54,8 +54,8 @@ enum Kind<T: Real> {
 pub(crate) enum Then<'a, U: Real> {
     /// The outputs of these panels become the panels of a matrix from 0 on.
     Store(Range<usize>, &'a mut Panels<U>),
-    /// The exact GELU of all outputs, then a scale and a shift where they are given.
-    Gelu(Option<&'a (Rows, Rows)>, &'a mut Panels<U>),
+    /// The GELU of all outputs, then a scale and a shift where they are given.
+    Gelu(Gelu, Option<&'a (Rows, Rows)>, &'a mut Panels<U>),
     /// All outputs are added to the rows of `x` from `first` on, where `into` is given to these of its channels.
     Add {
         into: Option<&'a [usize]>,
@@ -68,9 +68,9 @@ impl<U: Real> Then<'_, U> {
     fn of<A: Left>(self, isa: Isa, a: &A, rows: Range<usize>, of: Linear<'_, A::Weight>) {
         match self {
             Then::Store(panels, out) => linear(isa, a, rows, of, panels, out),
-            Then::Gelu(after, out) => {
+            Then::Gelu(form, after, out) => {
                 let after = after.map(|(scale, shift)| (&scale[..], &shift[..]));
-                linear_gelu(isa, a, rows, of, after, out);
+                linear_gelu(isa, a, rows, of, (form, after), out);
             }
             Then::Add { into, x, first } => linear_add(isa, a, rows, of, into, x, first),
         }

@@ -10,10 +10,10 @@ fn main() -> Result<(), String> {
     use std::time::Instant;
 
     use rayon::prelude::*;
-    use vitesse_kernels::Isa;
     use vitesse_kernels::train::{
         Attention, Before, Linear, Math, Perceptron, PerceptronWanted, Precision, Wanted, keep_memory,
     };
+    use vitesse_kernels::{Gelu, Isa};
 
     keep_memory();
     let isa = Isa::choose()?;
@@ -63,7 +63,7 @@ fn main() -> Result<(), String> {
             ("norm, qkv", norm, dim, 3 * dim),
             ("proj", Before::Nothing, dim, dim),
             ("norm, fc1", norm, dim, 4 * dim),
-            ("gelu, fc2", Before::Gelu, 4 * dim, dim),
+            ("gelu, fc2", Before::Gelu(Gelu::Exact), 4 * dim, dim),
         ] {
             let (input, weight, bias) = (
                 numbers(rows * inputs),
@@ -146,6 +146,7 @@ fn main() -> Result<(), String> {
                 eps: 1e-6,
                 weight1: &weight1,
                 bias1: &bias1,
+                gelu: Gelu::Exact,
                 weight2: &weight2,
                 bias2: &bias2,
                 factors: None,
@@ -205,7 +206,7 @@ fn main() -> Result<(), String> {
 fn second<'a>(hidden: &'a [f32], weight: &'a [f32], bias: &'a [f32]) -> vitesse_kernels::train::Linear<'a> {
     vitesse_kernels::train::Linear {
         input: hidden,
-        before: vitesse_kernels::train::Before::Gelu,
+        before: vitesse_kernels::train::Before::Gelu(vitesse_kernels::Gelu::Exact),
         weight,
         bias: Some(bias),
         factors: None,

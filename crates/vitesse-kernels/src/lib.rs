@@ -30,6 +30,7 @@ pub mod train;
 pub use attention::{Attention, Between, Bias, Plain, Segment};
 pub use embed::patches;
 pub use isa::Isa;
+pub use math::Gelu;
 pub use norm::{Norm, layer_norm, quantize, scale_shift};
 pub use packed::{Packed, Weight, panels_of};
 pub use panels::{Bf16, Element, Panels};

@@ -25,34 +25,65 @@ pub(crate) fn exp<S: Simd>(x: S::F) -> S::F {
     S::where_less(x, S::splat(LEAST), S::splat(0.0), S::ldexp(p, n))
 }
 
-/// The Gaussian error linear unit `x·Φ(x)`, exact form, within 3e-7·max(1, |x|).
-///
-/// `Φ(x) = 1/2 + x·P(x²)/Q(x²)`: a rational approximation on ±5.2, fitted to the error of the product; beyond, Φ is 0
-/// or 1 to seven digits.
-#[inline(always)]
-pub(crate) fn gelu<S: Simd>(x: S::F) -> S::F {
-    S::mul(x, normal_below::<S>(x))
+/// The two forms of the Gaussian error linear unit, both `x·gate(x)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gelu {
+    /// The gate is the normal distribution, `Φ(x)`.
+    #[default]
+    Exact,
+    /// The gate is the logistic function, `σ(1.702·x)`: CLIP's.
+    Quick,
 }
 
-/// The slope of the GELU, `Φ(x) + x·φ(x)`, within 5e-7.
+/// Of [`Gelu::Quick`].
+const STEEPNESS: f32 = 1.702;
+
+/// The Gaussian error linear unit, within 3e-7·max(1, |x|).
+#[inline(always)]
+pub(crate) fn gelu<S: Simd>(form: Gelu, x: S::F) -> S::F {
+    S::mul(x, gate::<S>(form, x))
+}
+
+/// Its slope, `gate(x) + x·gate'(x)`, within 5e-7.
 #[cfg(feature = "train")]
 #[inline(always)]
-pub(crate) fn gelu_slope<S: Simd>(x: S::F) -> S::F {
-    gelu_and_slope::<S>(x)[1]
+pub(crate) fn gelu_slope<S: Simd>(form: Gelu, x: S::F) -> S::F {
+    gelu_and_slope::<S>(form, x)[1]
 }
 
 /// [`gelu`] and [`gelu_slope`], which share most of their work.
 #[cfg(feature = "train")]
 #[inline(always)]
-pub(crate) fn gelu_and_slope<S: Simd>(x: S::F) -> [S::F; 2] {
+pub(crate) fn gelu_and_slope<S: Simd>(form: Gelu, x: S::F) -> [S::F; 2] {
     const ROOT: f32 = 0.398_942_3;
-    let below = normal_below::<S>(x);
-    let density = exp::<S>(S::mul(S::mul(x, x), S::splat(-0.5)));
-    let slope = S::mul_add(S::mul(x, S::splat(ROOT)), density, below);
-    [S::mul(x, below), slope]
+    let gate = gate::<S>(form, x);
+    // The gate's slope is `factor · density`.
+    let (factor, density) = match form {
+        Gelu::Exact => (ROOT, exp::<S>(S::mul(S::mul(x, x), S::splat(-0.5)))),
+        Gelu::Quick => (STEEPNESS, S::mul(gate, S::sub(S::splat(1.0), gate))),
+    };
+    let slope = S::mul_add(S::mul(x, S::splat(factor)), density, gate);
+    [S::mul(x, gate), slope]
 }
 
-/// The normal distribution `Φ(x)`.
+#[inline(always)]
+fn gate<S: Simd>(form: Gelu, x: S::F) -> S::F {
+    match form {
+        Gelu::Exact => normal_below::<S>(x),
+        Gelu::Quick => logistic::<S>(S::mul(x, S::splat(STEEPNESS))),
+    }
+}
+
+/// The logistic function `σ(x) = 1 / (1 + e^−x)`.
+#[inline(always)]
+fn logistic<S: Simd>(x: S::F) -> S::F {
+    // The reciprocal wants a number of moderate size. In this order of operands what is not a number stays so.
+    let power = exp::<S>(S::min(S::splat(80.0), S::mul(x, S::splat(-1.0))));
+    S::recip(S::add(S::splat(1.0), power))
+}
+
+/// The normal distribution `Φ(x) = 1/2 + x·P(x²)/Q(x²)`: a rational approximation on ±5.2, fitted to the error of `x·Φ(x)`; beyond,
+/// Φ is 0 or 1 to seven digits.
 #[inline(always)]
 fn normal_below<S: Simd>(x: S::F) -> S::F {
     const BOUND: f32 = 5.2;
@@ -99,13 +130,13 @@ mod tests {
         }
     }
 
-    struct Gelu<'a>(&'a mut [f32]);
-    impl Kernel for Gelu<'_> {
+    struct Activate<'a>(Gelu, &'a mut [f32]);
+    impl Kernel for Activate<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            for x in self.0.chunks_exact_mut(S::LANES) {
-                let y = gelu::<S>(S::load(x));
+            for x in self.1.chunks_exact_mut(S::LANES) {
+                let y = gelu::<S>(self.0, S::load(x));
                 S::store(y, x);
             }
         }
@@ -181,7 +212,10 @@ mod tests {
                 .flat_map(|x| [x, -x]),
         );
         for isa in supported() {
-            for (&x, y) in xs.iter().zip(values(|isa, x| isa.run(Gelu(x)), isa, &xs)) {
+            for (&x, y) in xs
+                .iter()
+                .zip(values(|isa, x| isa.run(Activate(Gelu::Exact, x)), isa, &xs))
+            {
                 let z = f64::from(x);
                 let expected = 0.5 * z * (1.0 + libm::erf(z * std::f64::consts::FRAC_1_SQRT_2));
                 let error = (f64::from(y) - expected).abs();
@@ -190,7 +224,35 @@ mod tests {
                     "{isa}: gelu({x}) = {y}, {error:e} from {expected}"
                 );
             }
-            let y = values(|isa, x| isa.run(Gelu(x)), isa, &[f32::NAN, f32::INFINITY, 0.0]);
+            let y = values(
+                |isa, x| isa.run(Activate(Gelu::Exact, x)),
+                isa,
+                &[f32::NAN, f32::INFINITY, 0.0],
+            );
+            assert!(
+                y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 0.0,
+                "{isa} {y:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn quick_gelu_is_within_its_error() {
+        let mut xs = sweep(-60.0, 60.0, 300_000);
+        xs.extend(sweep(-1e-3, 1e-3, 10_000));
+        xs.extend([1e30, f32::MAX, 1e-40].into_iter().flat_map(|x| [x, -x]));
+        let quick = |isa: Isa, x: &mut [f32]| isa.run(Activate(Gelu::Quick, x));
+        for isa in supported() {
+            for (&x, y) in xs.iter().zip(values(quick, isa, &xs)) {
+                let z = f64::from(x);
+                let expected = z / (1.0 + libm::exp(-1.702 * z));
+                let error = (f64::from(y) - expected).abs();
+                assert!(
+                    error <= 3e-7 * z.abs().max(1.0),
+                    "{isa}: quick gelu({x}) = {y}, {error:e} from {expected}"
+                );
+            }
+            let y = values(quick, isa, &[f32::NAN, f32::INFINITY, 0.0]);
             assert!(
                 y[0].is_nan() && y[1] == f32::INFINITY && y[2] == 0.0,
                 "{isa} {y:?}"

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::isa::{Isa, Kernel};
-use crate::math::gelu;
+use crate::math::{Gelu, gelu};
 use crate::packed::{Packed, Weight};
 use crate::panels::{Element, Panels};
 use crate::real::Real;
@@ -349,7 +349,7 @@ pub fn linear<A: Left, U: Real>(
 /// A scale and a shift for each output, in panels.
 type ScaleShift<'a> = (&'a [[f32; 32]], &'a [[f32; 32]]);
 
-/// `out[row] = gelu(a[row]·W·scale + bias)`, then times `after.0` plus `after.1` where that is given.
+/// `out[row] = gelu(a[row]·W·scale + bias)` in this form, then times `after.0` plus `after.1` where that is given.
 ///
 /// # Panics
 /// Where shapes do not fit.
@@ -358,20 +358,21 @@ pub fn linear_gelu<A: Left, U: Real>(
     a: &A,
     rows: Range<usize>,
     of: Linear<'_, A::Weight>,
-    after: Option<ScaleShift<'_>>,
+    (form, after): (Gelu, Option<ScaleShift<'_>>),
     out: &mut Panels<U>,
 ) {
-    struct Gelu<'a, W: Element, U: Real> {
+    struct Activated<'a, W: Element, U: Real> {
         of: Linear<'a, W>,
+        form: Gelu,
         after: Option<ScaleShift<'a>>,
         out: &'a mut Panels<U>,
     }
-    impl<W: Element, U: Real> Finish for Gelu<'_, W, U> {
+    impl<W: Element, U: Real> Finish for Activated<'_, W, U> {
         #[inline(always)]
         fn row<S: Simd>(&mut self, panel: usize, row: usize, _first: bool, sums: &[f32; 32]) {
             let to = self.out.panel_mut(panel)[row].as_mut();
             for at in (0..32).step_by(S::LANES) {
-                let mut x = gelu::<S>(self.of.affine::<S>(panel, sums, at));
+                let mut x = gelu::<S>(self.form, self.of.affine::<S>(panel, sums, at));
                 if let Some((scale, shift)) = self.after {
                     x = S::mul_add(x, S::load(&scale[panel][at..]), S::load(&shift[panel][at..]));
                 }
@@ -388,7 +389,7 @@ pub fn linear_gelu<A: Left, U: Real>(
         rows,
         of: of.weights,
         panels,
-        finish: Gelu { of, after, out },
+        finish: Activated { of, form, after, out },
     });
 }
 

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use common::*;
 use vitesse_kernels::{
-    Bf16, Isa, Left, Linear, Packed, Panels, Quantized, Weight, linear, linear_add, linear_gelu, panels_of,
-    quantize,
+    Bf16, Gelu, Isa, Left, Linear, Packed, Panels, Quantized, Weight, linear, linear_add, linear_gelu,
+    panels_of, quantize,
 };
 use vitesse_rng::Rng;
 
@@ -265,12 +265,18 @@ impl Reference {
             row_of(&after_shift, &case.columns),
         );
         let mut out = filled(count, panels, 77.0);
-        for after in [None, Some((&scale[..], &shift[..]))] {
-            linear_gelu(isa, a, case.rows.clone(), of, after, &mut out);
+        let folded = Some((&scale[..], &shift[..]));
+        for (form, after) in [
+            (Gelu::Exact, None),
+            (Gelu::Exact, folded),
+            (Gelu::Quick, None),
+            (Gelu::Quick, folded),
+        ] {
+            linear_gelu(isa, a, case.rows.clone(), of, (form, after), &mut out);
             for row in 0..count {
                 for (n, &(panel, lane)) in places.iter().enumerate() {
                     let (x, error) = sums.affine(case, case.rows.start + row, n);
-                    let (mut value, mut error) = (gelu(x), 1.13 * error + 3e-7 * x.abs().max(1.0));
+                    let (mut value, mut error) = (of_form(form, x), 1.13 * error + 3e-7 * x.abs().max(1.0));
                     if after.is_some() {
                         let scale = f64::from(after_scale[n]);
                         value = value * scale + f64::from(after_shift[n]);
@@ -326,6 +332,14 @@ fn filled(rows: usize, panels: usize, value: f32) -> Panels<f32> {
         (0..panels * 32).for_each(|at| out.set(row, at, value));
     }
     out
+}
+
+/// A GELU of either form.
+fn of_form(form: Gelu, x: f64) -> f64 {
+    match form {
+        Gelu::Exact => gelu(x),
+        Gelu::Quick => x / (1.0 + libm::exp(-1.702 * x)),
+    }
 }
 
 #[test]
@@ -423,10 +437,17 @@ fn nothing_times_something_is_the_bias() {
         let before = bits(&out);
         linear(isa, &a, 3..3, of(&w, &[[0.0; 32]]), 0..1, &mut out);
         linear(isa, &a, 0..10, of(&w, &[[0.0; 32]]), 1..1, &mut out);
-        linear_gelu(isa, &a, 10..10, of(&w, &[[0.0; 32]]), None, &mut out);
+        linear_gelu(
+            isa,
+            &a,
+            10..10,
+            of(&w, &[[0.0; 32]]),
+            (Gelu::Exact, None),
+            &mut out,
+        );
         linear_add(isa, &a, 0..0, of(&w, &[[0.0; 32]]), None, &mut out, 20);
         let none = f32::pack(&|_| &[1.0; 10], &[], &plain(10));
-        linear_gelu(isa, &a, 0..10, of(&none, &[]), None, &mut out);
+        linear_gelu(isa, &a, 0..10, of(&none, &[]), (Gelu::Exact, None), &mut out);
         linear_add(isa, &a, 0..10, of(&none, &[]), Some(&[]), &mut out, 0);
         assert_eq!(before, bits(&out), "{isa}");
     }
@@ -566,7 +587,7 @@ impl Contained<'_> {
         let mut out = Panels::<f32>::zeros(case.all, panels);
         linear(isa, a, 0..case.all, of, 0..panels, &mut out);
         let mut activated = Panels::<Bf16>::zeros(case.all, panels);
-        linear_gelu(isa, a, 0..case.all, of, None, &mut activated);
+        linear_gelu(isa, a, 0..case.all, of, (Gelu::Exact, None), &mut activated);
         for row in 0..case.all {
             for (n, (panel, lane)) in places(&case.columns).into_iter().enumerate() {
                 let (value, error) = sums.affine(self.clean, row, n);
@@ -670,13 +691,20 @@ fn shapes_that_do_not_fit_are_refused() {
             );
         });
         try_to("gelu: inputs", &|out| {
-            linear_gelu(isa, &with(1), 0..4, of, None, out);
+            linear_gelu(isa, &with(1), 0..4, of, (Gelu::Exact, None), out);
         });
         try_to("gelu: short op", &|out| {
-            linear_gelu(isa, &a, 0..4, of, Some((&bias, short)), out);
+            linear_gelu(isa, &a, 0..4, of, (Gelu::Exact, Some((&bias, short))), out);
         });
         try_to("gelu: rows", &|_| {
-            linear_gelu(isa, &a, 0..4, of, None, &mut Panels::<f32>::zeros(3, 2));
+            linear_gelu(
+                isa,
+                &a,
+                0..4,
+                of,
+                (Gelu::Exact, None),
+                &mut Panels::<f32>::zeros(3, 2),
+            );
         });
         try_to("add: rows past the last", &|out| {
             linear_add(isa, &a, 0..4, of, None, out, 1);

@@ -172,6 +172,27 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A file of text features that cannot be used.
+    #[error("`{path}` cannot be used: {reason}", path = .path.display())]
+    TextFeatures {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// Text features of another width than the features of images.
+    #[error(
+        "the text features are {texts} wide, and the image features of `{architecture}` {images}; take those of the text encoder \
+         that belongs to this model"
+    )]
+    TextWidth {
+        /// The model.
+        architecture: String,
+        /// Numbers of a text.
+        texts: usize,
+        /// Numbers of an image.
+        images: usize,
+    },
     /// A file without the tensor that is read from it.
     #[error("`{path}` has no tensor `{name}` {expected}; it has {found}", path = .path.display())]
     NoTensor {
@@ -303,6 +324,7 @@ impl Error {
             }
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
+            Error::TextFeatures { .. } | Error::TextWidth { .. } => "E_TEXT_FEATURES",
             Error::NoTensor { .. } => "E_TENSOR_MISSING",
             Error::TensorType { .. } => "E_TENSOR_TYPE",
             Error::TensorShape { .. } => "E_TENSOR_SHAPE",

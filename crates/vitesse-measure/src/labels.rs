@@ -14,6 +14,15 @@ pub struct Labels {
     names: BTreeMap<usize, String>,
 }
 
+/// Of the classes from 0 on.
+impl From<Vec<String>> for Labels {
+    fn from(names: Vec<String>) -> Labels {
+        Labels {
+            names: names.into_iter().enumerate().collect(),
+        }
+    }
+}
+
 impl Labels {
     /// Those that stand in a checkpoint. Where names are codes, such as synsets, their descriptions are taken.
     pub fn of(checkpoint: &Checkpoint) -> Labels {

@@ -3,7 +3,7 @@
 //! | idea | module |
 //! | --- | --- |
 //! | the machine: what it is, what it can | [`machine`] |
-//! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`] |
+//! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`], by likeness to texts too, [`TextFeatures`] |
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`] |
@@ -40,6 +40,7 @@ pub mod timing;
 pub mod transform;
 #[cfg(feature = "train")]
 pub mod trial;
+mod zero_shot;
 
 pub use error::{Error, Result};
 #[cfg(feature = "train")]
@@ -48,3 +49,4 @@ pub use events::{Events, Progress};
 pub use labels::Labels;
 pub use origin::{Weights, origin, refuse_what_is_no_name};
 pub use predict::{Class, Classifier, ClassifierOptions, Picture};
+pub use zero_shot::TextFeatures;

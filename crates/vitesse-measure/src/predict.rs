@@ -12,11 +12,10 @@ use vitesse_data::{
 use vitesse_engine::Precision;
 use vitesse_model::config::Scores;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
-use vitesse_train::evaluate::Classify;
 
 use crate::classify::{Backend, Runner};
 use crate::error::check;
-use crate::{Error, Events, Labels, Progress, Result};
+use crate::{Error, Events, Labels, Progress, Result, TextFeatures};
 
 /// A model that says what it sees in pictures: from a file to labelled scores.
 ///
@@ -43,6 +42,9 @@ pub struct Classifier {
     batch_size: usize,
     decode: DecodeOptions,
     fusion: Fusion,
+    texts: Option<TextFeatures>,
+    /// Numbers that the model gives for a picture: logits of its classes, or features.
+    width: usize,
 }
 
 /// How a [`Classifier`] works. The defaults are those of `vitesse predict`.
@@ -64,6 +66,9 @@ pub struct ClassifierOptions {
     pub decode: DecodeOptions,
     /// How the two heads of a distilled model answer together. Default: the mean of their logits, as published.
     pub fusion: Fusion,
+    /// What the classes look like in words: the model's head, or its features without one, is then no classifier, and a class's
+    /// score comes from the likeness of picture and text. By default the model classifies by itself.
+    pub text_features: Option<TextFeatures>,
     /// What computes; if `None` the engine, and the network that training uses for models that it does not run.
     pub backend: Option<Backend>,
 }
@@ -79,6 +84,7 @@ impl Default for ClassifierOptions {
             preprocess: None,
             decode: DecodeOptions::default(),
             fusion: Fusion::default(),
+            text_features: None,
             backend: None,
         }
     }
@@ -251,7 +257,7 @@ impl Classifier {
     /// The model of a checkpoint that is loaded already. What is taken for granted is told to `events`.
     ///
     /// # Errors
-    /// A model without classes, or that cannot be run so; images that cannot be prepared for it, or are for another size;
+    /// A model without classes, unless there are text features, or that cannot be run so; [`Error::TextWidth`]; images that cannot be prepared for it, or are for another size;
     /// [`Error::JointSoftmax`]; no more threads.
     pub fn new(
         mut checkpoint: Checkpoint,
@@ -266,9 +272,24 @@ impl Classifier {
             }
         };
         let spec = &checkpoint.spec;
-        if spec.num_classes == 0 {
-            let architecture = spec.architecture.clone();
-            return Err(vitesse_train::Error::NoClasses { architecture }.into());
+        let architecture = spec.architecture.clone();
+        let width = match spec.num_classes {
+            0 => spec.num_features(),
+            classes => classes,
+        };
+        let texts = options.text_features;
+        match &texts {
+            Some(texts) if texts.dim() != width => {
+                return Err(Error::TextWidth {
+                    architecture,
+                    texts: texts.dim(),
+                    images: width,
+                });
+            }
+            None if spec.num_classes == 0 => {
+                return Err(vitesse_train::Error::NoClasses { architecture }.into());
+            }
+            _ => {}
         }
         if preprocess.input_size != spec.input_size() {
             return Err(Error::Train(vitesse_train::Error::InputSize {
@@ -277,27 +298,36 @@ impl Classifier {
                 found: preprocess.input_size,
             }));
         }
-        let scores = checkpoint.config.scores(spec.num_classes);
-        if scores != Scores::Softmax && options.fusion == Fusion::SoftmaxMean {
-            return Err(Error::JointSoftmax {
-                architecture: spec.architecture.clone(),
-            });
+        let (scores, fusion) = match &texts {
+            // Features of an image are no logits, so that nothing is asked of a second head.
+            Some(_) => (Scores::Softmax, Fusion::default()),
+            None => (checkpoint.config.scores(width), options.fusion),
+        };
+        if scores != Scores::Softmax && fusion == Fusion::SoftmaxMean {
+            return Err(Error::JointSoftmax { architecture });
         }
         let engine = vitesse_engine::Options {
             threads: options.threads,
             precision: options.precision,
             isa: None,
         };
+        let labels = match (options.labels, &texts) {
+            (Some(labels), _) => labels,
+            (None, Some(texts)) => texts.labels().clone(),
+            (None, None) => Labels::of(&checkpoint),
+        };
         Ok(Classifier {
             runner: Runner::new(&checkpoint, options.backend, engine, events)?,
             pool: pool(options.threads)?,
             preprocess,
-            labels: options.labels.unwrap_or_else(|| Labels::of(&checkpoint)),
+            labels,
             scores,
             topk: options.topk,
             batch_size: options.batch_size.max(1),
             decode: options.decode,
-            fusion: options.fusion,
+            fusion,
+            texts,
+            width,
         })
     }
 
@@ -372,9 +402,11 @@ impl Classifier {
         let mut rows = Vec::new();
         if readable > 0 {
             let heads = self.runner.heads(&images, [readable, channels, height, width])?;
-            let classes = self.runner.spec().num_classes;
-            let scores = heads.joint(self.fusion, classes);
-            rows.extend(scores.chunks_exact(classes).map(|row| self.best(row)));
+            let scores = heads.joint(self.fusion, self.width);
+            rows.extend(scores.chunks_exact(self.width).map(|row| match &self.texts {
+                Some(texts) => self.best(&texts.logits(row)),
+                None => self.best(row),
+            }));
         }
         let mut rows = rows.into_iter();
         let found = prepared

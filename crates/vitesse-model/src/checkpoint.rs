@@ -22,7 +22,7 @@ use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{self, Heads, Imported, bare, hf, minivit, pruned, sliced};
+use crate::import::{self, Heads, Imported, bare, hf, minivit, openai, pruned, sliced};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::{may_create, may_replace};
@@ -125,7 +125,10 @@ impl Checkpoint {
         let (weights, choice) = weights::choose(path)?;
         let read = weights::read(&weights, options.key.as_deref())?;
         let config = weights.with_file_name(CONFIG_FILE);
-        let described = config.is_file() && (path.is_dir() || options.architecture.is_none());
+        // A folder of transformers' or timm's may hold OpenCLIP's file too, which its `config.json` does not describe.
+        let described = config.is_file()
+            && (path.is_dir() || options.architecture.is_none())
+            && !openai::is(&read.tensors);
         let architecture = options.architecture.as_deref();
         let imported = if let Some(description) = &read.description {
             refuse_heads(options, &weights)?;

@@ -11,7 +11,7 @@
 //! **Cost.** Every token of `n` passes all blocks, and attention grows with `(1 + n + N)²`.
 //!
 //! **Deviations.** The prompts stand after all prefix tokens (class, distillation, registers), and the mean of a model that
-//! pools leaves them out.
+//! pools leaves them out. Of a CLIP they stand behind the norm before the blocks, with what enters the first block.
 
 use vitesse_model::ops::{OpKind, Prompts};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};

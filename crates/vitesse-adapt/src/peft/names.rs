@@ -8,7 +8,7 @@ use vitesse_model::{ModelSpec, Site, Sites, Target, transformers_target, transfo
 const AROUND: [&str; 3] = ["_orig_mod", "module", "timm_model"];
 
 /// Where transformers' names of a ViT may begin, behind the names of modules around it.
-const INSIDE: [&str; 3] = ["vit.", "deit.", "encoder.layer."];
+const INSIDE: [&str; 4] = ["vit.", "deit.", "encoder.layer.", "vision_model."];
 
 /// A projection, or the part of a fused one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vitesse_kernels::{Panels, Real, panels_of};
-use vitesse_model::ops::Activation;
 use vitesse_model::site::Site;
 use vitesse_model::spec::{AttentionSpec, MlpSpec};
 
@@ -15,7 +14,7 @@ use crate::Result;
 use crate::member::Operand;
 use crate::profile::Stage;
 use crate::steps::{
-    Add, Attend, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Prompts, Queries,
+    Add, Attend, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Prompts, Queries, gelu,
 };
 use crate::weights::{Outputs, rows};
 
@@ -123,11 +122,10 @@ impl<T: Real> Compiler<'_, T> {
         let bias = self.bias(&self.name(Site::Fc1, layer)?)?;
         let outputs = Outputs::new(&hidden, &scale, |n| bias(n) * scale(n) + shift(n));
         let activation = self.sites.activation(layer);
-        // Only the exact GELU is fused to the product with what follows it.
-        let after = if activation == Activation::Gelu {
-            self.fold(Site::MlpHidden, at)?
-        } else {
-            None
+        // Only a GELU is fused to the product with what follows it.
+        let after = match gelu(activation) {
+            Some(_) => self.fold(Site::MlpHidden, at)?,
+            None => None,
         };
         let after = after.map(|op| {
             let (scale, shift) = folded(Some(&op));

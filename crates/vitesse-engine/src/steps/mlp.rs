@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vitesse_kernels::Real;
 use vitesse_model::ops::Activation;
 
-use super::ops::activate;
+use super::ops::{activate, gelu};
 use super::parts;
 use crate::member::{Member, Operand};
 use crate::plan::{Counts, Placed, Step};
@@ -47,7 +47,7 @@ impl<T: Real> Step<T> for ByRows<T> {
 pub(crate) struct Hidden<T: Real> {
     pub(crate) product: Product<T>,
     pub(crate) activation: Activation,
-    /// What follows the exact GELU.
+    /// What follows a GELU.
     pub(crate) after: Option<(Rows, Rows)>,
 }
 
@@ -57,10 +57,9 @@ impl<T: Real> Step<T> for Hidden<T> {
         product.prepare(run.isa, &mut on.input, &mut on.operands);
         let (rows, panels) = (on.input.rows(), product.panels());
         on.hidden.reshape(rows, panels);
-        let then = if self.activation == Activation::Gelu {
-            Then::Gelu(self.after.as_ref(), &mut on.hidden)
-        } else {
-            Then::Store(0..panels, &mut on.hidden)
+        let then = match gelu(self.activation) {
+            Some(form) => Then::Gelu(form, self.after.as_ref(), &mut on.hidden),
+            None => Then::Store(0..panels, &mut on.hidden),
         };
         product.multiply(run.isa, &on.input, &on.operands, 0..rows, then);
         activate(self.activation, &mut on.hidden);

@@ -14,7 +14,7 @@ pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries};
 pub(crate) use embed::Embed;
 pub(crate) use head::{Heads, Mean};
 pub(crate) use mlp::{Add, ByRows, Hidden};
-pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops};
+pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
 pub(crate) use regroup::Regroup;
 pub(crate) use stream::{Hold, Norm, NormStream, Prompts, ScaleShift};
 

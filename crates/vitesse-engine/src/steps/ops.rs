@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use vitesse_kernels::{Isa, Panels, Real, layer_norm, scale_shift};
+use vitesse_kernels::{Gelu, Isa, Panels, Real, layer_norm, scale_shift};
 use vitesse_model::Site;
 use vitesse_model::ops::Activation;
 
@@ -146,10 +146,9 @@ impl<T: Real> Narrow<T> {
             None => cast(source, at, &mut room.operand),
         }
         room.hidden.reshape(rows, self.down.panels());
-        let then = if self.activation == Activation::Gelu {
-            Then::Gelu(None, &mut room.hidden)
-        } else {
-            Then::Store(0..self.down.panels(), &mut room.hidden)
+        let then = match gelu(self.activation) {
+            Some(form) => Then::Gelu(form, None, &mut room.hidden),
+            None => Then::Store(0..self.down.panels(), &mut room.hidden),
         };
         self.down.prepare(isa, &mut room.operand, operands);
         self.down.multiply(isa, &room.operand, operands, 0..rows, then);
@@ -188,11 +187,19 @@ fn widen<T: Real>(from: &Panels<T>, to: &mut Panels<f32>) {
     }
 }
 
-/// All but the exact GELU, which is fused to the product.
+/// The form of an activation that is fused to the product.
+pub(crate) fn gelu(activation: Activation) -> Option<Gelu> {
+    match activation {
+        Activation::Gelu => Some(Gelu::Exact),
+        Activation::QuickGelu => Some(Gelu::Quick),
+        Activation::None | Activation::Relu => None,
+    }
+}
+
+/// The activations that are not fused to the product.
 pub(super) fn activate<T: Real>(activation: Activation, x: &mut Panels<T>) {
     let f: fn(f32) -> f32 = match activation {
-        Activation::None | Activation::Gelu => return,
-        Activation::QuickGelu => |x| x / (1.0 + (-1.702 * x).exp()),
+        Activation::None | Activation::Gelu | Activation::QuickGelu => return,
         // Not `f32::max`, which overlooks NaN.
         Activation::Relu => |x| if x < 0.0 { 0.0 } else { x },
     };

@@ -10,7 +10,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::norm::row_stats;
-use crate::math::gelu;
+use crate::math::{self, gelu};
 use crate::panels::{Bf16, Buffer};
 use crate::simd::Simd;
 use crate::tile::{AHEAD, Operands, Scratch};
@@ -57,7 +57,7 @@ pub(super) enum Change<'a> {
         stats: &'a [[f32; 2]],
         first: usize,
     },
-    Gelu,
+    Gelu(math::Gelu),
 }
 
 /// A matrix in memory, row by row.
@@ -103,7 +103,7 @@ impl<'a> Matrix<'a> {
             Change::Norm { gain, shift, .. } => {
                 assert!(gain.len() == self.columns && shift.len() == self.columns);
             }
-            Change::Nothing | Change::Gelu => {}
+            Change::Nothing | Change::Gelu(_) => {}
         }
         Matrix { change, ..self }
     }
@@ -199,9 +199,9 @@ impl<'a> Matrix<'a> {
                     );
                 }
             }
-            Change::Gelu => {
+            Change::Gelu(form) => {
                 for at in (0..SIDE).step_by(S::LANES) {
-                    S::store(gelu::<S>(S::load(&from[at..])), &mut to[at..]);
+                    S::store(gelu::<S>(form, S::load(&from[at..])), &mut to[at..]);
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::over_rows::over_rows;
 use super::product::{Finish, Operand, Plain, column_sums, product, sum_parts};
 use crate::Isa;
 use crate::isa::Kernel;
-use crate::math::{gelu as gelu_of, gelu_slope};
+use crate::math::{Gelu, gelu as gelu_of, gelu_slope};
 use crate::simd::Simd;
 
 /// What happens to the input of a linear map first.
@@ -26,8 +26,8 @@ pub enum Before<'a> {
         /// What is added to the variance.
         eps: f32,
     },
-    /// The Gaussian error linear unit, exact form.
-    Gelu,
+    /// The Gaussian error linear unit.
+    Gelu(Gelu),
 }
 
 /// `y = residual + factor[sample] · (before(x) · Wᵀ + b)`
@@ -121,7 +121,7 @@ impl Linear<'_> {
                 stats: &[],
                 first: 0,
             },
-            Before::Gelu => Change::Gelu,
+            Before::Gelu(form) => Change::Gelu(form),
         };
         Matrix::new(self.input, self.inputs).with(change)
     }
@@ -173,8 +173,9 @@ impl Linear<'_> {
             Before::Nothing if wanted.input => {
                 gradients.input = Some(product(math, out, weight, &Plain).0);
             }
-            Before::Gelu if wanted.input => {
+            Before::Gelu(form) if wanted.input => {
                 let finish = Slope {
+                    form,
                     input: self.input,
                     inputs: self.inputs,
                 };
@@ -234,6 +235,7 @@ impl Finish for Forward<'_> {
 
 /// Times the slope of the GELU at the input.
 struct Slope<'a> {
+    form: Gelu,
     input: &'a [f32],
     inputs: usize,
 }
@@ -245,7 +247,7 @@ impl Finish for Slope<'_> {
         let start = row * self.inputs + column;
         let input = padded(&self.input[..start + width], start, &mut room);
         for at in (0..SIDE).step_by(S::LANES) {
-            let slope = gelu_slope::<S>(S::load(&input[at..]));
+            let slope = gelu_slope::<S>(self.form, S::load(&input[at..]));
             S::store(S::mul(S::load(&sums[at..]), slope), &mut sums[at..]);
         }
     }
@@ -255,17 +257,18 @@ impl Finish for Slope<'_> {
 const CHUNK: usize = 1 << 14;
 
 /// The Gaussian error linear unit of each number.
-pub fn gelu(isa: Isa, x: &[f32]) -> Vec<f32> {
-    struct Job<'a>(&'a mut [f32]);
+pub fn gelu(isa: Isa, form: Gelu, x: &[f32]) -> Vec<f32> {
+    struct Job<'a>(Gelu, &'a mut [f32]);
     impl Kernel for Job<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            each::<S>(self.0, &[], |x, _| gelu_of::<S>(x));
+            let form = self.0;
+            each::<S>(self.1, &[], |x, _| gelu_of::<S>(form, x));
         }
     }
     let mut out = x.to_vec();
-    out.par_chunks_mut(CHUNK).for_each(|out| isa.run(Job(out)));
+    out.par_chunks_mut(CHUNK).for_each(|out| isa.run(Job(form, out)));
     out
 }
 
@@ -273,20 +276,21 @@ pub fn gelu(isa: Isa, x: &[f32]) -> Vec<f32> {
 ///
 /// # Panics
 /// Where it has not.
-pub fn gelu_backward(isa: Isa, x: &[f32], grad: &[f32]) -> Vec<f32> {
-    struct Job<'a>(&'a mut [f32], &'a [f32]);
+pub fn gelu_backward(isa: Isa, form: Gelu, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    struct Job<'a>(Gelu, &'a mut [f32], &'a [f32]);
     impl Kernel for Job<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self) {
-            each::<S>(self.0, self.1, |x, grad| S::mul(gelu_slope::<S>(x), grad));
+            let form = self.0;
+            each::<S>(self.1, self.2, |x, grad| S::mul(gelu_slope::<S>(form, x), grad));
         }
     }
     assert!(x.len() == grad.len());
     let mut out = x.to_vec();
     out.par_chunks_mut(CHUNK)
         .zip(grad.par_chunks(CHUNK))
-        .for_each(|(out, grad)| isa.run(Job(out, grad)));
+        .for_each(|(out, grad)| isa.run(Job(form, out, grad)));
     out
 }
 

@@ -28,7 +28,7 @@ use super::product::{
 use super::{Math, Precision};
 use crate::Isa;
 use crate::isa::Kernel;
-use crate::math::{gelu, gelu_and_slope};
+use crate::math::{Gelu, gelu, gelu_and_slope};
 use crate::simd::Simd;
 
 /// `y = x + factor[sample] · (gelu(norm(x) · W1ᵀ + b1) · W2ᵀ + b2)`
@@ -46,6 +46,8 @@ pub struct Perceptron<'a> {
     pub weight1: &'a [f32],
     /// `[hidden]`
     pub bias1: &'a [f32],
+    /// The form of the GELU.
+    pub gelu: Gelu,
     /// `[dim, hidden]`
     pub weight2: &'a [f32],
     /// `[dim]`
@@ -351,7 +353,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                     for row in &mut block.0[..count] {
                         for at in (0..SIDE).step_by(S::LANES) {
                             let h = S::add(S::load(&row[at..]), S::load(&bias[at..]));
-                            S::store(gelu::<S>(h), &mut row[at..]);
+                            S::store(gelu::<S>(self.of.gelu, h), &mut row[at..]);
                         }
                     }
                     S::awake();
@@ -542,7 +544,7 @@ impl<K: Kind> Backward<'_, K> {
                         K::tile::<S>(&packed.grad[left], second, wide, size, next, &mut d.0);
                     }
                     let of_bias = &mut self.sums.bias1[panel * SIDE..][..SIDE];
-                    slopes::<S>(&mut h, &mut d, count, bias, of_bias);
+                    slopes::<S>(self.of.gelu, [&mut h, &mut d], count, bias, of_bias);
                     S::awake();
                     let at = tile * K::PACKED..(tile + 1) * K::PACKED;
                     if self.wanted.weight2 {
@@ -616,12 +618,12 @@ impl<K: Kind> Backward<'_, K> {
 /// From products in `h` and `d` of which the first lacks its bias: `gelu(h)` in `h`, `d ∘ gelu'(h)` in `d`, and the sums of
 /// the latter's columns added to `sums`. Rows from `rows` on become zeros.
 #[inline(always)]
-fn slopes<S: Simd>(h: &mut Block, d: &mut Block, rows: usize, bias: &[f32], sums: &mut [f32]) {
+fn slopes<S: Simd>(form: Gelu, [h, d]: [&mut Block; 2], rows: usize, bias: &[f32], sums: &mut [f32]) {
     for at in (0..SIDE).step_by(S::LANES) {
         let bias = S::load(&bias[at..]);
         let mut sum = S::load(&sums[at..]);
         for (h, d) in h.0[..rows].iter_mut().zip(&mut d.0[..rows]) {
-            let [active, slope] = gelu_and_slope::<S>(S::add(S::load(&h[at..]), bias));
+            let [active, slope] = gelu_and_slope::<S>(form, S::add(S::load(&h[at..]), bias));
             let slope = S::mul(S::load(&d[at..]), slope);
             sum = S::add(sum, slope);
             S::store(active, &mut h[at..]);

@@ -4,6 +4,7 @@
 use super::{
     Attention, Before, Linear, LinearGradients, NormGradients, Perceptron, PerceptronGradients, Wanted,
 };
+use crate::Gelu;
 
 /// As [`Linear::forward`].
 pub fn linear(map: &Linear<'_>, residual: Option<&[f32]>) -> Vec<f32> {
@@ -65,7 +66,7 @@ pub fn linear_backward(map: &Linear<'_>, grad: &[f32], wanted: Wanted) -> Linear
     }
     match map.before {
         Before::Nothing => found.input = wanted.input.then_some(through),
-        Before::Gelu => found.input = wanted.input.then(|| gelu_backward(map.input, &through)),
+        Before::Gelu(form) => found.input = wanted.input.then(|| gelu_backward(form, map.input, &through)),
         Before::Norm { gain, eps, .. } => {
             let wanted = [wanted.input, wanted.gain, wanted.shift];
             let norm = layer_norm_backward(map.input, gain, eps, &through, wanted);
@@ -80,7 +81,7 @@ fn prepared(map: &Linear<'_>) -> Vec<f32> {
     match map.before {
         Before::Nothing => map.input.to_vec(),
         Before::Norm { gain, shift, eps } => layer_norm(map.input, gain, shift, eps),
-        Before::Gelu => gelu(map.input),
+        Before::Gelu(form) => gelu(form, map.input),
     }
 }
 
@@ -102,7 +103,7 @@ fn maps<'a>(of: &'a Perceptron<'_>, hidden: &'a [f32]) -> [Linear<'a>; 2] {
     };
     let second = Linear {
         input: hidden,
-        before: Before::Gelu,
+        before: Before::Gelu(of.gelu),
         weight: of.weight2,
         bias: Some(of.bias2),
         factors: of.factors,
@@ -324,16 +325,30 @@ fn normal(x: f64) -> f64 {
 }
 
 /// As [`super::gelu`].
-pub fn gelu(x: &[f32]) -> Vec<f32> {
-    let of = |x: &f32| (f64::from(*x) * normal(f64::from(*x))) as f32;
+pub fn gelu(form: Gelu, x: &[f32]) -> Vec<f32> {
+    let of = |x: &f32| (f64::from(*x) * gate(form, f64::from(*x))[0]) as f32;
     x.iter().map(of).collect()
 }
 
-/// As [`super::gelu_backward`]: `Φ(x) + x·φ(x)`.
-pub fn gelu_backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
-    let slope = |x: f64| normal(x) + x * density(x);
+/// As [`super::gelu_backward`]: `gate(x) + x·gate'(x)`.
+pub fn gelu_backward(form: Gelu, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    let slope = |x: f64| {
+        let [gate, slope] = gate(form, x);
+        gate + x * slope
+    };
     let of = |(x, g): (&f32, &f32)| (f64::from(*g) * slope(f64::from(*x))) as f32;
     x.iter().zip(grad).map(of).collect()
+}
+
+/// What a GELU multiplies its argument by, and the slope of that.
+fn gate(form: Gelu, x: f64) -> [f64; 2] {
+    match form {
+        Gelu::Exact => [normal(x), density(x)],
+        Gelu::Quick => {
+            let gate = 1.0 / (1.0 + (-1.702 * x).exp());
+            [gate, 1.702 * gate * (1.0 - gate)]
+        }
+    }
 }
 
 fn log_sum_exp(row: &[f64]) -> f64 {

@@ -170,18 +170,18 @@ fn each(values: [f64; 3], channels: usize) -> Vec<f64> {
 }
 
 const HALF: [f64; 3] = [0.5; 3];
-const CLIP: [[f64; 3]; 2] = [
-    [0.48145466, 0.4578275, 0.40821073],
-    [0.26862954, 0.26130258, 0.27577711],
-];
+/// The mean of each channel of the images that CLIP learned from.
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+/// Their deviations.
+pub(crate) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// What transformers' processors take for what a file leaves out.
 const PROCESSORS: [(&str, Defaults); 5] = [
     ("ViT", VIT),
     ("DeiT", DEIT),
     ("Siglip", SQUASHED),
-    ("CLIP", CROPPED),
-    ("Bit", CROPPED),
+    ("CLIP", CLIP),
+    ("Bit", CLIP),
 ];
 
 /// `ViTImageProcessor`.
@@ -206,11 +206,12 @@ const SQUASHED: Defaults = Defaults {
     std: HALF,
 };
 
-const CROPPED: Defaults = Defaults {
+/// `CLIPImageProcessor`.
+pub(crate) const CLIP: Defaults = Defaults {
     keeps_ratio: true,
     crop: Some(224),
-    mean: CLIP[0],
-    std: CLIP[1],
+    mean: CLIP_MEAN,
+    std: CLIP_STD,
     ..SQUASHED
 };
 

@@ -28,6 +28,8 @@ struct VitArgs {
     pool: Pool,
     /// Not an argument but a class of its own in timm, which has no registers.
     distilled: bool,
+    /// Not an argument that a file can hold: it belongs to the architecture.
+    norm_eps: f64,
 }
 
 impl VitArgs {
@@ -62,6 +64,7 @@ impl VitArgs {
             activation: vit.activation,
             pool: vit.pool,
             distilled,
+            norm_eps: vit.norm_eps,
         }
     }
 
@@ -99,6 +102,7 @@ impl VitArgs {
             patch_bias: !self.pre_norm,
             pre_norm: self.pre_norm,
             activation: self.activation,
+            norm_eps: self.norm_eps,
             pool: self.pool,
             ..vit
         }
@@ -258,6 +262,7 @@ pub(super) fn write(vit: &VitSpec, known: &VitSpec) -> (Map<String, Value>, Map<
     let base = VitArgs::of(known);
     let args = VitArgs {
         distilled: base.distilled,
+        norm_eps: base.norm_eps,
         ..VitArgs::of(vit)
     };
     let mut delta = differences(vit, &args.build());

@@ -1,6 +1,6 @@
 //! Weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm, checkpoints of training.
 //!
-//! The names in them are timm's. The architecture is the one the caller names, or the one that the training program wrote
+//! The names in them are timm's, or become timm's first where they are OpenAI's. The architecture is the one the caller names, or the one that the training program wrote
 //! down, or the one of the zoo whose tensors have just these names and shapes. Number of classes, channels, pooling with a
 //! norm behind it and a square grid of positions are read off the tensors. Shapes do not tell a ViT from a DeiT, which expect
 //! differently normalised images, nor how many heads there are; the zoo's models have heads 64 wide (32 in the small ones),
@@ -8,6 +8,7 @@
 
 use std::path::Path;
 
+use super::openai::{self, Converted};
 use super::run::Run;
 use super::{Heads, Imported, sliced};
 use crate::error::Mismatch;
@@ -29,9 +30,19 @@ pub(crate) struct Known<'a> {
 
 /// Finds out what the tensors of `file` are.
 pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result<Imported> {
-    let mut notes = Vec::new();
+    let clip = openai::is(&tensors);
+    let converted = match clip {
+        true => openai::convert(tensors, file, known)?,
+        false => Converted {
+            tensors,
+            ..Converted::default()
+        },
+    };
+    let (tensors, mut notes) = (converted.tensors, converted.notes);
     let entry = if let Some(name) = known.architecture {
         zoo::get(name)?
+    } else if let Some(entry) = converted.entry {
+        entry
     } else if let Some(entry) = known.run.entry()? {
         notes.push(format!(
             "its training says that it is `{}`",
@@ -71,6 +82,9 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
         notes.push(format!(
             "the position table is one for images of {height}x{width}, which is now the input size"
         ));
+    }
+    if clip {
+        openai::prepare(&mut config.pretrained_cfg, converted.normalisation);
     }
     notes.extend(config.pretrained_cfg.fit_channels(channels));
     if let NetworkSpec::Vit(vit) = &spec.network
@@ -139,17 +153,25 @@ fn recognise(tensors: &Tensors, file: &Path, img_size: Option<[usize; 2]>) -> Re
             ),
         });
     };
+    let activation = |entry: &zoo::Entry| entry.spec.vit().ok().map(|vit| vit.activation);
     let mut note = format!("taken for `{}` because of its shapes", entry.spec.architecture);
     let others: Vec<String> = fitting
         .filter(|(other, _, _)| *other == resized)
-        .filter(|(_, _, other)| other.pretrained_cfg.mean != entry.pretrained_cfg.mean)
-        .map(|(_, _, other)| other.spec.architecture)
+        .map(|(_, _, other)| other)
+        .filter(|other| {
+            activation(other) != activation(&entry) || other.pretrained_cfg.mean != entry.pretrained_cfg.mean
+        })
+        .map(|other| {
+            let what = if activation(&other) == activation(&entry) {
+                "expects images normalised in another way"
+            } else {
+                "has another activation"
+            };
+            format!("`{}` has the same, but {what}", other.spec.architecture)
+        })
         .collect();
     if !others.is_empty() {
-        note += &format!(
-            " (`{}` has the same, but expects images normalised in another way: name the architecture to be sure)",
-            others.join("`, `")
-        );
+        note += &format!(" ({}: name the architecture to be sure)", others.join("; "));
     }
     Ok((entry, note))
 }

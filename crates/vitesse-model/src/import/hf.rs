@@ -9,13 +9,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Imported, vit};
+use super::{Imported, clip, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
 use crate::config::{Config, Fields, PretrainedCfg, take_labels, take_problem_type};
 use crate::pos_embed::Flavour;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::tensors::{Tensor, Tensors};
-use crate::{Error, Result};
+use crate::{Error, Result, zoo};
 
 /// Imports `tensors` as the text of `file`, transformers' `config.json`, describes them. `preprocessor` is the text of
 /// the `preprocessor_config.json` beside it.
@@ -27,16 +27,23 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     let mut notes = Vec::new();
     let mut fields = Fields::parse(file, text)?;
-    let known = vit::MODEL_TYPES.map(|name| format!("`{name}`")).join(" or ");
-    let model_type: String = fields.require("model_type", &known)?;
-    if !vit::MODEL_TYPES.contains(&model_type.as_str()) {
-        return Err(fields.wrong("model_type", &known, Some(&json!(model_type))));
-    }
-    let described = vit::describe(&model_type, &mut fields, &mut tensors, &mut notes)?;
-    let eps = described.norm_eps;
-    if eps != 1e-6 {
+    let known = [vit::MODEL_TYPES, clip::MODEL_TYPES].concat();
+    let expected = format!("one of `{}`", known.join("`, `"));
+    let model_type: String = fields.require("model_type", &expected)?;
+    let described = match model_type.as_str() {
+        kind if vit::MODEL_TYPES.contains(&kind) => {
+            vit::describe(kind, &mut fields, &mut tensors, &mut notes)?
+        }
+        kind if clip::MODEL_TYPES.contains(&kind) => clip::describe(&mut fields, &mut tensors, &mut notes)?,
+        other => return Err(fields.wrong("model_type", &expected, Some(&json!(other)))),
+    };
+    let (eps, timms) = (described.norm_eps, zoo::get(described.architecture)?.spec);
+    if let Ok(timms) = timms.vit()
+        && eps != timms.norm_eps
+    {
         notes.push(format!(
-            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have 1e-6)"
+            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have {:e})",
+            timms.norm_eps
         ));
     }
     let num_classes = classes(&mut fields, &tensors)?;
@@ -82,9 +89,13 @@ pub(crate) fn import(
 
 /// The number of classes: that of the classifier in the file, with which the labels must agree.
 fn classes(fields: &mut Fields<'_>, tensors: &Tensors) -> Result<usize> {
-    let head = ["classifier.weight", "cls_classifier.weight"]
-        .into_iter()
-        .find_map(|name| tensors.get(name).ok());
+    let head = [
+        "classifier.weight",
+        "cls_classifier.weight",
+        "visual_projection.weight",
+    ]
+    .into_iter()
+    .find_map(|name| tensors.get(name).ok());
     let Some(classes) = head.and_then(|weight| weight.shape().first().copied()) else {
         return Ok(0);
     };
@@ -148,7 +159,7 @@ pub enum Target {
 }
 
 /// The same tensors under timm's names. Those that have none keep their own, for the strict check to report.
-fn rename(tensors: Tensors, target: &Names) -> Result<Tensors> {
+pub(super) fn rename(tensors: Tensors, target: &Names) -> Result<Tensors> {
     let mut out = Tensors::new();
     let mut thirds: BTreeMap<String, BTreeMap<usize, (String, Tensor)>> = BTreeMap::new();
     let put = |out: &mut Tensors, name: String, tensor: Tensor| match out.insert(name.clone(), tensor) {

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`bare`] | weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm |
 //! | [`hf`] | folders that transformers saved, for all families |
-//! | [`vit`] | ViT and DeiT among them |
+//! | [`vit`], [`clip`] | ViT and DeiT among them; CLIP's image encoder |
+//! | [`openai`] | state dicts of OpenAI's CLIP and of OpenCLIP |
 //! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
 //! | [`run`] | what a training program wrote down of its model |
 //! | [`pruned`] | `vit-pruned/1`, a file that describes itself block by block |
@@ -15,8 +16,10 @@
 //! strict check of names and shapes comes after it and is the same for all.
 
 pub(crate) mod bare;
+mod clip;
 pub(crate) mod hf;
 pub(crate) mod minivit;
+pub(crate) mod openai;
 pub(crate) mod pruned;
 pub(crate) mod run;
 pub(crate) mod sliced;
@@ -25,12 +28,22 @@ pub(crate) mod wrappers;
 
 pub use hf::Target;
 pub use sliced::Heads;
-pub use vit::{target as transformers_target, unread as transformers_unread};
 
 use crate::Tensors;
 use crate::config::Config;
 use crate::pos_embed::Flavour;
 use crate::spec::ModelSpec;
+
+/// timm's name for one of transformers', of a family that is read; `None` for a name that is unknown. `distilled` is a model
+/// with two heads.
+pub fn transformers_target(name: &str, distilled: bool) -> Option<Target> {
+    vit::target(name, distilled).or_else(|| clip::target(name))
+}
+
+/// Whether this is one of transformers' tensors that no model here reads.
+pub fn transformers_unread(name: &str) -> bool {
+    vit::unread(name) || clip::unread(name)
+}
 
 /// What an import makes of a file.
 pub(crate) struct Imported {

@@ -54,7 +54,7 @@ pub(super) fn describe(
     if !dropped.is_empty() {
         notes.push(format!("left out `{}`: no head reads it", dropped.join("`, `")));
     }
-    let (vit, norm_eps) = read_vit(fields, family, tensors, notes)?;
+    let vit = read_vit(fields, family, tensors, notes)?;
     let preprocessing = match family {
         Family::Vit => preprocessor::VIT,
         Family::Deit => preprocessor::DEIT,
@@ -62,8 +62,8 @@ pub(super) fn describe(
     let distilled = vit.is_distilled();
     Ok(Described {
         architecture: architecture(&vit, family),
+        norm_eps: vit.norm_eps,
         network: NetworkSpec::Vit(vit),
-        norm_eps,
         preprocessing,
         target: Box::new(move |name| target(name, distilled)),
     })
@@ -75,33 +75,11 @@ fn read_vit(
     family: Family,
     tensors: &Tensors,
     notes: &mut Vec<String>,
-) -> Result<(VitSpec, f64)> {
-    let dim = fields.size("hidden_size", 1..=16384)?.unwrap_or(768);
-    let depth = fields.size("num_hidden_layers", 0..=256)?.unwrap_or(12);
-    let heads = fields.size("num_attention_heads", 1..=16384)?.unwrap_or(12);
-    let hidden = fields.size("intermediate_size", 1..=1 << 18)?.unwrap_or(3072);
-    let in_chans = fields.size("num_channels", 1..=4096)?.unwrap_or(3);
-    let img_size = fields.sides("image_size", 1..=4096)?.unwrap_or([224; 2]);
-    let [patch_size, patch_width] = fields.sides("patch_size", 1..=4096)?.unwrap_or([16; 2]);
+) -> Result<VitSpec> {
     let qkv_bias = fields.take("qkv_bias", "`true` or `false`")?.unwrap_or(true);
-    let eps: f64 = fields.take("layer_norm_eps", "a number")?.unwrap_or(1e-12);
     let act: Option<String> = fields.take("hidden_act", "the string `gelu`")?;
     if let Some(other) = act.filter(|act| act != "gelu") {
         return Err(fields.wrong("hidden_act", "`gelu`, the exact one", Some(&json!(other))));
-    }
-    if patch_size != patch_width {
-        return Err(fields.wrong(
-            "patch_size",
-            "the side of a square patch",
-            Some(&json!([patch_size, patch_width])),
-        ));
-    }
-    if dim % heads != 0 {
-        return Err(fields.wrong(
-            "num_attention_heads",
-            &format!("a divisor of {dim}"),
-            Some(&json!(heads)),
-        ));
     }
     let prefix = match family {
         Family::Vit => vec![PrefixToken::Class],
@@ -111,29 +89,67 @@ fn read_vit(
         }
         Family::Deit => vec![PrefixToken::Class, PrefixToken::Distillation],
     };
+    let mut vit = read_sizes(fields, 16, 1e-12, prefix)?;
+    for attn in vit.cores.iter_mut().filter_map(|core| core.attn.as_mut()) {
+        attn.qkv_bias = qkv_bias;
+    }
+    Ok(vit)
+}
+
+/// A plain model of the sizes that a description gives, under the names that transformers has for them in all its ViTs.
+/// Where it has no patch size and no epsilon, those given are its family's.
+pub(super) fn read_sizes(
+    fields: &mut Fields<'_>,
+    patch_size: usize,
+    norm_eps: f64,
+    prefix: Vec<PrefixToken>,
+) -> Result<VitSpec> {
+    let dim = fields.size("hidden_size", 1..=16384)?.unwrap_or(768);
+    let depth = fields.size("num_hidden_layers", 0..=256)?.unwrap_or(12);
+    let heads = fields.size("num_attention_heads", 1..=16384)?.unwrap_or(12);
+    let hidden = fields.size("intermediate_size", 1..=1 << 18)?.unwrap_or(3072);
+    let in_chans = fields.size("num_channels", 1..=4096)?.unwrap_or(3);
+    let img_size = fields.sides("image_size", 1..=4096)?.unwrap_or([224; 2]);
+    let patch_size = fields.sides("patch_size", 1..=4096)?.unwrap_or([patch_size; 2]);
+    let norm_eps: f64 = fields.take("layer_norm_eps", "a number")?.unwrap_or(norm_eps);
+    if patch_size[0] != patch_size[1] {
+        return Err(fields.wrong(
+            "patch_size",
+            "the side of a square patch",
+            Some(&json!(patch_size)),
+        ));
+    }
+    if dim % heads != 0 {
+        return Err(fields.wrong(
+            "num_attention_heads",
+            &format!("a divisor of {dim}"),
+            Some(&json!(heads)),
+        ));
+    }
     let mut vit = VitSpec {
         img_size,
         in_chans,
-        norm_eps: eps,
-        ..VitSpec::plain(0, patch_size, dim, depth, heads, prefix)
+        norm_eps,
+        ..VitSpec::plain(0, patch_size[0], dim, depth, heads, prefix)
     };
-    for core in &mut vit.cores {
-        if let Some(attn) = &mut core.attn {
-            attn.qkv_bias = qkv_bias;
-        }
-        if let Some(mlp) = &mut core.mlp {
-            mlp.hidden = hidden;
-        }
+    for mlp in vit.cores.iter_mut().filter_map(|core| core.mlp.as_mut()) {
+        mlp.hidden = hidden;
     }
-    Ok((vit, eps))
+    Ok(vit)
 }
 
 /// The name of timm's for a network: the one whose arguments it has, else the one that takes them.
 fn architecture(vit: &VitSpec, family: Family) -> &'static str {
-    let start = match family {
-        Family::Vit => "vit_",
-        Family::Deit => "deit_",
+    let (start, other) = match family {
+        Family::Vit => ("vit_", "vit_base_patch16_224"),
+        Family::Deit if vit.is_distilled() => ("deit_", "deit_base_distilled_patch16_224"),
+        Family::Deit => ("deit_", "deit_base_patch16_224"),
     };
+    named(vit, |name| name.starts_with(start)).unwrap_or(other)
+}
+
+/// The first of timm's names for which `may` holds that stands for this network, whatever its epsilon.
+pub(super) fn named(vit: &VitSpec, may: impl Fn(&str) -> bool) -> Option<&'static str> {
     let same = |name: &&'static str| {
         zoo::get(name).is_ok_and(|entry| match entry.spec.network {
             NetworkSpec::Vit(known) => {
@@ -146,14 +162,7 @@ fn architecture(vit: &VitSpec, family: Family) -> &'static str {
             NetworkSpec::RegNet(_) => false,
         })
     };
-    zoo::names()
-        .filter(|name| name.starts_with(start))
-        .find(same)
-        .unwrap_or(match family {
-            Family::Vit => "vit_base_patch16_224",
-            Family::Deit if vit.is_distilled() => "deit_base_distilled_patch16_224",
-            Family::Deit => "deit_base_patch16_224",
-        })
+    zoo::names().filter(|name| may(name)).find(same)
 }
 
 /// A name without the prefix that models with a head give to their body.
@@ -164,12 +173,12 @@ fn body(name: &str) -> &str {
 }
 
 /// Whether this is one of transformers' tensors that no head here reads.
-pub fn unread(name: &str) -> bool {
+pub(super) fn unread(name: &str) -> bool {
     DROPPED.contains(&body(name))
 }
 
 /// timm's name for one of transformers' ViT or DeiT; `None` for a name that is unknown.
-pub fn target(name: &str, distilled: bool) -> Option<Target> {
+pub(super) fn target(name: &str, distilled: bool) -> Option<Target> {
     let body = body(name);
     let whole = |name: &str| Some(Target::Whole(name.to_owned()));
     match body {

@@ -12,12 +12,14 @@ use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result};
 
 /// The first tensor of a network, under the names of every family that is read.
-const FIRST: [&str; 5] = [
+const FIRST: [&str; 7] = [
     "vit.embeddings.patch_embeddings.projection.weight",
     "deit.embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embeddings.projection.weight",
     "patch_embed.proj.weight",
     "stem.conv.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "visual.conv1.weight",
 ];
 
 /// The tensors of `file` without the prefix of a wrapper, and what was done. `key` is where they stood in the file.

@@ -13,7 +13,7 @@ use burn::tensor::Tensor;
 use super::attention::{SelfAttention, Terms};
 use super::ctx::Ctx;
 use super::fused::{self, Before, Residual};
-use super::layers::{LayerNorm, Linear, activate};
+use super::layers::{LayerNorm, Linear, activate, gelu_form};
 use super::pack::pack;
 use super::params::Parameters;
 use super::stations::{at, cut, project, weighted};
@@ -217,8 +217,8 @@ impl Layer {
             Site::Fc2,
             Site::MlpOut,
         ];
-        let plain = mlp.activation == Activation::Gelu && mlp.spec.out_idx.is_none();
-        if !plain || INSIDE.iter().any(|&site| cut(site, &self.ops, ctx)) {
+        let form = gelu_form(mlp.activation)?;
+        if mlp.spec.out_idx.is_some() || INSIDE.iter().any(|&site| cut(site, &self.ops, ctx)) {
             return None;
         }
         let maps = [
@@ -226,7 +226,7 @@ impl Layer {
             &weighted(Site::Fc2, mlp.fc2.values(), &self.ops, ctx),
         ];
         let factors = ctx.drop_path(x.dims()[0], self.place.depth, 1);
-        fused::perceptron(x, &norm.before(), maps, factors, ctx.compute)
+        fused::perceptron(x, &norm.before(), (maps, form), factors, ctx.compute)
     }
 
     /// As [`Layer::forward`], keeping only what enters the block for the backward pass. Nothing of it is recorded; what
@@ -305,18 +305,19 @@ impl Mlp {
     }
 
     /// `before(x)` `[batch, tokens, dim]` to what `fc2` reads, `[batch, tokens, hidden]`, and what is still to be done to
-    /// it: the exact GELU, unless something stands behind it. Other activations are part of no segment.
+    /// it: a GELU, unless something stands behind it. Other activations are part of no segment.
     fn hidden(&self, x: Tensor<3>, before: Before, ops: &[Op], ctx: &mut Ctx) -> (Tensor<3>, Before) {
         let hidden = project(Site::Fc1, self.fc1.values(), (x, before), ops, ctx);
         let hidden = at(Site::MlpFc1, hidden, ops, ctx);
-        let gelu = self.activation == Activation::Gelu;
-        if gelu && !cut(Site::MlpHidden, ops, ctx) {
-            return (hidden, Before::Gelu);
+        let form = gelu_form(self.activation);
+        if let Some(form) = form
+            && !cut(Site::MlpHidden, ops, ctx)
+        {
+            return (hidden, Before::Gelu(form));
         }
-        let hidden = if gelu {
-            fused::gelu(hidden, ctx.compute)
-        } else {
-            activate(hidden, self.activation)
+        let hidden = match form {
+            Some(form) => fused::gelu(hidden, form, ctx.compute),
+            None => activate(hidden, self.activation),
         };
         (at(Site::MlpHidden, hidden, ops, ctx), Before::Nothing)
     }

@@ -1,8 +1,9 @@
 //! The linear map, the layer norm and the activations, with the checkpoint's shapes.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, relu, sigmoid};
+use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, TensorData};
+use vitesse_kernels::Gelu;
 
 use super::fused::{self, Before, Compute, Residual};
 use super::params::Parameters;
@@ -66,11 +67,19 @@ impl LinearValues {
 
 /// An activation by Burn's operations, element by element.
 pub(crate) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    match (gelu_form(activation), activation) {
+        (Some(form), _) => fused::composed_gelu(x, form),
+        (None, Activation::Relu) => relu(x),
+        (None, _) => x,
+    }
+}
+
+/// The form of an activation that is a GELU. The others are part of no segment.
+pub(crate) fn gelu_form(activation: Activation) -> Option<Gelu> {
     match activation {
-        Activation::None => x,
-        Activation::Gelu => gelu(x),
-        Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
-        Activation::Relu => relu(x),
+        Activation::Gelu => Some(Gelu::Exact),
+        Activation::QuickGelu => Some(Gelu::Quick),
+        Activation::None | Activation::Relu => None,
     }
 }
 

@@ -1,6 +1,6 @@
-//! Vision transformers: ViT and DeiT, plain, distilled, pruned or with shared blocks.
+//! Vision transformers: ViT, DeiT and CLIP's image encoder, plain, distilled, pruned or with shared blocks.
 //!
-//! Paper: Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021. The network is a list of **cores** (the matrices
+//! Papers: Dosovitskiy et al., ICLR 2021; Touvron et al., ICML 2021; Radford et al., ICML 2021. The network is a list of **cores** (the matrices
 //! of a block) and a list of **layers** (norms, ops, drop path), each of which names its core. A plain model has one
 //! core a layer; MiniViT's weight sharing lets several layers name the same one.
 
@@ -203,6 +203,17 @@ impl VitSpec {
             pool: Pool::Token,
             cores: vec![block; depth],
             layers: (0..depth).map(LayerSpec::of).collect(),
+        }
+    }
+
+    /// The same as an image encoder of CLIP: a norm before the blocks, patches without a bias, an epsilon of its own.
+    pub fn into_clip(self, activation: Activation) -> Self {
+        VitSpec {
+            patch_bias: false,
+            pre_norm: true,
+            activation,
+            norm_eps: 1e-5,
+            ..self
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::activation::gelu;
 use burn::tensor::{Tensor, module};
+use vitesse_kernels::Gelu;
 use vitesse_kernels::train::{self, Math, Wanted};
 
 use super::segment::{Gradient, Input, Segment, apply};
@@ -27,7 +27,7 @@ pub(crate) enum Before {
         eps: f64,
     },
     /// GELU.
-    Gelu,
+    Gelu(Gelu),
 }
 
 impl Before {
@@ -36,7 +36,7 @@ impl Before {
         match self {
             Before::Nothing => x,
             Before::Norm { gain, shift, eps } => super::layer_norm(x, gain, shift, eps, compute),
-            Before::Gelu => super::gelu(x, compute),
+            Before::Gelu(form) => super::gelu(x, form, compute),
         }
     }
 }
@@ -78,7 +78,7 @@ fn fused<const D: usize>(
     let [outputs, inputs] = weight.dims();
     let (first, gain, shift) = match before {
         Before::Nothing => (First::Nothing, None, None),
-        Before::Gelu => (First::Gelu, None, None),
+        Before::Gelu(form) => (First::Gelu(*form), None, None),
         Before::Norm { gain, shift, eps } => (First::Norm(*eps as f32), Some(gain), Some(shift)),
     };
     let segment = Map {
@@ -113,7 +113,7 @@ fn composed<const D: usize>(
     let x = match before {
         Before::Nothing => x,
         Before::Norm { gain, shift, eps } => module::layer_norm(x, gain, Some(shift), eps),
-        Before::Gelu => gelu(x),
+        Before::Gelu(form) => super::composed_gelu(x, form),
     };
     let y = module::linear(x, weight.transpose(), bias);
     match residual {
@@ -144,7 +144,7 @@ struct Map {
 enum First {
     Nothing,
     Norm(f32),
-    Gelu,
+    Gelu(Gelu),
 }
 
 impl Map {
@@ -153,7 +153,7 @@ impl Map {
             input,
             before: match self.first {
                 First::Nothing => train::Before::Nothing,
-                First::Gelu => train::Before::Gelu,
+                First::Gelu(form) => train::Before::Gelu(form),
                 First::Norm(eps) => train::Before::Norm { gain, shift, eps },
             },
             weight,

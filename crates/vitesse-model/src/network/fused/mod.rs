@@ -26,7 +26,7 @@ pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
 pub(crate) use perceptron::perceptron;
 pub(crate) use recompute::recompute;
-pub(crate) use rows::{gelu, layer_norm};
+pub(crate) use rows::{composed_gelu, gelu, layer_norm};
 #[cfg(test)]
 pub(super) use segment::log;
 

@@ -4,18 +4,19 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+use vitesse_kernels::Gelu;
 use vitesse_kernels::train::{self, Math, PerceptronWanted};
 
 use super::segment::{Gradient, Input, Segment, apply};
 use super::{Before, Compute, math};
 use crate::network::layers::LinearValues;
 
-/// `x` `[samples, .., dim]` to the same shape, from the norm, the two maps and what each sample's branch is multiplied by
+/// `x` `[samples, .., dim]` to the same shape, from the norm, the two maps with the form of the GELU between them, and what each sample's branch is multiplied by
 /// (drop path). `None` where it is not fused, and the caller goes piece by piece.
 pub(crate) fn perceptron<const D: usize>(
     x: &Tensor<D>,
     norm: &Before,
-    [first, second]: [&LinearValues; 2],
+    ([first, second], gelu): ([&LinearValues; 2], Gelu),
     factors: Option<Vec<f32>>,
     compute: Compute,
 ) -> Option<Tensor<D>> {
@@ -28,6 +29,7 @@ pub(crate) fn perceptron<const D: usize>(
     let segment = Perceptron {
         math: math(compute.precision),
         eps: *eps as f32,
+        gelu,
         factors: factors.map(Arc::from),
     };
     let parents = [
@@ -47,6 +49,7 @@ pub(crate) fn perceptron<const D: usize>(
 struct Perceptron {
     math: Math,
     eps: f32,
+    gelu: Gelu,
     factors: Option<Arc<[f32]>>,
 }
 
@@ -62,6 +65,7 @@ impl Perceptron {
             eps: self.eps,
             weight1,
             bias1,
+            gelu: self.gelu,
             weight2,
             bias2,
             factors: self.factors.as_deref(),

@@ -1,7 +1,7 @@
 //! Layer norm and GELU by themselves, where something stands between them and the product that follows.
 
 use burn::tensor::{Tensor, activation, module};
-use vitesse_kernels::train;
+use vitesse_kernels::{Gelu as Form, train};
 
 use super::segment::{Gradient, Input, Segment, apply};
 use super::{Compute, isa};
@@ -21,11 +21,19 @@ pub(crate) fn layer_norm<const D: usize>(
     }
 }
 
-/// The exact GELU, element by element.
-pub(crate) fn gelu<const D: usize>(x: Tensor<D>, compute: Compute) -> Tensor<D> {
+/// The GELU, element by element.
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>, form: Form, compute: Compute) -> Tensor<D> {
     match compute.fused.then(|| Input::of(&x)).flatten() {
-        Some(input) => apply(Gelu, [input], x.dims()),
-        None => activation::gelu(x),
+        Some(input) => apply(Gelu(form), [input], x.dims()),
+        None => composed_gelu(x, form),
+    }
+}
+
+/// The same by Burn's operations.
+pub(crate) fn composed_gelu<const D: usize>(x: Tensor<D>, form: Form) -> Tensor<D> {
+    match form {
+        Form::Exact => activation::gelu(x),
+        Form::Quick => x.clone() * activation::sigmoid(x * 1.702),
     }
 }
 
@@ -56,14 +64,14 @@ impl Segment<3> for Norm {
 }
 
 #[derive(Debug, Clone)]
-struct Gelu;
+struct Gelu(Form);
 
 impl Segment<1> for Gelu {
     const KEEPS: [bool; 1] = [true];
     type Saved = ();
 
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
-        (train::gelu(isa(), x), ())
+        (train::gelu(isa(), self.0, x), ())
     }
 
     fn backward(
@@ -74,6 +82,6 @@ impl Segment<1> for Gelu {
         grad: &[f32],
         [wanted]: [bool; 1],
     ) -> [Option<Gradient>; 1] {
-        [wanted.then(|| Gradient::Values(train::gelu_backward(isa(), x, grad)))]
+        [wanted.then(|| Gradient::Values(train::gelu_backward(isa(), self.0, x, grad)))]
     }
 }

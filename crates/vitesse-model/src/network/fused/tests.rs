@@ -1,6 +1,7 @@
 //! Every segment against the composed form: values, and the gradients of every subset of its inputs.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use vitesse_kernels::Gelu;
 use vitesse_rng::{Key, Rng};
 
 use super::*;
@@ -108,7 +109,8 @@ impl Map {
                 shift: shift.clone(),
                 eps: 1e-3,
             },
-            (2, _) => Before::Gelu,
+            (2, _) => Before::Gelu(Gelu::Exact),
+            (3, _) => Before::Gelu(Gelu::Quick),
             _ => Before::Nothing,
         };
         let shape = [batch, tokens, self.outputs];
@@ -144,7 +146,7 @@ impl Map {
 #[test]
 fn linear_maps_with_every_subset_of_gradients() {
     let mut rng = Key::new(1).with("shapes").rng();
-    for (i, (before, bias)) in (0..3)
+    for (i, (before, bias)) in (0..4)
         .flat_map(|before| [(before, false), (before, true)])
         .enumerate()
     {
@@ -182,7 +184,7 @@ fn linear_maps_of_random_shapes() {
                 between(&mut rng, 2, 150),
             ],
             outputs: between(&mut rng, 1, 150),
-            before: rng.below(3),
+            before: rng.below(4),
             bias: rng.below(2) == 1,
             residual: rng.below(3),
             seed,
@@ -219,7 +221,8 @@ fn perceptron_of(compute: Compute, seed: u64, dropped: bool, tracked: usize) -> 
         bias: Some(bias.clone()),
     };
     let maps = [map(&weight1, &bias1), map(&weight2, &bias2)];
-    let whole = perceptron(&x, &norm, maps.each_ref(), factors.clone(), compute);
+    let form = if hidden % 2 == 0 { Gelu::Exact } else { Gelu::Quick };
+    let whole = perceptron(&x, &norm, (maps.each_ref(), form), factors.clone(), compute);
     assert_eq!(whole.is_some(), compute.fused);
     let y = whole.unwrap_or_else(|| {
         let residual = Some(Residual {
@@ -228,7 +231,7 @@ fn perceptron_of(compute: Compute, seed: u64, dropped: bool, tracked: usize) -> 
         });
         let [first, second] = maps;
         let hidden = first.segment(x.clone(), norm, None, compute);
-        second.segment(hidden, Before::Gelu, residual, compute)
+        second.segment(hidden, Before::Gelu(form), residual, compute)
     });
     let gradients = backward(&y, &normals(&mut rng, numbers));
     let gradients = gradients.as_ref();
@@ -337,7 +340,7 @@ fn rows_outcome(seed: u64, compute: Compute, tracked: usize) -> Outcome {
     let gain = leaf(&normals(&mut rng, width), [width], asks(1));
     let shift = leaf(&normals(&mut rng, width), [width], asks(2));
     let y = layer_norm(x.clone(), gain.clone(), shift.clone(), 1e-6, compute);
-    let z = gelu(y, compute);
+    let z = gelu(y, Gelu::Quick, compute);
     let gradients = backward(&z, &normals(&mut rng, rows * width));
     let gradients = gradients.as_ref();
     let found = vec![
@@ -444,7 +447,16 @@ fn inputs_that_are_views_and_devices_without_gradients() {
         .transpose()
         .narrow(0, 2, 5);
     let weight = plain(normals(&mut rng, 7 * 15), [15, 7]).transpose();
-    let run = |compute| linear(x.clone(), Before::Gelu, weight.clone(), None, None, compute);
+    let run = |compute| {
+        linear(
+            x.clone(),
+            Before::Gelu(Gelu::Exact),
+            weight.clone(),
+            None,
+            None,
+            compute,
+        )
+    };
     let (fused, composed) = (run(FUSED), run(COMPOSED));
     assert!(!fused.is_autodiff());
     assert_near(&values(&fused), &values(&composed), "views");

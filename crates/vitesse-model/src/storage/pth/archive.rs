@@ -75,6 +75,18 @@ fn open_zip<'a>(path: &Path, file: &'a [u8]) -> Result<Archive<'a>> {
             "two of its zip entries have one name, which `torch.save` never writes",
         ));
     }
+    // Where TorchScript keeps its program; some of these entries are compressed, none is of `torch.save`.
+    if zip
+        .file_names()
+        .flatten()
+        .any(|name| name.ends_with("/constants.pkl"))
+    {
+        return Err(format(
+            path,
+            "it is a TorchScript archive, which holds a program; save the weights in it alone: \
+             `torch.save(torch.jit.load(FILE, map_location=\"cpu\").state_dict(), \"weights.pth\")`",
+        ));
+    }
     let mut entries = HashMap::new();
     for index in 0..zip.len() {
         let entry = zip.by_index_raw(index).map_err(bad)?;
