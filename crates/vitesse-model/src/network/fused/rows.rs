@@ -38,6 +38,14 @@ impl Segment<3> for Norm {
     const KEEPS: [bool; 3] = [true, true, false];
     type Saved = ();
 
+    fn name(&self) -> String {
+        "norm".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 3], _: Option<[bool; 3]>) -> f64 {
+        0.0
+    }
+
     fn forward(&self, [x, gain, shift]: [&[f32]; 3]) -> (Vec<f32>, ()) {
         (train::layer_norm(isa(), x, gain, shift, self.eps), ())
     }
@@ -61,6 +69,14 @@ struct Gelu;
 impl Segment<1> for Gelu {
     const KEEPS: [bool; 1] = [true];
     type Saved = ();
+
+    fn name(&self) -> String {
+        "gelu".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 1], _: Option<[bool; 1]>) -> f64 {
+        0.0
+    }
 
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         (train::gelu(isa(), x), ())
