@@ -84,6 +84,7 @@ fn operands<'a, T: Element>(
         stride: a.rows(),
         row: rows.start,
         rows: rows.len(),
+        turned: false,
         depths: &of.depths[blocks.clone()],
         b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,

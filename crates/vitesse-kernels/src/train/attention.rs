@@ -382,7 +382,11 @@ impl<K: Kind> Kernel for Backward<'_, K> {
         pack_right::<S, K>(Operand::Transposed(g), head.v_width, tokens, g_t);
         pack_right::<S, K>(Operand::Upright(g), tokens, head.v_width, g_r);
         pack_right::<S, K>(Operand::Upright(q), tokens, head.qk_width, q_r);
-        pack_left::<S, K>(Operand::Transposed(k), head.qk_width, tokens, k_t);
+        let mut block = Block::ZERO;
+        for (i, to) in k_t.chunks_exact_mut(K::PACKED).enumerate() {
+            k.block::<S>(i % n * SIDE, i / n * SIDE, &mut block);
+            K::turned::<S>(&block, to);
+        }
         S::begin();
         let (mut p, mut r) = (Block::ZERO, Block::ZERO);
         for tile in 0..n {
@@ -430,7 +434,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             let left = &k_t[panel * n * K::PACKED..][..n * K::PACKED];
             for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
                 let count = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(left, right, n, [wide, count], &[], &mut p.0);
+                K::tile_turned::<S>(left, right, n, [wide, count], &[], &mut p.0);
                 p.transpose::<S>(&mut r);
                 for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;

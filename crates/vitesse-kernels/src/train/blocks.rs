@@ -28,6 +28,20 @@ pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
 
+    /// Adds each column to its sum; of even and of odd rows first, which need not wait for each other.
+    #[inline(always)]
+    pub(super) fn add_columns<S: Simd>(&self, sums: &mut [f32]) {
+        for at in (0..SIDE).step_by(S::LANES) {
+            let mut halves = [S::load(&sums[at..]), S::splat(0.0)];
+            for rows in self.0.chunks_exact(2) {
+                for (half, row) in halves.iter_mut().zip(rows) {
+                    *half = S::add(*half, S::load(&row[at..]));
+                }
+            }
+            S::store(S::add(halves[0], halves[1]), &mut sums[at..]);
+        }
+    }
+
     /// Rows become columns.
     #[inline(always)]
     pub(super) fn transpose<S: Simd>(&self, to: &mut Block) {
@@ -232,9 +246,30 @@ pub(super) trait Kind: 'static {
     fn left<S: Simd>(block: &Block, to: &mut [Self::Element]);
     /// Packs a block of the right operand.
     fn right<S: Simd>(block: &Block, to: &mut [Self::Element]);
+    /// Packs the transpose of a block of the left operand, for [`Kind::tile_turned`]: as a right operand where products can
+    /// read it so, which needs no transposing.
+    #[inline(always)]
+    fn turned<S: Simd>(block: &Block, to: &mut [Self::Element]) {
+        if S::TURNS {
+            Self::right::<S>(block, to);
+        } else {
+            let mut turned = Block::ZERO;
+            block.transpose::<S>(&mut turned);
+            Self::left::<S>(&turned, to);
+        }
+    }
     /// The product of `depth` blocks of each, of which so many rows and columns are wanted. Meanwhile the processor
     /// may be asked for [`share`] of what is `ahead`.
     fn tile<S: Simd>(
+        a: &[Self::Element],
+        b: &[Self::Element],
+        depth: usize,
+        size: [usize; 2],
+        ahead: &[Self::Element],
+        out: &mut Scratch<f32>,
+    );
+    /// The same of a left operand that [`Kind::turned`] packed.
+    fn tile_turned<S: Simd>(
         a: &[Self::Element],
         b: &[Self::Element],
         depth: usize,
@@ -276,26 +311,50 @@ impl Kind for Full {
         a: &[f32],
         b: &[f32],
         depth: usize,
-        [rows, columns]: [usize; 2],
+        size: [usize; 2],
         ahead: &[f32],
         out: &mut Scratch<f32>,
     ) {
-        let mut row = 0;
-        while row < rows {
-            let count = S::ROWS_F32.min(rows - row);
-            let of = Operands {
-                a: bytemuck::cast_slice(a),
-                stride: SIDE,
-                row,
-                rows: count,
-                depths: &DEPTHS[..depth],
-                b,
-                half: columns <= SIDE / 2,
-                ahead,
-            };
-            S::tile_f32(of, &mut out[row..row + count]);
-            row += count;
-        }
+        full::<S>([a, b, ahead], depth, size, false, out);
+    }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[f32],
+        b: &[f32],
+        depth: usize,
+        size: [usize; 2],
+        ahead: &[f32],
+        out: &mut Scratch<f32>,
+    ) {
+        full::<S>([a, b, ahead], depth, size, S::TURNS, out);
+    }
+}
+
+/// A product of `f32`; of the left operand, the right one, and what is ahead.
+#[inline(always)]
+fn full<S: Simd>(
+    [a, b, ahead]: [&[f32]; 3],
+    depth: usize,
+    [rows, columns]: [usize; 2],
+    turned: bool,
+    out: &mut Scratch<f32>,
+) {
+    let mut row = 0;
+    while row < rows {
+        let count = S::ROWS_F32.min(rows - row);
+        let of = Operands {
+            a: bytemuck::cast_slice(a),
+            stride: SIDE,
+            row,
+            rows: count,
+            turned,
+            depths: &DEPTHS[..depth],
+            b,
+            half: columns <= SIDE / 2,
+            ahead,
+        };
+        S::tile_f32(of, &mut out[row..row + count]);
+        row += count;
     }
 }
 
@@ -329,32 +388,54 @@ impl Kind for Half {
         a: &[Bf16],
         b: &[Bf16],
         depth: usize,
-        [rows, columns]: [usize; 2],
+        size: [usize; 2],
         ahead: &[Bf16],
         out: &mut Scratch<f32>,
     ) {
-        let mut row = 0;
-        while row < rows {
-            let count = S::ROWS_BF16.min(rows - row);
-            let of = Operands {
-                a: bytemuck::cast_slice(a),
-                stride: SIDE,
-                row,
-                rows: count,
-                depths: &DEPTHS[..depth],
-                b,
-                half: columns <= SIDE / 2,
-                ahead,
-            };
-            if S::ROWS_BF16 >= SIDE {
-                S::tile_bf16(of, out);
-            } else {
-                let mut sums = [[0f32; SIDE]; SIDE];
-                S::tile_bf16(of, &mut sums);
-                out[row..row + count].copy_from_slice(&sums[..count]);
-            }
-            row += count;
+        half::<S>([a, b, ahead], depth, size, false, out);
+    }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depth: usize,
+        size: [usize; 2],
+        ahead: &[Bf16],
+        out: &mut Scratch<f32>,
+    ) {
+        half::<S>([a, b, ahead], depth, size, S::TURNS, out);
+    }
+}
+
+/// The same of bf16.
+#[inline(always)]
+fn half<S: Simd>(
+    [a, b, ahead]: [&[Bf16]; 3],
+    depth: usize,
+    [rows, columns]: [usize; 2],
+    turned: bool,
+    out: &mut Scratch<f32>,
+) {
+    let mut row = 0;
+    while row < rows {
+        let count = S::ROWS_BF16.min(rows - row);
+        let of = Operands {
+            a: bytemuck::cast_slice(a),
+            stride: SIDE,
+            row,
+            rows: count,
+            turned,
+            depths: &DEPTHS[..depth],
+            b,
+            half: columns <= SIDE / 2,
+            ahead,
+        };
+        if S::ROWS_BF16 >= SIDE {
+            S::tile_bf16(of, out);
+        } else {
+            S::tile_bf16(of, &mut out[row..row + count]);
         }
+        row += count;
     }
 }
 
@@ -416,6 +497,17 @@ impl Kind for Split {
             ahead,
             out,
         );
+    }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depth: usize,
+        size: [usize; 2],
+        ahead: &[Bf16],
+        out: &mut Scratch<f32>,
+    ) {
+        Self::tile::<S>(a, b, depth, size, ahead, out);
     }
 }
 

@@ -426,7 +426,7 @@ struct Packed<'a, K: Kind> {
     /// `n` and `s` as left operands, `[tile][wide]`.
     normed: &'a mut [K::Element],
     grad: &'a mut [K::Element],
-    /// `nᵀ` and `sᵀ`, `[wide][tile]`.
+    /// `nᵀ` and `sᵀ`, turned, `[wide][tile]`.
     normed_turned: &'a mut [K::Element],
     grad_turned: &'a mut [K::Element],
     /// 32 columns of `g` and `d` as right operands, `[tile]`.
@@ -503,19 +503,15 @@ impl<K: Kind> Backward<'_, K> {
             normed.block::<S>(first + tile * SIDE, column * SIDE, &mut h);
             K::left::<S>(&h, to);
             if self.wanted.weight1 {
-                h.transpose::<S>(&mut d);
-                K::left::<S>(&d, &mut packed.normed_turned[turned.clone()]);
+                K::turned::<S>(&h, &mut packed.normed_turned[turned.clone()]);
             }
             self.grad.block::<S>(first + tile * SIDE, column * SIDE, &mut h);
             K::left::<S>(&h, to_grad);
             if self.wanted.bias2 {
-                for row in &h.0 {
-                    add_scaled::<S>(&mut self.sums.bias2[column * SIDE..][..SIDE], row, 1.0);
-                }
+                h.add_columns::<S>(&mut self.sums.bias2[column * SIDE..][..SIDE]);
             }
             if self.wanted.weight2 {
-                h.transpose::<S>(&mut d);
-                K::left::<S>(&d, &mut packed.grad_turned[turned]);
+                K::turned::<S>(&h, &mut packed.grad_turned[turned]);
             }
         }
 
