@@ -224,6 +224,7 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                         b: segment.keys.panel(panel),
                         half: segment.keys.widths[panel] <= COLUMNS / 2,
                         ahead: &[],
+                        lines: 0,
                     };
                     let width = segment.keys.widths[panel];
                     let (at, shift) = (key / COLUMNS, key % COLUMNS);
@@ -266,6 +267,7 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                     b: values.panel(panel),
                     half: values.widths[panel] <= COLUMNS / 2,
                     ahead: &[],
+                    lines: 0,
                 };
                 T::tile::<S>(of, &mut scratch);
                 let start = block.start - rows.start;

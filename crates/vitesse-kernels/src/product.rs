@@ -89,6 +89,7 @@ fn operands<'a, T: Element>(
         b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,
         ahead: &[],
+        lines: 0,
     }
 }
 

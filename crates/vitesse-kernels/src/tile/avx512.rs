@@ -137,7 +137,12 @@ unsafe fn f32_rows<const R: usize, const V: usize, const T: bool>(
     unsafe {
         let mut a = of.a.as_ptr().cast::<f32>().add(first);
         let mut block = of.b.as_ptr();
+        let mut ahead = of.ahead.as_ptr().cast::<u8>();
         for &depth in of.depths {
+            for line in 0..of.lines {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
+            }
+            ahead = ahead.wrapping_add(64 * of.lines);
             for k in 0..depth {
                 let b: [__m512; V] = std::array::from_fn(|c| _mm512_loadu_ps(block.add(32 * k + 16 * c)));
                 for r in 0..R {
@@ -184,7 +189,12 @@ macro_rules! grouped {
         unsafe {
             let mut a = $of.a.as_ptr().cast::<i32>().add(first);
             let mut block = $of.b.as_ptr().cast::<i32>();
+            let mut ahead = $of.ahead.as_ptr().cast::<u8>();
             for &depth in $of.depths {
+                for line in 0..$of.lines {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
+                }
+                ahead = ahead.wrapping_add(64 * $of.lines);
                 for k in 0..depth.div_ceil($group) {
                     let b = [0, 16].map(|c| $prepare(_mm512_loadu_si512(block.add(32 * k + c).cast())));
                     for r in 0..R {

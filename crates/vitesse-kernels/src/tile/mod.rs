@@ -65,14 +65,12 @@ pub struct Operands<'a, T: Element> {
     pub(crate) b: &'a [T],
     /// Whether only the first 16 columns are wanted.
     pub(crate) half: bool,
-    /// What is read later, if that is known: AMX asks for `AHEAD` bytes of it, or past it, for each block.
+    /// What is read later, if that is known: for each block the processor is asked for so many cache lines of it, or past it.
+    /// AMX asks for 8 whatever `lines` says.
     pub(crate) ahead: &'a [T],
+    /// See `ahead`.
+    pub(crate) lines: usize,
 }
-
-/// A quarter of a block of the right operand: what a processor gets from its third cache while it multiplies one with AMX.
-/// Four tiles that pass a panel ask for all of the next one.
-#[cfg(feature = "train")]
-pub(crate) const AHEAD: usize = 512;
 
 impl<T: Element> Operands<'_, T> {
     /// That all reads will be inside the slices, so that the inner loops need not look.

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::blocks::{AREA, Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::blocks::{AREA, Block, Full, Half, Kind, Matrix, Room, SIDE, Split, whole};
 use super::product::{add_scaled, sum_parts};
 use super::{Math, Precision};
 use crate::Isa;
@@ -136,7 +136,7 @@ pub(super) fn add<S: Simd, K: Kind>(
 ) {
     let next = sums.get((at + 1) * AREA..).unwrap_or_default();
     let next = bytemuck::cast_slice(next);
-    K::tile_turned::<S>(left, right, depth, [SIDE; 2], next, &mut scratch.0);
+    K::tile_turned::<S>(left, right, whole(depth), [SIDE; 2], next, &mut scratch.0);
     let more = scratch.0.as_flattened();
     match sums.get_mut(at * AREA..(at + 1) * AREA) {
         Some(sums) => add_scaled::<S>(sums, more, 1.0),

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded, share};
+use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded, share, whole};
 use super::linear::Forward as Finished;
 use super::memory::{unwritten, written};
 use super::norm::NormBackward;
@@ -113,13 +113,9 @@ pub struct PerceptronGradients {
 const DEEP: usize = 12;
 
 /// The most blocks of rows in a group of the backward pass: each group is a pass over all weights and sums, but what it
-/// packs has to stay in the second cache.
+/// packs has to stay near the second cache.
 const fn tall<K: Kind>() -> usize {
-    if K::PACKED * size_of::<K::Element>() > 2 * AREA {
-        4
-    } else {
-        8
-    }
+    if K::TERMS > 1 { 4 } else { 8 }
 }
 
 impl Perceptron<'_> {
@@ -347,7 +343,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                 for (i, left) in normed.chunks_exact(depth).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
                     let next = share::<K>(next, i, wide);
-                    K::tile::<S>(left, right, wide, [count, SIDE], next, &mut block.0);
+                    K::tile::<S>(left, right, whole(wide), [count, SIDE], next, &mut block.0);
                     for row in &mut block.0[..count] {
                         for at in (0..SIDE).step_by(S::LANES) {
                             let h = S::add(S::load(&row[at..]), S::load(&bias[at..]));
@@ -367,7 +363,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                 for (i, left) in hidden.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
                     let next = share::<K>(next, i, deep);
-                    K::tile::<S>(left, right, deep, [count, SIDE], next, &mut block.0);
+                    K::tile::<S>(left, right, whole(deep), [count, SIDE], next, &mut block.0);
                     for (r, sums) in block.0[..count].iter_mut().enumerate() {
                         let (row, column) = (i * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];
@@ -532,10 +528,17 @@ impl<K: Kind> Backward<'_, K> {
                     let count = count(tile);
                     let size = [count, SIDE];
                     let next = share::<K>(next_forth, tile, wide);
-                    K::tile::<S>(&packed.normed[left.clone()], forth, wide, size, next, &mut h.0);
+                    K::tile::<S>(
+                        &packed.normed[left.clone()],
+                        forth,
+                        whole(wide),
+                        size,
+                        next,
+                        &mut h.0,
+                    );
                     if self.wanted.hidden() {
                         let next = share::<K>(next_second, tile, wide);
-                        K::tile::<S>(&packed.grad[left], second, wide, size, next, &mut d.0);
+                        K::tile::<S>(&packed.grad[left], second, whole(wide), size, next, &mut d.0);
                     }
                     let of_bias = &mut self.sums.bias1[panel * SIDE..][..SIDE];
                     slopes::<S>(&mut h, &mut d, count, bias, of_bias);
@@ -586,7 +589,7 @@ impl<K: Kind> Backward<'_, K> {
                 for tile in 0..tiles {
                     let left = &packed.slopes_left[tile * deep * K::PACKED..][..deep * K::PACKED];
                     let next = share::<K>(next, tile, deep);
-                    K::tile::<S>(left, right, deep, [count(tile), SIDE], next, &mut sums.0);
+                    K::tile::<S>(left, right, whole(deep), [count(tile), SIDE], next, &mut sums.0);
                     for (r, sums) in sums.0[..count(tile)].iter_mut().enumerate() {
                         let (row, column) = (tile * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];
