@@ -28,17 +28,16 @@ pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
 
-    /// Adds each column to its sum; of even and of odd rows first, which need not wait for each other.
+    /// Adds each column to its sum, row by row.
     #[inline(always)]
     pub(super) fn add_columns<S: Simd>(&self, sums: &mut [f32]) {
         for at in (0..SIDE).step_by(S::LANES) {
-            let mut halves = [S::load(&sums[at..]), S::splat(0.0)];
-            for rows in self.0.chunks_exact(2) {
-                for (half, row) in halves.iter_mut().zip(rows) {
-                    *half = S::add(*half, S::load(&row[at..]));
-                }
-            }
-            S::store(S::add(halves[0], halves[1]), &mut sums[at..]);
+            let sum = S::load(&sums[at..]);
+            let sum = self
+                .0
+                .iter()
+                .fold(sum, |sum, row| S::add(sum, S::load(&row[at..])));
+            S::store(sum, &mut sums[at..]);
         }
     }
 
