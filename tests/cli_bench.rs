@@ -123,7 +123,7 @@ fn bench_shows_where_the_time_of_a_step_goes() {
     let command = format!("bench --model {MODEL} --batch-size 4 {SHORT} --min-runs 3 --train --profile");
     let result = &place.run(&format!("{command} --json")).ended(0).json()["results"][0];
     let profile = &result["profile"];
-    assert!(number(&profile["peak_gflops"]) > 0.0 && number(&profile["memory_gbytes"]) > 0.0);
+    assert!(number(&profile["peak_gflops"]) > 0.0 && number(&profile["memory_gbytes_per_s"]) > 0.0);
     let parts = profile["parts"].as_array().unwrap();
     let of = |pass: &str, name: &str| {
         let found = parts
@@ -133,11 +133,11 @@ fn bench_shows_where_the_time_of_a_step_goes() {
     };
     for pass in ["forward", "backward"] {
         let perceptron = of(pass, "perceptron");
-        assert!(number(&perceptron["gflops"]) > 0.0 && number(&perceptron["gbytes"]) > 0.0);
+        assert!(number(&perceptron["gflops"]) > 0.0 && number(&perceptron["gbytes_per_s"]) > 0.0);
     }
     assert!(of("update", "AdamW")["gflops"].is_null());
     // The parts are all there is to a step but for what the machine does besides.
-    let sum: f64 = parts.iter().map(|part| number(&part["ms"])).sum();
+    let sum: f64 = parts.iter().map(|part| number(&part["time_ms"])).sum();
     assert!(sum > 0.2 * number(&result["step_ms"]["p25"]), "{sum} {result}");
     let text = place.run(&command).ended(0).stdout;
     for part in ["of peak", "perceptron", "backward", "rest"] {

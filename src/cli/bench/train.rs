@@ -126,7 +126,7 @@ fn profiled(profile: &Profiled) -> String {
     let Profiled {
         steps,
         peak_gflops,
-        memory_gbytes,
+        memory_gbytes_per_s,
         parts,
     } = profile;
     let mut table = Table::new([
@@ -139,7 +139,7 @@ fn profiled(profile: &Profiled) -> String {
         right("of peak"),
         right("GB/s"),
     ]);
-    let whole: f64 = parts.iter().map(|part| part.ms).sum();
+    let whole: f64 = parts.iter().map(|part| part.time_ms).sum();
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let spell = |value: Option<f64>, spell: &dyn Fn(f64) -> String| {
         value.map_or_else(|| format::MISSING.to_owned(), spell)
@@ -149,15 +149,15 @@ fn profiled(profile: &Profiled) -> String {
             part.pass.to_owned(),
             part.name.clone(),
             part.runs.to_string(),
-            format!("{:.2}", part.ms),
-            percent(part.ms / whole),
+            format!("{:.2}", part.time_ms),
+            percent(part.time_ms / whole),
             spell(part.gflops, &|gflops| format!("{gflops:.0}")),
             spell(part.gflops, &|gflops| percent(gflops / peak_gflops)),
-            spell(part.gbytes, &|gbytes| format!("{gbytes:.1}")),
+            spell(part.gbytes_per_s, &|gbytes| format!("{gbytes:.1}")),
         ]);
     }
     format!(
-        "medians of {}; the peak is {peak_gflops:.0} GFLOP/s, memory gives {memory_gbytes:.1} GB/s\n{table}",
+        "medians of {}; the peak is {peak_gflops:.0} GFLOP/s, memory gives {memory_gbytes_per_s:.1} GB/s\n{table}",
         counted(*steps, "step"),
     )
 }

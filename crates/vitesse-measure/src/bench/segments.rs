@@ -26,7 +26,7 @@ pub struct Profiled {
     /// What the threads reach in registers alone, 10⁹ operations a second in the products' precision.
     pub peak_gflops: f64,
     /// What they reach between memory and registers, in 10⁹ bytes a second.
-    pub memory_gbytes: f64,
+    pub memory_gbytes_per_s: f64,
     /// Passes in their order, and in each its segments in the order of the first; what is left of a pass stands after them.
     pub parts: Vec<Part>,
 }
@@ -41,14 +41,14 @@ pub struct Part {
     /// Runs in a step.
     pub runs: usize,
     /// Of all of them.
-    pub ms: f64,
+    pub time_ms: f64,
     /// What its products reach, in 10⁹ operations a second.
     pub gflops: Option<f64>,
     /// What it reads and writes at least, by its time, in 10⁹ bytes a second.
-    pub gbytes: Option<f64>,
+    pub gbytes_per_s: Option<f64>,
 }
 
-/// One step's runs of a segment.
+/// A segment's runs, by step.
 struct Sum {
     pass: Pass,
     name: String,
@@ -82,7 +82,7 @@ impl Profiled {
         Ok(Profiled {
             steps: steps.len(),
             peak_gflops: operations / 1e9,
-            memory_gbytes: peak.memory_bytes_per_s / 1e9,
+            memory_gbytes_per_s: peak.memory_bytes_per_s / 1e9,
             parts: parts(&steps),
         })
     }
@@ -90,34 +90,35 @@ impl Profiled {
 
 /// What the steps have in common, as rows.
 fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
-    let sums: Vec<Sum> = Vec::new();
-    let sums = steps.iter().enumerate().fold(sums, |mut sums, (i, spans)| {
-        for span in spans {
-            let name = span.name.as_deref().unwrap_or_default();
-            let at = sums
-                .iter()
-                .position(|sum| sum.pass == span.pass && sum.name == name);
-            let at = at.unwrap_or_else(|| {
-                sums.push(Sum {
-                    pass: span.pass,
-                    name: name.to_owned(),
-                    runs: 0,
-                    seconds: vec![0.0; steps.len()],
-                    cost: Cost::default(),
-                });
-                sums.len() - 1
+    let mut sums: Vec<Sum> = Vec::new();
+    for (i, span) in steps
+        .iter()
+        .enumerate()
+        .flat_map(|(i, spans)| spans.iter().map(move |span| (i, span)))
+    {
+        let name = span.name.as_deref().unwrap_or_default();
+        let known = sums
+            .iter()
+            .position(|sum| sum.pass == span.pass && sum.name == name);
+        let at = known.unwrap_or_else(|| {
+            sums.push(Sum {
+                pass: span.pass,
+                name: name.to_owned(),
+                runs: 0,
+                seconds: vec![0.0; steps.len()],
+                cost: Cost::default(),
             });
-            let sum = &mut sums[at];
-            sum.seconds[i] += span.seconds;
-            // All steps do the same; the first says what.
-            if i == 0 {
-                sum.runs += 1;
-                sum.cost.flops += span.cost.flops;
-                sum.cost.bytes += span.cost.bytes;
-            }
+            sums.len() - 1
+        });
+        let sum = &mut sums[at];
+        sum.seconds[i] += span.seconds;
+        // All steps do the same; the first says what.
+        if i == 0 {
+            sum.runs += 1;
+            sum.cost.flops += span.cost.flops;
+            sum.cost.bytes += span.cost.bytes;
         }
-        sums
-    });
+    }
     let mut rows = Vec::new();
     for (pass, name) in [
         (Pass::Forward, "forward"),
@@ -142,9 +143,9 @@ fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
                 pass: name,
                 name: sum.name.clone(),
                 runs: sum.runs,
-                ms: 1e3 * seconds,
+                time_ms: 1e3 * seconds,
                 gflops: rate(sum.cost.flops),
-                gbytes: rate(sum.cost.bytes),
+                gbytes_per_s: rate(sum.cost.bytes),
             });
         }
         if !rest.is_empty() {
@@ -152,9 +153,9 @@ fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
                 pass: name,
                 name: "rest".into(),
                 runs: 1,
-                ms: 1e3 * median(rest),
+                time_ms: 1e3 * median(rest),
                 gflops: None,
-                gbytes: None,
+                gbytes_per_s: None,
             });
         }
     }
@@ -189,8 +190,11 @@ mod tests {
         let parts = parts(&[step(1.0), step(2.0), step(5.0)]);
         assert_eq!(parts.len(), 2);
         let [a, rest] = [&parts[0], &parts[1]];
-        assert_eq!((a.pass, a.name.as_str(), a.runs, a.ms), ("forward", "a", 2, 4e3));
-        assert_eq!((a.gflops, a.gbytes), (Some(3.0), None));
-        assert_eq!((rest.name.as_str(), rest.ms), ("rest", 2e3));
+        assert_eq!(
+            (a.pass, a.name.as_str(), a.runs, a.time_ms),
+            ("forward", "a", 2, 4e3)
+        );
+        assert_eq!((a.gflops, a.gbytes_per_s), (Some(3.0), None));
+        assert_eq!((rest.name.as_str(), rest.time_ms), ("rest", 2e3));
     }
 }
