@@ -114,10 +114,35 @@ fn bench_times_steps_of_training() {
         all.len() >= 5 && all[4] < all[0] && head[4] < head[0],
         "{all:?} {head:?}"
     );
-    place
-        .run(&format!("bench --model {MODEL} --train --profile"))
-        .ended(2)
-        .says(&["--train", "--profile"]);
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn bench_shows_where_the_time_of_a_step_goes() {
+    let place = Place::new();
+    let command = format!("bench --model {MODEL} --batch-size 4 {SHORT} --min-runs 3 --train --profile");
+    let result = &place.run(&format!("{command} --json")).ended(0).json()["results"][0];
+    let profile = &result["profile"];
+    assert!(number(&profile["peak_gflops"]) > 0.0 && number(&profile["memory_gbytes_per_s"]) > 0.0);
+    let parts = profile["parts"].as_array().unwrap();
+    let of = |pass: &str, name: &str| {
+        let found = parts
+            .iter()
+            .find(|part| part["pass"] == pass && part["name"] == name);
+        found.unwrap_or_else(|| panic!("{pass}, {name}: {parts:?}"))
+    };
+    for pass in ["forward", "backward"] {
+        let perceptron = of(pass, "perceptron");
+        assert!(number(&perceptron["gflops"]) > 0.0 && number(&perceptron["gbytes_per_s"]) > 0.0);
+    }
+    assert!(of("update", "AdamW")["gflops"].is_null());
+    // The parts are all there is to a step but for what the machine does besides.
+    let sum: f64 = parts.iter().map(|part| number(&part["time_ms"])).sum();
+    assert!(sum > 0.2 * number(&result["step_ms"]["p25"]), "{sum} {result}");
+    let text = place.run(&command).ended(0).stdout;
+    for part in ["of peak", "perceptron", "backward", "rest"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn one_vocabulary() {
         "run m --input x.safetensors --output y.safetensors",
         "analyze tokens m --data shapes --limit 16",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --profile",
-        "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --train",
+        "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --train --profile",
         "compare m m@int8 --seconds 0.01 --rounds 2 --batch-size 1 --data shapes --limit 16",
         "data info --data shapes",
         "data list --data shapes --split test",

@@ -219,10 +219,12 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                         stride: q.rows(),
                         row: block.start,
                         rows: count,
+                        turned: false,
                         depths: &segment.keys.depths,
                         b: segment.keys.panel(panel),
                         half: segment.keys.widths[panel] <= COLUMNS / 2,
                         ahead: &[],
+                        lines: 0,
                     };
                     let width = segment.keys.widths[panel];
                     let (at, shift) = (key / COLUMNS, key % COLUMNS);
@@ -260,10 +262,12 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                     stride: MAX_ROWS,
                     row: 0,
                     rows: count,
+                    turned: false,
                     depths: &values.depths,
                     b: values.panel(panel),
                     half: values.widths[panel] <= COLUMNS / 2,
                     ahead: &[],
+                    lines: 0,
                 };
                 T::tile::<S>(of, &mut scratch);
                 let start = block.start - rows.start;

@@ -84,10 +84,12 @@ fn operands<'a, T: Element>(
         stride: a.rows(),
         row: rows.start,
         rows: rows.len(),
+        turned: false,
         depths: &of.depths[blocks.clone()],
         b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,
         ahead: &[],
+        lines: 0,
     }
 }
 

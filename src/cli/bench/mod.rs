@@ -43,7 +43,7 @@ Examples:
   vitesse bench deit_tiny_patch16_224 deit_small_patch16_224 --csv bench.csv
   vitesse bench ./my-run --batch-size 1 --profile
   vitesse bench ./my-run --isa avx2,avx512 --json
-  vitesse bench deit_tiny_patch16_224 --train --batch-size 16
+  vitesse bench deit_tiny_patch16_224 --train --batch-size 16 --profile
 
 A name from `vitesse inspect --list` needs no file: fresh weights take as long as trained ones.")]
 pub(super) struct Args {
@@ -79,7 +79,7 @@ pub(super) struct Args {
     /// the loss of every step from the first on.
     #[cfg(feature = "train")]
     #[arg(long, value_enum, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all", help_heading = "Measuring",
-          conflicts_with_all = ["precision", "isa", "profile", "csv"])]
+          conflicts_with_all = ["precision", "isa", "csv"])]
     train: Option<train::Trained>,
     /// With --train: mixed precision, as `vitesse train --amp bf16`
     #[cfg(feature = "train")]
@@ -95,7 +95,7 @@ pub(super) struct Args {
     #[cfg(feature = "train")]
     #[arg(long, help_heading = "Measuring", requires = "train")]
     grad_checkpointing: bool,
-    /// Show where the time goes, by layer and by stage
+    /// Show where the time goes: by layer and by stage; with --train by segment, beside the peak of the processor
     #[arg(long, help_heading = "Measuring")]
     profile: bool,
     /// Write the results as CSV too, with the columns of timm's benchmark

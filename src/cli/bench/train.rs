@@ -4,7 +4,9 @@ use std::fmt;
 
 use clap::ValueEnum;
 use serde::Serialize;
+use vitesse::measure::bench::segments::Profiled;
 use vitesse::measure::bench::steps::{self, Quartiles, Row, Steps};
+use vitesse::report::format::counted;
 use vitesse::report::{Table, format, left, right};
 use vitesse_kernels::train::keep_memory;
 use vitesse_train::recipe::{self, TrainConfig};
@@ -62,6 +64,7 @@ pub(super) fn run(args: &Args, trained: Trained, console: &Console) -> Result<Ou
         threads: args.threads(),
         compute: compute.compute(),
         budget: args.budget(),
+        profile: args.profile,
     };
     Outcome::new(&Report {
         results: steps.run(console.stop(), &mut Show::new(console))?,
@@ -101,6 +104,60 @@ impl fmt::Display for Report {
         if let Some(bytes) = self.results.iter().filter_map(|row| row.peak_memory_bytes).max() {
             writeln!(f, "\nthe process used {} of memory at most", format::bytes(bytes))?;
         }
+        for row in &self.results {
+            if let Some(profile) = &row.profile {
+                let (model, threads) = (&row.model, counted(row.threads, "thread"));
+                let precision = row.amp.unwrap_or("f32");
+                write!(
+                    f,
+                    "\n{model}, {precision}, {threads}, {}, batches of {}: {}",
+                    row.isa,
+                    row.batch,
+                    profiled(profile)
+                )?;
+            }
+        }
         Ok(())
     }
+}
+
+/// Where the time goes.
+fn profiled(profile: &Profiled) -> String {
+    let Profiled {
+        steps,
+        peak_gflops,
+        memory_gbytes_per_s,
+        parts,
+    } = profile;
+    let mut table = Table::new([
+        left("pass"),
+        left("segment"),
+        right("runs"),
+        right("ms"),
+        right("share"),
+        right("GFLOP/s"),
+        right("of peak"),
+        right("GB/s"),
+    ]);
+    let whole: f64 = parts.iter().map(|part| part.time_ms).sum();
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let spell = |value: Option<f64>, spell: &dyn Fn(f64) -> String| {
+        value.map_or_else(|| format::MISSING.to_owned(), spell)
+    };
+    for part in parts {
+        table.push([
+            part.pass.to_owned(),
+            part.name.clone(),
+            part.runs.to_string(),
+            format!("{:.2}", part.time_ms),
+            percent(part.time_ms / whole),
+            spell(part.gflops, &|gflops| format!("{gflops:.0}")),
+            spell(part.gflops, &|gflops| percent(gflops / peak_gflops)),
+            spell(part.gbytes_per_s, &|gbytes| format!("{gbytes:.1}")),
+        ]);
+    }
+    format!(
+        "medians of {}; the peak is {peak_gflops:.0} GFLOP/s, memory gives {memory_gbytes_per_s:.1} GB/s\n{table}",
+        counted(*steps, "step"),
+    )
 }

@@ -9,6 +9,17 @@ use crate::panels::Bf16;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512<const LEVEL: u8>;
 
+/// The places of two vectors' numbers, one of the first, one of the second.
+static PAIRS: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    places
+};
+
 /// The upper half of a number's bits.
 const UPPER: i32 = 0xffff_0000_u32.cast_signed();
 
@@ -103,6 +114,19 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
                 mask,
                 _mm512_castps_si512(high),
                 low,
+            ))
+        }
+    }
+    #[inline(always)]
+    fn bf16_pairs(low: __m512, high: __m512) -> __m512 {
+        if LEVEL < 2 {
+            return Self::pair(Self::to_bf16(low), Self::to_bf16(high));
+        }
+        unsafe {
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(
+                _mm512_loadu_si512(PAIRS.as_ptr().cast()),
+                both,
             ))
         }
     }

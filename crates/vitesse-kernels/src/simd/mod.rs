@@ -62,6 +62,11 @@ pub trait Simd: Copy + Tile + 'static {
     fn to_bf16(x: Self::F) -> Self::F;
     /// In each lane the upper half of `high` and below it that of `low`: pairs of bf16.
     fn pair(low: Self::F, high: Self::F) -> Self::F;
+    /// [`Simd::pair`] of [`Simd::to_bf16`] of both.
+    #[inline(always)]
+    fn bf16_pairs(low: Self::F, high: Self::F) -> Self::F {
+        Self::pair(Self::to_bf16(low), Self::to_bf16(high))
+    }
     /// `x · 2^n` for an integral `n` in −252 … 254.
     fn ldexp(x: Self::F, n: Self::F) -> Self::F;
     /// `a` where `x < y`, else `b`.

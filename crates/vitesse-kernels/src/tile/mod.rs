@@ -56,20 +56,21 @@ pub struct Operands<'a, T: Element> {
     pub(crate) row: usize,
     /// The number of rows.
     pub(crate) rows: usize,
+    /// Whether blocks of `a` lie as those of `b` do: of all 32 rows the first numbers, then the second ones. Only for `f32` and
+    /// bf16, where [`Tile::TURNS`].
+    pub(crate) turned: bool,
     /// How many columns of each panel of `a` count.
     pub(crate) depths: &'a [usize],
     /// The right operand's blocks, one for each panel of `a`.
     pub(crate) b: &'a [T],
     /// Whether only the first 16 columns are wanted.
     pub(crate) half: bool,
-    /// What is read later, if that is known: AMX asks for `AHEAD` bytes of it, or past it, for each block.
+    /// What is read later, if that is known: for each block the processor is asked for so many cache lines of it, or past it.
+    /// AMX asks for 8 whatever `lines` says.
     pub(crate) ahead: &'a [T],
+    /// See `ahead`.
+    pub(crate) lines: usize,
 }
-
-/// A quarter of a block of the right operand: what a processor gets from its third cache while it multiplies one with AMX.
-/// Four tiles that pass a panel ask for all of the next one.
-#[cfg(feature = "train")]
-pub(crate) const AHEAD: usize = 512;
 
 impl<T: Element> Operands<'_, T> {
     /// That all reads will be inside the slices, so that the inner loops need not look.
@@ -77,7 +78,13 @@ impl<T: Element> Operands<'_, T> {
     pub(crate) fn check(&self, most_rows: usize) {
         let panels = self.depths.len();
         assert!(self.rows >= 1 && self.rows <= most_rows);
-        assert!(panels == 0 || (panels - 1) * self.stride + self.row + self.rows <= self.a.len());
+        let read = if self.turned {
+            assert!(self.row + self.rows <= COLUMNS);
+            COLUMNS
+        } else {
+            self.row + self.rows
+        };
+        assert!(panels == 0 || (panels - 1) * self.stride + read <= self.a.len());
         assert!(self.b.len() >= panels * T::WIDTH * COLUMNS);
         debug_assert!(self.depths.iter().all(|&depth| depth <= T::WIDTH));
     }
@@ -90,6 +97,8 @@ impl<T: Element> Operands<'_, T> {
 /// read columns of `a` past a panel's depth, up to the next multiple of 2 (bf16) or 4 (8-bit); where they do, `b` holds
 /// zeros.
 pub trait Tile {
+    /// Whether left operands may be [`Operands::turned`].
+    const TURNS: bool;
     /// The most rows of a tile of f32.
     const ROWS_F32: usize;
     /// The most rows of a tile of bf16.
@@ -99,8 +108,8 @@ pub trait Tile {
 
     /// `out[r] = a[r] · b`
     fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; COLUMNS]]);
-    /// `out[r] = a[r] · b`, summed in f32.
-    fn tile_bf16(of: Operands<'_, Bf16>, out: &mut Scratch<f32>);
+    /// `out[r] = a[r] · b`, summed in f32. Where a tile may have 16 rows or more, `out` has 32.
+    fn tile_bf16(of: Operands<'_, Bf16>, out: &mut [[f32; COLUMNS]]);
     /// `out[r] = a[r] · b` with unsigned `a` and signed `b`, exact.
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>);
 
@@ -124,19 +133,30 @@ pub trait Tile {
     fn end() {}
 }
 
+/// Where the numbers (or groups) of a block of the left operand lie, of which a row has so many: the first one of row `row`,
+/// and the steps to the next row and to the next depth.
+#[inline(always)]
+const fn starts<const TURNED: bool>(row: usize, width: usize) -> (usize, usize, usize) {
+    if TURNED {
+        (row, 1, 32)
+    } else {
+        (row * width, width, 1)
+    }
+}
+
 /// Calls a function generic over the number of rows with the number at hand.
 macro_rules! by_rows {
-    ($rows:expr, $call:ident::<_> $args:tt, [$($n:literal)*]) => {
+    ($rows:expr, $call:ident::<_ $(, $extra:tt)*> $args:tt, [$($n:literal)*]) => {
+        by_rows!(@ $rows, $call, ($(, $extra)*), $args, [$($n)*])
+    };
+    (@ $rows:expr, $call:ident, $extra:tt, $args:tt, [$($n:literal)*]) => {
         match $rows {
-            $($n => $call::<$n> $args,)*
+            $($n => by_rows!(@@ $call, $n, $extra, $args),)*
             _ => unreachable!("checked before"),
         }
     };
-    ($rows:expr, $call:ident::<_, $extra:literal> $args:tt, [$($n:literal)*]) => {
-        match $rows {
-            $($n => $call::<$n, $extra> $args,)*
-            _ => unreachable!("checked before"),
-        }
+    (@@ $call:ident, $n:literal, ($(, $extra:tt)*), $args:tt) => {
+        $call::<$n $(, $extra)*> $args
     };
 }
 pub(crate) use by_rows;

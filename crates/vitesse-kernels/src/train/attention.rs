@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
 use super::memory::{put, unwritten, written};
 use super::norm::fold;
 use super::product::Operand;
@@ -238,6 +238,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             head.v_width.div_ceil(SIDE),
         );
         let sizes = [n * qk, n * qk, n * v, n];
+        let [deep, deep_qk] = [tokens, head.qk_width].map(counted::<K>);
         let mut maps = vec![Block::ZERO; n];
         let mut room = Room::of::<K>(&sizes);
         let [queries, keys, values, probs] = room.parts::<K, 4>(sizes);
@@ -266,7 +267,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             let rows = SIDE.min(tokens - first);
             for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
                 let width = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(queries, keys, qk, [rows, width], &[], &mut maps[i].0);
+                K::tile::<S>(queries, keys, &deep_qk, [rows, width], &[], &mut maps[i].0);
             }
             let mut inverse = [0f32; SIDE];
             for row in 0..rows {
@@ -281,7 +282,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             }
             for (panel, values) in values.chunks_exact(n * K::PACKED).enumerate() {
                 let width = SIDE.min(head.v_width - panel * SIDE);
-                K::tile::<S>(probs, values, n, [rows, width], &[], &mut sums);
+                K::tile::<S>(probs, values, &deep, [rows, width], &[], &mut sums);
                 for (row, inverse) in inverse[..rows].iter().enumerate() {
                     let at = (first + row) * job.out_width + head.out + panel * SIDE;
                     for (to, sum) in out[at..at + width].iter_mut().zip(&sums[row]) {
@@ -374,6 +375,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             *dot = fold::<S>(out, grad, |out, grad, sum| S::mul_add(out, grad, sum));
         }
         let sizes = [n * qk, n * v, n * qk, n * v, n * v, n * qk, qk * n, n, n, n * n];
+        let [deep, deep_qk, deep_v] = [tokens, head.qk_width, head.v_width].map(counted::<K>);
         let mut room = Room::of::<K>(&sizes);
         let [keys, vals, q_t, g_t, g_r, q_r, k_t, probs, slopes, slopes_t] = room.parts::<K, 10>(sizes);
         pack_left::<S, K>(Operand::Upright(k), tokens, head.qk_width, keys);
@@ -382,7 +384,11 @@ impl<K: Kind> Kernel for Backward<'_, K> {
         pack_right::<S, K>(Operand::Transposed(g), head.v_width, tokens, g_t);
         pack_right::<S, K>(Operand::Upright(g), tokens, head.v_width, g_r);
         pack_right::<S, K>(Operand::Upright(q), tokens, head.qk_width, q_r);
-        pack_left::<S, K>(Operand::Transposed(k), head.qk_width, tokens, k_t);
+        let mut block = Block::ZERO;
+        for (i, to) in k_t.chunks_exact_mut(K::PACKED).enumerate() {
+            k.block::<S>(i % n * SIDE, i / n * SIDE, &mut block);
+            K::turned::<S>(&block, to);
+        }
         S::begin();
         let (mut p, mut r) = (Block::ZERO, Block::ZERO);
         for tile in 0..n {
@@ -392,8 +398,8 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             let vals = &vals[tile * v * K::PACKED..][..v * K::PACKED];
             for i in 0..n {
                 let size = [rows, SIDE.min(tokens - i * SIDE)];
-                K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], qk, size, &[], &mut p.0);
-                K::tile::<S>(vals, &g_t[i * v * K::PACKED..], v, size, &[], &mut r.0);
+                K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], &deep_qk, size, &[], &mut p.0);
+                K::tile::<S>(vals, &g_t[i * v * K::PACKED..], &deep_v, size, &[], &mut r.0);
                 let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
                 map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale);
                 S::awake();
@@ -413,7 +419,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                     K::tile::<S>(
                         left,
                         &right[panel * n * K::PACKED..],
-                        n,
+                        &deep,
                         [rows, wide],
                         &[],
                         &mut p.0,
@@ -430,7 +436,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             let left = &k_t[panel * n * K::PACKED..][..n * K::PACKED];
             for (i, right) in slopes_t.chunks_exact(n * K::PACKED).enumerate() {
                 let count = SIDE.min(tokens - i * SIDE);
-                K::tile::<S>(left, right, n, [wide, count], &[], &mut p.0);
+                K::tile_turned::<S>(left, right, &deep, [wide, count], &[], &mut p.0);
                 p.transpose::<S>(&mut r);
                 for (token, row) in r.0[..count].iter().enumerate() {
                     let at = (i * SIDE + token) * job.width + head.q + panel * SIDE;

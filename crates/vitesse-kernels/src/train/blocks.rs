@@ -13,7 +13,7 @@ use super::norm::row_stats;
 use crate::math::{self, gelu};
 use crate::panels::{Bf16, Buffer};
 use crate::simd::Simd;
-use crate::tile::{AHEAD, Operands, Scratch};
+use crate::tile::{Operands, Scratch};
 
 /// Rows and columns of a block.
 pub(super) const SIDE: usize = 32;
@@ -27,6 +27,19 @@ pub(super) struct Block(pub(super) [[f32; SIDE]; SIDE]);
 
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; SIDE]; SIDE]);
+
+    /// Adds each column to its sum, row by row.
+    #[inline(always)]
+    pub(super) fn add_columns<S: Simd>(&self, sums: &mut [f32]) {
+        for at in (0..SIDE).step_by(S::LANES) {
+            let sum = S::load(&sums[at..]);
+            let sum = self
+                .0
+                .iter()
+                .fold(sum, |sum, row| S::add(sum, S::load(&row[at..])));
+            S::store(sum, &mut sums[at..]);
+        }
+    }
 
     /// Rows become columns.
     #[inline(always)]
@@ -232,12 +245,35 @@ pub(super) trait Kind: 'static {
     fn left<S: Simd>(block: &Block, to: &mut [Self::Element]);
     /// Packs a block of the right operand.
     fn right<S: Simd>(block: &Block, to: &mut [Self::Element]);
-    /// The product of `depth` blocks of each, of which so many rows and columns are wanted. Meanwhile the processor
+    /// Packs the transpose of a block of the left operand, for [`Kind::tile_turned`]: as a right operand where products can
+    /// read it so, which needs no transposing.
+    #[inline(always)]
+    fn turned<S: Simd>(block: &Block, to: &mut [Self::Element]) {
+        if S::TURNS {
+            Self::right::<S>(block, to);
+        } else {
+            let mut turned = Block::ZERO;
+            block.transpose::<S>(&mut turned);
+            Self::left::<S>(&turned, to);
+        }
+    }
+    /// How deep a product goes in a block of which so many numbers count.
+    fn deep(numbers: usize) -> usize;
+    /// The product of some blocks of each, which are so [deep](Kind::deep), of which so many rows and columns are wanted. Meanwhile the processor
     /// may be asked for [`share`] of what is `ahead`.
     fn tile<S: Simd>(
         a: &[Self::Element],
         b: &[Self::Element],
-        depth: usize,
+        depths: &[usize],
+        size: [usize; 2],
+        ahead: &[Self::Element],
+        out: &mut Scratch<f32>,
+    );
+    /// The same of a left operand that [`Kind::turned`] packed.
+    fn tile_turned<S: Simd>(
+        a: &[Self::Element],
+        b: &[Self::Element],
+        depths: &[usize],
         size: [usize; 2],
         ahead: &[Self::Element],
         out: &mut Scratch<f32>,
@@ -248,8 +284,7 @@ pub(super) trait Kind: 'static {
 /// operand.
 #[inline(always)]
 pub(super) fn share<K: Kind>(next: &[K::Element], i: usize, depth: usize) -> &[K::Element] {
-    let start = i * depth * K::TERMS * AHEAD / size_of::<K::Element>();
-    next.get(start..).unwrap_or_default()
+    next.get(i * depth * K::PACKED / 4..).unwrap_or_default()
 }
 
 /// `f32`, multiplied as it is.
@@ -264,6 +299,11 @@ impl Kind for Full {
     const TERMS: usize = 1;
 
     #[inline(always)]
+    fn deep(numbers: usize) -> usize {
+        numbers
+    }
+
+    #[inline(always)]
     fn left<S: Simd>(block: &Block, to: &mut [f32]) {
         to[..AREA].copy_from_slice(block.0.as_flattened());
     }
@@ -275,27 +315,65 @@ impl Kind for Full {
     fn tile<S: Simd>(
         a: &[f32],
         b: &[f32],
-        depth: usize,
-        [rows, columns]: [usize; 2],
+        depths: &[usize],
+        size: [usize; 2],
         ahead: &[f32],
         out: &mut Scratch<f32>,
     ) {
-        let mut row = 0;
-        while row < rows {
-            let count = S::ROWS_F32.min(rows - row);
-            let of = Operands {
-                a: bytemuck::cast_slice(a),
-                stride: SIDE,
-                row,
-                rows: count,
-                depths: &DEPTHS[..depth],
-                b,
-                half: columns <= SIDE / 2,
-                ahead,
-            };
-            S::tile_f32(of, &mut out[row..row + count]);
-            row += count;
-        }
+        full::<S>([a, b, ahead], depths, size, false, out);
+    }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[f32],
+        b: &[f32],
+        depths: &[usize],
+        size: [usize; 2],
+        ahead: &[f32],
+        out: &mut Scratch<f32>,
+    ) {
+        full::<S>([a, b, ahead], depths, size, S::TURNS, out);
+    }
+}
+
+/// What the product of `rows` rows from `row` on asks for of what is `ahead`, and how many cache lines with each of its
+/// blocks: all products of a tile together for a quarter of a block.
+#[inline(always)]
+fn asked<T>(ahead: &[T], row: usize, rows: usize, blocks: usize) -> (&[T], usize) {
+    let lines = (AREA * size_of::<T>() / 4 / 64).div_ceil(SIDE.div_ceil(rows));
+    let start = row / rows * blocks * lines * 64 / size_of::<T>();
+    ahead
+        .get(start..)
+        .filter(|ahead| !ahead.is_empty())
+        .map_or((&[], 0), |ahead| (ahead, lines))
+}
+
+/// A product of `f32`; of the left operand, the right one, and what is ahead.
+#[inline(always)]
+fn full<S: Simd>(
+    [a, b, ahead]: [&[f32]; 3],
+    depths: &[usize],
+    [rows, columns]: [usize; 2],
+    turned: bool,
+    out: &mut Scratch<f32>,
+) {
+    let mut row = 0;
+    while row < rows {
+        let count = S::ROWS_F32.min(rows - row);
+        let (ahead, lines) = asked(ahead, row, S::ROWS_F32, depths.len());
+        let of = Operands {
+            a: bytemuck::cast_slice(a),
+            stride: SIDE,
+            row,
+            rows: count,
+            turned,
+            depths,
+            b,
+            half: columns <= SIDE / 2,
+            ahead,
+            lines,
+        };
+        S::tile_f32(of, &mut out[row..row + count]);
+        row += count;
     }
 }
 
@@ -304,12 +382,17 @@ impl Kind for Half {
     const TERMS: usize = 1;
 
     #[inline(always)]
+    fn deep(numbers: usize) -> usize {
+        2 * numbers.min(SIDE / 2)
+    }
+
+    #[inline(always)]
     fn left<S: Simd>(block: &Block, to: &mut [Bf16]) {
         let to: &mut [f32] = bytemuck::cast_slice_mut(to);
         for (row, to) in block.0.iter().zip(to.chunks_exact_mut(SIDE / 2)) {
             for at in (0..SIDE / 2).step_by(S::LANES) {
                 let (low, high) = (S::load(&row[at..]), S::load(&row[at + SIDE / 2..]));
-                S::store(S::pair(S::to_bf16(low), S::to_bf16(high)), &mut to[at..]);
+                S::store(S::bf16_pairs(low, high), &mut to[at..]);
             }
         }
     }
@@ -320,7 +403,7 @@ impl Kind for Half {
         for ((low, high), to) in low.iter().zip(high).zip(to.chunks_exact_mut(SIDE)) {
             for at in (0..SIDE).step_by(S::LANES) {
                 let (low, high) = (S::load(&low[at..]), S::load(&high[at..]));
-                S::store(S::pair(S::to_bf16(low), S::to_bf16(high)), &mut to[at..]);
+                S::store(S::bf16_pairs(low, high), &mut to[at..]);
             }
         }
     }
@@ -328,33 +411,57 @@ impl Kind for Half {
     fn tile<S: Simd>(
         a: &[Bf16],
         b: &[Bf16],
-        depth: usize,
-        [rows, columns]: [usize; 2],
+        depths: &[usize],
+        size: [usize; 2],
         ahead: &[Bf16],
         out: &mut Scratch<f32>,
     ) {
-        let mut row = 0;
-        while row < rows {
-            let count = S::ROWS_BF16.min(rows - row);
-            let of = Operands {
-                a: bytemuck::cast_slice(a),
-                stride: SIDE,
-                row,
-                rows: count,
-                depths: &DEPTHS[..depth],
-                b,
-                half: columns <= SIDE / 2,
-                ahead,
-            };
-            if S::ROWS_BF16 >= SIDE {
-                S::tile_bf16(of, out);
-            } else {
-                let mut sums = [[0f32; SIDE]; SIDE];
-                S::tile_bf16(of, &mut sums);
-                out[row..row + count].copy_from_slice(&sums[..count]);
-            }
-            row += count;
+        half::<S>([a, b, ahead], depths, size, false, out);
+    }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depths: &[usize],
+        size: [usize; 2],
+        ahead: &[Bf16],
+        out: &mut Scratch<f32>,
+    ) {
+        half::<S>([a, b, ahead], depths, size, S::TURNS, out);
+    }
+}
+
+/// The same of bf16.
+#[inline(always)]
+fn half<S: Simd>(
+    [a, b, ahead]: [&[Bf16]; 3],
+    depths: &[usize],
+    [rows, columns]: [usize; 2],
+    turned: bool,
+    out: &mut Scratch<f32>,
+) {
+    let mut row = 0;
+    while row < rows {
+        let count = S::ROWS_BF16.min(rows - row);
+        let (ahead, lines) = asked(ahead, row, S::ROWS_BF16, depths.len());
+        let of = Operands {
+            a: bytemuck::cast_slice(a),
+            stride: SIDE,
+            row,
+            rows: count,
+            turned,
+            depths,
+            b,
+            half: columns <= SIDE / 2,
+            ahead,
+            lines,
+        };
+        if S::ROWS_BF16 >= SIDE {
+            S::tile_bf16(of, out);
+        } else {
+            S::tile_bf16(of, &mut out[row..row + count]);
         }
+        row += count;
     }
 }
 
@@ -371,6 +478,11 @@ fn split<S: Simd>(x: S::F) -> [S::F; 3] {
 impl Kind for Split {
     type Element = Bf16;
     const TERMS: usize = 3;
+
+    #[inline(always)]
+    fn deep(_: usize) -> usize {
+        SIDE
+    }
 
     #[inline(always)]
     fn left<S: Simd>(block: &Block, to: &mut [Bf16]) {
@@ -404,22 +516,43 @@ impl Kind for Split {
     fn tile<S: Simd>(
         a: &[Bf16],
         b: &[Bf16],
-        depth: usize,
+        depths: &[usize],
         [rows, columns]: [usize; 2],
         ahead: &[Bf16],
         out: &mut Scratch<f32>,
     ) {
         S::tile_split(
-            &a[..depth * Self::PACKED],
-            &b[..depth * Self::PACKED],
+            &a[..depths.len() * Self::PACKED],
+            &b[..depths.len() * Self::PACKED],
             [rows > SIDE / 2, columns > SIDE / 2],
             ahead,
             out,
         );
     }
+    #[inline(always)]
+    fn tile_turned<S: Simd>(
+        a: &[Bf16],
+        b: &[Bf16],
+        depths: &[usize],
+        size: [usize; 2],
+        ahead: &[Bf16],
+        out: &mut Scratch<f32>,
+    ) {
+        Self::tile::<S>(a, b, depths, size, ahead, out);
+    }
 }
 
-/// Whole blocks: what is past an edge is zero.
+/// The depths of so many whole blocks: what is past an edge is zero.
+pub(super) fn whole(blocks: usize) -> &'static [usize] {
+    &DEPTHS[..blocks]
+}
+
+/// The depths of blocks that hold so many numbers together.
+pub(super) fn counted<K: Kind>(numbers: usize) -> Vec<usize> {
+    let block = |first| K::deep(SIDE.min(numbers - first));
+    (0..numbers).step_by(SIDE).map(block).collect()
+}
+
 static DEPTHS: [usize; MOST_DEPTH] = [SIDE; MOST_DEPTH];
 /// The most blocks that one product of tiles runs over.
 pub(super) const MOST_DEPTH: usize = 512;

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::blocks::{AREA, Block, Full, Half, Kind, Matrix, Room, SIDE, Split};
+use super::blocks::{AREA, Block, Full, Half, Kind, Matrix, Room, SIDE, Split, whole};
 use super::product::{add_scaled, sum_parts};
 use super::{Math, Precision};
 use crate::Isa;
@@ -90,7 +90,7 @@ impl<K: Kind> Kernel for Part<'_, K> {
         let chunk = chunk::<K>();
         let mut room = Room::new((tiles + panels) * chunk * K::PACKED * size_of::<K::Element>());
         let (left, right) = room.elements().split_at_mut(tiles * chunk * K::PACKED);
-        let (mut upright, mut turned, mut scratch) = (Block::ZERO, Block::ZERO, Block::ZERO);
+        let (mut upright, mut scratch) = (Block::ZERO, Block::ZERO);
         let mut stats = Vec::new();
         let mut first = self.blocks.0;
         while first < self.blocks.1 {
@@ -100,11 +100,8 @@ impl<K: Kind> Kernel for Part<'_, K> {
                 for (i, to) in to.chunks_exact_mut(K::PACKED).enumerate() {
                     self.left
                         .block::<S>((first + i) * SIDE, tile * SIDE, &mut upright);
-                    for row in &upright.0 {
-                        add_scaled::<S>(sums, row, 1.0);
-                    }
-                    upright.transpose::<S>(&mut turned);
-                    K::left::<S>(&turned, to);
+                    upright.add_columns::<S>(sums);
+                    K::turned::<S>(&upright, to);
                 }
             }
             let rows = first * SIDE..self.right.rows.min((first + deep) * SIDE);
@@ -127,7 +124,7 @@ impl<K: Kind> Kernel for Part<'_, K> {
     }
 }
 
-/// Adds the product of `depth` blocks of each to the `at`th block of `sums`; where there is none yet, this becomes it.
+/// Adds the product of `depth` blocks of each, the left ones [turned](Kind::turned), to the `at`th block of `sums`; where there is none yet, this becomes it.
 #[inline(always)]
 pub(super) fn add<S: Simd, K: Kind>(
     left: &[K::Element],
@@ -139,7 +136,7 @@ pub(super) fn add<S: Simd, K: Kind>(
 ) {
     let next = sums.get((at + 1) * AREA..).unwrap_or_default();
     let next = bytemuck::cast_slice(next);
-    K::tile::<S>(left, right, depth, [SIDE; 2], next, &mut scratch.0);
+    K::tile_turned::<S>(left, right, whole(depth), [SIDE; 2], next, &mut scratch.0);
     let more = scratch.0.as_flattened();
     match sums.get_mut(at * AREA..(at + 1) * AREA) {
         Some(sums) => add_scaled::<S>(sums, more, 1.0),

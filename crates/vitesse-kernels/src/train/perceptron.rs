@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded, share};
+use super::blocks::{AREA, Block, Change, Full, Half, Kind, Matrix, Room, SIDE, Split, padded, share, whole};
 use super::linear::Forward as Finished;
 use super::memory::{unwritten, written};
 use super::norm::NormBackward;
@@ -115,13 +115,9 @@ pub struct PerceptronGradients {
 const DEEP: usize = 12;
 
 /// The most blocks of rows in a group of the backward pass: each group is a pass over all weights and sums, but what it
-/// packs has to stay in the second cache.
+/// packs has to stay near the second cache.
 const fn tall<K: Kind>() -> usize {
-    if K::PACKED * size_of::<K::Element>() > 2 * AREA {
-        4
-    } else {
-        8
-    }
+    if K::TERMS > 1 { 4 } else { 8 }
 }
 
 impl Perceptron<'_> {
@@ -349,7 +345,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                 for (i, left) in normed.chunks_exact(depth).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
                     let next = share::<K>(next, i, wide);
-                    K::tile::<S>(left, right, wide, [count, SIDE], next, &mut block.0);
+                    K::tile::<S>(left, right, whole(wide), [count, SIDE], next, &mut block.0);
                     for row in &mut block.0[..count] {
                         for at in (0..SIDE).step_by(S::LANES) {
                             let h = S::add(S::load(&row[at..]), S::load(&bias[at..]));
@@ -369,7 +365,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
                 for (i, left) in hidden.chunks_exact(deep * K::PACKED).take(tiles).enumerate() {
                     let count = SIDE.min(rows - i * SIDE);
                     let next = share::<K>(next, i, deep);
-                    K::tile::<S>(left, right, deep, [count, SIDE], next, &mut block.0);
+                    K::tile::<S>(left, right, whole(deep), [count, SIDE], next, &mut block.0);
                     for (r, sums) in block.0[..count].iter_mut().enumerate() {
                         let (row, column) = (i * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];
@@ -428,7 +424,7 @@ struct Packed<'a, K: Kind> {
     /// `n` and `s` as left operands, `[tile][wide]`.
     normed: &'a mut [K::Element],
     grad: &'a mut [K::Element],
-    /// `nᵀ` and `sᵀ`, `[wide][tile]`.
+    /// `nᵀ` and `sᵀ`, turned, `[wide][tile]`.
     normed_turned: &'a mut [K::Element],
     grad_turned: &'a mut [K::Element],
     /// 32 columns of `g` and `d` as right operands, `[tile]`.
@@ -505,19 +501,15 @@ impl<K: Kind> Backward<'_, K> {
             normed.block::<S>(first + tile * SIDE, column * SIDE, &mut h);
             K::left::<S>(&h, to);
             if self.wanted.weight1 {
-                h.transpose::<S>(&mut d);
-                K::left::<S>(&d, &mut packed.normed_turned[turned.clone()]);
+                K::turned::<S>(&h, &mut packed.normed_turned[turned.clone()]);
             }
             self.grad.block::<S>(first + tile * SIDE, column * SIDE, &mut h);
             K::left::<S>(&h, to_grad);
             if self.wanted.bias2 {
-                for row in &h.0 {
-                    add_scaled::<S>(&mut self.sums.bias2[column * SIDE..][..SIDE], row, 1.0);
-                }
+                h.add_columns::<S>(&mut self.sums.bias2[column * SIDE..][..SIDE]);
             }
             if self.wanted.weight2 {
-                h.transpose::<S>(&mut d);
-                K::left::<S>(&d, &mut packed.grad_turned[turned]);
+                K::turned::<S>(&h, &mut packed.grad_turned[turned]);
             }
         }
 
@@ -538,10 +530,17 @@ impl<K: Kind> Backward<'_, K> {
                     let count = count(tile);
                     let size = [count, SIDE];
                     let next = share::<K>(next_forth, tile, wide);
-                    K::tile::<S>(&packed.normed[left.clone()], forth, wide, size, next, &mut h.0);
+                    K::tile::<S>(
+                        &packed.normed[left.clone()],
+                        forth,
+                        whole(wide),
+                        size,
+                        next,
+                        &mut h.0,
+                    );
                     if self.wanted.hidden() {
                         let next = share::<K>(next_second, tile, wide);
-                        K::tile::<S>(&packed.grad[left], second, wide, size, next, &mut d.0);
+                        K::tile::<S>(&packed.grad[left], second, whole(wide), size, next, &mut d.0);
                     }
                     let of_bias = &mut self.sums.bias1[panel * SIDE..][..SIDE];
                     slopes::<S>(self.of.gelu, [&mut h, &mut d], count, bias, of_bias);
@@ -592,7 +591,7 @@ impl<K: Kind> Backward<'_, K> {
                 for tile in 0..tiles {
                     let left = &packed.slopes_left[tile * deep * K::PACKED..][..deep * K::PACKED];
                     let next = share::<K>(next, tile, deep);
-                    K::tile::<S>(left, right, deep, [count(tile), SIDE], next, &mut sums.0);
+                    K::tile::<S>(left, right, whole(deep), [count(tile), SIDE], next, &mut sums.0);
                     for (r, sums) in sums.0[..count(tile)].iter_mut().enumerate() {
                         let (row, column) = (tile * SIDE + r, panel * SIDE);
                         let to = &mut out[row * dim + column..][..width];

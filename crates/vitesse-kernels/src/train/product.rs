@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, Room, SIDE, Split, share};
+use super::blocks::{Block, Full, Half, Kind, MOST_DEPTH, Matrix, Room, SIDE, Split, share, whole};
 use super::{Math, Precision};
 use crate::Isa;
 use crate::isa::Kernel;
@@ -228,7 +228,7 @@ impl<K: Kind, F: Finish> Kernel for Group<'_, K, F> {
             for (i, left) in left.chunks_exact(tile).enumerate() {
                 let count = SIDE.min(rows - i * SIDE);
                 let next = share::<K>(next, i, self.deep);
-                K::tile::<S>(left, right, self.deep, [count, width], next, &mut sums);
+                K::tile::<S>(left, right, whole(self.deep), [count, width], next, &mut sums);
                 for (r, sums) in sums[..count].iter_mut().enumerate() {
                     let row = i * SIDE + r;
                     let to = &mut out[row * self.columns + column..][..width];

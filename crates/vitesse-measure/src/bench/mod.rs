@@ -4,8 +4,11 @@
 //! | --- | --- |
 //! | `profile` | times by layer and by stage |
 //! | `steps` | steps of training instead of runs of the engine |
+//! | `segments` | where the time of a step goes |
 
 pub mod profile;
+#[cfg(feature = "train")]
+pub mod segments;
 #[cfg(feature = "train")]
 pub mod steps;
 

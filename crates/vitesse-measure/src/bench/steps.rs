@@ -23,6 +23,8 @@ use crate::machine::peak_memory;
 use crate::timing::{Budget, quantile, repeat};
 use crate::{Error, Events, Result, Weights};
 
+use super::segments::Profiled;
+
 /// Steps before the first that counts: the first allocates moments and meets cold caches.
 const WARM: Budget = Budget {
     time: Duration::ZERO,
@@ -83,6 +85,8 @@ pub struct Steps {
     pub compute: Compute,
     /// For each of the configurations.
     pub budget: Budget,
+    /// Whether it is also measured where the time goes.
+    pub profile: bool,
 }
 
 impl Steps {
@@ -113,6 +117,7 @@ impl Steps {
                         isa,
                         compute: self.compute,
                         budget: self.budget,
+                        profile: self.profile,
                     };
                     events.say("step", &case.name());
                     rows.push(case.measure(&pool, stop)?);
@@ -133,6 +138,7 @@ struct Case<'a> {
     isa: Isa,
     compute: Compute,
     budget: Budget,
+    profile: bool,
 }
 
 impl Case<'_> {
@@ -156,6 +162,14 @@ impl Case<'_> {
         };
         repeat(WARM, stop, &mut step)?;
         let times = repeat(self.budget, stop, &mut step)?;
+        let profile = self
+            .profile
+            .then(|| {
+                Profiled::measure(pool, self.isa, self.compute.precision, stop, || {
+                    learner.step(&lesson, lr).map(drop).map_err(Error::from)
+                })
+            })
+            .transpose()?;
         let spec = &self.checkpoint.spec;
         let [_, height, width] = spec.input_size();
         Ok(Row {
@@ -176,6 +190,7 @@ impl Case<'_> {
             peak_memory_bytes: peak_memory(),
             runs: times.len(),
             losses,
+            profile,
         })
     }
 
@@ -290,6 +305,9 @@ pub struct Row {
     pub runs: usize,
     /// Of every step from the first, those that warm up included.
     pub losses: Vec<f64>,
+    /// Where the time goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profiled>,
 }
 
 #[cfg(test)]

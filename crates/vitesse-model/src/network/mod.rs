@@ -13,6 +13,7 @@ pub mod fused;
 pub(crate) mod layers;
 mod pack;
 mod params;
+pub mod profile;
 mod regnet;
 mod stations;
 mod stream;

@@ -15,6 +15,7 @@ pub use lesson::{Lesson, Taken};
 
 use burn::module::Module;
 use burn::tensor::Device;
+use vitesse_model::network::profile::{self, Cost, Pass};
 use vitesse_model::network::{Compute, Ctx, Draws, Mode, Network};
 use vitesse_rng::Key;
 
@@ -165,7 +166,7 @@ impl Learner {
             });
         match shared {
             Ok((gradients, taken, stop)) => {
-                rayon::scope(|_| self.update(at, &gradients, &taken, lr))?;
+                rayon::scope(|_| profile::pass(Pass::Update, || self.update(at, &gradients, &taken, lr)))?;
                 Ok((taken, stop))
             }
             Err(error) => {
@@ -229,7 +230,13 @@ impl Learner {
         for hooks in &self.hooks {
             hooks.gradients(at, slots, gradients, method)?;
         }
-        taken.grad_norm = adamw::global_norm(gradients);
+        let cost = moved(slots, 1);
+        taken.grad_norm = profile::pass(Pass::Update, || {
+            profile::span(
+                || adamw::global_norm(gradients),
+                |_| ("norm of the gradients".into(), cost),
+            )
+        });
         if taken.grad_norm.is_finite() {
             return Ok(());
         }
@@ -254,7 +261,13 @@ impl Learner {
             hooks.fold(slot.rate(lr), |rate, hooks| hooks.rate(at, slot, rate, method))
         };
         let rates: Vec<f64> = slots.iter().map(rate).collect();
-        adamw::step_at(&self.settings.optim, slots, gradients, factor, step, &rates);
+        // Gradients are read; weights and both moments, and an average where there is one, are read and written.
+        let averaged = slots.iter().any(|slot| slot.ema.is_some());
+        let cost = moved(slots, if averaged { 9 } else { 7 });
+        profile::span(
+            || adamw::step_at(&self.settings.optim, slots, gradients, factor, step, &rates),
+            |()| ("AdamW".into(), cost),
+        );
         for hooks in &self.hooks {
             hooks.updated(at, slots, taken, method)?;
         }
@@ -287,10 +300,12 @@ impl Learner {
             method: &self.state.method,
             at,
         };
-        let asked = asking.loss(input, targets, &mut ctx)?;
+        let asked = profile::pass(Pass::Forward, || asking.loss(input, targets, &mut ctx))?;
         taken.add(&asked, share);
-        let mut backward = (asked.total * share).backward();
-        add_gradients(&self.network, &mut backward, &self.trained, gradients)?;
+        let mut backward = profile::pass(Pass::Backward, || (asked.total * share).backward());
+        profile::pass(Pass::Update, || {
+            add_gradients(&self.network, &mut backward, &self.trained, gradients)
+        })?;
         self.store_buffers(ctx)
     }
 
@@ -330,6 +345,15 @@ impl Learner {
     fn refresh_buffers(&mut self) {
         let buffers = copies(&self.state.buffers, |buffer| Some(&buffer.values));
         self.network = refresh(self.network.clone(), &self.buffers, buffers);
+    }
+}
+
+/// So many passes over all that is trained.
+fn moved(slots: &[Slot], passes: usize) -> Cost {
+    let numbers: usize = slots.iter().map(|slot| slot.weight.len()).sum();
+    Cost {
+        flops: 0.0,
+        bytes: (passes * numbers * size_of::<f32>()) as f64,
     }
 }
 

@@ -58,6 +58,16 @@ impl Segment<1> for Heads {
     /// The logarithms of the sums, `[batch, heads, tokens]`.
     type Saved = Vec<f32>;
 
+    fn name(&self) -> String {
+        "attention".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 1], wanted: Option<[bool; 1]>) -> f64 {
+        let [qk, v] = [&self.qk, &self.v].map(|widths| widths.iter().sum::<usize>());
+        let widths = if wanted.is_some() { 3 * qk + 2 * v } else { qk + v };
+        2.0 * (self.batch * self.tokens * self.tokens * widths) as f64
+    }
+
     fn forward(&self, [qkv]: [&[f32]; 1]) -> (Vec<f32>, Vec<f32>) {
         self.kernel(qkv).forward(self.math)
     }

@@ -108,6 +108,21 @@ impl Segment<3> for Fused {
     const KEEPS: [bool; 3] = [true, true, false];
     type Saved = ();
 
+    fn name(&self) -> String {
+        let [height, width] = self.conv.kernel;
+        let Conv {
+            channels_in,
+            channels_out,
+            ..
+        } = self.conv;
+        format!("convolution {height}x{width}, {channels_in} to {channels_out}")
+    }
+
+    fn flops(&self, _: [&[f32]; 3], wanted: Option<[bool; 3]>) -> f64 {
+        let products = wanted.map_or(1, |[x, weight, _]| usize::from(x) + usize::from(weight));
+        2.0 * (products * self.conv.macs()) as f64
+    }
+
     fn forward(&self, [x, weight, bias]: [&[f32]; 3]) -> (Vec<f32>, ()) {
         let bias = (!bias.is_empty()).then_some(bias);
         (self.conv.forward(self.math, x, weight, bias), ())

@@ -28,6 +28,14 @@ impl Segment<2> for CrossEntropy {
     const KEEPS: [bool; 2] = [true, true];
     type Saved = ();
 
+    fn name(&self) -> String {
+        "cross-entropy".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 2], _: Option<[bool; 2]>) -> f64 {
+        0.0
+    }
+
     fn forward(&self, [logits, targets]: [&[f32]; 2]) -> (Vec<f32>, ()) {
         (vec![train::soft_cross_entropy(logits, targets, self.classes)], ())
     }

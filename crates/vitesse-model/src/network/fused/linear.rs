@@ -169,6 +169,22 @@ impl Segment<6> for Map {
     const KEEPS: [bool; 6] = [true, true, false, true, true, false];
     type Saved = ();
 
+    fn name(&self) -> String {
+        let before = match self.first {
+            First::Nothing => "",
+            First::Norm(_) => "norm, ",
+            First::Gelu(_) => "gelu, ",
+        };
+        format!("{before}linear {} to {}", self.inputs, self.outputs)
+    }
+
+    fn flops(&self, [input, ..]: [&[f32]; 6], wanted: Option<[bool; 6]>) -> f64 {
+        let products = wanted.map_or(1, |[input, weight, _, gain, shift, _]| {
+            usize::from(input || gain || shift) + usize::from(weight)
+        });
+        2.0 * (products * input.len() * self.outputs) as f64
+    }
+
     fn forward(&self, inputs: [&[f32]; 6]) -> (Vec<f32>, ()) {
         (self.kernel(inputs).forward(self.math, given(inputs[5])), ())
     }

@@ -77,6 +77,23 @@ impl Segment<7> for Perceptron {
     const KEEPS: [bool; 7] = [true; 7];
     type Saved = ();
 
+    fn name(&self) -> String {
+        "perceptron".into()
+    }
+
+    fn flops(&self, [input, _, _, _, bias1, ..]: [&[f32]; 7], wanted: Option<[bool; 7]>) -> f64 {
+        let products = wanted.map_or(2, |[input, gain, shift, weight1, bias1, weight2, _]| {
+            let normed = input || gain || shift;
+            let hidden = normed || weight1 || bias1;
+            // The first map is computed again for whatever lies before or in the second.
+            [hidden || weight2, hidden, normed, weight1, weight2]
+                .into_iter()
+                .filter(|&product| product)
+                .count()
+        });
+        2.0 * (products * input.len() * bias1.len()) as f64
+    }
+
     fn forward(&self, inputs: [&[f32]; 7]) -> (Vec<f32>, ()) {
         (self.kernel(inputs).forward(self.math), ())
     }

@@ -46,6 +46,14 @@ impl Segment<3> for Norm {
     const KEEPS: [bool; 3] = [true, true, false];
     type Saved = ();
 
+    fn name(&self) -> String {
+        "norm".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 3], _: Option<[bool; 3]>) -> f64 {
+        0.0
+    }
+
     fn forward(&self, [x, gain, shift]: [&[f32]; 3]) -> (Vec<f32>, ()) {
         (train::layer_norm(isa(), x, gain, shift, self.eps), ())
     }
@@ -69,6 +77,14 @@ struct Gelu(Form);
 impl Segment<1> for Gelu {
     const KEEPS: [bool; 1] = [true];
     type Saved = ();
+
+    fn name(&self) -> String {
+        "gelu".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 1], _: Option<[bool; 1]>) -> f64 {
+        0.0
+    }
 
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         (train::gelu(isa(), self.0, x), ())

@@ -17,6 +17,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 
+use crate::network::profile::{self, Cost};
+
 /// A differentiable function of `N` tensors on slices. An input that is absent is empty.
 pub(super) trait Segment<const N: usize>: Clone + Debug + Send + 'static {
     /// Of which inputs the backward pass needs the values.
@@ -25,6 +27,13 @@ pub(super) trait Segment<const N: usize>: Clone + Debug + Send + 'static {
     const KEEPS_OUTPUT: bool = false;
     /// What else it needs.
     type Saved: Clone + Debug + Send + 'static;
+
+    /// What profiles call it.
+    fn name(&self) -> String;
+
+    /// Operations in its products, of the forward pass or, where gradients are `wanted`, of the backward pass. The same
+    /// inputs are there as in that pass.
+    fn flops(&self, inputs: [&[f32]; N], wanted: Option<[bool; N]>) -> f64;
 
     /// The output's values.
     fn forward(&self, inputs: [&[f32]; N]) -> (Vec<f32>, Self::Saved);
@@ -100,7 +109,11 @@ pub(super) fn apply<S: Segment<N>, const N: usize, const D: usize>(
 ) -> Tensor<D> {
     #[cfg(test)]
     log::add(std::any::type_name::<S>());
-    let (output, saved) = segment.forward(inputs.each_ref().map(|input| slice(&input.values)));
+    let values = inputs.each_ref().map(|input| slice(&input.values));
+    let (output, saved) = profile::span(
+        || segment.forward(values),
+        |(output, _)| cost(&segment, values, None, output.len()),
+    );
     let output = tensor(output, Shape::from(shape));
     if !inputs.iter().any(|input| input.tracked) {
         let in_graph = inputs.iter().any(|input| input.node.is_some());
@@ -152,12 +165,22 @@ impl<S: Segment<N>, const N: usize> Backward<Flex, N> for Step<S> {
     fn backward(self, ops: Ops<Kept<S, N>, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let kept = ops.state;
         let grad = contiguous(gradients.consume::<Flex>(&ops.node));
-        let found = kept.segment.backward(
-            kept.inputs.each_ref().map(slice),
-            kept.output.as_ref().map(slice).unwrap_or_default(),
-            &kept.saved,
-            slice(&grad),
-            ops.parents.each_ref().map(Option::is_some),
+        let inputs = kept.inputs.each_ref().map(slice);
+        let output = kept.output.as_ref().map(slice).unwrap_or_default();
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let found = profile::span(
+            || {
+                let Kept { segment, saved, .. } = &kept;
+                segment.backward(inputs, output, saved, slice(&grad), wanted)
+            },
+            |found| {
+                let gradients = found.iter().flatten().map(|found| match found {
+                    Gradient::Values(values) => values.len(),
+                    Gradient::OfOutput => 0,
+                });
+                let others = output.len() + slice(&grad).len() + gradients.sum::<usize>();
+                cost(&kept.segment, inputs, Some(wanted), others)
+            },
         );
         for ((parent, shape), found) in ops.parents.into_iter().zip(kept.shapes).zip(found) {
             if let (Some(parent), Some(found)) = (parent, found) {
@@ -169,6 +192,21 @@ impl<S: Segment<N>, const N: usize> Backward<Flex, N> for Step<S> {
             }
         }
     }
+}
+
+/// A segment in the profile; it reads its inputs, and reads or writes so many `other` numbers.
+fn cost<S: Segment<N>, const N: usize>(
+    segment: &S,
+    inputs: [&[f32]; N],
+    wanted: Option<[bool; N]>,
+    others: usize,
+) -> (String, Cost) {
+    let numbers = others + inputs.iter().map(|input| input.len()).sum::<usize>();
+    let cost = Cost {
+        flops: segment.flops(inputs, wanted),
+        bytes: (numbers * size_of::<f32>()) as f64,
+    };
+    (segment.name(), cost)
 }
 
 fn absent() -> FlexTensor {
