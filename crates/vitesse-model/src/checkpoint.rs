@@ -22,7 +22,7 @@ use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{self, Heads, Imported, bare, hf, minivit, pruned, sliced};
+use crate::import::{self, Heads, Imported, bare, hf, minivit, pruned, sliced, swin as swin_names};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::may_replace;
@@ -123,7 +123,10 @@ impl Checkpoint {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
         let path = weights::local(path.as_ref());
         let (weights, choice) = weights::choose(path)?;
-        let read = weights::read(&weights, options.key.as_deref())?;
+        let mut read = weights::read(&weights, options.key.as_deref())?;
+        let (tensors, notes) = swin_names::read(read.tensors);
+        read.tensors = tensors;
+        read.notes.extend(notes);
         let config = weights.with_file_name(CONFIG_FILE);
         let described = config.is_file() && (path.is_dir() || options.architecture.is_none());
         let architecture = options.architecture.as_deref();
@@ -354,6 +357,7 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
     match &mut spec.network {
         NetworkSpec::Vit(vit) => vit.img_size = size,
         NetworkSpec::RegNet(regnet) => regnet.img_size = size,
+        NetworkSpec::Swin(swin) => swin.img_size = size,
     }
     let cfg = &mut config.pretrained_cfg;
     (cfg.pool_size, cfg.test_input_size, cfg.test_crop_pct) = (None, None, None);

@@ -35,7 +35,7 @@ fn round_trip(spec: &ModelSpec, config: &Config) -> Value {
 fn vit(spec: &mut ModelSpec) -> &mut VitSpec {
     match &mut spec.network {
         NetworkSpec::Vit(vit) => vit,
-        NetworkSpec::RegNet(_) => panic!("not a ViT"),
+        _ => panic!("not a ViT"),
     }
 }
 

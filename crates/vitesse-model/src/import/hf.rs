@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Imported, vit};
+use super::{Imported, swin, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
 use crate::config::{Config, Fields, PretrainedCfg, take_labels, take_problem_type};
 use crate::pos_embed::Flavour;
@@ -27,16 +27,28 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     let mut notes = Vec::new();
     let mut fields = Fields::parse(file, text)?;
-    let known = vit::MODEL_TYPES.map(|name| format!("`{name}`")).join(" or ");
+    let known = [&vit::MODEL_TYPES[..], &[swin::MODEL_TYPE]].concat();
+    let known = known
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(" or ");
     let model_type: String = fields.require("model_type", &known)?;
-    if !vit::MODEL_TYPES.contains(&model_type.as_str()) {
-        return Err(fields.wrong("model_type", &known, Some(&json!(model_type))));
-    }
-    let described = vit::describe(&model_type, &mut fields, &mut tensors, &mut notes)?;
+    let described = match model_type.as_str() {
+        swin::MODEL_TYPE => swin::describe(&mut fields, &mut tensors, &mut notes)?,
+        name if vit::MODEL_TYPES.contains(&name) => {
+            vit::describe(&model_type, &mut fields, &mut tensors, &mut notes)?
+        }
+        _ => return Err(fields.wrong("model_type", &known, Some(&json!(model_type)))),
+    };
     let eps = described.norm_eps;
-    if eps != 1e-6 {
+    let timms = match described.network {
+        NetworkSpec::Swin(_) => 1e-5,
+        _ => 1e-6,
+    };
+    if eps != timms {
         notes.push(format!(
-            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have 1e-6)"
+            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have {timms:e})"
         ));
     }
     let num_classes = classes(&mut fields, &tensors)?;

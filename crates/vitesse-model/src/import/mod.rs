@@ -5,6 +5,7 @@
 //! | [`bare`] | weight files without a description: original DeiT and RegNetY `.pth`, state dicts of timm |
 //! | [`hf`] | folders that transformers saved, for all families |
 //! | [`vit`] | ViT and DeiT among them |
+//! | [`swin`] | Swin in folders that transformers saved, and under the original code's names |
 //! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
 //! | [`run`] | what a training program wrote down of its model |
 //! | [`pruned`] | `vit-pruned/1`, a file that describes itself block by block |
@@ -20,6 +21,7 @@ pub(crate) mod minivit;
 pub(crate) mod pruned;
 pub(crate) mod run;
 pub(crate) mod sliced;
+pub mod swin;
 mod vit;
 pub(crate) mod wrappers;
 

@@ -143,7 +143,7 @@ fn architecture(vit: &VitSpec, family: Family) -> &'static str {
                         ..known
                     } == *vit
             }
-            NetworkSpec::RegNet(_) => false,
+            _ => false,
         })
     };
     zoo::names()
