@@ -15,6 +15,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor};
 use support::adapting::{tensor, values};
 use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::spec::{NetworkSpec, SwinSpec, WindowRule};
 use vitesse::model::{ModelSpec, Site, Tensors, swin_names};
@@ -159,10 +160,32 @@ fn whole_model(v: &Vectors, original: bool, report: &mut Report) {
         }
     }
     report.compare(v, "out.logits", &values(&logits.class));
+    engines(v, report, &spec, &weights(v, old));
     if v.config.get("loss_for_gradients").is_some() {
         // Without the trace no segment is cut.
         for fused in [true, false] {
             gradients(v, report, (&network, &spec), &image, (old, fused));
+        }
+    }
+}
+
+/// The same logits from the engine: every instruction set that this processor has, one thread and several.
+fn engines(v: &Vectors, report: &mut Report, spec: &ModelSpec, tensors: &Tensors) {
+    let under = v.under("in.");
+    let image = under.get("image").unwrap();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+        for threads in [1, 3, 5] {
+            let options = Options {
+                threads,
+                isa: Some(isa),
+                ..Options::default()
+            };
+            let engine = Engine::new(spec, tensors, &v.file, options).unwrap_or_else(|e| panic!("{e}"));
+            let found = engine
+                .run(&image.to_f32(), image.shape()[0])
+                .unwrap_or_else(|e| panic!("{e}"));
+            let by = format!("engine, {isa}, {threads} threads");
+            report.compare_also(v, "out.logits", &by, &found.class);
         }
     }
 }

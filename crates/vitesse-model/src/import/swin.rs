@@ -283,7 +283,7 @@ mod tests {
             assert_eq!(timm_name(name, old).as_deref(), new, "{name}");
         }
         let mut other = Tensors::new();
-        other.insert_f32("head.weight", &[1], vec![0.0]);
+        other.insert_f32("head.weight", &[1], vec![0.0]).unwrap();
         let (kept, notes) = read(other.clone());
         assert_eq!((kept, notes.len()), (other, 0));
     }

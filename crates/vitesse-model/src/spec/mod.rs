@@ -303,6 +303,10 @@ impl Sites for ModelSpec {
         self.family().activation(layer)
     }
 
+    fn fixed_tokens(&self) -> Option<&'static str> {
+        self.family().fixed_tokens()
+    }
+
     fn ops(&self) -> &[OpSpec] {
         &self.ops
     }

@@ -34,6 +34,11 @@ pub trait Sites {
     /// What stands between the projections of the perceptron of `layer`.
     fn activation(&self, layer: usize) -> Activation;
 
+    /// Why no other tokens can travel beside the patches; `None` where they can.
+    fn fixed_tokens(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The ops, in the order in which those at one site are applied. A family's own description has none.
     fn ops(&self) -> &[OpSpec] {
         &[]

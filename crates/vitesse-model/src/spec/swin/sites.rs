@@ -74,6 +74,10 @@ impl Sites for SwinSpec {
     fn activation(&self, _layer: usize) -> Activation {
         Activation::Gelu
     }
+
+    fn fixed_tokens(&self) -> Option<&'static str> {
+        Some("the windows of a Swin hold the tokens of its map and no others")
+    }
 }
 
 impl SwinSpec {
