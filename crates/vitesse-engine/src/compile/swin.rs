@@ -25,7 +25,7 @@ impl<T: Real> Compiler<'_, T> {
             product: self.embedding(op.as_ref())?,
         };
         self.push(Stage::Embed, embed);
-        let norm = self.norm("patch_embed.norm", None)?;
+        let norm = self.norm_at(Site::PatchNorm, None)?;
         self.push(Stage::Embed, NormStream(norm));
 
         let mut rows: Rows = (0..patches).map(Some).collect();
@@ -68,12 +68,12 @@ impl<T: Real> Compiler<'_, T> {
             .into_iter()
             .flat_map(|token| (0..4).map(move |part| token.map(|token| 4 * token + part)));
         let four: Vec<Option<usize>> = four.map(|at| Some(merged[at?])).collect();
-        let name = format!("layers.{stage}.downsample");
+        let norm = self.norm_at(Site::MergeIn, Some(swin.first_layer(stage)))?;
         let step = Merge {
             order: Order::new(places(rows, four.into_iter()), 4, windows.area()),
             dim: swin.stage_dim(stage - 1),
-            norm: self.norm(&format!("{name}.norm"), None)?,
-            product: self.linear(&format!("{name}.reduction"), None)?,
+            norm,
+            product: self.linear(&format!("layers.{stage}.downsample.reduction"), None)?,
         };
         self.push(Stage::Embed, step);
         Ok(())

@@ -9,10 +9,10 @@ use burn::tensor::Tensor;
 
 use super::block::{Blocks, Core, Layer, Norms, Place};
 use super::ctx::Ctx;
-use super::fused::{Before, Compute, Order, arrange};
+use super::fused::{Before, Order, arrange};
 use super::layers::{LayerNorm, Linear, LinearValues};
 use super::params::Parameters;
-use super::stations::{at, project};
+use super::stations::{at, cut, project};
 use super::stream::Stream;
 use super::windows::{Division, RelativeBias};
 use crate::Result;
@@ -43,11 +43,20 @@ struct Stage {
     blocks: Blocks,
 }
 
+/// Of a layer's ops, those of the patch merging before it, or the others.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Merging,
+    Rest,
+}
+
 /// Patch merging: 2 by 2 tokens become one of twice the width.
 #[derive(Module, Debug)]
 struct Merging {
     norm: LayerNorm,
     reduction: Linear,
+    /// The ops after the norm.
+    ops: Vec<Op>,
     /// The tokens of each neighbourhood, column by column.
     #[module(skip)]
     order: Order,
@@ -55,19 +64,21 @@ struct Merging {
 
 impl Swin {
     pub(super) fn new(spec: &SwinSpec, model: &ModelSpec, parameters: &Parameters<'_>) -> Result<Self> {
-        let ops = |layer: Option<usize>| -> Result<Vec<Op>> {
-            let here = model.ops.iter().enumerate().filter(|(_, op)| op.layer == layer);
+        let ops = |layer: Option<usize>, part: Part| -> Result<Vec<Op>> {
+            let merging = part == Part::Merging;
+            let here = model.ops.iter().enumerate();
+            let here = here.filter(|(_, op)| op.layer == layer && (op.site == Site::MergeIn) == merging);
             here.map(|(i, op)| Op::new(op, i, model, parameters)).collect()
         };
         let norm = |name: &str| LayerNorm::new(name, spec.norm_eps, parameters);
         let stage = |stage| {
             Ok(Stage {
                 merging: if stage > 0 {
-                    Some(Merging::new(spec, stage, parameters)?)
+                    Some(Merging::new(spec, stage, ops, parameters)?)
                 } else {
                     None
                 },
-                blocks: blocks(spec, stage, &ops, parameters)?,
+                blocks: blocks(spec, stage, ops, parameters)?,
             })
         };
         Ok(Swin {
@@ -81,7 +92,7 @@ impl Swin {
             } else {
                 None
             },
-            ops: ops(None)?,
+            ops: ops(None, Part::Rest)?,
             spec: spec.clone(),
         })
     }
@@ -121,7 +132,8 @@ impl Swin {
         };
         let x = self.embed_patches(images, ctx);
         let x = at(Site::PatchOut, x, &self.ops, ctx);
-        self.patch_norm.forward(x, ctx.compute)
+        let x = self.patch_norm.forward(x, ctx.compute);
+        at(Site::PatchNorm, x, &self.ops, ctx)
     }
 
     /// What one block makes of the stream, after the patch merging before it if there is one; `None` if there is no such
@@ -140,7 +152,10 @@ impl Swin {
     fn enter(&self, stage: usize, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
         ctx.stream.grid = self.spec.stage_map(stage);
         match self.stages.get(stage).and_then(|stage| stage.merging.as_ref()) {
-            Some(merging) => merging.forward(x, ctx.compute),
+            Some(merging) => {
+                ctx.layer = Some(self.spec.first_layer(stage));
+                merging.forward(x, ctx)
+            }
             None => x,
         }
     }
@@ -163,21 +178,31 @@ impl Swin {
 }
 
 impl Merging {
-    fn new(spec: &SwinSpec, stage: usize, parameters: &Parameters<'_>) -> Result<Self> {
+    fn new(
+        spec: &SwinSpec,
+        stage: usize,
+        ops: impl Fn(Option<usize>, Part) -> Result<Vec<Op>>,
+        parameters: &Parameters<'_>,
+    ) -> Result<Self> {
         let name = merging(stage);
         Ok(Merging {
             norm: LayerNorm::new(&format!("{name}.norm"), spec.norm_eps, parameters)?,
             reduction: Linear::new(&format!("{name}.reduction"), false, parameters)?,
+            ops: ops(Some(spec.first_layer(stage)), Part::Merging)?,
             order: spec.merged_tokens(stage).into_iter().map(Some).collect(),
         })
     }
 
     /// `[batch, tokens, dim]` to `[batch, tokens / 4, 2 · dim]`.
-    fn forward(&self, x: Tensor<3>, compute: Compute) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {
         let [batch, tokens, dim] = x.dims();
-        let x = arrange(x, &self.order, compute).reshape([batch, tokens / 4, 4 * dim]);
+        let x = arrange(x, &self.order, ctx.compute).reshape([batch, tokens / 4, 4 * dim]);
         let map = self.reduction.values();
-        map.segment(x, self.norm.before(), None, compute)
+        if !cut(Site::MergeIn, &self.ops, ctx) {
+            return map.segment(x, self.norm.before(), None, ctx.compute);
+        }
+        let x = at(Site::MergeIn, self.norm.forward(x, ctx.compute), &self.ops, ctx);
+        map.segment(x, Before::Nothing, None, ctx.compute)
     }
 }
 
@@ -185,7 +210,7 @@ impl Merging {
 fn blocks(
     spec: &SwinSpec,
     stage: usize,
-    ops: impl Fn(Option<usize>) -> Result<Vec<Op>>,
+    ops: impl Fn(Option<usize>, Part) -> Result<Vec<Op>>,
     parameters: &Parameters<'_>,
 ) -> Result<Blocks> {
     let first = spec.first_layer(stage);
@@ -238,7 +263,7 @@ fn blocks(
             depth: spec.layers.len(),
         };
         let windows = spec.windows(i).map(|windows| Division::new(&windows));
-        layers.push(Layer::new(ops(Some(i))?, place).inside(windows));
+        layers.push(Layer::new(ops(Some(i), Part::Rest)?, place).inside(windows));
     }
     Ok(Blocks::new(cores, norms, layers))
 }

@@ -303,6 +303,10 @@ impl Sites for ModelSpec {
         self.family().activation(layer)
     }
 
+    fn fills_up(&self, layer: usize) -> bool {
+        self.family().fills_up(layer)
+    }
+
     fn fixed_tokens(&self) -> Option<&'static str> {
         self.family().fixed_tokens()
     }

@@ -1,11 +1,13 @@
 //! What a Swin has at its sites.
 
-use super::SwinSpec;
+use super::{Place, SwinSpec, merging};
 use crate::site::Site;
 use crate::spec::{Activation, AttentionSpec, MlpSpec, Projection, Sites};
 
 /// The prefix of the patch embedding's tensors.
 pub(crate) const PATCH_EMBED: &str = "patch_embed.proj";
+/// And of the norm after it.
+const PATCH_NORM: &str = "patch_embed.norm";
 
 impl Sites for SwinSpec {
     fn depth(&self) -> usize {
@@ -21,7 +23,10 @@ impl Sites for SwinSpec {
 
     fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
         match site {
-            Site::PatchOut | Site::Embed => return layer.is_none().then_some(self.embed_dim),
+            Site::PatchOut | Site::PatchNorm | Site::Embed => {
+                return layer.is_none().then_some(self.embed_dim);
+            }
+            Site::MergeIn => return Some(2 * self.stage_dim(self.stage_entered(layer?)?)),
             Site::FinalNorm => return layer.is_none().then(|| self.last_dim()),
             site if site.is_projection() => return Some(self.projection(site, layer?)?.outputs),
             _ => {}
@@ -50,8 +55,13 @@ impl Sites for SwinSpec {
     }
 
     fn norm(&self, site: Site, layer: Option<usize>) -> Option<String> {
-        if site == Site::FinalNorm {
-            return layer.is_none().then(|| "norm".to_owned());
+        match (site, layer) {
+            (Site::FinalNorm, None) => return Some("norm".to_owned()),
+            (Site::PatchNorm, None) => return Some(PATCH_NORM.to_owned()),
+            (Site::MergeIn, Some(layer)) => {
+                return Some(format!("{}.norm", merging(self.stage_entered(layer)?)));
+            }
+            _ => {}
         }
         let (layer, block) = (layer?, self.block(layer?)?);
         match site {
@@ -75,12 +85,22 @@ impl Sites for SwinSpec {
         Activation::Gelu
     }
 
+    fn fills_up(&self, layer: usize) -> bool {
+        self.windows(layer).is_some_and(|windows| windows.pads())
+    }
+
     fn fixed_tokens(&self) -> Option<&'static str> {
         Some("the windows of a Swin hold the tokens of its map and no others")
     }
 }
 
 impl SwinSpec {
+    /// The stage that begins with patch merging before this layer.
+    pub(crate) fn stage_entered(&self, layer: usize) -> Option<usize> {
+        let Place { stage, within } = self.place(layer)?;
+        (stage > 0 && within == 0).then_some(stage)
+    }
+
     /// Width of the last stage, which the heads see.
     pub(crate) fn last_dim(&self) -> usize {
         self.stage_dim(self.stages().saturating_sub(1))
