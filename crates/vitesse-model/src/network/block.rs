@@ -243,7 +243,6 @@ impl Layer {
         (x, before): (Tensor<3>, Before),
         ctx: &mut Ctx,
     ) -> Tensor<3> {
-        let batch = x.dims()[0];
         // The zeros with which a map is filled up are put there after the norm.
         let (x, before) = if windows.pads() {
             (before.apply(x, ctx.compute), Before::Nothing)
@@ -251,7 +250,7 @@ impl Layer {
             (x, before)
         };
         let x = windows.divide(x, ctx.compute);
-        let terms = windows.terms(bias, batch, &x);
+        let terms = windows.terms(bias);
         let first_sample = ctx.draws.first_sample;
         ctx.draws.first_sample = first_sample * windows.count();
         let heads = attn.heads(x, before, &terms, &self.ops, ctx);

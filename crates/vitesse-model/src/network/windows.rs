@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::attention::Terms;
+use super::attention::{Mask, Terms};
 use super::fused::{Compute, Order, arrange};
 use super::params::Parameters;
 use crate::Result;
@@ -88,16 +88,15 @@ impl Division {
         arrange(x, &self.back, compute)
     }
 
-    /// What is added to the logits of `batch` images.
-    pub(super) fn terms(&self, bias: Option<&RelativeBias>, batch: usize, like: &Tensor<3>) -> Terms {
-        let mask = self.mask.as_ref().map(|mask| {
-            let shape = [self.count, 1, self.area, self.area];
-            let mask = Tensor::<4>::from_data(TensorData::new(mask.to_vec(), shape), &like.device());
-            mask.repeat_dim(0, batch)
-        });
+    /// What is added to the logits.
+    pub(super) fn terms(&self, bias: Option<&RelativeBias>) -> Terms {
+        let mask = |values: &Arc<[f32]>| Mask {
+            values: Arc::clone(values),
+            windows: self.count,
+        };
         Terms {
             bias: bias.map(|bias| bias.of(self)),
-            mask,
+            mask: self.mask.as_ref().map(mask),
         }
     }
 }
