@@ -412,6 +412,8 @@ fn attention_is_the_plain_one() {
             let found = attention.backward(math, &found.0, &found.1, &grad);
             agree(&format!("gradient of {name}"), math, &found.qkv, &expected.qkv);
             match (&found.bias, &expected.bias) {
+                // The gradient of a single logit is zero: nothing but rounding is left of it.
+                (Some(_), Some(_)) if tokens == 1 => {}
                 (Some(found), Some(expected)) => agree(&format!("bias of {name}"), math, found, expected),
                 (found, expected) => assert!(found.is_none() && expected.is_none()),
             }
