@@ -33,9 +33,20 @@ const FEW_MACS: u64 = 1_500_000_000;
 /// A spec, weights that are not what fresh ones are (biases would be zero, gains one), and images.
 fn drawn(name: &str) -> Option<(ModelSpec, Tensors, Vec<f32>)> {
     let spec = zoo::get(name).unwrap().spec;
-    let NetworkSpec::Vit(_) = spec.network else {
+    if !spec.is_transformer() {
         return None;
-    };
+    }
+    let tensors = random(&spec, name);
+    let mut rng = Key::new(5).with(name).with("images").rng();
+    let size: usize = spec.input_size().iter().product();
+    let images = (0..2 * size)
+        .map(|_| (4.0 * rng.uniform() - 2.0) as f32)
+        .collect();
+    Some((spec, tensors, images))
+}
+
+/// Weights that are not what fresh ones are.
+fn random(spec: &ModelSpec, name: &str) -> Tensors {
     let key = Key::new(5).with(name);
     let mut tensors = Tensors::new();
     for tensor in spec.tensors().unwrap() {
@@ -47,12 +58,7 @@ fn drawn(name: &str) -> Option<(ModelSpec, Tensors, Vec<f32>)> {
             .collect();
         tensors.insert_f32(tensor.name, &tensor.shape, values).unwrap();
     }
-    let mut rng = key.with("images").rng();
-    let size: usize = spec.input_size().iter().product();
-    let images = (0..2 * size)
-        .map(|_| (4.0 * rng.uniform() - 2.0) as f32)
-        .collect();
-    Some((spec, tensors, images))
+    tensors
 }
 
 fn from_network(spec: &ModelSpec, tensors: &Tensors, images: &[f32]) -> [Vec<f32>; 2] {
@@ -115,4 +121,41 @@ fn every_transformer_of_the_zoo_is_computed_as_by_the_network() {
         "skipped, no transformer or too large for a test: {}",
         skipped.join(", ")
     );
+}
+
+/// Maps that windows do not fit, that are narrower than a window, and not square; windows that threads have parts of.
+#[test]
+fn windows_that_do_not_fit_are_filled_up_as_by_the_network() {
+    for (size, window) in [
+        ([32, 32], [3, 3]),
+        ([24, 40], [4, 4]),
+        ([16, 48], [5, 7]),
+        ([40, 24], [2, 8]),
+    ] {
+        let (mut spec, _, images) = drawn("swin_nano_patch2_window4_32").unwrap();
+        if let NetworkSpec::Swin(swin) = &mut spec.network {
+            (swin.img_size, swin.window_size) = (size, window);
+        }
+        let tensors = random(&spec, "windows");
+        let images = &images[..2 * 3 * size[0] * size[1]];
+        let [expected, _] = from_network(&spec, &tensors, images);
+        for threads in [1, 2, 3, 7] {
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
+                let options = Options {
+                    threads,
+                    isa: Some(isa),
+                    ..Options::default()
+                };
+                let engine = Engine::new(&spec, &tensors, "windows", options).unwrap();
+                let found = engine.run(images, 2).unwrap().class;
+                let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+                let worst = differences.fold(0.0, |most, x| if x <= most { most } else { x });
+                let most = tolerance(Precision::F32) * spread(&expected);
+                assert!(
+                    worst <= most,
+                    "{size:?}, {window:?}, {isa}, {threads} threads: {worst:e} of {most:e}"
+                );
+            }
+        }
+    }
 }

@@ -23,8 +23,8 @@ use vitesse::adapt::merge::matrix::Matrix;
 use vitesse::adapt::peft::official;
 use vitesse::model::network::{Ctx, param_id};
 use vitesse::model::ops::{Activation, Bottleneck, Op, OpKind, OpSpec};
-use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::{Site, Tensors};
+use vitesse::model::spec::{NetworkSpec, PrefixToken, SwinSpec, VitSpec};
+use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors, swin_names};
 
 #[test]
 fn golden_repadapter() {
@@ -39,6 +39,7 @@ fn golden_repadapter_notices_a_wrong_value() {
         ("vit_repblock_g2", "merged.blocks.1.attn.qkv.bias"),
         ("unit_g2", "grad.conv_A.weight"),
         ("depthwise_fold_k7_g2", "out.y_folded"),
+        ("swin_repblock_g2", "merged.layers.1.blocks.0.attn.qkv.weight"),
     ] {
         notices(
             "golden_repadapter",
@@ -53,10 +54,11 @@ fn golden_repadapter_notices_a_wrong_value() {
 /// Chooses the check by what the file's config describes.
 fn check(v: &Vectors, report: &mut Report) {
     match v.config["model"].as_str() {
-        Some("vit") => whole_model(v, report),
+        Some("vit") => whole_model(v, &checkpoint(vit(v), v.under("w.")), str::to_owned, report),
+        Some("swin") => of_swin(v, report),
         Some("adapter+linear") => one_adapter(v, report),
         Some("adapter2d+depthwise") => depthwise(v, report),
-        Some(family @ ("swin" | "convnext" | "vit_video")) => {
+        Some(family @ ("convnext" | "vit_video")) => {
             report.skip_file(v, &format!("`{family}` is no network of this project yet"));
         }
         other => report
@@ -264,12 +266,41 @@ fn convolve(
     out
 }
 
-fn whole_model(v: &Vectors, report: &mut Report) {
-    let base = checkpoint(vit(v), v.under("w."));
+/// A Swin under the names of an older timm; in memory they are today's.
+fn of_swin(v: &Vectors, report: &mut Report) {
+    let list = |key: &str| -> Vec<usize> {
+        let list = v.config[key].as_array().unwrap().iter();
+        list.map(|one| one.as_u64().unwrap() as usize).collect()
+    };
+    let sizes = [v.usize("img_size"), v.usize("patch_size"), v.usize("window_size")];
+    let [image, patch, window] = sizes;
+    let (depths, heads) = (list("depths"), list("num_heads"));
+    let mut swin = SwinSpec::plain(image, patch, window, v.usize("embed_dim"), &depths, &heads);
+    swin.norm_eps = v.number("norm_eps");
+    for core in 0..swin.cores.len() {
+        let dim = swin.stage_dim(swin.core_stage(core).unwrap()) as f64;
+        swin.cores[core].mlp.as_mut().unwrap().hidden = (dim * v.number("mlp_ratio")) as usize;
+    }
+    let mut spec = ModelSpec {
+        architecture: v.file.clone(),
+        num_classes: v.usize("num_classes"),
+        network: NetworkSpec::Swin(swin),
+        ops: Vec::new(),
+    };
+    spec.set_qkv_bias(v.config["qkv_bias"].as_bool().unwrap());
+    let weights = v.under("w.");
+    let old = swin_names::is_old(&weights);
+    let named = move |name: &str| swin_names::timm_name(name, old).unwrap();
+    let weights = weights.iter().map(|(name, tensor)| (named(name), tensor.clone()));
+    whole_model(v, &checkpoint(spec, weights.collect()), named, report);
+}
+
+/// `named` gives names in the file those that they have in memory.
+fn whole_model(v: &Vectors, base: &Checkpoint, named: impl Fn(&str) -> String, report: &mut Report) {
     let path = Path::new(&v.file);
     let adapter =
         official::parse(v.under("a."), Some(v.number("scale")), path).unwrap_or_else(|e| panic!("{e}"));
-    let attached = adapter.attach(&base).unwrap_or_else(|e| panic!("{e}"));
+    let attached = adapter.attach(base).unwrap_or_else(|e| panic!("{e}"));
     let ops = attached.spec.ops.clone();
     for op in &ops {
         assert!(matches!(&op.kind, OpKind::Bottleneck(op) if op.groups == v.usize("groups")));
@@ -296,17 +327,21 @@ fn whole_model(v: &Vectors, report: &mut Report) {
     compare_gradients(v, report, &found, |key| {
         let op_tensor = TENSORS.into_iter().find_map(|(from, to)| {
             let module = key.strip_suffix(from)?.strip_suffix('.')?;
-            let (layer, name) = module.strip_prefix("blocks.")?.split_once('.')?;
+            let (layer, name) = module.rsplit_once('.')?;
             let site = if name == "adapter_attn" {
                 Site::AttnIn
             } else {
                 Site::MlpIn
             };
-            let layer = Some(layer.parse().unwrap());
+            let qkv = format!("{layer}.attn.qkv");
+            let mut projections = attached.spec.sites().projections();
+            let layer = projections
+                .find(|(_, _, projection)| projection.name == qkv)
+                .map(|(_, layer, _)| layer);
             let index = ops.iter().position(|op| op.site == site && op.layer == layer)?;
             Some(format!("{}.{to}", ops[index].prefix(index)))
         });
-        vec![op_tensor.unwrap_or_else(|| key.to_owned())]
+        vec![op_tensor.unwrap_or_else(|| named(key))]
     });
 
     let merged = merged(v, report, &attached);

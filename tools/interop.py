@@ -28,6 +28,7 @@ strict or a difference is above 1e-4, times the largest logit where that is abov
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,8 @@ from transformers import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTImageProcessorPil,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -92,6 +95,23 @@ def from_timm_folder(folder):
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
+# A Swin with three stages.
+SWIN = {"embed_dim": 24, "depths": (2, 3, 2), "num_heads": (2, 3, 4)}
+
+
+def original_names(tensors):
+    """A Swin's state dict as the original code and older timm write it."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        stage = re.match(r"layers\.(\d+)\.downsample\.", name)
+        if stage:
+            name = name.replace(stage[0], f"layers.{int(stage[1]) - 1}.downsample.")
+        renamed[name.replace("head.fc.", "head.")] = tensor
+    renamed["layers.0.blocks.1.attn_mask"] = torch.zeros(1)
+    renamed["layers.0.blocks.1.attn.relative_position_index"] = torch.zeros(1, dtype=torch.int64)
+    return renamed
+
+
 @torch.no_grad()
 def timm_cases(roundtrip, work):
     cases = {
@@ -105,6 +125,11 @@ def timm_cases(roundtrip, work):
         },
         "vit_small_patch16_224": {"depth": 2, "global_pool": "avg", "fc_norm": False},
         "regnety_002": {"num_classes": 5},
+        "swin_tiny_patch4_window7_224": {},
+        # Windows that do not fit maps, maps that are no squares and narrower than a window.
+        "swin_small_patch4_window7_224": {**SWIN, "img_size": (48, 64), "window_size": 5, "num_classes": 5},
+        "swin_base_patch4_window7_224": {**SWIN, "img_size": (32, 80), "window_size": (3, 4), "qkv_bias": False, "in_chans": 1},
+        "swin_large_patch4_window12_384": {**SWIN, "img_size": 64, "window_size": 8, "mlp_ratio": 2.5, "num_classes": 0},
     }
     for name, args in cases.items():
         model = randomise(timm.create_model(name, **args))
@@ -122,6 +147,11 @@ def timm_cases(roundtrip, work):
             torch.save({"model": model.state_dict(), "epoch": 3}, work / "bare.pth")
             roundtrip(work / "bare.pth", ours, "--architecture", name)
             report(f"from a bare .pth: {name}", (model(x) - from_timm_folder(ours)(x)).abs().max().item())
+        if name.startswith("swin"):
+            # The same folder as an older timm would have written it.
+            save_file(original_names(before), theirs / "model.safetensors")
+            roundtrip(theirs, ours)
+            report(f"under the original names: {name}", (model(x) - from_timm_folder(ours)(x)).abs().max().item())
 
 
 @torch.no_grad()
@@ -134,6 +164,9 @@ def transformers_cases(roundtrip, work):
         (DeiTForImageClassificationWithTeacher, DeiTConfig(**sizes, num_labels=5)),
         (DeiTForImageClassification, DeiTConfig(**sizes, num_labels=5)),
         (ViTModel, ViTConfig(**sizes)),
+        (SwinForImageClassification, SwinConfig(**SWIN, image_size=64, window_size=4, num_labels=5)),
+        (SwinForImageClassification, SwinConfig(**SWIN, image_size=96, window_size=3, qkv_bias=False, mlp_ratio=2.0)),
+        (SwinForImageClassification, SwinConfig(image_size=224, num_labels=7)),
     ]
     for kind, config in cases:
         model = randomise(kind(config))
@@ -141,7 +174,8 @@ def transformers_cases(roundtrip, work):
         model.save_pretrained(theirs)
         roundtrip(theirs, ours)
         again = from_timm_folder(ours)
-        eps = json.loads((ours / "config.json").read_text()).get("vitesse", {}).get("norm_eps", 1e-6)
+        timms = 1e-5 if isinstance(config, SwinConfig) else 1e-6
+        eps = json.loads((ours / "config.json").read_text()).get("vitesse", {}).get("norm_eps", timms)
         if eps != config.layer_norm_eps:
             failures.append(f"{kind.__name__}: epsilon {eps} instead of {config.layer_norm_eps}")
         for module in again.modules():
@@ -159,8 +193,9 @@ def transformers_cases(roundtrip, work):
 def zoo_cases(roundtrip, work):
     for name in [
         "vit_nano_patch4_32", "vit_micro_patch4_32", "deit_micro_patch4_32", "deit_micro_distilled_patch4_32",
-        "deit_small_distilled_patch16_224", "vit_tiny_patch16_384", "regnety_004",
-        "vit_nano_patch8_clip_quickgelu_32", "vit_base_patch32_clip_224",
+        "deit_small_distilled_patch16_224", "vit_tiny_patch16_384", "regnety_004", "vit_nano_patch8_clip_quickgelu_32",
+        "vit_base_patch32_clip_224", "swin_nano_patch2_window4_32", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224",
+        "swin_base_patch4_window12_384",
     ]:
         ours = work / f"fresh-{name}"
         roundtrip(name, ours, "--num-classes", "11")
@@ -215,7 +250,9 @@ def preparation_cases(roundtrip, work):
         expected = timm.data.create_transform(**config, is_training=False)(image)
         report(f"preparation: {case}", (expected - found).abs().max().item())
 
-    for name in ["deit_tiny_patch16_224", "vit_tiny_patch16_384", "regnety_004", "vit_base_patch32_clip_quickgelu_224"]:
+    for name in [
+        "deit_tiny_patch16_224", "vit_tiny_patch16_384", "regnety_004", "vit_base_patch32_clip_quickgelu_224", "swin_tiny_patch4_window7_224",
+    ]:
         ours = work / f"prepare-{name}"
         roundtrip(name, ours)
         compare(name, ours, AutoImageProcessor.from_pretrained(ours, backend="pil"))

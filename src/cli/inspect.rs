@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use vitesse::model::config::HistoryStep;
-use vitesse::model::spec::{AttentionSpec, BlockSpec, VitSpec};
+use vitesse::model::spec::{AttentionSpec, BlockSpec, SwinSpec};
 use vitesse::model::storage::pth::StateDict;
 use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::format::{self, counted};
@@ -205,10 +205,12 @@ impl File {
 
 /// The shape of a layer in words; `name` is [`LayerCost::layer`](vitesse::model::spec::LayerCost::layer).
 fn shape(spec: &ModelSpec, name: &str) -> String {
-    let NetworkSpec::Vit(vit) = &spec.network else {
-        return String::new();
-    };
     let parts: Vec<&str> = name.split('.').collect();
+    let vit = match &spec.network {
+        NetworkSpec::Vit(vit) => vit,
+        NetworkSpec::Swin(swin) => return of_swin(spec, swin, &parts),
+        NetworkSpec::RegNet(_) => return String::new(),
+    };
     match *parts.as_slice() {
         ["patch_embed"] => {
             let ([rows, columns], side, width) = (vit.grid(), vit.patch_size, vit.embed_dim);
@@ -219,42 +221,76 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
             let layer = layer.parse().unwrap_or(usize::MAX);
             let text = vit
                 .block(layer)
-                .map(|block| sub_layer(vit, block, part))
+                .map(|block| sub_layer(vit.embed_dim, block, part))
                 .unwrap_or_default();
             match vit.layers.get(layer) {
                 Some(spec) if vit.is_shared() => format!("{text}, matrices of core {}", spec.core),
                 _ => text,
             }
         }
-        ["ops", index] => {
-            let op = index.parse::<usize>().ok().and_then(|index| spec.ops.get(index));
-            let name = |op| {
-                serde_json::to_value(op)
-                    .ok()
-                    .and_then(|op| Some(op.get("op")?.as_str()?.to_owned()))
-            };
-            op.map(|op| {
-                let block = op
-                    .layer
-                    .map(|layer| format!(" of block {layer}"))
-                    .unwrap_or_default();
-                format!("{} at {}{block}", name(op).unwrap_or_default(), op.site)
-            })
-            .unwrap_or_default()
-        }
+        ["ops", index] => op(spec, index),
         ["head" | "head_dist"] => counted(spec.num_classes, "class"),
         _ => String::new(),
     }
 }
 
-fn sub_layer(vit: &VitSpec, block: &BlockSpec, part: &str) -> String {
+/// The same of a Swin's layer.
+fn of_swin(spec: &ModelSpec, swin: &SwinSpec, parts: &[&str]) -> String {
+    match *parts {
+        ["patch_embed"] => {
+            let ([rows, columns], side, width) = (swin.stage_map(0), swin.patch_size, swin.embed_dim);
+            format!("{rows}x{columns} patches of {side}x{side} pixels, width {width}")
+        }
+        ["layers", stage, "downsample"] => {
+            let stage = stage.parse().unwrap_or(0);
+            let [rows, columns] = swin.stage_map(stage);
+            format!("{rows}x{columns} tokens, width {}", swin.stage_dim(stage))
+        }
+        ["layers", stage, "blocks", block, part] => {
+            let stage = stage.parse().unwrap_or(usize::MAX);
+            let layer = swin.first_layer(stage) + block.parse().unwrap_or(0);
+            let (Some(block), Some(windows)) = (swin.block(layer), swin.windows(layer)) else {
+                return String::new();
+            };
+            let text = sub_layer(swin.stage_dim(stage), block, part);
+            let [rows, columns] = windows.window;
+            let shifted = if windows.shifts() { ", shifted" } else { "" };
+            let text = match part {
+                "attn" => format!("{text}, windows of {rows}x{columns}{shifted}"),
+                _ => text,
+            };
+            match swin.layers.get(layer) {
+                Some(spec) if swin.is_shared() => format!("{text}, matrices of core {}", spec.core),
+                _ => text,
+            }
+        }
+        ["ops", index] => op(spec, index),
+        ["head", "fc"] => counted(spec.num_classes, "class"),
+        _ => String::new(),
+    }
+}
+
+/// The op of this number.
+fn op(spec: &ModelSpec, index: &str) -> String {
+    let op = index.parse::<usize>().ok().and_then(|index| spec.ops.get(index));
+    op.map(|op| {
+        let block = op
+            .layer
+            .map(|layer| format!(" of block {layer}"))
+            .unwrap_or_default();
+        format!("{} at {}{block}", op.kind.name(), op.site)
+    })
+    .unwrap_or_default()
+}
+
+fn sub_layer(dim: usize, block: &BlockSpec, part: &str) -> String {
     let (text, written) = match (part, &block.attn, &block.mlp) {
         ("attn", Some(attn), _) => (heads(attn), &attn.out_idx),
         ("mlp", _, Some(mlp)) => (format!("{} hidden", mlp.hidden), &mlp.out_idx),
         _ => return String::new(),
     };
     match written {
-        Some(written) => format!("{text}, writes {} of {}", written.len(), vit.embed_dim),
+        Some(written) => format!("{text}, writes {} of {dim}", written.len()),
         None => text,
     }
 }

@@ -105,6 +105,7 @@ fn main() -> Result<(), String> {
             qk: &[64; 3],
             v: &[64; 3],
             scale: 0.125,
+            terms: None,
         };
         let flops = 2.0 * (2 * rows * tokens * dim) as f64;
         let (out, lse) = attention.forward(math);

@@ -58,33 +58,66 @@ impl sealed::Logits for Plain {
 #[derive(Debug, Clone, Copy)]
 pub struct Bias<'a> {
     values: &'a [f32],
+    /// The row of `q` to which the first numbers belong.
+    first: usize,
     /// From a query's numbers to the next one's.
     stride: usize,
+    /// Numbers of a query that count.
+    keys: usize,
 }
 
 impl<'a> Bias<'a> {
     /// The same for every query, `[keys]`.
     pub fn by_key(values: &'a [f32]) -> Self {
-        Bias { values, stride: 0 }
+        Bias {
+            values,
+            first: 0,
+            stride: 0,
+            keys: values.len(),
+        }
     }
 
     /// For each row of `q`, `[queries, keys]`.
     pub fn full(values: &'a [f32], keys: usize) -> Self {
-        Bias { values, stride: keys }
+        Bias {
+            values,
+            first: 0,
+            stride: keys,
+            keys,
+        }
+    }
+
+    /// For each row of `q` from the row `first` on, `[queries, stride]`, of which the first `keys` numbers count. Where `stride` is a
+    /// multiple of 32 they are added without looking at where they end.
+    pub fn padded(values: &'a [f32], first: usize, stride: usize, keys: usize) -> Self {
+        Bias {
+            values,
+            first,
+            stride,
+            keys,
+        }
     }
 }
 
 impl sealed::Logits for Bias<'_> {
     fn check(&self, queries: Range<usize>, keys: usize) {
-        let last = queries.end.saturating_sub(1) * self.stride;
-        assert!(self.stride == 0 || self.stride == keys);
-        assert!(queries.is_empty() || last + keys <= self.values.len());
+        assert!(self.keys >= keys && (self.stride == 0 || self.keys == keys && self.stride >= keys));
+        if !queries.is_empty() {
+            assert!(queries.start >= self.first);
+            let rows = if self.stride == 0 {
+                1
+            } else {
+                queries.end - self.first
+            };
+            assert!((rows - 1) * self.stride + keys.max(self.stride) <= self.values.len());
+        }
     }
     #[inline(always)]
     fn tile<S: Simd>(&self, query: usize, key: usize, width: usize, logits: &mut [[f32; 32]]) {
         for (i, row) in logits.iter_mut().enumerate() {
-            let values = &self.values[(query + i) * self.stride + key..][..width];
-            if width == COLUMNS {
+            let values = &self.values[(query - self.first + i) * self.stride + key..];
+            if width == COLUMNS || key + COLUMNS <= self.stride {
+                let values = &values[..COLUMNS];
                 for at in (0..COLUMNS).step_by(S::LANES) {
                     S::store(
                         S::add(S::load(&row[at..]), S::load(&values[at..])),
@@ -120,7 +153,7 @@ impl<T: Real> Attention<T> {
     ///
     /// Keys and values come in one or more segments, `segments(0)`, `segments(1)`, … up to the first `None`, as different
     /// threads have written them; how they are cut changes no bit of the result. The head's queries, already scaled, are the panels of `q` from `first` on; its result becomes the panels of `out`
-    /// from `to` on.
+    /// from `to` on, in the same rows.
     ///
     /// # Panics
     /// Where shapes do not fit.
@@ -139,7 +172,7 @@ impl<T: Real> Attention<T> {
         let all = || (0..).map_while(segments);
         let keys = all().flat_map(|segment| &segment.keys.widths).sum();
         let columns = segments(0).map_or(0, |segment| segment.values.panels());
-        assert!(keys > 0 && rows.end <= q.rows() && rows.len() <= out.rows());
+        assert!(keys > 0 && rows.end <= q.rows() && rows.end <= out.rows());
         let depths = segments(0).map_or(0, |segment| segment.keys.depths.len());
         assert!(first + depths <= q.panels() && to + columns <= out.panels());
         assert!(all().all(|s| s.keys.depths.len() == depths));
@@ -270,8 +303,7 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
                     lines: 0,
                 };
                 T::tile::<S>(of, &mut scratch);
-                let start = block.start - rows.start;
-                let rows = &mut out.panel_mut(to + panel)[start..start + count];
+                let rows = &mut out.panel_mut(to + panel)[block.clone()];
                 for ((sums, &inverse), row) in scratch.iter().zip(&inverse).zip(rows) {
                     let row = row.as_mut();
                     for at in (0..COLUMNS).step_by(S::LANES) {

@@ -1,5 +1,7 @@
 //! The floating-point types in which activations are kept.
 
+use std::ops::Range;
+
 use crate::isa::Isa;
 use crate::packed::{Packed, Weight, transpose};
 use crate::panels::{Bf16, Panels};
@@ -17,11 +19,24 @@ pub trait Real: Weight {
     /// Exact.
     fn to_f32(self) -> f32;
 
-    /// Packs rows of keys, so that a product with queries gives one column for each key. The keys' `width` columns are the
-    /// panels of `keys` from `first` on.
-    fn pack_keys(isa: Isa, keys: &Panels<Self>, first: usize, width: usize, to: &mut Packed<Self>);
-    /// Packs rows of values, so that a product with probabilities gives the head's `width` columns.
-    fn pack_values(values: &Panels<Self>, first: usize, width: usize, to: &mut Packed<Self>);
+    /// Packs some rows of keys, so that a product with queries gives one column for each key. The keys' `width` columns are
+    /// the panels of `keys` from `first` on.
+    fn pack_keys(
+        isa: Isa,
+        keys: &Panels<Self>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<Self>,
+    );
+    /// Packs some rows of values, so that a product with probabilities gives the head's `width` columns.
+    fn pack_values(
+        values: &Panels<Self>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<Self>,
+    );
 
     #[doc(hidden)]
     fn load<S: Simd>(from: &[Self]) -> S::F;
@@ -59,20 +74,34 @@ impl Real for f32 {
         S::tile_f32(of, out);
     }
 
-    fn pack_keys(isa: Isa, keys: &Panels<f32>, first: usize, width: usize, to: &mut Packed<f32>) {
-        let tokens = keys.rows();
+    fn pack_keys(
+        isa: Isa,
+        keys: &Panels<f32>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<f32>,
+    ) {
+        let tokens = rows.len();
         to.reshape(width, tokens);
         let depths = to.depths.len();
         let blocks = to.blocks.as_mut_slice();
         for (at, block) in blocks.chunks_exact_mut(32 * COLUMNS).enumerate() {
             let (token, depth) = (at / depths * COLUMNS, at % depths);
-            let rows = &keys.panel(first + depth)[token..tokens.min(token + COLUMNS)];
+            let own = &keys.panel(first + depth)[rows.clone()];
+            let rows = &own[token..tokens.min(token + COLUMNS)];
             transpose(isa, rows, block);
         }
     }
 
-    fn pack_values(values: &Panels<f32>, first: usize, width: usize, to: &mut Packed<f32>) {
-        let tokens = values.rows();
+    fn pack_values(
+        values: &Panels<f32>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<f32>,
+    ) {
+        let tokens = rows.len();
         to.reshape(tokens, width);
         // There may be no token at all.
         let (len, panels) = ((to.depths.len() * 32 * COLUMNS).max(1), to.panels());
@@ -83,7 +112,7 @@ impl Real for f32 {
             .enumerate()
             .take(panels)
         {
-            let rows = values.panel(first + panel).as_flattened();
+            let rows = values.panel(first + panel)[rows.clone()].as_flattened();
             blocks[..rows.len()].copy_from_slice(rows);
         }
     }
@@ -115,26 +144,40 @@ impl Real for Bf16 {
         S::tile_bf16(of, out);
     }
 
-    fn pack_keys(isa: Isa, keys: &Panels<Bf16>, first: usize, width: usize, to: &mut Packed<Bf16>) {
-        let tokens = keys.rows();
+    fn pack_keys(
+        isa: Isa,
+        keys: &Panels<Bf16>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<Bf16>,
+    ) {
+        let tokens = rows.len();
         to.reshape(width, tokens);
         let depths = to.depths.len();
         let blocks: &mut [f32] = bytemuck::cast_slice_mut(to.blocks.as_mut_slice());
         for (at, block) in blocks.chunks_exact_mut(16 * COLUMNS).enumerate() {
             let (token, depth) = (at / depths * COLUMNS, at % depths);
-            let rows = &keys.panel(first + depth)[token..tokens.min(token + COLUMNS)];
+            let own = &keys.panel(first + depth)[rows.clone()];
+            let rows = &own[token..tokens.min(token + COLUMNS)];
             // Pairs move as one: they are neighbours already.
             transpose(isa, bytemuck::cast_slice::<[Bf16; 32], [f32; 16]>(rows), block);
         }
     }
 
-    fn pack_values(values: &Panels<Bf16>, first: usize, width: usize, to: &mut Packed<Bf16>) {
-        let tokens = values.rows();
+    fn pack_values(
+        values: &Panels<Bf16>,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        to: &mut Packed<Bf16>,
+    ) {
+        let tokens = rows.len();
         to.reshape(tokens, width);
         let len = (to.depths.len() * 16 * COLUMNS).max(COLUMNS);
         let blocks: &mut [[u32; COLUMNS]] = bytemuck::cast_slice_mut(to.blocks.as_mut_slice());
         for (panel, pairs) in blocks.chunks_exact_mut(len / COLUMNS).enumerate() {
-            let rows = values.panel(first + panel);
+            let rows = &values.panel(first + panel)[rows.clone()];
             for (i, pair) in pairs.iter_mut().enumerate() {
                 let zero = [Bf16::default(); 32];
                 let (even, odd) = (

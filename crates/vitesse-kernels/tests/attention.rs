@@ -115,20 +115,21 @@ impl Case {
         for (range, (keys, values)) in self.segments.iter().zip(packed.iter_mut()) {
             let k = after(&self.k, self.qk, before_qk, range.clone());
             let k = panels::<T>(&k, range.len(), &panels_of([before_qk, self.qk]), 2.0);
-            T::pack_keys(isa, &k, first, self.qk, keys);
+            T::pack_keys(isa, &k, 0..range.len(), first, self.qk, keys);
             let v = after(&self.values, self.v, before_v, range.clone());
             let v = panels::<T>(&v, range.len(), &panels_of([before_v, self.v]), 2.0);
-            T::pack_values(&v, to, self.v, values);
+            T::pack_values(&v, 0..range.len(), to, self.v, values);
         }
         let segments = |i: usize| {
             let (keys, values) = &packed[..self.segments.len()].get(i)?;
             Some(Segment { keys, values })
         };
-        let mut out = Panels::<T>::zeros(self.rows.len(), to + self.v.div_ceil(32));
+        let mut out = Panels::<T>::zeros(self.tokens, to + self.v.div_ceil(32));
         let rows = self.rows.clone();
         room.head(isa, &q, first, rows, &segments, between, &mut out, to);
         let at = |row, channel| out.at(row, to * 32 + channel).to_f32();
-        (0..self.rows.len())
+        self.rows
+            .clone()
             .flat_map(|row| (0..self.v).map(move |channel| at(row, channel)))
             .collect()
     }
@@ -187,6 +188,15 @@ fn check<T: Real>(error: f64, count: u64) {
             let found = case.run(isa, &mut attention, &mut packed, &full);
             let at = |query: usize, key: usize| bias[query * case.tokens + key].into();
             near("full", found, case.reference::<T>(at));
+            // The same with longer rows, from the first query on.
+            let (start, stride) = (case.rows.start, case.tokens.next_multiple_of(32));
+            let mut wide = vec![f32::NAN; case.rows.len() * stride];
+            for (to, row) in wide.chunks_exact_mut(stride).zip(case.rows.clone()) {
+                to[..case.tokens].copy_from_slice(&bias[row * case.tokens..][..case.tokens]);
+            }
+            let padded = Bias::padded(&wide, start, stride, case.tokens);
+            let found = case.run(isa, &mut attention, &mut packed, &padded);
+            near("padded", found, case.reference::<T>(at));
         }
     }
 }
@@ -311,11 +321,11 @@ fn shapes_that_do_not_fit_are_refused() {
     let isa = Isa::detect();
     let (mut keys, mut values) = (Packed::<f32>::zeros(0, 0), Packed::<f32>::zeros(0, 0));
     let kv = Panels::<f32>::zeros(10, 3);
-    f32::pack_keys(isa, &kv, 0, 40, &mut keys);
-    f32::pack_values(&kv, 2, 20, &mut values);
+    f32::pack_keys(isa, &kv, 0..10, 0, 40, &mut keys);
+    f32::pack_values(&kv, 0..10, 2, 20, &mut values);
     let (mut short_keys, mut short_values) = (Packed::<f32>::zeros(0, 0), Packed::<f32>::zeros(0, 0));
-    f32::pack_keys(isa, &kv, 0, 20, &mut short_keys);
-    f32::pack_values(&Panels::zeros(40, 1), 0, 20, &mut short_values);
+    f32::pack_keys(isa, &kv, 0..10, 0, 20, &mut short_keys);
+    f32::pack_values(&Panels::zeros(40, 1), 0..40, 0, 20, &mut short_values);
     let q = Panels::<f32>::zeros(10, 2);
     let run = |q: &Panels<f32>, first, rows, segments: Given<'_, '_>, rows_out, to| {
         let mut out = Panels::<f32>::zeros(rows_out, 1);
@@ -366,9 +376,9 @@ fn shapes_that_do_not_fit_are_refused() {
         run(&q, 0, 0..10, &unequal, 10, 0);
     });
     refused("keys past the last panel", || {
-        f32::pack_keys(isa, &kv, 2, 40, &mut Packed::zeros(0, 0));
+        f32::pack_keys(isa, &kv, 0..10, 2, 40, &mut Packed::zeros(0, 0));
     });
     refused("values past the last panel", || {
-        f32::pack_values(&kv, 3, 1, &mut Packed::zeros(0, 0));
+        f32::pack_values(&kv, 0..10, 3, 1, &mut Packed::zeros(0, 0));
     });
 }

@@ -78,7 +78,7 @@ impl Runner {
     ) -> Result<Runner> {
         #[cfg(feature = "train")]
         {
-            let known = checkpoint.spec.vit().is_ok();
+            let known = checkpoint.spec.is_transformer();
             if backend == Some(Backend::Network) || (backend.is_none() && !known) {
                 if options.precision != Precision::F32 {
                     return Err(Error::NetworkPrecision(options.precision));

@@ -12,6 +12,7 @@
 
 pub mod run;
 mod weights;
+mod windows;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use vitesse_words::counted;
 
 use crate::config::preprocessor::{self, PREPROCESSOR_FILE};
 use crate::config::{CONFIG_FILE, Config};
-use crate::import::{self, Heads, Imported, bare, hf, minivit, openai, pruned, sliced};
+use crate::import::{self, Heads, Imported, bare, hf, minivit, openai, pruned, sliced, swin as swin_names};
 use crate::pos_embed::{self, Flavour};
 use crate::spec::{ModelSpec, NetworkSpec, TensorSpec};
 use crate::storage::atomic::{may_create, may_replace};
@@ -80,7 +81,9 @@ pub struct LoadOptions {
     /// Resize the position embedding for images of this height and width. Of a bare file with a table that is no square it
     /// is the size the table was trained on.
     pub img_size: Option<[usize; 2]>,
-    /// How it is resized; as where the checkpoint comes from if `None`.
+    /// Give a Swin windows of so many rows and columns; its tables of relative positions are resized.
+    pub window_size: Option<[usize; 2]>,
+    /// How a position embedding is resized; as where the checkpoint comes from if `None`.
     pub pos_embed: Option<Flavour>,
     /// Seed of fresh heads.
     pub seed: u64,
@@ -123,7 +126,10 @@ impl Checkpoint {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
         let path = weights::local(path.as_ref());
         let (weights, choice) = weights::choose(path)?;
-        let read = weights::read(&weights, options.key.as_deref())?;
+        let mut read = weights::read(&weights, options.key.as_deref())?;
+        let (tensors, notes) = swin_names::read(read.tensors);
+        read.tensors = tensors;
+        read.notes.extend(notes);
         let config = weights.with_file_name(CONFIG_FILE);
         // A folder of transformers' or timm's may hold OpenCLIP's file too, which its `config.json` does not describe.
         let described = config.is_file()
@@ -176,9 +182,7 @@ impl Checkpoint {
         if let Some(classes) = options.num_classes {
             checkpoint.set_num_classes(classes, options.seed)?;
         }
-        if let Some(size) = options.img_size {
-            checkpoint.set_img_size(size, options.pos_embed)?;
-        }
+        checkpoint.set_sizes(options.img_size, options.window_size, options.pos_embed)?;
         Ok(checkpoint)
     }
 
@@ -277,26 +281,62 @@ impl Checkpoint {
     }
 
     /// Makes the model one for images of this height and width; a position embedding is resized, as where the checkpoint
-    /// comes from unless a flavour is given.
+    /// comes from unless a flavour is given, and tables of relative positions where windows become smaller or larger.
     pub fn set_img_size(&mut self, img_size: [usize; 2], flavour: Option<Flavour>) -> Result<()> {
+        self.set_sizes(Some(img_size), None, flavour)
+    }
+
+    /// Gives a Swin windows of so many rows and columns, where its maps are larger; tables of relative positions are resized.
+    ///
+    /// # Errors
+    /// A model without windows.
+    pub fn set_window_size(&mut self, window_size: [usize; 2]) -> Result<()> {
+        self.set_sizes(None, Some(window_size), None)
+    }
+
+    /// Both at once, so that no size between has to be possible.
+    fn set_sizes(
+        &mut self,
+        img_size: Option<[usize; 2]>,
+        window_size: Option<[usize; 2]>,
+        flavour: Option<Flavour>,
+    ) -> Result<()> {
         let flavour = flavour.unwrap_or(self.source.pos_embed);
-        let [_, height, width] = self.spec.input_size();
-        if img_size == [height, width] {
+        let (mut spec, mut config) = (self.spec.clone(), self.config.clone());
+        if let Some(size) = img_size.filter(|size| *size != self.spec.input_size()[1..]) {
+            set_input(&mut spec, &mut config, size);
+        }
+        match (&mut spec.network, window_size) {
+            (_, None) => {}
+            (NetworkSpec::Swin(swin), Some(size)) => swin.window_size = size,
+            (_, Some(_)) => {
+                return Err(Error::Unsupported {
+                    what: format!("another window size for `{}`", self.spec.architecture),
+                    why: "only Swins attend in windows; leave the window size away".to_owned(),
+                });
+            }
+        }
+        if spec == self.spec {
             return Ok(());
         }
-        let (mut spec, mut config) = (self.spec.clone(), self.config.clone());
-        set_input(&mut spec, &mut config, img_size);
         spec.validate()?;
-        if let (NetworkSpec::Vit(old), NetworkSpec::Vit(new)) = (&self.spec.network, &spec.network) {
-            let ([rows, columns], [new_rows, new_columns]) = (old.grid(), new.grid());
-            let prefix = old.pos_rows() - old.patches();
-            let (from, to) = (Some((rows, columns)), (new_rows, new_columns));
-            let table = pos_embed::resize(self.tensors.get("pos_embed")?, prefix, from, to, flavour)?;
-            self.tensors.insert("pos_embed", table);
-            self.source.notes.push(format!(
-                "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}, {flavour}",
-                img_size[0], img_size[1]
-            ));
+        match (&self.spec.network, &spec.network) {
+            (NetworkSpec::Vit(old), NetworkSpec::Vit(new)) => {
+                let ([rows, columns], [new_rows, new_columns]) = (old.grid(), new.grid());
+                let prefix = old.pos_rows() - old.patches();
+                let (from, to) = (Some((rows, columns)), (new_rows, new_columns));
+                let table = pos_embed::resize(self.tensors.get("pos_embed")?, prefix, from, to, flavour)?;
+                self.tensors.insert("pos_embed", table);
+                self.source.notes.push(format!(
+                    "`pos_embed` resized from {rows}x{columns} to {new_rows}x{new_columns} patches, for images of {}x{}, {flavour}",
+                    new.img_size[0], new.img_size[1]
+                ));
+            }
+            (NetworkSpec::Swin(old), NetworkSpec::Swin(new)) => {
+                let note = windows::resize_tables(old, new, &mut self.tensors)?;
+                self.source.notes.extend(note);
+            }
+            _ => {}
         }
         (self.spec, self.config) = (spec, config);
         Ok(())
@@ -358,6 +398,7 @@ fn set_input(spec: &mut ModelSpec, config: &mut Config, size: [usize; 2]) {
     match &mut spec.network {
         NetworkSpec::Vit(vit) => vit.img_size = size,
         NetworkSpec::RegNet(regnet) => regnet.img_size = size,
+        NetworkSpec::Swin(swin) => swin.img_size = size,
     }
     let cfg = &mut config.pretrained_cfg;
     (cfg.pool_size, cfg.test_input_size, cfg.test_crop_pct) = (None, None, None);

@@ -11,11 +11,13 @@
 //! `architecture` appears there when timm builds the model from another name, `history` when something has been done to
 //! the weights, the rest as the submodule `network` says. Reading and writing are exact inverses.
 
+mod blocks;
 mod fields;
 mod network;
 pub mod preprocessor;
 mod pretrained;
 mod regnet;
+mod swin;
 mod vit;
 
 use std::collections::BTreeMap;

@@ -18,6 +18,10 @@ use crate::{Error, Result};
 pub enum Site {
     /// After the patch embedding, before prefix tokens and positions: `[batch, patches, dim]`.
     PatchOut,
+    /// After the norm of the patch embedding, where it has one: `[batch, patches, dim]`.
+    PatchNorm,
+    /// After the norm of patch merging, before the first block of a stage: `[batch, tokens, 4·dim]`.
+    MergeIn,
     /// Where a block begins: `[batch, tokens, dim]`.
     BlockIn,
     /// After `norm1`: `[batch, tokens, dim]`.
@@ -59,7 +63,7 @@ pub enum Site {
 }
 
 impl Site {
-    /// Every site that a value passes, in the order in which a forward pass meets them.
+    /// Every site that a value passes in all transformers, in the order in which a forward pass meets them.
     pub const ALL: [Site; 15] = [
         Site::PatchOut,
         Site::BlockIn,
@@ -78,6 +82,9 @@ impl Site {
         Site::FinalNorm,
     ];
 
+    /// Those that only networks with stages have.
+    pub const OF_STAGES: [Site; 2] = [Site::PatchNorm, Site::MergeIn];
+
     /// The projections of a block: an op on one sees what enters it and what leaves it. No trace listens there.
     pub const PROJECTIONS: [Site; 4] = [Site::Qkv, Site::Proj, Site::Fc1, Site::Fc2];
 
@@ -85,6 +92,8 @@ impl Site {
     pub fn name(self) -> &'static str {
         match self {
             Site::PatchOut => "patch.out",
+            Site::PatchNorm => "patch.norm",
+            Site::MergeIn => "merge.in",
             Site::BlockIn => "block.in",
             Site::AttnIn => "attn.in",
             Site::AttnQkv => "attn.qkv",
@@ -109,7 +118,10 @@ impl Site {
 
     /// Whether every block has this site (the others occur once a model).
     pub fn in_block(self) -> bool {
-        !matches!(self, Site::PatchOut | Site::FinalNorm | Site::Embed)
+        !matches!(
+            self,
+            Site::PatchOut | Site::PatchNorm | Site::FinalNorm | Site::Embed
+        )
     }
 
     /// Whether it is a projection and not a station between two.
@@ -158,10 +170,12 @@ impl FromStr for Site {
     fn from_str(text: &str) -> Result<Self> {
         let mut known = Site::ALL
             .into_iter()
+            .chain(Site::OF_STAGES)
             .chain(Site::PROJECTIONS)
             .chain([Site::Embed]);
         known.find(|site| site.name() == text).ok_or_else(|| {
-            let known = Site::ALL.iter().chain(&Site::PROJECTIONS).chain(&[Site::Embed]);
+            let known = Site::ALL.iter().chain(&Site::OF_STAGES);
+            let known = known.chain(&Site::PROJECTIONS).chain(&[Site::Embed]);
             let names: Vec<&str> = known.map(|site| site.name()).collect();
             Error::invalid_spec(format!(
                 "unknown site `{text}`; the sites are {}",
@@ -193,6 +207,7 @@ mod tests {
     fn names_round_trip() {
         for site in Site::ALL
             .into_iter()
+            .chain(Site::OF_STAGES)
             .chain(Site::PROJECTIONS)
             .chain([Site::Embed])
         {

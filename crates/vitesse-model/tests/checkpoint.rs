@@ -523,8 +523,8 @@ fn transformers_folders_are_refused_in_sentences() {
     };
     let cases: [(Box<Change>, &str); 7] = [
         (
-            set("model_type", json!("swin")),
-            "key `model_type` should be one of `vit`, `deit`, `clip`, `clip_vision_model`, but is \"swin\"",
+            set("model_type", json!("beit")),
+            "key `model_type` should be one of `vit`, `deit`, `clip`, `clip_vision_model`, `swin`, but is \"beit\"",
         ),
         (
             set("hidden_act", json!("quick_gelu")),

@@ -9,7 +9,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_model::network::{Compute, Ctx, DropPath, Network, Trace, param_id};
 use vitesse_model::ops::{Activation, Bottleneck, LowRank, OpKind, OpSpec, Prompts, ScaleShift};
-use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
+use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, SwinSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_rng::Key;
 
@@ -358,4 +358,104 @@ fn the_number_of_threads_and_blocks_computed_again_change_no_bit() {
         assert!(one == on(3, &spec, Compute::default()), "{what}: threads");
         assert!(one == on(3, &spec, recomputed()), "{what}: computed again");
     }
+}
+
+/// Two stages of two blocks, with windows that fit the maps or do not.
+fn swin(window: usize) -> ModelSpec {
+    ModelSpec {
+        network: NetworkSpec::Swin(SwinSpec::plain(16, 2, window, 6, &[2, 2], &[2, 3])),
+        ..spec(|_| {})
+    }
+}
+
+#[test]
+fn windows_are_the_same_fused_composed_and_computed_again() {
+    for window in [2, 3] {
+        let plain = swin(window);
+        let kind = || OpKind::ScaleShift(ScaleShift { shift: true });
+        let op = |site, layer| OpSpec {
+            site,
+            layer,
+            kind: kind(),
+        };
+        let inside = [
+            Site::MergeIn,
+            Site::BlockIn,
+            Site::AttnIn,
+            Site::AttnQkv,
+            Site::AttnHeads,
+            Site::MlpIn,
+        ];
+        let ops = inside.map(|site| op(site, Some(2))).into_iter();
+        let ops = ops.chain([op(Site::PatchNorm, None), op(Site::FinalNorm, None)]);
+        for ops in std::iter::once(Vec::new()).chain(ops.map(|op| vec![op])) {
+            let what = format!("windows of {window}, {ops:?}");
+            let spec = with_ops(plain.clone(), ops);
+            let fused = run(&spec, Compute::default(), Trace::default(), &all);
+            assert_eq!(fused.1.len(), spec.tensors().unwrap().len(), "{what}");
+            let other = run(&spec, composed(), Trace::default(), &all);
+            assert_near(&fused, &other, &what);
+            let again = run(&spec, recomputed(), Trace::default(), &all);
+            assert!(fused == again, "{what}");
+        }
+    }
+}
+
+#[test]
+fn what_a_sample_of_windows_draws_does_not_depend_on_the_batch() {
+    let low_rank = OpKind::LowRank(LowRank {
+        rank: 2,
+        alpha: 4.0,
+        rank_stabilized: false,
+        parts: None,
+        dropout: 0.5,
+    });
+    let op = OpSpec {
+        site: Site::Qkv,
+        layer: Some(1),
+        kind: low_rank,
+    };
+    let spec = with_ops(swin(2), vec![op]);
+    let device = Device::flex();
+    let network = Network::new(&spec, &weights(&spec), "test", &device).unwrap();
+    let size: usize = spec.input_size().iter().product();
+    let mut rng = Key::new(1).rng();
+    let pixels: Vec<f32> = (0..4 * size).map(|_| rng.normal() as f32).collect();
+    let logits = |first: usize, count: usize| -> Vec<f32> {
+        let [c, h, w] = spec.input_size();
+        let part = pixels[first * size..(first + count) * size].to_vec();
+        let images = Tensor::from_data(TensorData::new(part, [count, c, h, w]), &device);
+        let mut ctx = Ctx::train(DropPath {
+            rate: 0.4,
+            key: Key::new(2),
+            first_sample: first,
+        });
+        network
+            .forward(images, &mut ctx)
+            .unwrap()
+            .class
+            .try_to_vec_as()
+            .unwrap()
+    };
+    let whole = logits(0, 4);
+    assert_eq!(whole, [logits(0, 1), logits(1, 3)].concat());
+    assert_ne!(whole[..5], logits(1, 1)[..]);
+}
+
+#[test]
+fn a_swin_goes_block_by_block_too() {
+    let spec = swin(3);
+    let device = Device::flex();
+    let network = Network::new(&spec, &weights(&spec), "test", &device).unwrap();
+    let images = Tensor::<4>::ones([2, 3, 16, 16], &device);
+    let mut traced = Ctx::tracing(Trace::sites([Site::BlockOut]));
+    network.forward(images.clone(), &mut traced).unwrap();
+    let mut ctx = Ctx::eval();
+    let mut x = network.embed(images, &mut ctx).unwrap();
+    for layer in 0..4 {
+        x = network.block(layer, x, &mut ctx).unwrap();
+        let expected = traced.trace.tokens(Site::BlockOut, Some(layer)).unwrap();
+        assert_eq!(x.to_data(), expected.to_data(), "{layer}");
+    }
+    assert!(network.block(4, x, &mut ctx).is_err());
 }

@@ -86,7 +86,7 @@ pub(crate) fn warnings(recipe: &Recipe, state: &State, learn: &DataSet) -> Vec<S
             "this processor has no instructions for bf16: `train.amp` rounds as it should, but nothing is faster".into(),
         );
     }
-    if recipe.train.grad_checkpointing && state.spec.vit().is_err() {
+    if recipe.train.grad_checkpointing && !state.spec.is_transformer() {
         warnings.push(format!(
             "`train.grad_checkpointing` is for transformer blocks, and `{}` has none",
             state.spec.architecture

@@ -64,6 +64,10 @@ struct SizeArgs {
     /// Image side in pixels, or height and width; position embeddings are resized to it [default: the checkpoint's]
     #[arg(long, value_name = "PIXELS|HxW", value_parser = image_size)]
     img_size: Option<[usize; 2]>,
+    /// Side of a Swin's windows in tokens, or height and width; its tables of relative positions are resized [default: the
+    /// checkpoint's]
+    #[arg(long, value_name = "TOKENS|HxW", value_parser = window_size)]
+    window_size: Option<[usize; 2]>,
     /// Whose way of resizing position embeddings [default: that of where the checkpoint comes from]
     #[arg(long, value_enum, value_name = "WAY", requires = "img_size")]
     pos_resize: Option<PosResize>,
@@ -90,16 +94,24 @@ impl PosResize {
     }
 }
 
-/// A side from 1 to 4096 pixels, or height and width.
-fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
+/// A side from 1 to 4096, or height and width.
+fn sides(text: &str) -> Option<[usize; 2]> {
     let side = |text: &str| text.parse().ok().filter(|side| (1..=4096).contains(side));
-    let size = match text.split_once('x') {
+    match text.split_once('x') {
         Some((height, width)) => side(height)
             .zip(side(width))
             .map(|(height, width)| [height, width]),
         None => side(text).map(|side| [side; 2]),
-    };
-    size.ok_or_else(|| {
+    }
+}
+
+fn window_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let expected = "expected tokens from 1 to 4096, such as 7, or height and width, such as 7x14";
+    sides(text).ok_or_else(|| expected.to_owned())
+}
+
+fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    sides(text).ok_or_else(|| {
         "expected pixels from 1 to 4096, such as 224, or height and width, such as 224x448".to_owned()
     })
 }
@@ -210,6 +222,7 @@ impl ModelArgs {
             let options = LoadOptions {
                 num_classes,
                 img_size,
+                window_size: self.size.window_size,
                 pos_embed: self.size.pos_resize.map(PosResize::flavour),
                 ..read.options()
             };
@@ -238,6 +251,9 @@ impl ModelArgs {
             "`{model}` is a name: its weights are fresh, so its answers are guesses"
         ));
         let mut checkpoint = Checkpoint::fresh(model, num_classes.or(classes), img_size, 0)?;
+        if let Some(size) = self.size.window_size {
+            checkpoint.set_window_size(size)?;
+        }
         self.overrule(&mut checkpoint);
         Ok(checkpoint)
     }
@@ -250,7 +266,7 @@ impl ModelArgs {
         console: &Console,
     ) -> Result<Checkpoint> {
         let checkpoint = self.load(model, &ReadArgs::default(), classes, console)?;
-        if checkpoint.spec.vit().is_err() {
+        if !checkpoint.spec.is_transformer() {
             let sentence = format!(
                 "the engine runs only vision transformers, and `{}` is another kind of network",
                 checkpoint.spec.architecture

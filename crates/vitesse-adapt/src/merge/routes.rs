@@ -65,18 +65,17 @@ pub(super) fn routes(sites: &dyn Sites, tensors: &Tensors) -> Result<Routes> {
             }
         }
     }
-    for (index, op) in sites.ops_at(Site::FinalNorm, None) {
-        match sites.norm(Site::FinalNorm, None) {
-            Some(norm) if is_diagonal(op) => routes.fold(index, Target::Norm(norm)),
-            _ => {
-                let reason = op.nonlinear().unwrap_or_else(|| "no projection follows".into());
-                routes.refused.push((index, reason));
-            }
-        }
+    let layers = (0..sites.depth()).map(|layer| (Site::MergeIn, Some(layer)));
+    for (site, layer) in layers.chain([(Site::PatchNorm, None), (Site::FinalNorm, None)]) {
+        routes.behind_norm(sites, site, layer);
     }
     routes.refused.sort_unstable();
     Ok(routes)
 }
+
+/// Why an op before the projection of a map that is filled up cannot be folded into it.
+const FILLED: &str = "windows do not fit the map, which is filled up with zeros behind it, and the projection cannot tell these \
+                      from tokens; choose an image size that gives multiples of the window";
 
 /// Whether the op scales and shifts each channel by itself.
 fn is_diagonal(op: &OpSpec) -> bool {
@@ -86,6 +85,19 @@ fn is_diagonal(op: &OpSpec) -> bool {
 impl Routes {
     fn fold(&mut self, op: usize, target: Target) {
         self.folds.push(Fold { op, target });
+    }
+
+    /// The ops at `site` of `layer`, behind a norm after which no projection of a block comes.
+    fn behind_norm(&mut self, sites: &dyn Sites, site: Site, layer: Option<usize>) {
+        for (index, op) in sites.ops_at(site, layer) {
+            match sites.norm(site, layer) {
+                Some(norm) if is_diagonal(op) => self.fold(index, Target::Norm(norm)),
+                _ => {
+                    let reason = op.nonlinear().unwrap_or_else(|| "no projection follows".into());
+                    self.refused.push((index, reason));
+                }
+            }
+        }
     }
 
     /// The ops in front of, on and behind the projection at `site`.
@@ -119,8 +131,9 @@ impl Routes {
         };
         let rest = before.get(first..).unwrap_or_default();
         let mut blocked = false;
+        let filled = (site == Site::Qkv && sites.fills_up(layer)).then_some(FILLED);
         for (index, op) in rest.iter().rev() {
-            match reason(op, shared.as_deref(), blocked) {
+            match reason(op, shared.as_deref().or(filled), blocked) {
                 None => self.fold(*index, Target::Before(name.clone())),
                 Some(reason) => {
                     blocked = true;

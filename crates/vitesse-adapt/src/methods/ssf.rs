@@ -26,7 +26,8 @@ pub const NAME: &str = "ssf";
 const STD: f64 = 0.02;
 
 /// The sites in a block, in the order of the forward pass.
-const SITES: [Site; 6] = [
+const SITES: [Site; 7] = [
+    Site::MergeIn,
     Site::AttnIn,
     Site::AttnQkv,
     Site::AttnOut,
@@ -58,7 +59,11 @@ impl Method for Config {
             kind: kind(),
         };
         let has = |site: &Site| spec.has(*site, None);
-        let mut ops: Vec<OpSpec> = [Site::PatchOut].into_iter().filter(has).map(outside).collect();
+        let mut ops: Vec<OpSpec> = [Site::PatchOut, Site::PatchNorm]
+            .into_iter()
+            .filter(has)
+            .map(outside)
+            .collect();
         for site in SITES {
             ops.extend(layers_with(spec, site).map(|layer| op(site, layer, kind())));
         }

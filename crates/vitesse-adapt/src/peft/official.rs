@@ -1,7 +1,7 @@
 //! RepAdapter's own files: one dictionary of tensors, without scale, groups or base.
 //!
 //! Names are `blocks.N.adapter_attn.conv_A.weight` and so on (before attention), `adapter_mlp` (before the perceptron), or
-//! `MODULE.adapter.` for the form that puts one before every linear layer. The number of groups follows from the shapes;
+//! `MODULE.adapter.` for the form that puts one before every linear layer; in a Swin they begin with `layers.S.`. The number of groups follows from the shapes;
 //! the scale is nowhere and must be given. Everything else in the file is the head.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use vitesse_model::ops::{Activation, Bottleneck, OpKind, OpSpec};
 use vitesse_model::storage::{pth, safetensors};
-use vitesse_model::{Site, Tensor, Tensors};
+use vitesse_model::{Site, Tensor, Tensors, swin_names};
 
 use super::{Adapter, Content, Record};
 use crate::{Error, Result};
@@ -83,9 +83,15 @@ pub fn parse(tensors: Tensors, scale: Option<f64>, path: &Path) -> Result<Adapte
                 .into(),
         ));
     };
+    let depths = depths(adapters.keys());
+    if !depths.is_empty() {
+        // Of a Swin, whose head has another name in the original code.
+        let named = |(name, tensor): (String, Tensor)| Some((swin_names::timm_name(&name, false)?, tensor));
+        replaced = replaced.into_iter().filter_map(named).collect();
+    }
     let mut found = Vec::new();
     for (module, tensors) in &adapters {
-        let (layer, site) = place(module).ok_or_else(|| {
+        let (layer, site) = place(module, &depths).ok_or_else(|| {
             fail(format!(
                 "its adapter `{module}` stands where a vision transformer has no place for one"
             ))
@@ -152,9 +158,38 @@ fn squeezed(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.reshape(&sides)?)
 }
 
-/// Layer and site of `blocks.3.adapter_attn`.
-fn place(module: &str) -> Option<(usize, Site)> {
+/// Layer and site of `blocks.3.adapter_attn`, or of `layers.1.blocks.3.adapter_attn` where stages have so many blocks.
+fn place(module: &str, depths: &[usize]) -> Option<(usize, Site)> {
+    let (first, module) = match staged(module) {
+        Some((stage, _)) => {
+            let (_, rest) = module.strip_prefix("layers.")?.split_once('.')?;
+            (depths.get(..stage)?.iter().sum(), rest)
+        }
+        None => (0, module),
+    };
     let (layer, end) = module.strip_prefix("blocks.")?.split_once('.')?;
     let (_, site) = PLACES.into_iter().find(|(name, _)| *name == end)?;
-    Some((layer.parse().ok()?, site))
+    Some((layer.parse::<usize>().ok()?.checked_add(first)?, site))
+}
+
+/// Stage and block of `layers.1.blocks.3.adapter_attn`.
+fn staged(module: &str) -> Option<(usize, usize)> {
+    let (stage, rest) = module.strip_prefix("layers.")?.split_once('.')?;
+    let (block, _) = rest.strip_prefix("blocks.")?.split_once('.')?;
+    Some((stage.parse().ok()?, block.parse().ok()?))
+}
+
+/// How many blocks each stage has: RepAdapter stands in all of them. Stages without any are none, so that what comes after
+/// them has no place.
+fn depths<'a>(modules: impl Iterator<Item = &'a String>) -> Vec<usize> {
+    let mut blocks: BTreeMap<usize, usize> = BTreeMap::new();
+    for (stage, block) in modules.filter_map(|module| staged(module)) {
+        let depth = blocks.entry(stage).or_default();
+        *depth = block.saturating_add(1).max(*depth);
+    }
+    let whole = blocks
+        .into_iter()
+        .enumerate()
+        .take_while(|(i, (stage, _))| i == stage);
+    whole.map(|(_, (_, depth))| depth).collect()
 }

@@ -198,7 +198,7 @@ impl<'a> Walk<'a> {
         match &self.sliced.spec.network {
             NetworkSpec::Vit(vit) => vit,
             // What was sliced from a vision transformer is one.
-            NetworkSpec::RegNet(_) => self.vit,
+            _ => self.vit,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vitesse_kernels::{Panels, Real, panels_of};
 use vitesse_model::site::Site;
-use vitesse_model::spec::{AttentionSpec, MlpSpec};
+use vitesse_model::spec::{AttentionSpec, MlpSpec, Windows};
 
 use super::Compiler;
 use super::ops::folded;
@@ -14,24 +14,25 @@ use crate::Result;
 use crate::member::Operand;
 use crate::profile::Stage;
 use crate::steps::{
-    Add, Attend, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Prompts, Queries, gelu,
+    Add, Attend, AttendInWindows, Blank, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Queries, gelu,
 };
 use crate::weights::{Outputs, rows};
 
 impl<T: Real> Compiler<'_, T> {
-    /// A layer; after the keys and values of the last one with attention, only the tokens go on that are read.
-    pub(super) fn block(&mut self, layer: usize, last_attention: bool) -> Result<()> {
-        let vit = self.vit;
-        let Some(block) = vit.block(layer) else {
+    /// A layer, which attends in `windows` where there are some; after the keys and values of the last one with attention,
+    /// only as many tokens go on as are `read`.
+    pub(super) fn block(
+        &mut self,
+        layer: usize,
+        read: Option<usize>,
+        windows: Option<&Windows>,
+    ) -> Result<()> {
+        let Some(block) = self.body.block(layer) else {
             return Ok(());
         };
-        if let Some(prompts) = self.prompts(layer)? {
-            let first = vit.prefix.len();
-            self.push(Stage::Qkv, Prompts { first, rows: prompts });
-        }
         self.station(Stage::Qkv, Site::BlockIn, layer)?;
         if let Some(attn) = &block.attn {
-            self.attention(layer, attn, last_attention)?;
+            self.attention(layer, attn, read, windows)?;
         }
         self.station(Stage::Fc1, Site::Mid, layer)?;
         if let Some(mlp) = &block.mlp {
@@ -40,11 +41,25 @@ impl<T: Real> Compiler<'_, T> {
         self.station(Stage::Fc2, Site::BlockOut, layer)
     }
 
-    fn attention(&mut self, layer: usize, spec: &AttentionSpec, last: bool) -> Result<()> {
-        let stream = panels_of([self.vit.embed_dim]);
+    fn attention(
+        &mut self,
+        layer: usize,
+        spec: &AttentionSpec,
+        read: Option<usize>,
+        windows: Option<&Windows>,
+    ) -> Result<()> {
+        let stream = panels_of([self.body.dim(layer)]);
         let norm = self.norm_at(Site::AttnIn, Some(layer))?;
         self.push(Stage::Qkv, Norm(norm));
         self.kept(Stage::Qkv, (Site::AttnIn, layer), Some(Operand::Input), &stream)?;
+        if let Some(windows) = windows.filter(|windows| windows.pads()) {
+            let tokens = windows.tokens().into_iter().enumerate();
+            let tokens = tokens
+                .filter(|(_, token)| token.is_none())
+                .map(|(row, _)| row)
+                .collect();
+            self.push(Stage::Qkv, Blank { tokens });
+        }
 
         let columns = qkv_columns(spec);
         let outputs = self.qkv_outputs(layer, spec, &columns)?;
@@ -61,16 +76,23 @@ impl<T: Real> Compiler<'_, T> {
                 qkv: Arc::clone(&qkv),
                 heads: Arc::clone(&heads),
                 q_panels,
+                area: windows.map_or(usize::MAX, Windows::area),
             },
         );
-        if last {
-            self.cut(Stage::Qkv);
+        if let Some(read) = read {
+            self.cut(Stage::Qkv, read);
         }
         let panels = q_panels;
         self.push(Stage::Qkv, Queries { qkv, panels });
         self.push(Stage::Wait, Meet);
         let panels = v_panels;
-        self.push(Stage::Attention, Attend { heads, panels });
+        match windows {
+            None => self.push(Stage::Attention, Attend { heads, panels }),
+            Some(windows) => {
+                let bias = self.window_bias(layer, windows, spec.num_heads())?;
+                self.push(Stage::Attention, AttendInWindows { heads, panels, bias });
+            }
+        }
 
         let depths = panels_of(spec.v_dims.iter().copied());
         let input = Operand::Input;
@@ -112,7 +134,7 @@ impl<T: Real> Compiler<'_, T> {
     fn mlp(&mut self, layer: usize, spec: &MlpSpec) -> Result<()> {
         let at = Some(layer);
         let outside = std::mem::take(&mut self.steps);
-        let (stream, hidden) = (panels_of([self.vit.embed_dim]), panels_of([spec.hidden]));
+        let (stream, hidden) = (panels_of([self.body.dim(layer)]), panels_of([spec.hidden]));
         let norm = self.norm_at(Site::MlpIn, at)?;
         self.push(Stage::Fc1, Norm(norm));
         self.kept(Stage::Fc1, (Site::MlpIn, layer), Some(Operand::Input), &stream)?;
@@ -168,7 +190,7 @@ impl<T: Real> Compiler<'_, T> {
         depths: &[Range<usize>],
         out_idx: Option<&[usize]>,
     ) -> Result<Add<T>> {
-        let dim = self.vit.embed_dim;
+        let dim = self.body.dim(layer);
         let apart = self.keeps(out, layer);
         let all = out_idx.is_some() && self.shifts_all(layer, out)?;
         let op = self.fold(out, Some(layer))?;
@@ -210,9 +232,9 @@ impl<T: Real> Compiler<'_, T> {
     /// Whether, in any layer that shares this one's core, the op after a branch that writes only some channels adds something
     /// to the others too, so that the branch must write them all.
     fn shifts_all(&self, layer: usize, site: Site) -> Result<bool> {
-        let core = self.vit.layers[layer].core;
-        for (i, other) in self.vit.layers.iter().enumerate() {
-            if other.core == core
+        let core = self.body.core(layer);
+        for i in 0..self.sites.depth() {
+            if self.body.core(i) == core
                 && let Some((op, _)) = self.leading(site, Some(i))?
                 && op.shift.iter().any(|&shift| shift != 0.0)
             {

@@ -4,24 +4,28 @@
 //! becomes a step (or part of one), and a model with an op that is neither is refused.
 
 mod block;
+mod body;
 mod ops;
 mod projection;
+mod swin;
+mod vit;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use vitesse_kernels::{Panels, Real, panels_of};
+use vitesse_kernels::{Real, panels_of};
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
-use vitesse_model::spec::{Pool, PrefixToken, Projection, VitSpec};
+use vitesse_model::spec::Projection;
 use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::plan::{Placed, Plan, Step};
 use crate::profile::Stage;
-use crate::steps::{Embed, Heads, Mean, NormStream, Regroup};
+use crate::steps::Heads;
 use crate::weights::{Format, NormRows, Outputs, Product, Weights, rows};
 use crate::{Error, Result};
+use body::Body;
 use ops::{Folded, folded};
 
 /// In what numbers the weights of each projection are kept.
@@ -32,8 +36,8 @@ struct Compiler<'a, T: Real> {
     spec: &'a ModelSpec,
     /// Where ops, norms and matrices are, whatever the family.
     sites: &'a dyn Sites,
-    /// What the sites do not say: tokens, pooling, heads.
-    vit: &'a VitSpec,
+    /// What the sites do not say.
+    body: Body<'a>,
     tensors: &'a Tensors,
     formats: Formats<'a>,
     /// Packed weights of projections by name: those that layers share are packed once.
@@ -47,17 +51,12 @@ struct Compiler<'a, T: Real> {
 impl<T: Real> Plan<T> {
     /// Compiles. `tensors` were checked against `spec`.
     pub(crate) fn new(spec: &ModelSpec, tensors: &Tensors, formats: Formats<'_>) -> Result<Plan<T>> {
-        let vit = spec.vit().map_err(|_| {
-            Error::Unsupported(format!(
-                "the engine runs only vision transformers, and `{}` is another kind of network; run it with `--engine burn`",
-                spec.architecture
-            ))
-        })?;
+        let body = Body::of(spec)?;
         let sites = spec.sites();
         let mut compiler = Compiler {
             spec,
             sites,
-            vit,
+            body,
             tensors,
             formats,
             packed: HashMap::new(),
@@ -65,67 +64,31 @@ impl<T: Real> Plan<T> {
             layer: None,
             steps: Vec::new(),
         };
-        compiler.model()?;
-        let read = compiler.read();
+        let [rows, width] = match body {
+            Body::Vit(vit) => compiler.vit(vit)?,
+            Body::Swin(swin) => compiler.swin(swin)?,
+        };
+        compiler.check()?;
         Ok(Plan {
             steps: compiler.steps,
             pixels: spec.input_size().iter().product(),
             tokens: sites.tokens_at(0),
             layers: sites.depth(),
-            answers: match (vit.pool, spec.num_classes) {
-                (Pool::Token, 0) => [read, vit.embed_dim],
-                (_, 0) => [1, vit.embed_dim],
-                (_, classes) => [spec.classifiers().len(), classes],
+            answers: match spec.num_classes {
+                0 => [rows, width],
+                classes => [spec.classifiers().len(), classes],
             },
         })
     }
 }
 
 impl<'a, T: Real> Compiler<'a, T> {
-    fn model(&mut self) -> Result<()> {
-        let embed = self.embed()?;
-        self.push(Stage::Embed, embed);
-        let layers = self.sites.depth();
-        let attends = |i: &usize| self.vit.block(*i).is_some_and(|block| block.attn.is_some());
-        let last_attention = (0..layers).rev().find(attends);
-        if self.vit.pre_norm {
-            let norm = self.norm("norm_pre", None)?;
-            self.push(Stage::Embed, NormStream(norm));
-        }
-        if last_attention.is_none() {
-            self.cut(Stage::Embed);
-        }
-        for layer in 0..layers {
-            self.layer = Some(layer);
-            self.block(layer, last_attention == Some(layer))?;
-        }
-        self.layer = None;
-        self.end()?;
-        self.check()
-    }
-
     fn push(&mut self, stage: Stage, step: impl Step<T> + 'static) {
         self.steps.push(Placed {
             layer: self.layer,
             stage,
             step: Box::new(step),
         });
-    }
-
-    /// How many of the first tokens the heads read; all, where they read the mean.
-    fn read(&self) -> usize {
-        match self.vit.pool {
-            Pool::Token => 1 + usize::from(self.vit.is_distilled()),
-            Pool::Avg | Pool::AvgThenNorm => self.sites.tokens_at(0),
-        }
-    }
-
-    /// From here on no token needs another, and only those go on that are read.
-    fn cut(&mut self, stage: Stage) {
-        let read = self.read();
-        if read < self.sites.tokens_at(0) {
-            self.push(stage, Regroup::new((0..read).collect()));
-        }
     }
 
     fn get(&self, name: &str) -> Result<Cow<'a, [f32]>> {
@@ -138,13 +101,13 @@ impl<'a, T: Real> Compiler<'a, T> {
             self.get(&format!("{name}.weight"))?,
             self.get(&format!("{name}.bias"))?,
         );
-        let columns = panels_of([self.vit.embed_dim]);
+        let columns = panels_of([gain.len()]);
         let (scale, shift) = folded(op);
         Ok(NormRows {
             gain: rows(&columns, |n| gain[n] * scale(n)),
             bias: rows(&columns, |n| bias[n] * scale(n) + shift(n)),
-            eps: self.vit.norm_eps as f32,
-            dim: self.vit.embed_dim,
+            eps: self.body.norm_eps() as f32,
+            dim: gain.len(),
         })
     }
 
@@ -195,17 +158,6 @@ impl<'a, T: Real> Compiler<'a, T> {
         Ok(move |n: usize| values.as_ref().map_or(0.0, |values| values[n]))
     }
 
-    fn embed(&mut self) -> Result<Embed<T>> {
-        let op = self.fold(Site::PatchOut, None)?;
-        Ok(Embed {
-            image: self.spec.input_size(),
-            side: self.vit.patch_size,
-            prefix: self.vit.prefix.len() + self.sites.prompts(),
-            start: self.start()?,
-            product: self.embedding(op.as_ref())?,
-        })
-    }
-
     /// The product with the patches, into which low-rank updates are folded, and with `op` after it.
     fn embedding(&mut self, op: Option<&Folded>) -> Result<Product<T>> {
         let embedding = self.sites.embedding().ok_or_else(|| {
@@ -233,60 +185,8 @@ impl<'a, T: Real> Compiler<'a, T> {
         self.product(&embedding.name, &weights, embedding.outputs, op)
     }
 
-    fn start(&mut self) -> Result<Panels<f32>> {
-        let (dim, prefix) = (self.vit.embed_dim, self.vit.prefix.len());
-        let mut start = Panels::zeros(self.sites.tokens_at(0), Panels::<f32>::needed(dim));
-        // A norm that stands between embedding and first block is not theirs: they come after it.
-        let prompts = if self.vit.pre_norm { None } else { self.prompts(0)? };
-        if let Some(prompts) = prompts {
-            for panel in 0..prompts.panels() {
-                start.panel_mut(panel)[prefix..prefix + prompts.rows()].copy_from_slice(prompts.panel(panel));
-            }
-        }
-        let pos = self.get("pos_embed")?;
-        let prompts = self.sites.prompts();
-        let skip = if self.vit.embed_prefix { 0 } else { prefix };
-        for row in skip..prefix + self.vit.patches() {
-            // Prompts, which have no position, stand before the patches.
-            let token = if row < prefix { row } else { row + prompts };
-            for channel in 0..dim {
-                start.set(token, channel, pos[(row - skip) * dim + channel]);
-            }
-        }
-        let mut registers = 0;
-        for (i, token) in self.vit.prefix.iter().enumerate() {
-            let (name, row) = match token {
-                PrefixToken::Class => ("cls_token", 0),
-                PrefixToken::Distillation => ("dist_token", 0),
-                PrefixToken::Register => {
-                    registers += 1;
-                    ("reg_token", registers - 1)
-                }
-            };
-            let values = self.get(name)?;
-            for channel in 0..dim {
-                start.set(i, channel, start.at(i, channel) + values[row * dim + channel]);
-            }
-        }
-        Ok(start)
-    }
-
-    /// Pooling, norm and heads.
-    fn end(&mut self) -> Result<()> {
-        let norm = self.norm_at(Site::FinalNorm, None)?;
-        let mean = Mean {
-            prefix: self.vit.prefix.len() + self.sites.prompts(),
-            dim: self.vit.embed_dim,
-        };
-        if self.vit.pool == Pool::AvgThenNorm {
-            self.push(Stage::Head, mean);
-            self.push(Stage::Head, NormStream(norm));
-        } else {
-            self.push(Stage::Head, NormStream(norm));
-            if self.vit.pool == Pool::Avg {
-                self.push(Stage::Head, mean);
-            }
-        }
+    /// The heads, which read rows of width `dim`.
+    fn heads(&mut self, dim: usize) -> Result<()> {
         let names = if self.spec.num_classes > 0 {
             self.spec.classifiers()
         } else {
@@ -295,7 +195,7 @@ impl<'a, T: Real> Compiler<'a, T> {
         let heads = names.into_iter().map(|name| self.linear(name, None));
         let heads = Heads {
             heads: heads.collect::<Result<_>>()?,
-            dim: self.vit.embed_dim,
+            dim,
         };
         self.push(Stage::Head, heads);
         Ok(())

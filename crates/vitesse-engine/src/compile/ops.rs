@@ -105,7 +105,7 @@ impl<T: Real> Compiler<'_, T> {
     }
 
     /// The prompts of a layer, where they are not yet in the stream.
-    pub(super) fn prompts(&mut self, layer: usize) -> Result<Option<Panels<f32>>> {
+    pub(super) fn prompts(&mut self, layer: usize, dim: usize) -> Result<Option<Panels<f32>>> {
         let mut ops = self.sites.ops_at(Site::BlockIn, Some(layer));
         let new =
             |&(index, op): &(usize, &OpSpec)| matches!(op.kind, OpKind::Prompts(_)) && !self.consumed[index];
@@ -113,7 +113,6 @@ impl<T: Real> Compiler<'_, T> {
             return Ok(None);
         };
         self.consumed[index] = true;
-        let dim = self.vit.embed_dim;
         let values = self.widened(self.get(&format!("{}.tokens", op.prefix(index)))?)?;
         let mut out = Panels::zeros(values.len() / dim, Panels::<f32>::needed(dim));
         for (row, token) in values.chunks_exact(dim).enumerate() {

@@ -1,5 +1,6 @@
 //! Attention: keys and values of all, queries of those that go on.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use vitesse_kernels::{Packed, Plain, Real, Segment};
@@ -31,6 +32,13 @@ pub(crate) struct KeysValues<T: Real> {
     pub(crate) heads: Arc<[Head]>,
     /// Panels of queries; the panels of keys and values follow.
     pub(crate) q_panels: usize,
+    /// How many tokens in a row see each other: those of a window, or all.
+    pub(crate) area: usize,
+}
+
+/// The windows of `area` tokens that begin or go on in `tokens`; one, of no token, where there is none.
+pub(crate) fn windows_of(tokens: &Range<usize>, area: usize) -> Range<usize> {
+    tokens.start / area..tokens.end.saturating_sub(1).max(tokens.start) / area + 1
 }
 
 impl<T: Real> Step<T> for KeysValues<T> {
@@ -41,13 +49,21 @@ impl<T: Real> Step<T> for KeysValues<T> {
         let then = Then::Store(panels, &mut on.kv);
         self.qkv.multiply(run.isa, &on.input, &on.operands, 0..rows, then);
         let mut place = run.team.own(on.turn);
-        if place.heads.len() < self.heads.len() {
+        let (tokens, windows) = (on.tokens.clone(), windows_of(&on.tokens, self.area));
+        let count = windows.len() * self.heads.len();
+        if place.heads.len() < count {
             let none = || (Packed::zeros(0, 0), Packed::zeros(0, 0));
-            place.heads.resize_with(self.heads.len(), none);
+            place.heads.resize_with(count, none);
         }
-        for (head, (keys, values)) in self.heads.iter().zip(&mut place.heads) {
-            T::pack_keys(run.isa, &on.kv, head.k_at, head.qk, keys);
-            T::pack_values(&on.kv, head.v_at, head.v, values);
+        place.tokens = tokens.clone();
+        for (window, places) in windows.zip(place.heads.chunks_mut(self.heads.len())) {
+            let first = (window * self.area).max(tokens.start);
+            let end = (first / self.area + 1).saturating_mul(self.area).min(tokens.end);
+            let rows = first - tokens.start..end.max(first) - tokens.start;
+            for (head, (keys, values)) in self.heads.iter().zip(places) {
+                T::pack_keys(run.isa, &on.kv, rows.clone(), head.k_at, head.qk, keys);
+                T::pack_values(&on.kv, rows.clone(), head.v_at, head.v, values);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ mod mlp;
 mod ops;
 mod regroup;
 mod stream;
+mod windows;
 
 use std::ops::Range;
 
@@ -17,6 +18,7 @@ pub(crate) use mlp::{Add, ByRows, Hidden};
 pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
 pub(crate) use regroup::Regroup;
 pub(crate) use stream::{Hold, Norm, NormStream, Prompts, ScaleShift};
+pub(crate) use windows::{Arrange, AttendInWindows, Blank, Merge, Order, WindowBias};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'
 /// panel that is being used.

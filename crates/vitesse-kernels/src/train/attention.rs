@@ -9,8 +9,12 @@
 //! ```text
 //! pᵀ = exp(sᵀ − l)    rᵀ = scale · pᵀ ∘ (v·gᵀ − d)    gradients: v: pᵀ·g    k: rᵀ·q    qᵀ: kᵀ·rᵀ
 //! ```
+//!
+//! What is added to the logits ([`Terms`]) has the gradient `p ∘ (g·vᵀ − d)`, summed over all samples: in fixed parts, which
+//! are added in order.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -40,6 +44,27 @@ pub struct Attention<'a> {
     pub v: &'a [usize],
     /// What logits are multiplied by.
     pub scale: f32,
+    /// What is added to them.
+    pub terms: Option<Terms<'a>>,
+}
+
+/// What is added to logits: biases that all samples have in common, and masks of windows, of which each image has several
+/// as samples of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// `[heads, tokens, tokens]`: a row for each query.
+    pub bias: &'a [f32],
+    /// `[windows, tokens, tokens]`, for the samples in turn; none if empty. Two tokens see each other both or neither.
+    pub mask: &'a [f32],
+}
+
+/// The gradients of an attention's inputs.
+#[derive(Debug, Clone)]
+pub struct AttentionGradients {
+    /// As the fused projection.
+    pub qkv: Vec<f32>,
+    /// As the biases, where there are some.
+    pub bias: Option<Vec<f32>>,
 }
 
 /// Where a head's columns begin.
@@ -88,6 +113,24 @@ impl Attention<'_> {
         assert!(self.tokens > 0 && self.qk.len() == self.v.len());
         assert!(self.qk.iter().chain(self.v).all(|&width| width > 0));
         assert!(self.qkv.len() == self.batch * self.tokens * self.widths().0);
+        if let Some(terms) = &self.terms {
+            let map = self.tokens * self.tokens;
+            assert!(terms.bias.len() == self.qk.len() * map);
+            assert!(terms.mask.len().is_multiple_of(map));
+            assert!(terms.mask.is_empty() || self.batch.is_multiple_of(terms.mask.len() / map));
+        }
+    }
+
+    /// What is added to the logits of a head of a sample.
+    fn added(&self, sample: usize, head: Head) -> Option<Added<'_>> {
+        let (terms, map) = (self.terms.as_ref()?, self.tokens * self.tokens);
+        let windows = terms.mask.len() / map;
+        let mask = (windows > 0).then(|| &terms.mask[sample % windows * map..][..map]);
+        Some(Added {
+            bias: &terms.bias[head.index * map..][..map],
+            mask,
+            tokens: self.tokens,
+        })
     }
 
     /// `[batch, tokens, Σv]`, and the log of the sum of exponentials of each row of logits, `[batch, heads, tokens]`.
@@ -102,11 +145,11 @@ impl Attention<'_> {
         }
     }
 
-    /// The gradient of `qkv` from that of the result, with what [`Attention::forward`] returned.
+    /// The gradients of its inputs from that of the result, with what [`Attention::forward`] returned.
     ///
     /// # Panics
     /// Where shapes do not fit.
-    pub fn backward(&self, math: Math, out: &[f32], lse: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub fn backward(&self, math: Math, out: &[f32], lse: &[f32], grad: &[f32]) -> AttentionGradients {
         match (math.precision, math.isa) {
             (Precision::Bf16, isa) => self.backward_as::<Half>(isa, out, lse, grad),
             (Precision::F32, Isa::Amx) => self.backward_as::<Split>(math.isa, out, lse, grad),
@@ -122,41 +165,114 @@ impl Attention<'_> {
         out.par_chunks_mut(self.tokens * out_width)
             .zip(lse.par_chunks_mut(self.qk.len() * self.tokens))
             .zip(self.qkv.par_chunks(self.tokens * width))
-            .for_each(|((out, lse), qkv)| {
+            .enumerate()
+            .for_each(|(sample, ((out, lse), qkv))| {
                 for head in self.heads() {
                     let lse = &mut lse[head.index * self.tokens..][..self.tokens];
-                    isa.run(Forward::<K>(Job::new(self, qkv, head), out, lse));
+                    isa.run(Forward::<K>(Job::new(self, sample, qkv, head), out, lse));
                 }
             });
         // SAFETY: the heads' columns are all there are, and every head writes its own of every token.
         (unsafe { written(out) }, lse)
     }
 
-    fn backward_as<K: Kind>(&self, isa: Isa, out: &[f32], lse: &[f32], grad: &[f32]) -> Vec<f32> {
+    fn backward_as<K: Kind>(&self, isa: Isa, out: &[f32], lse: &[f32], grad: &[f32]) -> AttentionGradients {
         self.check();
         let (width, out_width) = self.widths();
         let image = self.tokens * out_width;
         assert!(out.len() == self.batch * image && grad.len() == out.len());
         assert!(lse.len() == self.batch * self.qk.len() * self.tokens);
+        let terms = self.terms.map(|terms| self.transposed(terms.bias));
+        let map = self.tokens * self.tokens;
+        // Without biases every sample is a part of its own.
+        let each = terms
+            .as_ref()
+            .map_or(1, |_| self.batch.div_ceil(MOST_PARTS))
+            .max(1);
         let mut all = unwritten(self.qkv.len());
-        all.par_chunks_mut(self.tokens * width)
-            .zip(self.qkv.par_chunks(self.tokens * width))
-            .zip(out.par_chunks(image).zip(grad.par_chunks(image)))
-            .zip(lse.par_chunks(self.qk.len() * self.tokens))
-            .for_each(|(((to, qkv), (out, grad)), lse)| {
-                for head in self.heads() {
-                    let lse = &lse[head.index * self.tokens..][..self.tokens];
-                    isa.run(Backward::<K> {
-                        job: Job::new(self, qkv, head),
-                        out,
-                        lse,
-                        grad,
-                        to,
-                    });
+        let sums: Vec<Vec<f32>> = all
+            .par_chunks_mut(each * self.tokens * width)
+            .zip(self.qkv.par_chunks(each * self.tokens * width))
+            .zip(out.par_chunks(each * image).zip(grad.par_chunks(each * image)))
+            .zip(lse.par_chunks(each * self.qk.len() * self.tokens))
+            .enumerate()
+            .map(|(part, (((to, qkv), (out, grad)), lse))| {
+                let mut sums = terms.as_ref().map_or(Vec::new(), |bias| vec![0f32; bias.len()]);
+                let samples = to
+                    .chunks_mut(self.tokens * width)
+                    .zip(qkv.chunks(self.tokens * width))
+                    .zip(out.chunks(image).zip(grad.chunks(image)))
+                    .zip(lse.chunks(self.qk.len() * self.tokens));
+                for (i, (((to, qkv), (out, grad)), lse)) in samples.enumerate() {
+                    let sample = part * each + i;
+                    for head in self.heads() {
+                        let mut job = Job::new(self, sample, qkv, head);
+                        if let (Some(added), Some(bias)) = (&mut job.added, &terms) {
+                            // A row for each key.
+                            added.bias = &bias[head.index * map..][..map];
+                        }
+                        let lse = &lse[head.index * self.tokens..][..self.tokens];
+                        let sums = sums.get_mut(head.index * map..).unwrap_or_default();
+                        isa.run(Backward::<K> {
+                            job,
+                            out,
+                            lse,
+                            grad,
+                            to: &mut *to,
+                            sums,
+                        });
+                    }
                 }
-            });
+                sums
+            })
+            .collect();
         // SAFETY: as above, for queries, keys and values.
-        unsafe { written(all) }
+        let qkv = unsafe { written(all) };
+        let bias = terms.map(|bias| {
+            let mut total = vec![0f32; bias.len()];
+            for part in &sums {
+                total.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+            }
+            self.transposed(&total)
+        });
+        AttentionGradients { qkv, bias }
+    }
+
+    /// The map of each head with rows and columns exchanged.
+    fn transposed(&self, maps: &[f32]) -> Vec<f32> {
+        let tokens = self.tokens;
+        let map = |map: &[f32]| -> Vec<f32> {
+            let at = |i: usize| map[i % tokens * tokens + i / tokens];
+            (0..tokens * tokens).map(at).collect()
+        };
+        maps.chunks_exact(tokens * tokens).flat_map(map).collect()
+    }
+}
+
+/// Into how many parts the samples are cut at most, each of which sums the gradients of biases by itself.
+const MOST_PARTS: usize = 16;
+
+/// What is added to the logits of one head of one sample, `[tokens, tokens]` each.
+#[derive(Debug, Clone, Copy)]
+struct Added<'a> {
+    bias: &'a [f32],
+    mask: Option<&'a [f32]>,
+    tokens: usize,
+}
+
+impl Added<'_> {
+    /// Adds to some columns of a row, from the first of `to` on.
+    #[inline(always)]
+    fn to(&self, row: usize, columns: Range<usize>, to: &mut [f32; SIDE]) {
+        let at = row * self.tokens + columns.start..row * self.tokens + columns.end;
+        for (to, bias) in to.iter_mut().zip(&self.bias[at.clone()]) {
+            *to += bias;
+        }
+        if let Some(mask) = self.mask {
+            for (to, mask) in to.iter_mut().zip(&mask[at]) {
+                *to += mask;
+            }
+        }
     }
 }
 
@@ -168,11 +284,12 @@ struct Job<'a, K> {
     width: usize,
     out_width: usize,
     scale: f32,
+    added: Option<Added<'a>>,
     kind: std::marker::PhantomData<K>,
 }
 
 impl<'a, K: Kind> Job<'a, K> {
-    fn new(of: &Attention<'_>, qkv: &'a [f32], head: Head) -> Self {
+    fn new(of: &'a Attention<'_>, sample: usize, qkv: &'a [f32], head: Head) -> Self {
         let (width, out_width) = of.widths();
         Job {
             qkv,
@@ -181,6 +298,7 @@ impl<'a, K: Kind> Job<'a, K> {
             width,
             out_width,
             scale: of.scale,
+            added: of.added(sample, head),
             kind: std::marker::PhantomData,
         }
     }
@@ -271,7 +389,8 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             }
             let mut inverse = [0f32; SIDE];
             for row in 0..rows {
-                let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale);
+                let added = job.added.as_ref().map(|added| (added, first + row));
+                let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale, added);
                 lse[first + row] = most + sum.ln();
                 inverse[row] = 1.0 / sum;
                 S::awake();
@@ -295,16 +414,25 @@ impl<K: Kind> Kernel for Forward<'_, K> {
     }
 }
 
-/// Turns a row of products, cut into blocks, into `exp(scale · x − most)` with zeros past the last column; returns the
-/// greatest logit and the sum.
+/// Turns a row of products, cut into blocks, into `exp(scale · x + added − most)` with zeros past the last column; returns the
+/// greatest logit and the sum. What is added comes with the number of the query.
 #[inline(always)]
-fn softmax<S: Simd>(maps: &mut [Block], row: usize, columns: usize, scale: f32) -> (f32, f32) {
+fn softmax<S: Simd>(
+    maps: &mut [Block],
+    row: usize,
+    columns: usize,
+    scale: f32,
+    added: Option<(&Added<'_>, usize)>,
+) -> (f32, f32) {
     let factor = S::splat(scale);
     let mut greatest = S::splat(f32::NEG_INFINITY);
     for (i, map) in maps.iter_mut().enumerate() {
         let row = &mut map.0[row];
         for at in (0..SIDE).step_by(S::LANES) {
             S::store(S::mul(S::load(&row[at..]), factor), &mut row[at..]);
+        }
+        if let Some((added, query)) = added {
+            added.to(query, i * SIDE..columns.min((i + 1) * SIDE), row);
         }
         let width = columns - i * SIDE;
         if width < SIDE {
@@ -339,6 +467,8 @@ struct Backward<'a, K> {
     grad: &'a [f32],
     /// As the fused projection.
     to: &'a mut [MaybeUninit<f32>],
+    /// To which the gradients of biases are added, a row for each key; empty where there are none.
+    sums: &'a mut [f32],
 }
 
 impl<K: Kind> Kernel for Backward<'_, K> {
@@ -352,6 +482,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
             lse,
             grad,
             to,
+            sums: bias_sums,
         } = self;
         let Job { head, tokens, .. } = job;
         let (n, qk, v) = (
@@ -401,7 +532,17 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                 K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], &deep_qk, size, &[], &mut p.0);
                 K::tile::<S>(vals, &g_t[i * v * K::PACKED..], &deep_v, size, &[], &mut r.0);
                 let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
-                map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale);
+                let columns = i * SIDE..tokens.min((i + 1) * SIDE);
+                let added = job.added.as_ref().map(|added| (added, first, columns.clone()));
+                map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale, added);
+                if !bias_sums.is_empty() {
+                    for (row, slopes) in r.0[..rows].iter_mut().enumerate() {
+                        let at = (first + row) * tokens;
+                        let sums = &mut bias_sums[at + columns.start..at + columns.end];
+                        sums.iter_mut().zip(&*slopes).for_each(|(sum, x)| *sum += x);
+                        slopes.iter_mut().for_each(|x| *x *= job.scale);
+                    }
+                }
                 S::awake();
                 let at = i * K::PACKED..(i + 1) * K::PACKED;
                 K::left::<S>(&p, &mut probs[at.clone()]);
@@ -449,16 +590,36 @@ impl<K: Kind> Kernel for Backward<'_, K> {
 }
 
 /// From products of keys and queries in `p` and of values and gradients in `r`, the probabilities in `p` and the
-/// gradients of the products in `r`: a row for each key, a column for each query.
+/// gradients of the products in `r`: a row for each key, a column for each query. Where something was added to the logits,
+/// which comes with the first key and the queries, `r` is the gradient of that sum, and the scale is yet to come.
 #[inline(always)]
-fn map_gradient<S: Simd>(p: &mut Block, r: &mut Block, rows: usize, logs: &[f32], dots: &[f32], scale: f32) {
+fn map_gradient<S: Simd>(
+    p: &mut Block,
+    r: &mut Block,
+    rows: usize,
+    logs: &[f32],
+    dots: &[f32],
+    scale: f32,
+    added: Option<(&Added<'_>, usize, Range<usize>)>,
+) {
     let factor = S::splat(scale);
-    for (p, r) in p.0[..rows].iter_mut().zip(&mut r.0[..rows]) {
+    let last = if added.is_some() { S::splat(1.0) } else { factor };
+    for (row, (p, r)) in p.0[..rows].iter_mut().zip(&mut r.0[..rows]).enumerate() {
+        if let Some((added, key, queries)) = &added {
+            for at in (0..SIDE).step_by(S::LANES) {
+                S::store(S::mul(S::load(&p[at..]), factor), &mut p[at..]);
+            }
+            added.to(key + row, queries.clone(), p);
+        }
         for at in (0..SIDE).step_by(S::LANES) {
-            let probability = exp::<S>(S::sub(S::mul(S::load(&p[at..]), factor), S::load(&logs[at..])));
+            let logit = match added {
+                Some(_) => S::load(&p[at..]),
+                None => S::mul(S::load(&p[at..]), factor),
+            };
+            let probability = exp::<S>(S::sub(logit, S::load(&logs[at..])));
             S::store(probability, &mut p[at..]);
             let slope = S::sub(S::load(&r[at..]), S::load(&dots[at..]));
-            S::store(S::mul(S::mul(probability, slope), factor), &mut r[at..]);
+            S::store(S::mul(S::mul(probability, slope), last), &mut r[at..]);
         }
     }
     for block in [p, r] {

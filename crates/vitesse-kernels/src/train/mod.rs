@@ -9,6 +9,7 @@
 //!
 //! The plain versions of all of this are in [`mod@reference`].
 
+mod arrange;
 mod attention;
 mod blocks;
 pub mod conv;
@@ -21,7 +22,8 @@ mod perceptron;
 mod product;
 pub mod reference;
 
-pub use attention::Attention;
+pub use arrange::{arrange, arrange_backward};
+pub use attention::{Attention, AttentionGradients, Terms};
 pub use linear::{Before, Linear, LinearGradients, Wanted, gelu, gelu_backward};
 pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
 pub use memory::{keep_memory, release_memory};

@@ -2,7 +2,8 @@
 //! against.
 
 use super::{
-    Attention, Before, Linear, LinearGradients, NormGradients, Perceptron, PerceptronGradients, Wanted,
+    Attention, AttentionGradients, Before, Linear, LinearGradients, NormGradients, Perceptron,
+    PerceptronGradients, Wanted,
 };
 use crate::Gelu;
 
@@ -188,12 +189,32 @@ fn heads(map: &Attention<'_>) -> Vec<Head> {
     heads
 }
 
-/// The logits of one query against all keys.
+/// The logits of one query against all keys, with what is added to them.
 fn logits(map: &Attention<'_>, head: &Head, query: usize) -> Vec<f64> {
     let [stride, _] = strides(map);
     let q = &map.qkv[head.q + query * stride..][..head.qk_width];
+    let area = map.tokens * map.tokens;
+    // The logs of sums are `[batch, heads, tokens]`.
+    let (sample, number) = (
+        head.lse / map.tokens / map.qk.len(),
+        head.lse / map.tokens % map.qk.len(),
+    );
+    let added = |key: usize| {
+        let Some(terms) = &map.terms else { return 0.0 };
+        let at = query * map.tokens + key;
+        let windows = terms.mask.len() / area;
+        let mask = if windows > 0 {
+            terms.mask[sample % windows * area + at]
+        } else {
+            0.0
+        };
+        f64::from(terms.bias[number * area + at]) + f64::from(mask)
+    };
     (0..map.tokens)
-        .map(|key| f64::from(map.scale) * dot(q, &map.qkv[head.k + key * stride..][..head.qk_width]))
+        .map(|key| {
+            let product = dot(q, &map.qkv[head.k + key * stride..][..head.qk_width]);
+            f64::from(map.scale) * product + added(key)
+        })
         .collect()
 }
 
@@ -220,10 +241,11 @@ pub fn attention(map: &Attention<'_>) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// As [`Attention::backward`]: with the map `P`, `δ = Σ grad·out`, and `S = P·(grad·vᵀ − δ)`, the gradients are
-/// `scale·S·k`, `scale·Sᵀ·q` and `Pᵀ·grad`.
-pub fn attention_backward(map: &Attention<'_>, out: &[f32], lse: &[f32], grad: &[f32]) -> Vec<f32> {
+/// `scale·S·k`, `scale·Sᵀ·q` and `Pᵀ·grad`, and that of the biases is `S`, summed over samples.
+pub fn attention_backward(map: &Attention<'_>, out: &[f32], lse: &[f32], grad: &[f32]) -> AttentionGradients {
     let [stride, out_stride] = strides(map);
     let mut found = vec![0.0f64; map.qkv.len()];
+    let mut bias = map.terms.map(|terms| vec![0.0f64; terms.bias.len()]);
     for head in heads(map) {
         for query in 0..map.tokens {
             let logits = logits(map, &head, query);
@@ -234,6 +256,10 @@ pub fn attention_backward(map: &Attention<'_>, out: &[f32], lse: &[f32], grad: &
                 let probability = (logit - f64::from(lse[head.lse + query])).exp();
                 let v = head.v + key * stride;
                 let inner = dot(grad, &map.qkv[v..][..head.v_width]) - delta;
+                if let Some(bias) = &mut bias {
+                    let row = head.lse / map.tokens % map.qk.len() * map.tokens + query;
+                    bias[row * map.tokens + key] += probability * inner;
+                }
                 let slope = f64::from(map.scale) * probability * inner;
                 let (q, k) = (head.q + query * stride, head.k + key * stride);
                 for channel in 0..head.qk_width {
@@ -246,7 +272,11 @@ pub fn attention_backward(map: &Attention<'_>, out: &[f32], lse: &[f32], grad: &
             }
         }
     }
-    found.into_iter().map(|g| g as f32).collect()
+    let rounded = |values: Vec<f64>| values.into_iter().map(|g| g as f32).collect();
+    AttentionGradients {
+        qkv: rounded(found),
+        bias: bias.map(rounded),
+    }
 }
 
 /// The row's values less their mean, divided by their deviation; and one over that deviation.

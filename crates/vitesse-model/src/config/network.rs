@@ -2,13 +2,14 @@
 //!
 //! `architecture` names an entry of the zoo and `model_args` are arguments of timm's constructor; together they give a
 //! *base*. Every field of the network that differs from the base stands under `vitesse` by its name in
-//! [`VitSpec`](crate::spec::VitSpec) or [`RegNetSpec`](crate::spec::RegNetSpec), but for those that have names of their own:
+//! [`VitSpec`](crate::spec::VitSpec), [`SwinSpec`](crate::spec::SwinSpec) or [`RegNetSpec`](crate::spec::RegNetSpec), but for those
+//! that have names of their own:
 //!
 //! | key | field |
 //! | --- | --- |
 //! | `ops` | [`ModelSpec::ops`] |
-//! | `blocks` | `VitSpec::cores`: the matrices of each block |
-//! | `share` | `{"layers": [...]}`, `VitSpec::layers`; absent when every block is used once, in order |
+//! | `blocks` | `cores`: the matrices of each block |
+//! | `share` | `{"layers": [...]}`, `layers`; absent when every block is used once, in order |
 //!
 //! What a family writes and reads is in its own file beside this one. So a model that timm can build has no `vitesse` key, and reading is the exact inverse of writing for any model.
 
@@ -17,14 +18,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{regnet, vit};
+use super::{regnet, swin, vit};
 use crate::ops::OpSpec;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::{Error, Result, zoo};
 
 /// Arguments that change how a model is trained or which images it would take besides its own size, not what it
 /// computes. They are read over.
-const TRAINING_ARGS: [&str; 10] = [
+const TRAINING_ARGS: [&str; 11] = [
     "drop_rate",
     "drop_path_rate",
     "drop_block_rate",
@@ -35,10 +36,11 @@ const TRAINING_ARGS: [&str; 10] = [
     "weight_init",
     "fix_init",
     "dynamic_img_size",
+    "strict_img_size",
 ];
 
 /// Arguments of timm's that would make another network than ours, with the one value that does not.
-const FIXED_ARGS: [(&str, Value); 7] = [
+const FIXED_ARGS: [(&str, Value); 8] = [
     ("qk_norm", Value::Bool(false)),
     ("scale_attn_norm", Value::Bool(false)),
     ("scale_mlp_norm", Value::Bool(false)),
@@ -46,13 +48,14 @@ const FIXED_ARGS: [(&str, Value); 7] = [
     ("final_norm", Value::Bool(true)),
     ("pool_include_prefix", Value::Bool(false)),
     ("dynamic_img_pad", Value::Bool(false)),
+    ("always_partition", Value::Bool(false)),
 ];
 
 /// The pooling as the file names it for information.
 pub(super) fn global_pool(spec: &ModelSpec) -> &'static str {
     match &spec.network {
         NetworkSpec::Vit(vit) => vit::pool_name(vit.pool),
-        NetworkSpec::RegNet(_) => "avg",
+        NetworkSpec::RegNet(_) | NetworkSpec::Swin(_) => "avg",
     }
 }
 
@@ -66,6 +69,7 @@ pub(super) fn read_base(
     let base = match zoo::get(architecture)?.spec.network {
         NetworkSpec::Vit(known) => NetworkSpec::Vit(vit::read_base(&known, input_size, &mut args)?),
         NetworkSpec::RegNet(known) => NetworkSpec::RegNet(regnet::read_base(known, input_size, &mut args)?),
+        NetworkSpec::Swin(known) => NetworkSpec::Swin(swin::read_base(&known, input_size, &mut args)?),
     };
     for (key, fixed) in &FIXED_ARGS {
         if let Some(other) = args.take::<Value>(key, "")?.filter(|value| value != fixed) {
@@ -92,6 +96,7 @@ pub(super) fn read_delta(base: NetworkSpec, mut fields: Fields<'_>) -> Result<(N
     let network = match base {
         NetworkSpec::Vit(vit) => NetworkSpec::Vit(vit::read_delta(vit, fields)?),
         NetworkSpec::RegNet(regnet) => NetworkSpec::RegNet(replace_fields(regnet, &fields)?),
+        NetworkSpec::Swin(swin) => NetworkSpec::Swin(swin::read_delta(swin, fields)?),
     };
     Ok((network, ops))
 }
@@ -114,6 +119,7 @@ pub(super) fn write(spec: &ModelSpec) -> Result<Written> {
     let (args, mut delta) = match (&spec.network, &base) {
         (NetworkSpec::Vit(vit), NetworkSpec::Vit(base)) => vit::write(vit, base),
         (NetworkSpec::RegNet(regnet), NetworkSpec::RegNet(base)) => (Map::new(), regnet::write(regnet, base)),
+        (NetworkSpec::Swin(swin), NetworkSpec::Swin(base)) => swin::write(swin, base),
         _ => {
             return Err(Error::invalid_spec(format!(
                 "`{}` names a network of another family than the one described",

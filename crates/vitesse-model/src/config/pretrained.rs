@@ -196,7 +196,7 @@ impl PretrainedCfg {
     /// The object as it stands in the file, in timm's order.
     pub(super) fn to_value(&self, spec: &ModelSpec) -> Value {
         let (first_conv, fixed) = match spec.network {
-            NetworkSpec::Vit(_) => ("patch_embed.proj", true),
+            NetworkSpec::Vit(_) | NetworkSpec::Swin(_) => ("patch_embed.proj", true),
             NetworkSpec::RegNet(_) => ("stem.conv", false),
         };
         let classifier = match spec.classifiers().as_slice() {

@@ -1,13 +1,13 @@
 //! Vision transformers in `config.json`: the arguments of timm's constructor.
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::blocks;
 use super::fields::Fields;
 use super::network::{differences, replace_fields};
 use crate::Result;
 use crate::spec::limits::{DEPTH, SIDE, WIDTH};
-use crate::spec::{Activation, BlockSpec, LayerSpec, Pool, PrefixToken, VitSpec};
+use crate::spec::{Activation, Pool, PrefixToken, VitSpec};
 
 /// The arguments of timm's `VisionTransformer` that this project has a use for.
 #[derive(Debug, Clone, PartialEq)]
@@ -237,23 +237,7 @@ pub(super) fn read_base(
 
 /// Replaces the fields of `vit` that stand under `vitesse`.
 pub(super) fn read_delta(mut vit: VitSpec, mut fields: Fields<'_>) -> Result<VitSpec> {
-    if let Some(value) = fields.take::<Value>("blocks", "")? {
-        vit.cores = Vec::<BlockSpec>::deserialize(&value).map_err(|error| {
-            let expected = format!("a list of blocks, `attn` and `mlp` each ({error})");
-            fields.wrong("blocks", &expected, Some(&value))
-        })?;
-        vit.layers = in_order(vit.cores.len());
-    }
-    let mut share = fields.object("share")?;
-    let layers = share.take(
-        "layers",
-        "a list of layers, each naming its block: `{\"core\": 0}`",
-    )?;
-    if let Some(key) = share.keys().next() {
-        let expected = "left out, since only `layers` is known here";
-        return Err(share.wrong(key, expected, share.get(key)));
-    }
-    vit.layers = layers.unwrap_or(vit.layers);
+    blocks::read(&mut fields, &mut vit.cores, &mut vit.layers)?;
     replace_fields(vit, &fields)
 }
 
@@ -266,18 +250,6 @@ pub(super) fn write(vit: &VitSpec, known: &VitSpec) -> (Map<String, Value>, Map<
         ..VitArgs::of(vit)
     };
     let mut delta = differences(vit, &args.build());
-    let cores = delta.shift_remove("cores");
-    let layers = delta.shift_remove("layers");
-    if cores.is_some() || layers.is_some() {
-        delta.insert("blocks".into(), json!(vit.cores));
-        if vit.layers != in_order(vit.cores.len()) {
-            delta.insert("share".into(), json!({ "layers": vit.layers }));
-        }
-    }
+    blocks::write(&mut delta, &vit.cores, &vit.layers);
     (differences(&args.to_value(), &base.to_value()), delta)
-}
-
-/// Every block once, in order.
-fn in_order(blocks: usize) -> Vec<LayerSpec> {
-    (0..blocks).map(LayerSpec::of).collect()
 }

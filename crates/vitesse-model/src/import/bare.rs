@@ -196,6 +196,10 @@ fn fitted(mut spec: ModelSpec, tensors: &Tensors, img_size: Option<[usize; 2]>) 
             regnet.in_chans = side("stem.conv.weight", 1).unwrap_or(regnet.in_chans);
             Grid::Known
         }
+        NetworkSpec::Swin(swin) => {
+            swin.in_chans = side("patch_embed.proj.weight", 1).unwrap_or(swin.in_chans);
+            Grid::Known
+        }
         NetworkSpec::Vit(vit) => {
             vit.in_chans = side("patch_embed.proj.weight", 1).unwrap_or(vit.in_chans);
             if tensors.contains("fc_norm.weight") && !tensors.contains("norm.weight") {

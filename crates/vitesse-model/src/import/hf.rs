@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Imported, clip, vit};
+use super::{Imported, clip, swin, vit};
 use crate::config::preprocessor::{self, Defaults, PREPROCESSOR_FILE};
 use crate::config::{Config, Fields, PretrainedCfg, take_labels, take_problem_type};
 use crate::pos_embed::Flavour;
@@ -27,7 +27,7 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     let mut notes = Vec::new();
     let mut fields = Fields::parse(file, text)?;
-    let known = [vit::MODEL_TYPES, clip::MODEL_TYPES].concat();
+    let known = [&vit::MODEL_TYPES[..], &clip::MODEL_TYPES, &[swin::MODEL_TYPE]].concat();
     let expected = format!("one of `{}`", known.join("`, `"));
     let model_type: String = fields.require("model_type", &expected)?;
     let described = match model_type.as_str() {
@@ -35,15 +35,18 @@ pub(crate) fn import(
             vit::describe(kind, &mut fields, &mut tensors, &mut notes)?
         }
         kind if clip::MODEL_TYPES.contains(&kind) => clip::describe(&mut fields, &mut tensors, &mut notes)?,
+        swin::MODEL_TYPE => swin::describe(&mut fields, &mut tensors, &mut notes)?,
         other => return Err(fields.wrong("model_type", &expected, Some(&json!(other)))),
     };
-    let (eps, timms) = (described.norm_eps, zoo::get(described.architecture)?.spec);
-    if let Ok(timms) = timms.vit()
-        && eps != timms.norm_eps
-    {
+    let eps = described.norm_eps;
+    let timms = match zoo::get(described.architecture)?.spec.network {
+        NetworkSpec::Vit(vit) => vit.norm_eps,
+        NetworkSpec::Swin(swin) => swin.norm_eps,
+        NetworkSpec::RegNet(_) => eps,
+    };
+    if eps != timms {
         notes.push(format!(
-            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have {:e})",
-            timms.norm_eps
+            "the layer norms' epsilon is {eps:e}, as config.json says (timm's models have {timms:e})"
         ));
     }
     let num_classes = classes(&mut fields, &tensors)?;

@@ -6,6 +6,7 @@
 //! | [`hf`] | folders that transformers saved, for all families |
 //! | [`vit`], [`clip`] | ViT and DeiT among them; CLIP's image encoder |
 //! | [`openai`] | state dicts of OpenAI's CLIP and of OpenCLIP |
+//! | [`swin`] | Swin in folders that transformers saved, and under the original code's names |
 //! | [`wrappers`] | names with the prefix of whatever held the network while it was trained |
 //! | [`run`] | what a training program wrote down of its model |
 //! | [`pruned`] | `vit-pruned/1`, a file that describes itself block by block |
@@ -23,6 +24,7 @@ pub(crate) mod openai;
 pub(crate) mod pruned;
 pub(crate) mod run;
 pub(crate) mod sliced;
+pub mod swin;
 mod vit;
 pub(crate) mod wrappers;
 

@@ -132,7 +132,7 @@ impl Run {
         };
         if let Some(size) = size {
             // A convolutional network takes any.
-            if spec.vit().is_ok() {
+            if spec.is_transformer() {
                 model_args.insert("img_size".into(), json!([size[1], size[2]]));
             }
             cfg.insert("input_size".into(), size);

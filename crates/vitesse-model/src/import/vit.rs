@@ -159,7 +159,7 @@ pub(super) fn named(vit: &VitSpec, may: impl Fn(&str) -> bool) -> Option<&'stati
                         ..known
                     } == *vit
             }
-            NetworkSpec::RegNet(_) => false,
+            _ => false,
         })
     };
     zoo::names().filter(|name| may(name)).find(same)

@@ -12,9 +12,10 @@ use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result};
 
 /// The first tensor of a network, under the names of every family that is read.
-const FIRST: [&str; 7] = [
+const FIRST: [&str; 8] = [
     "vit.embeddings.patch_embeddings.projection.weight",
     "deit.embeddings.patch_embeddings.projection.weight",
+    "swin.embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embeddings.projection.weight",
     "patch_embed.proj.weight",
     "stem.conv.weight",

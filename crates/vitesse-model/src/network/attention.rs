@@ -3,9 +3,11 @@
 //! Composed, the order is: products of queries and keys, relative bias, the ops at `attn.logits`, the mask of shifted
 //! windows, softmax by the stream's policy, the ops at `attn.probs`.
 
+use std::sync::Arc;
+
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
+use burn::tensor::{Tensor, TensorData};
 
 use super::ctx::Ctx;
 use super::fused::{self, Before};
@@ -32,7 +34,25 @@ pub(super) struct Terms {
     /// Before the ops at `attn.logits`: relative positions.
     pub(super) bias: Option<Tensor<4>>,
     /// After them: what keeps tokens of a shifted window apart.
-    pub(super) mask: Option<Tensor<4>>,
+    pub(super) mask: Option<Mask>,
+}
+
+/// What is added to the logits of windows, the samples of an image, in turn: 0, or a number so small that a token is not seen.
+#[derive(Debug, Clone)]
+pub(super) struct Mask {
+    /// `[windows, tokens, tokens]`
+    pub(super) values: Arc<[f32]>,
+    pub(super) windows: usize,
+}
+
+impl Mask {
+    /// For the samples of `like`, `[batch, 1, tokens, tokens]`.
+    fn spread(&self, like: &Tensor<4>) -> Tensor<4> {
+        let [batch, _, _, tokens] = like.dims();
+        let shape = [self.windows, 1, tokens, tokens];
+        let mask = TensorData::new(self.values.to_vec(), shape);
+        Tensor::from_data(mask, &like.device()).repeat_dim(0, batch / self.windows.max(1))
+    }
 }
 
 /// What the attention of a block computes.
@@ -98,13 +118,17 @@ impl SelfAttention {
         let maps = cut(Site::AttnLogits, ops, ctx)
             || cut(Site::AttnProbs, ops, ctx)
             || reads(AttentionPart::Probs)
-            || ctx.stream.policy.is_some()
-            || terms.bias.is_some()
-            || terms.mask.is_some();
-        let fused = if maps {
-            None
-        } else {
-            fused::attention(&qkv, &self.spec, ctx.compute)
+            || ctx.stream.policy.is_some();
+        let fused = match (&terms.bias, &terms.mask) {
+            _ if maps => None,
+            (None, None) => fused::attention(&qkv, &self.spec, None, ctx.compute),
+            (None, Some(_)) => None,
+            (Some(bias), mask) => {
+                let mask = mask
+                    .as_ref()
+                    .map_or_else(|| Arc::from([]), |mask| Arc::clone(&mask.values));
+                fused::attention(&qkv, &self.spec, Some(fused::Added { bias, mask }), ctx.compute)
+            }
         };
         let state = AttentionState {
             qkv,
@@ -148,12 +172,15 @@ impl SelfAttention {
 
     /// From products to maps, `[batch, heads, tokens, tokens]` both.
     fn probs(&self, logits: Tensor<4>, terms: &Terms, ops: &[Op], ctx: &mut Ctx) -> Tensor<4> {
-        let plus = |x: Tensor<4>, term: &Option<Tensor<4>>| match term {
-            Some(term) => x + term.clone(),
-            None => x,
+        let logits = match &terms.bias {
+            Some(bias) => logits + bias.clone(),
+            None => logits,
         };
-        let logits = at_map(Site::AttnLogits, plus(logits, &terms.bias), ops, ctx);
-        let logits = plus(logits, &terms.mask);
+        let mut logits = at_map(Site::AttnLogits, logits, ops, ctx);
+        if let Some(mask) = &terms.mask {
+            let mask = mask.spread(&logits);
+            logits = logits + mask;
+        }
         let probs = match ctx.stream.policy.clone() {
             Some(policy) => policy_softmax(logits, policy, POLICY_EPS),
             None => softmax(logits, 3),
@@ -183,7 +210,7 @@ fn policy_softmax(logits: Tensor<4>, policy: Tensor<2>, eps: f64) -> Tensor<4> {
 mod tests {
     use std::path::Path;
 
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::Tensors;
@@ -245,7 +272,10 @@ mod tests {
         let attention = SelfAttention::new(&spec, "blocks.0", &Parameters::new(&weights, &device)).unwrap();
         let terms = Terms {
             bias: Some(values([1, heads, tokens, tokens], 4)),
-            mask: Some(values([1, 1, tokens, tokens], 5)),
+            mask: Some(Mask {
+                values: values([1, 1, tokens, tokens], 5).try_to_vec_as().unwrap().into(),
+                windows: 1,
+            }),
         };
         let learned = || Tensor::<1>::from_data([2.0], &device);
         let op = |site, map| {
@@ -269,7 +299,8 @@ mod tests {
         let state = ctx.attention.clone().unwrap();
         let part = |part| state.heads(part).unwrap();
         let products = part(QkvPart::Q).matmul(part(QkvPart::K).swap_dims(2, 3)) * (3f32).powf(-0.5);
-        let logits = (products + terms.bias.unwrap()).powf_scalar(2.0) + terms.mask.unwrap();
+        let logits = (products + terms.bias.unwrap()).powf_scalar(2.0);
+        let logits = logits.clone() + terms.mask.unwrap().spread(&logits);
         let probs = policy_softmax(logits, ctx.stream.policy.unwrap(), POLICY_EPS).powf_scalar(3.0);
         let expected = probs.clone().matmul(part(QkvPart::V)).swap_dims(1, 2);
         let expected = expected.reshape([1, tokens, heads * width]);

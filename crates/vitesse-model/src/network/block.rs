@@ -17,6 +17,7 @@ use super::layers::{LayerNorm, Linear, activate, gelu_form};
 use super::pack::pack;
 use super::params::Parameters;
 use super::stations::{at, cut, project, weighted};
+use super::windows::{Division, RelativeBias};
 use crate::Result;
 use crate::ops::{Activation, Op};
 use crate::site::Site;
@@ -35,6 +36,8 @@ pub(super) struct Blocks {
 pub(super) struct Core {
     attn: Option<SelfAttention>,
     mlp: Option<Mlp>,
+    /// Of attention in windows.
+    bias: Option<RelativeBias>,
 }
 
 /// The norms of a block; that of a sub-layer which the core does not have is absent.
@@ -52,6 +55,9 @@ pub(super) struct Layer {
     ops: Vec<Op>,
     #[module(skip)]
     place: Place,
+    /// The windows in which it attends; the whole stream where there are none.
+    #[module(skip)]
+    windows: Option<Division>,
 }
 
 /// Where a block stands in its network.
@@ -109,7 +115,13 @@ impl Core {
             mlp: mlp
                 .map(|spec| Mlp::new(spec, name, activation, parameters))
                 .transpose()?,
+            bias: None,
         })
+    }
+
+    /// With what its attention adds to logits in windows.
+    pub(super) fn with_bias(self, bias: Option<RelativeBias>) -> Self {
+        Core { bias, ..self }
     }
 }
 
@@ -152,7 +164,16 @@ impl Blocks {
 
 impl Layer {
     pub(super) fn new(ops: Vec<Op>, place: Place) -> Self {
-        Layer { ops, place }
+        Layer {
+            ops,
+            place,
+            windows: None,
+        }
+    }
+
+    /// Attending in windows.
+    pub(super) fn inside(self, windows: Option<Division>) -> Self {
+        Layer { windows, ..self }
     }
 
     #[cfg(test)]
@@ -178,7 +199,13 @@ impl Layer {
         let mut x = at(Site::BlockIn, x, &self.ops, ctx);
         if let (Some(norm), Some(attn)) = (&norms.attn, &core.attn) {
             let (input, before) = self.normed(norm, Site::AttnIn, x.clone(), ctx);
-            let heads = attn.heads(input, before, &Terms::default(), &self.ops, ctx);
+            let heads = match &self.windows {
+                None => attn.heads(input, before, &Terms::default(), &self.ops, ctx),
+                Some(windows) => {
+                    let bias = core.bias.as_ref();
+                    self.in_windows(windows, (attn, bias), (input, before), ctx)
+                }
+            };
             let end = End {
                 map: &attn.proj,
                 projection: Site::Proj,
@@ -205,6 +232,30 @@ impl Layer {
             x = self.add(x, hidden, end, ctx);
         }
         at(Site::BlockOut, x, &self.ops, ctx)
+    }
+
+    /// Attention in windows: `before(x)` `[batch, tokens, dim]` to what `proj` reads, `[batch, tokens, Σv]`. Inside, every window is
+    /// a sample of its own.
+    fn in_windows(
+        &self,
+        windows: &Division,
+        (attn, bias): (&SelfAttention, Option<&RelativeBias>),
+        (x, before): (Tensor<3>, Before),
+        ctx: &mut Ctx,
+    ) -> Tensor<3> {
+        // The zeros with which a map is filled up are put there after the norm.
+        let (x, before) = if windows.pads() {
+            (before.apply(x, ctx.compute), Before::Nothing)
+        } else {
+            (x, before)
+        };
+        let x = windows.divide(x, ctx.compute);
+        let terms = windows.terms(bias);
+        let first_sample = ctx.draws.first_sample;
+        ctx.draws.first_sample = first_sample * windows.count();
+        let heads = attn.heads(x, before, &terms, &self.ops, ctx);
+        ctx.draws.first_sample = first_sample;
+        windows.unite(heads, ctx.compute)
     }
 
     /// The block's second half in one segment, unless something stands inside it.

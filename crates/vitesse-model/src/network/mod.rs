@@ -17,10 +17,12 @@ pub mod profile;
 mod regnet;
 mod stations;
 mod stream;
+mod swin;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod vit;
+mod windows;
 
 pub use attention::AttentionState;
 pub use ctx::{Ctx, Draws, DropPath, Mode};
@@ -28,6 +30,7 @@ pub use fused::{Compute, Precision};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
 pub use stream::Stream;
+pub use swin::Swin;
 pub use trace::{Trace, Value};
 pub use vit::Vit;
 
@@ -53,6 +56,7 @@ pub struct Network {
 enum Body {
     Vit(Vit),
     RegNet(RegNet),
+    Swin(Swin),
 }
 
 /// What the heads say. A model without classes returns its pooled features as `class`.
@@ -65,6 +69,14 @@ pub struct Logits {
 }
 
 impl Logits {
+    /// Those of a model with one head.
+    fn one(class: Tensor<2>) -> Self {
+        Logits {
+            class,
+            distillation: None,
+        }
+    }
+
     /// One prediction from both heads: `[batch, classes]`. With one head it is that head's logits, or their softmax
     /// for [`Fusion::SoftmaxMean`].
     pub fn joint(self, fusion: Fusion) -> Tensor<2> {
@@ -90,6 +102,7 @@ impl Network {
         let body = match &spec.network {
             NetworkSpec::Vit(vit) => Body::Vit(Vit::new(vit, spec, &parameters)?),
             NetworkSpec::RegNet(regnet) => Body::RegNet(RegNet::new(regnet, spec.num_classes, &parameters)?),
+            NetworkSpec::Swin(swin) => Body::Swin(Swin::new(swin, spec, &parameters)?),
         };
         Ok(Network {
             body,
@@ -110,10 +123,8 @@ impl Network {
         self.check(&images)?;
         Ok(match &self.body {
             Body::Vit(vit) => vit.forward(images, ctx),
-            Body::RegNet(regnet) => Logits {
-                class: regnet.forward(images, ctx),
-                distillation: None,
-            },
+            Body::RegNet(regnet) => Logits::one(regnet.forward(images, ctx)),
+            Body::Swin(swin) => Logits::one(swin.forward(images, ctx)),
         })
     }
 
@@ -125,10 +136,8 @@ impl Network {
         self.check(&images)?;
         Ok(match &self.body {
             Body::Vit(vit) => vit.features(images, ctx),
-            Body::RegNet(regnet) => Logits {
-                class: regnet.features(images, ctx),
-                distillation: None,
-            },
+            Body::RegNet(regnet) => Logits::one(regnet.features(images, ctx)),
+            Body::Swin(swin) => Logits::one(swin.features(images, ctx)),
         })
     }
 
@@ -136,10 +145,8 @@ impl Network {
     pub fn heads(&self, features: Logits, ctx: &Ctx) -> Logits {
         match &self.body {
             Body::Vit(vit) => vit.heads(features, ctx),
-            Body::RegNet(regnet) => Logits {
-                class: regnet.classify(features.class, ctx),
-                distillation: None,
-            },
+            Body::RegNet(regnet) => Logits::one(regnet.classify(features.class, ctx)),
+            Body::Swin(swin) => Logits::one(swin.classify(features.class, ctx)),
         }
     }
 
@@ -152,6 +159,7 @@ impl Network {
         self.check(&images)?;
         match &self.body {
             Body::Vit(vit) => Ok(vit.embed(images, ctx)),
+            Body::Swin(swin) => Ok(swin.embed(images, ctx)),
             Body::RegNet(_) => Err(self.no_block("the token stream".into())),
         }
     }
@@ -164,6 +172,7 @@ impl Network {
     pub fn block(&self, layer: usize, x: Tensor<3>, ctx: &mut Ctx) -> Result<Tensor<3>> {
         let found = match &self.body {
             Body::Vit(vit) => vit.block(layer, x, ctx),
+            Body::Swin(swin) => swin.block(layer, x, ctx),
             Body::RegNet(_) => None,
         };
         found.ok_or_else(|| self.no_block(format!("block {layer}")))

@@ -130,7 +130,7 @@ impl OpSpec {
 
     /// Whether it stands between the images and the first block.
     fn before_blocks(&self) -> bool {
-        matches!(self.site, Site::Embed | Site::PatchOut)
+        matches!(self.site, Site::Embed | Site::PatchOut | Site::PatchNorm)
     }
 
     /// Multiply-accumulates for one image.

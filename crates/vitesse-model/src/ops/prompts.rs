@@ -38,6 +38,9 @@ impl Prompts {
         if site != Site::BlockIn {
             return fail(format!("prompts must stand at `block.in`, not at `{site}`"));
         }
+        if let Some(why) = sites.fixed_tokens() {
+            return fail(format!("prompts cannot be put before the patches: {why}"));
+        }
         if !(1..=SIDE).contains(&self.tokens) {
             return fail(format!(
                 "there must be from 1 to {SIDE} prompts, but there are {}",

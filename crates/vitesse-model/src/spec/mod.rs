@@ -11,12 +11,14 @@ mod family;
 pub(crate) mod limits;
 pub(crate) mod regnet;
 mod sites;
+pub(crate) mod swin;
 mod vit;
 
 pub use activation::Activation;
 pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use sites::{Projection, Sites};
+pub use swin::{SwinSpec, WindowRule, Windows};
 pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,8 @@ pub enum NetworkSpec {
     Vit(VitSpec),
     /// RegNetY, the convolutional teachers of DeiT.
     RegNet(RegNetSpec),
+    /// Swin: attention in windows, in stages.
+    Swin(SwinSpec),
 }
 
 /// One tensor that a model consists of.
@@ -173,6 +177,7 @@ impl ModelSpec {
         match &self.network {
             NetworkSpec::Vit(vit) => vit,
             NetworkSpec::RegNet(regnet) => regnet,
+            NetworkSpec::Swin(swin) => swin,
         }
     }
 
@@ -188,14 +193,13 @@ impl ModelSpec {
 
     /// Says whether the projections to queries, keys and values of all blocks have a bias.
     pub fn set_qkv_bias(&mut self, bias: bool) {
-        match &mut self.network {
-            NetworkSpec::Vit(vit) => vit
-                .cores
-                .iter_mut()
-                .filter_map(|core| core.attn.as_mut())
-                .for_each(|attn| attn.qkv_bias = bias),
-            NetworkSpec::RegNet(_) => {}
-        }
+        let cores = match &mut self.network {
+            NetworkSpec::Vit(vit) => &mut vit.cores,
+            NetworkSpec::Swin(swin) => &mut swin.cores,
+            NetworkSpec::RegNet(_) => return,
+        };
+        let attns = cores.iter_mut().filter_map(|core| core.attn.as_mut());
+        attns.for_each(|attn| attn.qkv_bias = bias);
     }
 
     /// Says whether the patch embedding has a bias.
@@ -205,10 +209,19 @@ impl ModelSpec {
         }
     }
 
-    /// The ViT inside, for what only transformers can do.
+    /// Whether it consists of transformer blocks: these the engine runs.
+    pub fn is_transformer(&self) -> bool {
+        !matches!(self.network, NetworkSpec::RegNet(_))
+    }
+
+    /// The ViT inside, for what only transformers of one width can do.
     pub fn vit(&self) -> Result<&VitSpec> {
         match &self.network {
             NetworkSpec::Vit(vit) => Ok(vit),
+            NetworkSpec::Swin(_) => Err(Error::invalid_spec(format!(
+                "`{}` is a Swin, whose stages differ in width; this needs a vision transformer of one width, ViT or DeiT",
+                self.architecture
+            ))),
             NetworkSpec::RegNet(_) => Err(Error::invalid_spec(format!(
                 "`{}` is a convolutional network; this needs a vision transformer, ViT or DeiT",
                 self.architecture
@@ -288,6 +301,14 @@ impl Sites for ModelSpec {
 
     fn activation(&self, layer: usize) -> Activation {
         self.family().activation(layer)
+    }
+
+    fn fills_up(&self, layer: usize) -> bool {
+        self.family().fills_up(layer)
+    }
+
+    fn fixed_tokens(&self) -> Option<&'static str> {
+        self.family().fixed_tokens()
     }
 
     fn ops(&self) -> &[OpSpec] {

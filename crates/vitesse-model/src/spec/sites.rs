@@ -24,8 +24,8 @@ pub trait Sites {
     /// The projection at `site` of `layer`; `None` where the layer has none, or `site` is none.
     fn projection(&self, site: Site, layer: usize) -> Option<Projection>;
 
-    /// The prefix of the tensors of the norm before `attn.in` or `mlp.in` of `layer`, or of the last one at `final.norm`,
-    /// which some networks apply to the mean of the tokens. Layers that share a norm give the same name.
+    /// The prefix of the tensors of the norm before `attn.in`, `mlp.in` or `merge.in` of `layer`, of that of the patches at
+    /// `patch.norm`, or of the last one at `final.norm`, which some networks apply to the mean of the tokens. Layers that share a norm give the same name.
     fn norm(&self, site: Site, layer: Option<usize>) -> Option<String>;
 
     /// The convolution that makes tokens of patches, as a projection of flattened patches.
@@ -33,6 +33,16 @@ pub trait Sites {
 
     /// What stands between the projections of the perceptron of `layer`.
     fn activation(&self, layer: usize) -> Activation;
+
+    /// Whether zeros that are no tokens are put beside those of `layer` after `attn.in`, and projected with them.
+    fn fills_up(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// Why no other tokens can travel beside the patches; `None` where they can.
+    fn fixed_tokens(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The ops, in the order in which those at one site are applied. A family's own description has none.
     fn ops(&self) -> &[OpSpec] {
@@ -92,8 +102,9 @@ impl dyn Sites + '_ {
 
     /// The prefixes of all norms, each once, in the order of the forward pass.
     pub fn norms(&self) -> Vec<String> {
-        let places = (0..self.depth())
-            .flat_map(|layer| [(Site::AttnIn, Some(layer)), (Site::MlpIn, Some(layer))])
+        const OF_LAYER: [Site; 3] = [Site::MergeIn, Site::AttnIn, Site::MlpIn];
+        let places = std::iter::once((Site::PatchNorm, None))
+            .chain((0..self.depth()).flat_map(|layer| OF_LAYER.map(|site| (site, Some(layer)))))
             .chain([(Site::FinalNorm, None)]);
         let mut norms: Vec<String> = Vec::new();
         for name in places.filter_map(|(site, layer)| self.norm(site, layer)) {

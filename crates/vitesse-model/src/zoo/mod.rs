@@ -1,10 +1,11 @@
 //! Models by name.
 //!
 //! The published models have timm's names. Our own, for images of 32 pixels, are there to train and test without a
-//! download. timm can build our ViTs too, from another name and a few arguments ([`Entry::timm_name`]).
+//! download. timm can build our transformers too, from another name and a few arguments ([`Entry::timm_name`]).
 
 pub mod imagenet;
 pub mod regnet;
+mod swin;
 mod vit;
 
 use crate::config::PretrainedCfg;
@@ -26,7 +27,7 @@ pub struct Entry {
 
 /// Every name, small models first within a family.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    vit::names().chain(regnet::NAMES)
+    vit::names().chain(swin::names()).chain(regnet::NAMES)
 }
 
 /// What `name` stands for. A trailing tag, as in `deit_tiny_patch16_224.fb_in1k`, says where weights come from and is
@@ -34,6 +35,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 pub fn get(name: &str) -> Result<Entry> {
     let bare = name.split_once('.').map_or(name, |(bare, _tag)| bare);
     vit::get(bare)
+        .or_else(|| swin::get(bare))
         .or_else(|| regnet(bare))
         .ok_or_else(|| Error::UnknownArchitecture {
             name: name.to_owned(),

@@ -10,9 +10,23 @@ use super::segment::{Gradient, Input, Segment, apply};
 use super::{Compute, math};
 use crate::spec::AttentionSpec;
 
+/// What is added to logits besides ops: biases `[1, heads, tokens, tokens]`, which learn, and what keeps tokens of a shifted
+/// window apart.
+#[derive(Debug, Clone)]
+pub(crate) struct Added<'a> {
+    pub(crate) bias: &'a Tensor<4>,
+    /// `[windows, tokens, tokens]`, for the samples in turn; empty where nothing is kept apart.
+    pub(crate) mask: Arc<[f32]>,
+}
+
 /// `qkv` `[batch, tokens, Σ(2·qk + v)]` to `[batch, tokens, Σv]`. `None` where it is not fused, and the caller composes
 /// it from the maps.
-pub(crate) fn attention(qkv: &Tensor<3>, spec: &AttentionSpec, compute: Compute) -> Option<Tensor<3>> {
+pub(crate) fn attention(
+    qkv: &Tensor<3>,
+    spec: &AttentionSpec,
+    added: Option<Added<'_>>,
+    compute: Compute,
+) -> Option<Tensor<3>> {
     if !compute.fused {
         return None;
     }
@@ -24,9 +38,11 @@ pub(crate) fn attention(qkv: &Tensor<3>, spec: &AttentionSpec, compute: Compute)
         qk: spec.qk_dims.as_slice().into(),
         v: spec.v_dims.as_slice().into(),
         scale: spec.scale as f32,
+        mask: added.as_ref().map(|added| Arc::clone(&added.mask)),
     };
+    let inputs = [Input::of(qkv)?, Input::of_option(added.map(|added| added.bias))?];
     let width = spec.v_dims.iter().sum();
-    Some(apply(segment, [Input::of(qkv)?], [batch, tokens, width]))
+    Some(apply(segment, inputs, [batch, tokens, width]))
 }
 
 #[derive(Debug, Clone)]
@@ -37,10 +53,12 @@ struct Heads {
     qk: Arc<[usize]>,
     v: Arc<[usize]>,
     scale: f32,
+    /// Where there are biases.
+    mask: Option<Arc<[f32]>>,
 }
 
 impl Heads {
-    fn kernel<'a>(&'a self, qkv: &'a [f32]) -> train::Attention<'a> {
+    fn kernel<'a>(&'a self, qkv: &'a [f32], bias: &'a [f32]) -> train::Attention<'a> {
         train::Attention {
             qkv,
             batch: self.batch,
@@ -48,12 +66,13 @@ impl Heads {
             qk: &self.qk,
             v: &self.v,
             scale: self.scale,
+            terms: self.mask.as_ref().map(|mask| train::Terms { bias, mask }),
         }
     }
 }
 
-impl Segment<1> for Heads {
-    const KEEPS: [bool; 1] = [true];
+impl Segment<2> for Heads {
+    const KEEPS: [bool; 2] = [true, true];
     const KEEPS_OUTPUT: bool = true;
     /// The logarithms of the sums, `[batch, heads, tokens]`.
     type Saved = Vec<f32>;
@@ -68,18 +87,25 @@ impl Segment<1> for Heads {
         2.0 * (self.batch * self.tokens * self.tokens * widths) as f64
     }
 
-    fn forward(&self, [qkv]: [&[f32]; 1]) -> (Vec<f32>, Vec<f32>) {
-        self.kernel(qkv).forward(self.math)
+    fn forward(&self, [qkv, bias]: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>) {
+        self.kernel(qkv, bias).forward(self.math)
     }
 
     fn backward(
         &self,
-        [qkv]: [&[f32]; 1],
+        [qkv, bias]: [&[f32]; 2],
         output: &[f32],
         sums: &Vec<f32>,
         grad: &[f32],
-        [wanted]: [bool; 1],
-    ) -> [Option<Gradient>; 1] {
-        [wanted.then(|| Gradient::Values(self.kernel(qkv).backward(self.math, output, sums, grad)))]
+        wanted: [bool; 2],
+    ) -> [Option<Gradient>; 2] {
+        if wanted == [false; 2] {
+            return [None, None];
+        }
+        let found = self.kernel(qkv, bias).backward(self.math, output, sums, grad);
+        [
+            wanted[0].then_some(Gradient::Values(found.qkv)),
+            found.bias.filter(|_| wanted[1]).map(Gradient::Values),
+        ]
     }
 }

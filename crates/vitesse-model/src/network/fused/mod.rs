@@ -2,13 +2,14 @@
 //!
 //! A segment begins and ends at stations: `linear` takes in the norm or the GELU before a projection, and the residual
 //! sum after it; `attention` goes from the fused projection to the heads' outputs; `perceptron` is the second half of a
-//! block. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
+//! block; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
 //! the pieces.
 //!
 //! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
 //! and keeps nothing where none is asked for. On other backends, and with [`Compute::fused`] off, the same functions are
 //! composed of Burn's operations, and precision is the tensors' own.
 
+mod arrange;
 mod attention;
 mod conv;
 mod cross_entropy;
@@ -20,7 +21,8 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::attention;
+pub(crate) use arrange::{Order, arrange};
+pub(crate) use attention::{Added, attention};
 pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};

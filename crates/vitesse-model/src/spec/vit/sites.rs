@@ -19,6 +19,7 @@ impl Sites for VitSpec {
     fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
         let dim = self.embed_dim;
         match site {
+            Site::PatchNorm | Site::MergeIn => return None,
             Site::PatchOut | Site::Embed => return layer.is_none().then_some(dim),
             // Where the mean of the tokens is normed, no token is.
             Site::FinalNorm => return (layer.is_none() && self.pool != Pool::AvgThenNorm).then_some(dim),

@@ -1,0 +1,204 @@
+//! A Swin's tensors and costs.
+
+use super::sites::{PATCH_EMBED, qkv_rows, written};
+use super::{Place, SwinSpec};
+use crate::Result;
+use crate::spec::{AttentionSpec, Cost, Family, Init, MlpSpec, TensorSpec};
+
+const TRUNC: Init = Init::TruncatedNormal { std: 0.02 };
+
+/// The name of the module that classifies.
+const HEAD: &str = "head.fc";
+
+impl Family for SwinSpec {
+    fn validate(&self) -> Result<()> {
+        self.check()
+    }
+
+    fn tensors(&self, num_classes: usize) -> Vec<TensorSpec> {
+        let mut out = self.embedding_tensors();
+        let mut seen = vec![false; self.cores.len()];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (Some(core), Some(seen), Some(Place { stage, within })) = (
+                self.cores.get(layer.core),
+                seen.get_mut(layer.core),
+                self.place(i),
+            ) else {
+                continue;
+            };
+            let (name, dim) = (self.core_name(layer.core), self.stage_dim(stage));
+            let first = !std::mem::replace(seen, true);
+            let own = layer.norms.is_none();
+            let begin = out.len();
+            if stage > 0 && within == 0 {
+                out.extend(merging_tensors(stage, dim));
+            }
+            if let Some(attn) = &core.attn {
+                if own {
+                    out.extend(norm(&self.norm_name(i, 1), dim));
+                }
+                if first {
+                    out.extend(attention_tensors(&name, dim, attn, self.table_rows(layer.core)));
+                }
+            }
+            if let Some(mlp) = &core.mlp {
+                if own {
+                    out.extend(norm(&self.norm_name(i, 2), dim));
+                }
+                if first {
+                    out.extend(perceptron_tensors(&name, dim, mlp));
+                }
+            }
+            out.iter_mut().skip(begin).for_each(|tensor| tensor.depth = i + 1);
+        }
+        let begin = out.len();
+        out.extend(norm("norm", self.last_dim()));
+        if num_classes > 0 {
+            out.extend(linear(HEAD, [num_classes, self.last_dim()], true));
+        }
+        let last = self.layers.len() + 1;
+        out.iter_mut().skip(begin).for_each(|tensor| tensor.depth = last);
+        out
+    }
+
+    fn costs(&self, _more: usize) -> Cost {
+        let mut cost = Cost { layers: Vec::new() };
+        let (d, pixels) = (self.embed_dim, self.in_chans * self.patch_size * self.patch_size);
+        let patches: usize = self.stage_map(0).iter().product();
+        cost.push("patch_embed", pixels * d + d + 2 * d, pixels * d * patches);
+        let mut seen = vec![false; self.cores.len()];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (Some(core), Some(seen), Some(Place { stage, within }), Some(windows)) = (
+                self.cores.get(layer.core),
+                seen.get_mut(layer.core),
+                self.place(i),
+                self.windows(i),
+            ) else {
+                continue;
+            };
+            let first = !std::mem::replace(seen, true);
+            let (d, tokens) = (
+                self.stage_dim(stage),
+                self.stage_map(stage).iter().product::<usize>(),
+            );
+            if stage > 0 && within == 0 {
+                let weights = 4 * self.stage_dim(stage - 1) * d;
+                let norm = 8 * self.stage_dim(stage - 1);
+                cost.push(merging(stage), norm + weights, tokens * weights);
+            }
+            let norm = if layer.norms.is_none() { 2 * d } else { 0 };
+            let name = format!("layers.{stage}.blocks.{within}");
+            if let Some(attn) = &core.attn {
+                let (rows, written) = (qkv_rows(attn), written(attn.out_idx.as_deref(), d));
+                let bias = if attn.qkv_bias { rows } else { 0 };
+                let table = self.table_rows(layer.core) * attn.num_heads();
+                let matrices = rows * d + bias + table + written * attn.v_width() + written;
+                // Tokens with which the map is filled up have queries, keys and values too.
+                let inside = windows.count() * windows.area();
+                let products = inside * windows.area() * (attn.qk_width() + attn.v_width());
+                cost.push(
+                    format!("{name}.attn"),
+                    norm + if first { matrices } else { 0 },
+                    inside * rows * d + products + tokens * written * attn.v_width(),
+                );
+            }
+            if let Some(mlp) = &core.mlp {
+                let written = written(mlp.out_idx.as_deref(), d);
+                let matrices = mlp.hidden * d + mlp.hidden + written * mlp.hidden + written;
+                cost.push(
+                    format!("{name}.mlp"),
+                    norm + if first { matrices } else { 0 },
+                    tokens * mlp.hidden * (d + written),
+                );
+            }
+        }
+        cost.push("norm", 2 * self.last_dim(), 0);
+        cost
+    }
+
+    fn input_size(&self) -> [usize; 3] {
+        [self.in_chans, self.img_size[0], self.img_size[1]]
+    }
+
+    fn num_features(&self) -> usize {
+        self.last_dim()
+    }
+
+    fn classifiers(&self) -> Vec<&'static str> {
+        vec![HEAD]
+    }
+}
+
+impl SwinSpec {
+    fn embedding_tensors(&self) -> Vec<TensorSpec> {
+        let (d, side) = (self.embed_dim, self.patch_size);
+        let fan_in = self.in_chans * side * side;
+        // The reference leaves the patch convolution at its framework's default.
+        let conv = Init::Uniform {
+            bound: (fan_in as f64).powf(-0.5),
+        };
+        let shape = [d, self.in_chans, side, side];
+        let mut out = vec![
+            TensorSpec::parameter(format!("{PATCH_EMBED}.weight"), &shape, conv),
+            TensorSpec::parameter(format!("{PATCH_EMBED}.bias"), &[d], conv),
+        ];
+        out.extend(norm("patch_embed.norm", d));
+        out
+    }
+}
+
+/// The prefix of the tensors of the patch merging with which a stage begins.
+pub(crate) fn merging(stage: usize) -> String {
+    format!("layers.{stage}.downsample")
+}
+
+fn merging_tensors(stage: usize, dim: usize) -> Vec<TensorSpec> {
+    let (name, inputs) = (merging(stage), 2 * dim);
+    let mut out = norm(&format!("{name}.norm"), inputs).to_vec();
+    out.extend(linear(&format!("{name}.reduction"), [dim, inputs], false));
+    out
+}
+
+fn attention_tensors(core: &str, dim: usize, attn: &AttentionSpec, rows: usize) -> Vec<TensorSpec> {
+    let written = written(attn.out_idx.as_deref(), dim);
+    let table = format!("{core}.attn.relative_position_bias_table");
+    let mut out = vec![TensorSpec {
+        decays: false,
+        ..TensorSpec::parameter(table, &[rows, attn.num_heads()], TRUNC)
+    }];
+    let qkv = [qkv_rows(attn), dim];
+    out.extend(linear(&format!("{core}.attn.qkv"), qkv, attn.qkv_bias));
+    out.extend(linear(
+        &format!("{core}.attn.proj"),
+        [written, attn.v_width()],
+        true,
+    ));
+    out
+}
+
+fn perceptron_tensors(core: &str, dim: usize, mlp: &MlpSpec) -> Vec<TensorSpec> {
+    let written = written(mlp.out_idx.as_deref(), dim);
+    let mut out = linear(&format!("{core}.mlp.fc1"), [mlp.hidden, dim], true);
+    out.extend(linear(&format!("{core}.mlp.fc2"), [written, mlp.hidden], true));
+    out
+}
+
+fn norm(name: &str, width: usize) -> [TensorSpec; 2] {
+    [
+        TensorSpec::parameter(format!("{name}.weight"), &[width], Init::Ones),
+        TensorSpec::parameter(format!("{name}.bias"), &[width], Init::Zeros),
+    ]
+}
+
+/// A linear map of this shape, `[out, in]`.
+fn linear(name: &str, shape: [usize; 2], bias: bool) -> Vec<TensorSpec> {
+    let mut out = vec![TensorSpec::parameter(format!("{name}.weight"), &shape, TRUNC)];
+    if bias {
+        out.push(TensorSpec::parameter(
+            format!("{name}.bias"),
+            &shape[..1],
+            Init::Zeros,
+        ));
+    }
+    out
+}
