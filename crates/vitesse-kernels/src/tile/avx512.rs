@@ -51,7 +51,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
                     None => unreachable!("AMX writes 32 rows"),
                 },
                 2 if of.turned => {
-                    by_rows!(of.rows, bf16_rows::<_, true>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12])
+                    by_rows!(of.rows, bf16_rows::<_, true>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12]);
                 }
                 2 => by_rows!(of.rows, bf16_rows::<_, false>(of, out), [1 2 3 4 5 6 7 8 9 10 11 12]),
                 _ if of.turned => {
