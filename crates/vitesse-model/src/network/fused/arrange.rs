@@ -53,6 +53,14 @@ impl Segment<1> for Arrange {
     const KEEPS: [bool; 1] = [false];
     type Saved = ();
 
+    fn name(&self) -> String {
+        "tokens in another order".into()
+    }
+
+    fn flops(&self, _: [&[f32]; 1], _: Option<[bool; 1]>) -> f64 {
+        0.0
+    }
+
     fn forward(&self, [x]: [&[f32]; 1]) -> (Vec<f32>, ()) {
         (train::arrange(x, self.tokens, self.dim, &self.order), ())
     }

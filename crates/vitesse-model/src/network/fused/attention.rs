@@ -81,7 +81,7 @@ impl Segment<2> for Heads {
         "attention".into()
     }
 
-    fn flops(&self, _: [&[f32]; 1], wanted: Option<[bool; 1]>) -> f64 {
+    fn flops(&self, _: [&[f32]; 2], wanted: Option<[bool; 2]>) -> f64 {
         let [qk, v] = [&self.qk, &self.v].map(|widths| widths.iter().sum::<usize>());
         let widths = if wanted.is_some() { 3 * qk + 2 * v } else { qk + v };
         2.0 * (self.batch * self.tokens * self.tokens * widths) as f64
