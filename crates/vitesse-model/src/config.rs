@@ -192,7 +192,7 @@ impl Config {
             && (!whole || labels.keys().any(|&class| class >= num_classes))
         {
             let sentence = match labels.keys().last() {
-                Some(&last) if labels.len() <= num_classes => format!(
+                Some(&last) if labels.len() <= num_classes && last >= num_classes => format!(
                     "`{}`: `label_names` names class {last}, but the model has {num_classes} classes, counted from 0; correct the names, or remove them",
                     file.display()
                 ),

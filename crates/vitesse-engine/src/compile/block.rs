@@ -14,7 +14,8 @@ use crate::Result;
 use crate::member::Operand;
 use crate::profile::Stage;
 use crate::steps::{
-    Add, Attend, AttendInWindows, Blank, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Queries, gelu,
+    Add, Attend, AttendInWindows, Blank, ByRows, HIDDEN_BYTES, Head, Hidden, KeysValues, Meet, Norm, Queries,
+    gelu,
 };
 use crate::weights::{Outputs, rows};
 
