@@ -79,12 +79,12 @@ class Vitesse:
     def __init__(self, program, threads):
         self.program, self.threads = program, threads
 
-    def ask(self, do, form, batch, **_):
+    def ask(self, do, form, batch, seconds, **_):
         if do == "load":
             return {}
         done = subprocess.run(
             [self.program, "bench", "--model", form["path"], "--batch-size", str(batch), "--precision", form["dtype"],
-             "--threads", str(self.threads), "--json"], capture_output=True, text=True,
+             "--threads", str(self.threads), "--seconds", str(seconds), "--json"], capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode != 0:
             return {"error": done.stderr.strip()[-500:]}

@@ -28,9 +28,11 @@ import measure
 import prune_report
 from export import file_digest, ir_export, log, made_once, onnx_export, pathed
 
-# How ours are made; `{images}` are the images that both sides calibrate on.
+# How ours are made; `{images}` says on how many images: each side draws its own from the training split.
 OURS = "prune {base} --macs {share} --data {data} --calibration {images} --seed {seed} -o {out}"
 STYLES = ("isomorphic", "bottleneck", "uniform")
+# Their latency is measured in these widths, too, whatever they would learn: engines like them better than any number.
+ROUNDED = 16
 CONTROL = "isomorphic, tuned in PyTorch"
 # Contender, share of the MACs, seed.
 ROWS = [
@@ -88,10 +90,12 @@ class Rows:
     def add(self, **row):
         self.known[self.key(row)] = {column: str(row[column]) for column in self.columns}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "w", newline="") as file:
+        part = self.path.with_name(self.path.name + ".part")
+        with open(part, "w", newline="") as file:
             out = csv.DictWriter(file, self.columns, lineterminator="\n")
             out.writeheader()
             out.writerows(self.known.values())
+        part.replace(self.path)
 
 
 def model_rows(args):
@@ -101,9 +105,13 @@ def model_rows(args):
 
 
 def time_rows(args):
-    keys = ["setup", "share", "batch", "precision", "contender", "library", "variant"]
+    keys = ["setup", "calibration", "threads", "share", "batch", "precision", "contender", "library", "variant"]
     values = ["rounds", "median_ms", "low_ms", "high_ms", "ratio_to_vitesse", "foreign", "isa"]
     return Rows(args.output.with_name(args.output.stem + "-latency.csv"), keys, values)
+
+
+def rounded():
+    return tuple(f"{style}, widths of {ROUNDED}" for style in STYLES)
 
 
 def setup(args, name):
@@ -157,6 +165,7 @@ class Duel:
         if name == "dense":
             return args.base, read(args.base)
         style = "isomorphic" if name == CONTROL else name
+        multiple = ROUNDED if name in rounded() else None
 
         def make(part):
             begun = time.perf_counter()
@@ -167,7 +176,7 @@ class Duel:
             else:
                 import prune_torch
 
-                prune_torch.make(part, self.dense(), args.data, style, share, args.calibration, seed)
+                prune_torch.make(part, self.dense(), args.data, style.split(",")[0], share, args.calibration, seed, multiple)
             (part / "seconds").write_text(f"{time.perf_counter() - begun:.0f}")
 
         folder = made_once(self.place(style, share, seed, "cut"), make)
@@ -228,17 +237,20 @@ class Duel:
         return prune_torch.macs(self.dense())
 
     def exported(self, name, share):
-        """The tuned model of theirs for their engines, checked against ours."""
+        """The tuned model of theirs for their engines, checked against ours; what is only timed is as it was cut."""
         import numpy as np
         import onnxruntime
         import prune_torch
         from safetensors.numpy import load_file, save_file
 
-        cut, _ = self.cut(name, share, 0)
-        tuned, model = self.tuned(name, share, 0, cut, None)
+        cut, model = self.cut(name, share, 0)
+        weights = cut
+        if name in STYLES:
+            tuned, model = self.tuned(name, share, 0, cut, None)
+            weights = tuned / "model"
 
         def make(part):
-            student = prune_torch.load(cut, tuned / "model", self.dense()).eval()
+            student = prune_torch.load(cut, weights, self.dense()).eval()
             ir_export(student, part / "model.xml")
             onnx_export(student, part / "model.onnx")  # which writes attention out
             pixels = np.random.default_rng(0).standard_normal((2, 3, 224, 224), np.float32)
@@ -259,7 +271,7 @@ class Duel:
         found = {}
         for name, folder in (("vitesse", ours / "model"), ("dense", self.args.base)):
             found[name, "vitesse", ""] = {"path": str(folder), "dtype": precision, "variant": ""}
-        for name in STYLES:
+        for name in (*STYLES, *rounded()):
             for rival in RIVALS:
                 _, library, row, kind, dtype, _ = rival
                 for variant in measure.variants(rival, batch) if row == precision else []:
@@ -270,7 +282,7 @@ class Duel:
     def cell(self, share, batch, precision, workers, pixels):
         """Everybody in turns, in an order that rotates; rows when all rounds are done."""
         contenders = self.contenders(share, batch, precision)
-        key = {"setup": setup(self.args, "vitesse"), "share": share, "batch": batch, "precision": precision}
+        key = {"setup": setup(self.args, "vitesse"), "calibration": self.args.calibration, "threads": self.args.threads, "share": share, "batch": batch, "precision": precision}
 
         def of(contender):
             return key | dict(zip(("contender", "library", "variant"), contender))

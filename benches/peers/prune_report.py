@@ -27,8 +27,8 @@ def summary(samples, base):
 def accuracies(rows):
     """A table: a line for each contender and share, means over the seeds and their range."""
     lines = [
-        "| share of MACs | contender | MACs left | parameters | seeds | top-1 % cut | top-1 % tuned | minutes cut, tuned |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| share of MACs | contender | MACs left | parameters | seeds | top-1 % before tuning | top-1 % tuned |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = {}
     for row in rows:
@@ -39,15 +39,10 @@ def accuracies(rows):
         middle = f"{statistics.mean(values):.2f}"
         return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
-    def minutes(group, column):
-        values = [float(row[column]) / 60 for row in group if row[column]]
-        return f"{statistics.mean(values):.1f}" if values else "–"
-
     for (share, contender), group in sorted(groups.items(), key=lambda item: -float(item[0][0])):
         lines.append(
-            f"| {share} | {contender} | {spread(group, 'macs_share')} | {int(group[0]['parameters']):,} | {len(group)} "
-            f"| {spread(group, 'cut_top1')} | {spread(group, 'tuned_top1')} "
-            f"| {minutes(group, 'cut_seconds')}, {minutes(group, 'tune_seconds')} |"
+            f"| {share} | {contender} | {float(group[0]['macs_share']):.4f} | {int(group[0]['parameters']):,} | {len(group)} "
+            f"| {spread(group, 'cut_top1')} | {spread(group, 'tuned_top1')} |"
         )
     return lines
 
@@ -88,7 +83,8 @@ def write(args, models, times, settings, setups):
     wanted = {key: str(value) for key, value in settings.items()}
     rows = [row for row in models.known.values() if all(row[key] == value for key, value in wanted.items())]
     rows = [row for row in rows if row["setup"] in setups]
-    timed = [row for row in times.known.values() if row["setup"] == setups[0]]
+    about = {"setup": setups[0], "calibration": str(args.calibration), "threads": str(args.threads)}
+    timed = [row for row in times.known.values() if all(row[key] == value for key, value in about.items())]
     isa = sorted({row["isa"] for row in timed if row["isa"]})
     kernels = f" Vitesse computes with `{'`, `'.join(isa)}`." if isa else ""
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in wanted.items())
@@ -98,17 +94,19 @@ def write(args, models, times, settings, setups):
         f"`{args.base.name}`, cut to a share of its MACs and tuned for {epochs} on {args.images:,} images of `{args.data.name}`, with "
         f"the base as teacher, by one recipe ({recipe['distill']['kind']} distillation, AdamW {recipe['optim']['lr']:g}, batches of "
         f"{recipe['train']['batch_size']}, {recipe['train']['amp']}; `benches/peers/prune.toml`). Torch-Pruning's models are cut by Taylor's "
-        f"criterion on {args.calibration} training images: isomorphic, bottleneck (inner widths only) and uniform. Ours are made by "
-        f"`vitesse {args.ours}`.", "",
+        f"criterion on {args.calibration} labelled training images: isomorphic, bottleneck (inner widths only) and uniform. Ours are made by "
+        f"`vitesse {args.ours}`, without labels, and each side draws its images from the same training split.", "",
         f"Accuracy is that of {args.test_images:,} test images in f32 by `vitesse eval`, of everybody: means over seeds and, of several, "
-        "their range. `dense` is the base with the same tuning.", "",
+        "their range. Before tuning, ours have been corrected, which Torch-Pruning does not do. `dense` is the base with the same tuning. The contender "
+        "that is tuned in PyTorch shows what our trainer does to a result: the same epochs, rates, losses and augmentation, on as many images.", "",
         *accuracies(rows), "",
     ]  # fmt: skip
     if timed:
         lines += [
             f"Milliseconds are of one batch: the median over {timed[0]['rounds']} rounds of a round's median, with the lowest and the "
             "highest round. In a round everybody runs once, after a warm-up, in an order that rotates. Ours run on Vitesse; "
-            "Torch-Pruning's, tuned and exported by PyTorch, on the faster of ONNX Runtime and OpenVINO in the same precision. The last "
+            "Torch-Pruning's, tuned and exported by PyTorch, on the faster of ONNX Runtime and OpenVINO in the same precision, and once more in widths "
+            "that are multiples of 16, which was not tuned. The last "
             "column is the median of the rounds' ratios: above 1 ours is faster. `dense` is the base on Vitesse. † marks what others on "
             f"the machine disturbed by more than {100 * args.max_foreign:g} % of its cores' time.", "",
             *latencies(timed, args.max_foreign), "",

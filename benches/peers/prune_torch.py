@@ -91,8 +91,8 @@ def gradients(model, data):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def cut(dense, found, style, ratio):
-    """What Torch-Pruning leaves at one ratio; `found` are the gradients."""
+def cut(dense, found, style, ratio, multiple):
+    """What Torch-Pruning leaves at one ratio, in widths that are a `multiple` where one is given; `found` are the gradients."""
     import torch_pruning
 
     model = copy.deepcopy(dense)
@@ -105,7 +105,7 @@ def cut(dense, found, style, ratio):
     heads = {block.attn.qkv: block.attn.num_heads for block in model.blocks}
     pruner = torch_pruning.pruner.BasePruner(
         model, torch.zeros(1, 3, 224, 224), torch_pruning.importance.GroupTaylorImportance(), pruning_ratio=ratio,
-        global_pruning=isomorphic, isomorphic=isomorphic, ignored_layers=ignored, num_heads=heads,
+        global_pruning=isomorphic, isomorphic=isomorphic, ignored_layers=ignored, num_heads=heads, round_to=multiple,
     )  # fmt: skip
     pruner.step()
     model.zero_grad()
@@ -113,14 +113,14 @@ def cut(dense, found, style, ratio):
     return model
 
 
-def make(folder, dense, data, style, share, count, seed):
+def make(folder, dense, data, style, share, count, seed, multiple=None):
     """The largest model of a style that takes at most `share` of the MACs, found by halving."""
     found = gradients(dense, images(data, dense, "train", count, seed))
     most, low, high, best = share * macs(dense), 0.0, 1.0, None
     for _ in range(10):
         ratio = (low + high) / 2
         try:
-            model = cut(dense, found, style, ratio)
+            model = cut(dense, found, style, ratio, multiple)
             fits = macs(model) <= most
         except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:  # nothing is left of a layer
             print(f"{style} {ratio}: {error}", file=sys.stderr)

@@ -18,8 +18,9 @@ use super::transform::{self, OutputArgs, Written};
 /// Fill a pruned model up with zeros, until all its blocks are alike and timm can load it
 ///
 /// For programs that know only plain vision transformers. The result gives the same logits, which is proved on images before
-/// anything is written, and is as large and as slow as the model was before it was pruned. Blocks that are gone stay gone. A pruned model
-/// whose blocks are alike already is a plain timm folder as it is.
+/// anything is written. Every head comes back, and perceptrons become as wide as the widest that is left, so it is slower again, and at most
+/// as large as the model was before it was pruned. Blocks that are gone stay gone. Models that lost hidden units alone, as many in each block, are
+/// plain timm folders as they are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

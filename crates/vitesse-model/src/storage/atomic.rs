@@ -100,7 +100,10 @@ pub(crate) fn may_create(target: &Path) -> Result<()> {
     let above = target.ancestors().skip(1).find(|folder| folder.exists());
     let place = above.filter(|folder| !folder.as_os_str().is_empty());
     let probe = tempfile::tempdir_in(place.unwrap_or(Path::new(".")));
-    probe.map(drop).map_err(Error::io("create", target))
+    // The probe has a name of its own, which says nothing to anybody.
+    probe
+        .map(drop)
+        .map_err(|error| Error::io("create", target)(error.kind().into()))
 }
 
 /// Whether a folder may take the name `target`.
