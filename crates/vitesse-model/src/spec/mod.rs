@@ -6,6 +6,7 @@
 //! ([`ModelSpec::costs`]). Nothing is inferred from tensor shapes when the spec says it.
 
 mod activation;
+mod block;
 mod cost;
 mod family;
 pub(crate) mod limits;
@@ -15,11 +16,12 @@ pub(crate) mod swin;
 mod vit;
 
 pub use activation::Activation;
+pub use block::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec};
 pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
-pub use vit::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec, Pool, PrefixToken, VitSpec};
+pub use vit::{Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,10 @@
 //! A Swin's tensors and costs.
 
-use super::sites::{PATCH_EMBED, qkv_rows, written};
+use super::sites::PATCH_EMBED;
 use super::{Place, SwinSpec};
 use crate::Result;
-use crate::spec::{AttentionSpec, Cost, Family, Init, MlpSpec, TensorSpec};
-
-const TRUNC: Init = Init::TruncatedNormal { std: 0.02 };
+use crate::spec::block::{TRUNC, linear, norm};
+use crate::spec::{AttentionSpec, Cost, Family, Init, TensorSpec};
 
 /// The name of the module that classifies.
 const HEAD: &str = "head.fc";
@@ -46,7 +45,7 @@ impl Family for SwinSpec {
                     out.extend(norm(&self.norm_name(i, 2), dim));
                 }
                 if first {
-                    out.extend(perceptron_tensors(&name, dim, mlp));
+                    out.extend(mlp.tensors(&name, dim));
                 }
             }
             out.iter_mut().skip(begin).for_each(|tensor| tensor.depth = i + 1);
@@ -89,10 +88,9 @@ impl Family for SwinSpec {
             let norm = if layer.norms.is_none() { 2 * d } else { 0 };
             let name = format!("layers.{stage}.blocks.{within}");
             if let Some(attn) = &core.attn {
-                let (rows, written) = (qkv_rows(attn), written(attn.out_idx.as_deref(), d));
-                let bias = if attn.qkv_bias { rows } else { 0 };
+                let (rows, written) = (attn.qkv_rows(), attn.written(d));
                 let table = self.table_rows(layer.core) * attn.num_heads();
-                let matrices = rows * d + bias + table + written * attn.v_width() + written;
+                let matrices = attn.parameters(d) + table;
                 // Tokens with which the map is filled up have queries, keys and values too.
                 let inside = windows.count() * windows.area();
                 let products = inside * windows.area() * (attn.qk_width() + attn.v_width());
@@ -103,12 +101,10 @@ impl Family for SwinSpec {
                 );
             }
             if let Some(mlp) = &core.mlp {
-                let written = written(mlp.out_idx.as_deref(), d);
-                let matrices = mlp.hidden * d + mlp.hidden + written * mlp.hidden + written;
                 cost.push(
                     format!("{name}.mlp"),
-                    norm + if first { matrices } else { 0 },
-                    tokens * mlp.hidden * (d + written),
+                    norm + if first { mlp.parameters(d) } else { 0 },
+                    tokens * mlp.hidden * (d + mlp.written(d)),
                 );
             }
         }
@@ -160,45 +156,11 @@ fn merging_tensors(stage: usize, dim: usize) -> Vec<TensorSpec> {
 }
 
 fn attention_tensors(core: &str, dim: usize, attn: &AttentionSpec, rows: usize) -> Vec<TensorSpec> {
-    let written = written(attn.out_idx.as_deref(), dim);
     let table = format!("{core}.attn.relative_position_bias_table");
     let mut out = vec![TensorSpec {
         decays: false,
         ..TensorSpec::parameter(table, &[rows, attn.num_heads()], TRUNC)
     }];
-    let qkv = [qkv_rows(attn), dim];
-    out.extend(linear(&format!("{core}.attn.qkv"), qkv, attn.qkv_bias));
-    out.extend(linear(
-        &format!("{core}.attn.proj"),
-        [written, attn.v_width()],
-        true,
-    ));
-    out
-}
-
-fn perceptron_tensors(core: &str, dim: usize, mlp: &MlpSpec) -> Vec<TensorSpec> {
-    let written = written(mlp.out_idx.as_deref(), dim);
-    let mut out = linear(&format!("{core}.mlp.fc1"), [mlp.hidden, dim], true);
-    out.extend(linear(&format!("{core}.mlp.fc2"), [written, mlp.hidden], true));
-    out
-}
-
-fn norm(name: &str, width: usize) -> [TensorSpec; 2] {
-    [
-        TensorSpec::parameter(format!("{name}.weight"), &[width], Init::Ones),
-        TensorSpec::parameter(format!("{name}.bias"), &[width], Init::Zeros),
-    ]
-}
-
-/// A linear map of this shape, `[out, in]`.
-fn linear(name: &str, shape: [usize; 2], bias: bool) -> Vec<TensorSpec> {
-    let mut out = vec![TensorSpec::parameter(format!("{name}.weight"), &shape, TRUNC)];
-    if bias {
-        out.push(TensorSpec::parameter(
-            format!("{name}.bias"),
-            &shape[..1],
-            Init::Zeros,
-        ));
-    }
+    out.extend(attn.tensors(core, dim));
     out
 }

@@ -2,7 +2,7 @@
 
 use super::{Place, SwinSpec, merging};
 use crate::site::Site;
-use crate::spec::{Activation, AttentionSpec, MlpSpec, Projection, Sites};
+use crate::spec::{Activation, Projection, Sites};
 
 /// The prefix of the patch embedding's tensors.
 pub(crate) const PATCH_EMBED: &str = "patch_embed.proj";
@@ -31,27 +31,12 @@ impl Sites for SwinSpec {
             site if site.is_projection() => return Some(self.projection(site, layer?)?.outputs),
             _ => {}
         }
-        let (dim, block) = (self.dim(layer?)?, self.block(layer?)?);
-        let (attn, mlp) = (block.attn.as_ref(), block.mlp.as_ref());
-        match site {
-            Site::AttnIn | Site::AttnOut => attn.map(|_| dim),
-            Site::AttnQkv => attn.map(qkv_rows),
-            Site::AttnLogits | Site::AttnProbs => attn.map(AttentionSpec::num_heads),
-            Site::AttnHeads => attn.map(AttentionSpec::v_width),
-            Site::MlpIn | Site::MlpOut => mlp.map(|_| dim),
-            Site::MlpFc1 | Site::MlpHidden => mlp.map(|mlp| mlp.hidden),
-            _ => Some(dim),
-        }
+        self.block(layer?)?.width_at(site, self.dim(layer?)?)
     }
 
     fn projection(&self, site: Site, layer: usize) -> Option<Projection> {
         let core = self.core_name(self.layers.get(layer)?.core);
-        let (dim, block) = (self.dim(layer)?, self.block(layer)?);
-        match site {
-            Site::Qkv | Site::Proj => Some(of_attention(site, &core, dim, block.attn.as_ref()?)),
-            Site::Fc1 | Site::Fc2 => Some(of_perceptron(site, &core, dim, block.mlp.as_ref()?)),
-            _ => None,
-        }
+        self.block(layer)?.projection(site, &core, self.dim(layer)?)
     }
 
     fn norm(&self, site: Site, layer: Option<usize>) -> Option<String> {
@@ -63,12 +48,9 @@ impl Sites for SwinSpec {
             }
             _ => {}
         }
-        let (layer, block) = (layer?, self.block(layer?)?);
-        match site {
-            Site::AttnIn => block.attn.as_ref().map(|_| self.norm_name(layer, 1)),
-            Site::MlpIn => block.mlp.as_ref().map(|_| self.norm_name(layer, 2)),
-            _ => None,
-        }
+        let layer = layer?;
+        let norm = self.block(layer)?.norm_before(site)?;
+        Some(self.norm_name(layer, norm))
     }
 
     fn embedding(&self) -> Option<Projection> {
@@ -105,53 +87,4 @@ impl SwinSpec {
     pub(crate) fn last_dim(&self) -> usize {
         self.stage_dim(self.stages().saturating_sub(1))
     }
-}
-
-fn of_attention(site: Site, core: &str, dim: usize, attn: &AttentionSpec) -> Projection {
-    let (qk, v) = (attn.qk_width(), attn.v_width());
-    match site {
-        Site::Qkv => Projection {
-            name: format!("{core}.attn.qkv"),
-            outputs: qkv_rows(attn),
-            inputs: dim,
-            parts: Some([qk, qk, v]),
-            written: None,
-        },
-        _ => Projection {
-            name: format!("{core}.attn.proj"),
-            outputs: written(attn.out_idx.as_deref(), dim),
-            inputs: v,
-            parts: None,
-            written: attn.out_idx.clone(),
-        },
-    }
-}
-
-fn of_perceptron(site: Site, core: &str, dim: usize, mlp: &MlpSpec) -> Projection {
-    match site {
-        Site::Fc1 => Projection {
-            name: format!("{core}.mlp.fc1"),
-            outputs: mlp.hidden,
-            inputs: dim,
-            parts: None,
-            written: None,
-        },
-        _ => Projection {
-            name: format!("{core}.mlp.fc2"),
-            outputs: written(mlp.out_idx.as_deref(), dim),
-            inputs: mlp.hidden,
-            parts: None,
-            written: mlp.out_idx.clone(),
-        },
-    }
-}
-
-/// How many residual channels a projection writes.
-pub(super) fn written(out_idx: Option<&[usize]>, dim: usize) -> usize {
-    out_idx.map_or(dim, <[usize]>::len)
-}
-
-/// Rows of the fused projection.
-pub(super) fn qkv_rows(attn: &AttentionSpec) -> usize {
-    2 * attn.qk_width() + attn.v_width()
 }

@@ -1,8 +1,9 @@
 //! Which Swins there can be.
 
 use super::{Place, SwinSpec, WindowRule};
-use crate::spec::limits::{DEPTH, HIDDEN, PATCHES, SIDE, WIDTH, within};
-use crate::spec::{AttentionSpec, LayerSpec};
+use crate::spec::BlockSpec;
+use crate::spec::block::check_layer;
+use crate::spec::limits::{DEPTH, PATCHES, SIDE, WIDTH, within};
 use crate::{Error, Result};
 
 /// The most pairs of tokens that see each other in the windows of a map.
@@ -51,21 +52,7 @@ impl SwinSpec {
             self.stage_map(0).iter().product(),
             PATCHES,
         )?;
-        let total = |widths: &[usize]| {
-            widths
-                .iter()
-                .fold(0, |sum: usize, width| sum.saturating_add(*width))
-        };
-        for core in &self.cores {
-            if let Some(attn) = &core.attn {
-                within("the width of the queries of a block", total(&attn.qk_dims), WIDTH)?;
-                within("the width of the values of a block", total(&attn.v_dims), WIDTH)?;
-            }
-            if let Some(mlp) = &core.mlp {
-                within("the number of hidden units of a block", mlp.hidden, HIDDEN)?;
-            }
-        }
-        Ok(())
+        self.cores.iter().try_for_each(BlockSpec::check_size)
     }
 
     /// Images give whole patches, maps can be halved, and windows fit.
@@ -136,22 +123,16 @@ impl SwinSpec {
                 self.layers.len()
             ));
         }
+        let stage = |layer| self.place(layer).map(|place| place.stage);
+        let beside = |a, b| stage(a) == stage(b);
         for (i, layer) in self.layers.iter().enumerate() {
-            if layer.core >= self.cores.len() {
-                return fail(format!(
-                    "layer {i} names core {} of {}",
-                    layer.core,
-                    self.cores.len()
-                ));
-            }
-            let stage = self.place(i).map(|place| place.stage);
-            if self.core_stage(layer.core) != stage {
+            check_layer(i, &self.layers, &self.cores, (beside, " in the same stage"))?;
+            if self.core_stage(layer.core) != stage(i) {
                 return fail(format!(
                     "layer {i} names core {}, which belongs to another stage; only layers of one stage can share a core",
                     layer.core
                 ));
             }
-            self.check_norms(i, layer)?;
         }
         let mut stage = 0;
         for (i, core) in self.cores.iter().enumerate() {
@@ -164,71 +145,8 @@ impl SwinSpec {
                 ));
             }
             stage = own;
-            let (name, dim) = (self.core_name(i), self.stage_dim(stage));
-            if let Some(attn) = &core.attn {
-                check_attention(&name, dim, attn)?;
-            }
-            if let Some(mlp) = &core.mlp {
-                if mlp.hidden == 0 {
-                    return fail(format!(
-                        "{name}.mlp has no hidden unit; write `null` to drop the sub-layer"
-                    ));
-                }
-                check_out_idx(&name, dim, "mlp", mlp.out_idx.as_deref())?;
-            }
+            core.check(&self.core_name(i), self.stage_dim(stage))?;
         }
         Ok(())
     }
-
-    /// A layer may use the norms of one before it, of its own stage, that has its own, for each of its sub-layers.
-    fn check_norms(&self, index: usize, layer: &LayerSpec) -> Result<()> {
-        let Some(of) = layer.norms else { return Ok(()) };
-        let own = of < index
-            && self.layers.get(of).is_some_and(|other| other.norms.is_none())
-            && self.place(of).map(|place| place.stage) == self.place(index).map(|place| place.stage);
-        let parts = |layer| {
-            let block = self.block(layer);
-            block.map_or((false, false), |block| {
-                (block.attn.is_some(), block.mlp.is_some())
-            })
-        };
-        let ((attn, mlp), (has_attn, has_mlp)) = (parts(index), parts(of));
-        if own && (!attn || has_attn) && (!mlp || has_mlp) {
-            return Ok(());
-        }
-        fail(format!(
-            "layer {index} uses the norms of layer {of}, which must come before it in the same stage, have norms of its own, \
-             and have every sub-layer that it has"
-        ))
-    }
-}
-
-fn check_attention(core: &str, dim: usize, attn: &AttentionSpec) -> Result<()> {
-    if attn.qk_dims.len() != attn.v_dims.len() {
-        return fail(format!(
-            "{core}.attn: qk_dims and v_dims must each have one entry for every head"
-        ));
-    }
-    if attn.qk_dims.is_empty() || attn.qk_dims.contains(&0) || attn.v_dims.contains(&0) {
-        return fail(format!(
-            "{core}.attn: every head needs at least one q/k and one v channel; write `null` to drop the sub-layer"
-        ));
-    }
-    if !attn.scale.is_finite() {
-        return fail(format!(
-            "{core}.attn: the attention scale must be a finite number"
-        ));
-    }
-    check_out_idx(core, dim, "attn", attn.out_idx.as_deref())
-}
-
-fn check_out_idx(core: &str, dim: usize, part: &str, idx: Option<&[usize]>) -> Result<()> {
-    let Some(idx) = idx else { return Ok(()) };
-    let ascending = idx.iter().zip(idx.iter().skip(1)).all(|(a, b)| a < b);
-    if idx.is_empty() || !ascending || idx.last().is_some_and(|&last| last >= dim) {
-        return fail(format!(
-            "{core}.{part}.out_idx must list residual channels below {dim} in ascending order"
-        ));
-    }
-    Ok(())
 }

@@ -1,11 +1,10 @@
 //! A vision transformer's tensors and costs.
 
-use super::sites::{PATCH_EMBED, qkv_rows};
-use super::{AttentionSpec, MlpSpec, PrefixToken, VitSpec};
+use super::sites::PATCH_EMBED;
+use super::{PrefixToken, VitSpec};
 use crate::Result;
+use crate::spec::block::{TRUNC, linear, norm};
 use crate::spec::{Cost, Family, Init, TensorSpec};
-
-const TRUNC: Init = Init::TruncatedNormal { std: 0.02 };
 
 impl Family for VitSpec {
     fn validate(&self) -> Result<()> {
@@ -29,7 +28,7 @@ impl Family for VitSpec {
                     out.extend(norm(&self.norm_name(i, 1), d));
                 }
                 if first {
-                    out.extend(self.attention_tensors(&name, attn));
+                    out.extend(attn.tensors(&name, d));
                 }
             }
             if let Some(mlp) = &core.mlp {
@@ -37,7 +36,7 @@ impl Family for VitSpec {
                     out.extend(norm(&self.norm_name(i, 2), d));
                 }
                 if first {
-                    out.extend(self.perceptron_tensors(&name, mlp));
+                    out.extend(mlp.tensors(&name, d));
                 }
             }
             out.iter_mut().skip(begin).for_each(|tensor| tensor.depth = i + 1);
@@ -71,23 +70,19 @@ impl Family for VitSpec {
             let first = !std::mem::replace(seen, true);
             let norm = if layer.norms.is_none() { 2 * d } else { 0 };
             if let Some(attn) = &core.attn {
-                let (rows, written) = (qkv_rows(attn), self.written(attn.out_idx.as_deref()));
-                let bias = if attn.qkv_bias { rows } else { 0 };
-                let matrices = rows * d + bias + written * attn.v_width() + written;
+                let (rows, written) = (attn.qkv_rows(), attn.written(d));
                 let products = n * n * (attn.qk_width() + attn.v_width());
                 cost.push(
                     format!("blocks.{i}.attn"),
-                    norm + if first { matrices } else { 0 },
+                    norm + if first { attn.parameters(d) } else { 0 },
                     n * rows * d + products + n * written * attn.v_width(),
                 );
             }
             if let Some(mlp) = &core.mlp {
-                let written = self.written(mlp.out_idx.as_deref());
-                let matrices = mlp.hidden * d + mlp.hidden + written * mlp.hidden + written;
                 cost.push(
                     format!("blocks.{i}.mlp"),
-                    norm + if first { matrices } else { 0 },
-                    n * mlp.hidden * (d + written),
+                    norm + if first { mlp.parameters(d) } else { 0 },
+                    n * mlp.hidden * (d + mlp.written(d)),
                 );
             }
         }
@@ -149,42 +144,4 @@ impl VitSpec {
         }
         out
     }
-
-    fn attention_tensors(&self, core: &str, attn: &AttentionSpec) -> Vec<TensorSpec> {
-        let written = self.written(attn.out_idx.as_deref());
-        let qkv = linear(
-            &format!("{core}.attn.qkv"),
-            [qkv_rows(attn), self.embed_dim],
-            attn.qkv_bias,
-        );
-        let proj = linear(&format!("{core}.attn.proj"), [written, attn.v_width()], true);
-        qkv.into_iter().chain(proj).collect()
-    }
-
-    fn perceptron_tensors(&self, core: &str, mlp: &MlpSpec) -> Vec<TensorSpec> {
-        let written = self.written(mlp.out_idx.as_deref());
-        let fc1 = linear(&format!("{core}.mlp.fc1"), [mlp.hidden, self.embed_dim], true);
-        let fc2 = linear(&format!("{core}.mlp.fc2"), [written, mlp.hidden], true);
-        fc1.into_iter().chain(fc2).collect()
-    }
-}
-
-fn norm(name: &str, width: usize) -> [TensorSpec; 2] {
-    [
-        TensorSpec::parameter(format!("{name}.weight"), &[width], Init::Ones),
-        TensorSpec::parameter(format!("{name}.bias"), &[width], Init::Zeros),
-    ]
-}
-
-/// A linear map of this shape, `[out, in]`.
-fn linear(name: &str, shape: [usize; 2], bias: bool) -> Vec<TensorSpec> {
-    let mut out = vec![TensorSpec::parameter(format!("{name}.weight"), &shape, TRUNC)];
-    if bias {
-        out.push(TensorSpec::parameter(
-            format!("{name}.bias"),
-            &shape[..1],
-            Init::Zeros,
-        ));
-    }
-    out
 }

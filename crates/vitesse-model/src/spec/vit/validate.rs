@@ -1,7 +1,8 @@
 //! Which vision transformers there can be.
 
-use super::{AttentionSpec, LayerSpec, Pool, PrefixToken, VitSpec};
-use crate::spec::limits::{DEPTH, HIDDEN, PATCHES, SIDE, WIDTH, within};
+use super::{BlockSpec, Pool, PrefixToken, VitSpec};
+use crate::spec::block::check_layer;
+use crate::spec::limits::{DEPTH, PATCHES, SIDE, WIDTH, within};
 use crate::{Error, Result};
 
 impl VitSpec {
@@ -13,11 +14,6 @@ impl VitSpec {
     /// Refuses sizes that no model has, and a norm that would divide by nothing, before anything is computed or allocated
     /// from them.
     fn check_limits(&self) -> Result<()> {
-        let total = |widths: &[usize]| {
-            widths
-                .iter()
-                .fold(0, |sum: usize, width| sum.saturating_add(*width))
-        };
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             let eps = self.norm_eps;
             return Err(Error::invalid_spec(format!(
@@ -36,16 +32,7 @@ impl VitSpec {
             self.cores.len().max(self.layers.len()),
             DEPTH,
         )?;
-        for core in &self.cores {
-            if let Some(attn) = &core.attn {
-                within("the width of the queries of a block", total(&attn.qk_dims), WIDTH)?;
-                within("the width of the values of a block", total(&attn.v_dims), WIDTH)?;
-            }
-            if let Some(mlp) = &core.mlp {
-                within("the number of hidden units of a block", mlp.hidden, HIDDEN)?;
-            }
-        }
-        Ok(())
+        self.cores.iter().try_for_each(BlockSpec::check_size)
     }
 
     fn check_parts(&self) -> Result<()> {
@@ -89,76 +76,9 @@ impl VitSpec {
             if !self.layers.iter().any(|layer| layer.core == i) {
                 return fail(format!("core {i} is used by no layer"));
             }
-            if let Some(attn) = &core.attn {
-                self.validate_attention(i, attn)?;
-            }
-            if let Some(mlp) = &core.mlp {
-                if mlp.hidden == 0 {
-                    return fail(format!(
-                        "blocks.{i}.mlp has no hidden unit; write `null` to drop the sub-layer"
-                    ));
-                }
-                self.validate_out_idx(i, "mlp", mlp.out_idx.as_deref())?;
-            }
+            core.check(&self.core_name(i), self.embed_dim)?;
         }
-        for (i, layer) in self.layers.iter().enumerate() {
-            if layer.core >= self.cores.len() {
-                return fail(format!(
-                    "layer {i} names core {} of {}",
-                    layer.core,
-                    self.cores.len()
-                ));
-            }
-            self.check_norms(i, layer)?;
-        }
-        Ok(())
-    }
-
-    /// A layer may use the norms of one before it that has its own, for each of its sub-layers.
-    fn check_norms(&self, index: usize, layer: &LayerSpec) -> Result<()> {
-        let Some(of) = layer.norms else { return Ok(()) };
-        let own = of < index && self.layers.get(of).is_some_and(|other| other.norms.is_none());
-        let parts = |layer| {
-            let block = self.block(layer);
-            block.map_or((false, false), |block| {
-                (block.attn.is_some(), block.mlp.is_some())
-            })
-        };
-        let ((attn, mlp), (has_attn, has_mlp)) = (parts(index), parts(of));
-        if own && (!attn || has_attn) && (!mlp || has_mlp) {
-            return Ok(());
-        }
-        Err(Error::invalid_spec(format!(
-            "layer {index} uses the norms of layer {of}, which must come before it, have norms of its own, and have every \
-             sub-layer that it has"
-        )))
-    }
-
-    fn validate_attention(&self, core: usize, attn: &AttentionSpec) -> Result<()> {
-        let fail = |text: &str| Err(Error::invalid_spec(format!("blocks.{core}.attn: {text}")));
-        if attn.qk_dims.len() != attn.v_dims.len() {
-            return fail("qk_dims and v_dims must each have one entry for every head");
-        }
-        if attn.qk_dims.is_empty() || attn.qk_dims.contains(&0) || attn.v_dims.contains(&0) {
-            return fail(
-                "every head needs at least one q/k and one v channel; write `null` to drop the sub-layer",
-            );
-        }
-        if !attn.scale.is_finite() {
-            return fail("the attention scale must be a finite number");
-        }
-        self.validate_out_idx(core, "attn", attn.out_idx.as_deref())
-    }
-
-    fn validate_out_idx(&self, core: usize, part: &str, idx: Option<&[usize]>) -> Result<()> {
-        let Some(idx) = idx else { return Ok(()) };
-        let ascending = idx.iter().zip(idx.iter().skip(1)).all(|(a, b)| a < b);
-        if idx.is_empty() || !ascending || idx.last().is_some_and(|&last| last >= self.embed_dim) {
-            return Err(Error::invalid_spec(format!(
-                "blocks.{core}.{part}.out_idx must list residual channels below {} in ascending order",
-                self.embed_dim
-            )));
-        }
-        Ok(())
+        (0..self.layers.len())
+            .try_for_each(|layer| check_layer(layer, &self.layers, &self.cores, (|_, _| true, "")))
     }
 }
