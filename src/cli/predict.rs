@@ -52,7 +52,7 @@ pub(super) struct Args {
     /// A class's probability is then the softmax of `scale · cos(image features, text features)`: the model's head gives features
     /// and no classes. `logit_scale` in the file, as the model has it, is the logarithm of the scale (without it, that of 100), and
     /// `labels` in its metadata the names as a JSON list. docs/checkpoints.md has the Python that makes such a file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "joint")]
     text_features: Option<PathBuf>,
     /// Classes shown for each image
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive)]

@@ -59,7 +59,7 @@ impl Args {
         self.threads.start()?;
         let written = self.output.look()?;
         let mut show = Show::new(console);
-        let model = self.which.trained(&self.read, "nothing of them was pruned")?;
+        let model = self.which.trained(&self.read, "nothing of it was pruned")?;
         let fill = Fill::open(&model, &self.read.options(), &mut show)?;
         let (filled, exit) = if self.output.dry_run {
             (fill.plan()?, written.exit(true))

@@ -300,7 +300,7 @@ impl Classifier {
         }
         let (scores, fusion) = match &texts {
             // Features of an image are no logits, so that nothing is asked of a second head.
-            Some(_) => (Scores::Softmax, Fusion::default()),
+            Some(_) => (Scores::Softmax, Fusion::Class),
             None => (checkpoint.config.scores(width), options.fusion),
         };
         if scores != Scores::Softmax && fusion == Fusion::SoftmaxMean {

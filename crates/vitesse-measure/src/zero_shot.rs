@@ -83,7 +83,7 @@ impl TextFeatures {
     /// Features `[classes, dim]`, the scale itself (CLIP's is 100) and the names of the classes, where they are known.
     ///
     /// # Errors
-    /// In a sentence: no class, rows of another width, one without a direction; a scale that is no finite number.
+    /// In a sentence: no class, rows of another width, one without a direction; a scale that is no positive number.
     pub fn new(
         mut rows: Vec<f32>,
         dim: usize,
@@ -99,8 +99,8 @@ impl TextFeatures {
                 rows.len()
             ));
         }
-        if !scale.is_finite() {
-            return Err(format!("the scale is {scale}, and should be a finite number"));
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(format!("the scale is {scale}, and should be a positive number"));
         }
         for (class, row) in rows.chunks_exact_mut(dim).enumerate() {
             let length = length(row);
@@ -222,5 +222,6 @@ mod tests {
         assert!(refused(vec![1.0, 0.0, 0.0], 2, 1.0).contains("no rows of 2"));
         assert!(refused(Vec::new(), 2, 1.0).contains("no class"));
         assert!(refused(vec![1.0], 1, f64::INFINITY).contains("scale"));
+        assert!(refused(vec![1.0], 1, 0.0).contains("scale"));
     }
 }

@@ -127,7 +127,7 @@ impl Checkpoint {
         let path = weights::local(path.as_ref());
         let (weights, choice) = weights::choose(path)?;
         let mut read = weights::read(&weights, options.key.as_deref())?;
-        let (tensors, notes) = swin_names::read(read.tensors);
+        let (tensors, notes) = swin_names::read(read.tensors)?;
         read.tensors = tensors;
         read.notes.extend(notes);
         let config = weights.with_file_name(CONFIG_FILE);

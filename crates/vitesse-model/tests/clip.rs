@@ -312,6 +312,15 @@ fn openclips_need_to_be_told_their_activation() {
         load(&file).tensors,
         load(&write(place.path(), "visual.safetensors", &openai("visual."))).tensors
     );
+    assert_eq!(
+        load(&file).tensors,
+        load(&write(place.path(), "ddp.safetensors", &openai("module."))).tensors
+    );
+    // What is known of a file is not overruled by a name, and a file that describes nothing proves nothing.
+    let text = Checkpoint::load(&file, &named).unwrap_err().to_string();
+    assert!(text.contains("leave `--architecture` out"), "{text}");
+    fs::write(&config, "{}").unwrap();
+    assert!(refusal(&file).contains("model_cfg"));
 }
 
 #[test]

@@ -68,7 +68,7 @@ struct SizeArgs {
     /// checkpoint's]
     #[arg(long, value_name = "TOKENS|HxW", value_parser = window_size)]
     window_size: Option<[usize; 2]>,
-    /// Whose way of resizing position embeddings [default: that of where the checkpoint comes from]
+    /// Whose way of resizing position embeddings; a Swin's tables have one way [default: that of where the checkpoint comes from]
     #[arg(long, value_enum, value_name = "WAY", requires = "img_size")]
     pos_resize: Option<PosResize>,
 }

@@ -163,7 +163,10 @@ fn place(module: &str, depths: &[usize]) -> Option<(usize, Site)> {
     let (first, module) = match staged(module) {
         Some((stage, _)) => {
             let (_, rest) = module.strip_prefix("layers.")?.split_once('.')?;
-            (depths.get(..stage)?.iter().sum(), rest)
+            {
+                let before = depths.get(..stage)?.iter();
+                (before.copied().try_fold(0usize, usize::checked_add)?, rest)
+            }
         }
         None => (0, module),
     };

@@ -20,7 +20,7 @@ impl Tile for Avx2 {
 
     #[inline(always)]
     fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_F32);
+        of.check(Self::ROWS_F32, Self::TURNS, out.len());
         // SAFETY: reads were checked, writes stay below `of.rows`; the processor has AVX2 and FMA.
         unsafe {
             if of.turned {
@@ -33,7 +33,7 @@ impl Tile for Avx2 {
 
     #[inline(always)]
     fn tile_bf16(of: Operands<'_, Bf16>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_BF16);
+        of.check(Self::ROWS_BF16, Self::TURNS, out.len());
         // SAFETY: as above.
         unsafe {
             if of.turned {
@@ -46,7 +46,7 @@ impl Tile for Avx2 {
 
     #[inline(always)]
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {
-        of.check(Self::ROWS_I8);
+        of.check(Self::ROWS_I8, false, out.len());
         // SAFETY: as above.
         unsafe { by_rows!(of.rows, i8_rows::<_>(of, out), [1 2 3 4]) }
     }

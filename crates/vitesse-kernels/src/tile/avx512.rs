@@ -19,7 +19,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
 
     #[inline(always)]
     fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_F32);
+        of.check(Self::ROWS_F32, Self::TURNS, out.len());
         // SAFETY: reads were checked, writes stay below `of.rows`; the processor has the instructions.
         unsafe {
             match (of.half, of.turned) {
@@ -41,7 +41,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
 
     #[inline(always)]
     fn tile_bf16(of: Operands<'_, Bf16>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_BF16);
+        of.check(Self::ROWS_BF16, Self::TURNS, out.len());
         // SAFETY: as above.
         unsafe {
             match LEVEL {
@@ -64,7 +64,7 @@ impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
 
     #[inline(always)]
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {
-        of.check(Self::ROWS_I8);
+        of.check(Self::ROWS_I8, false, out.len());
         // SAFETY: as above.
         unsafe {
             match LEVEL {

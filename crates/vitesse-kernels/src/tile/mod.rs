@@ -66,18 +66,19 @@ pub struct Operands<'a, T: Element> {
     /// Whether only the first 16 columns are wanted.
     pub(crate) half: bool,
     /// What is read later, if that is known: for each block the processor is asked for so many cache lines of it, or past it.
-    /// AMX asks for 8 whatever `lines` says.
+    /// AMX asks for 8 whatever `lines` says; AVX2 and the plain loops ask for nothing.
     pub(crate) ahead: &'a [T],
     /// See `ahead`.
     pub(crate) lines: usize,
 }
 
 impl<T: Element> Operands<'_, T> {
-    /// That all reads will be inside the slices, so that the inner loops need not look.
+    /// That all reads and the rows of `out` will be inside the slices, so that the inner loops need not look, and that the left
+    /// operand lies as the tile reads it.
     #[inline(always)]
-    pub(crate) fn check(&self, most_rows: usize) {
+    pub(crate) fn check(&self, most_rows: usize, turns: bool, out: usize) {
         let panels = self.depths.len();
-        assert!(self.rows >= 1 && self.rows <= most_rows);
+        assert!(self.rows >= 1 && self.rows <= most_rows.min(out) && (turns || !self.turned));
         let read = if self.turned {
             assert!(self.row + self.rows <= COLUMNS);
             COLUMNS

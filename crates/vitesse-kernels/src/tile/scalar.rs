@@ -11,7 +11,7 @@ impl Tile for Scalar {
     const ROWS_I8: usize = 8;
 
     fn tile_f32(of: Operands<'_, f32>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_F32);
+        of.check(Self::ROWS_F32, Self::TURNS, out.len());
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             let mut sums = [0.0; COLUMNS];
             for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate()
@@ -39,7 +39,7 @@ impl Tile for Scalar {
     }
 
     fn tile_bf16(of: Operands<'_, Bf16>, out: &mut [[f32; 32]]) {
-        of.check(Self::ROWS_BF16);
+        of.check(Self::ROWS_BF16, Self::TURNS, out.len());
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             let mut sums = [0.0; COLUMNS];
             for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(32 * COLUMNS)).enumerate()
@@ -71,7 +71,7 @@ impl Tile for Scalar {
     }
 
     fn tile_i8(of: Operands<'_, u8>, out: &mut Scratch<i32>) {
-        of.check(Self::ROWS_I8);
+        of.check(Self::ROWS_I8, false, out.len());
         for (r, out) in out.iter_mut().enumerate().take(of.rows) {
             let mut sums = [0; COLUMNS];
             for (panel, (&depth, block)) in of.depths.iter().zip(of.b.chunks_exact(64 * COLUMNS)).enumerate()

@@ -7,11 +7,11 @@ use rayon::prelude::*;
 /// # Panics
 /// Where shapes do not fit, or `order` names a row that is not there.
 pub fn arrange(x: &[f32], rows: usize, width: usize, order: &[Option<usize>]) -> Vec<f32> {
-    let (from, to) = (rows * width, order.len() * width);
-    assert!(from > 0 && to > 0 && x.len().is_multiple_of(from));
-    let mut out = vec![0.0; x.len() / from * to];
-    out.par_chunks_mut(to)
-        .zip(x.par_chunks(from))
+    let (input, output) = (rows * width, order.len() * width);
+    assert!(input > 0 && output > 0 && x.len().is_multiple_of(input));
+    let mut out = vec![0.0; x.len() / input * output];
+    out.par_chunks_mut(output)
+        .zip(x.par_chunks(input))
         .for_each(|(out, x)| {
             for (out, row) in out.chunks_exact_mut(width).zip(order) {
                 if let Some(row) = row {
@@ -27,11 +27,11 @@ pub fn arrange(x: &[f32], rows: usize, width: usize, order: &[Option<usize>]) ->
 /// # Panics
 /// As [`arrange`].
 pub fn arrange_backward(grad: &[f32], rows: usize, width: usize, order: &[Option<usize>]) -> Vec<f32> {
-    let (to, from) = (rows * width, order.len() * width);
-    assert!(from > 0 && to > 0 && grad.len().is_multiple_of(from));
-    let mut out = vec![0.0; grad.len() / from * to];
-    out.par_chunks_mut(to)
-        .zip(grad.par_chunks(from))
+    let (input, output) = (rows * width, order.len() * width);
+    assert!(input > 0 && output > 0 && grad.len().is_multiple_of(output));
+    let mut out = vec![0.0; grad.len() / output * input];
+    out.par_chunks_mut(input)
+        .zip(grad.par_chunks(output))
         .for_each(|(out, grad)| {
             for (grad, row) in grad.chunks_exact(width).zip(order) {
                 if let Some(row) = row {

@@ -535,7 +535,7 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                 let columns = i * SIDE..tokens.min((i + 1) * SIDE);
                 let added = job.added.as_ref().map(|added| (added, first, columns.clone()));
                 map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale, added);
-                if !bias_sums.is_empty() {
+                if job.added.is_some() {
                     for (row, slopes) in r.0[..rows].iter_mut().enumerate() {
                         let at = (first + row) * tokens;
                         let sums = &mut bias_sums[at + columns.start..at + columns.end];

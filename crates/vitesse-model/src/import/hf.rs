@@ -173,7 +173,13 @@ pub(super) fn rename(tensors: Tensors, target: &Names) -> Result<Tensors> {
         match target(&name) {
             Some(Target::Whole(new)) => put(&mut out, new, tensor)?,
             Some(Target::Third(fused, index)) => {
-                thirds.entry(fused).or_default().insert(index, (name, tensor));
+                let known = thirds
+                    .entry(fused)
+                    .or_default()
+                    .insert(index, (name.clone(), tensor));
+                if known.is_some() {
+                    return Err(Error::TensorDuplicate { name });
+                }
             }
             None => put(&mut out, name, tensor)?,
         }

@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::pos_embed::Flavour;
 use crate::spec::ModelSpec;
 
-/// timm's name for one of transformers', of a family that is read; `None` for a name that is unknown. `distilled` is a model
+/// timm's name for one of transformers', ViT, DeiT or CLIP, as adapters of PEFT's have them; `None` for a name that is unknown. `distilled` is a model
 /// with two heads.
 pub fn transformers_target(name: &str, distilled: bool) -> Option<Target> {
     vit::target(name, distilled).or_else(|| clip::target(name))

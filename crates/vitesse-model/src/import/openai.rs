@@ -83,12 +83,15 @@ pub(crate) fn convert(mut tensors: Tensors, file: &Path, known: &Known<'_>) -> R
         notes.push(features("visual.proj"));
     }
     let tensors = rename(tensors, &target)?;
-    notes.insert(0, "OpenAI's names and layout were converted to timm's".to_owned());
+    notes.insert(
+        0,
+        "the names and layout of OpenAI's CLIP were converted to timm's".to_owned(),
+    );
     let activation = match (&beside, openais) {
         (Some(beside), _) => {
             notes.push(format!(
                 "`{CONFIG}` says that it has the {}",
-                beside.activation.name()
+                words(beside.activation)
             ));
             Some(beside.activation)
         }
@@ -99,7 +102,24 @@ pub(crate) fn convert(mut tensors: Tensors, file: &Path, known: &Known<'_>) -> R
         (None, false) => None,
     };
     let entry = match known.architecture {
-        Some(_) => None,
+        Some(name) => {
+            let named = zoo::get(name).ok();
+            let named = named.and_then(|entry| entry.spec.vit().ok().map(|vit| vit.activation));
+            if let (Some(told), Some(named)) = (activation, named)
+                && told != named
+            {
+                return Err(Error::Weights {
+                    path: file.to_owned(),
+                    detail: format!(
+                        "`{name}` has the {}, but the file, or the `{CONFIG}` beside it, says that its blocks have the {}; leave \
+                         `--architecture` out",
+                        words(named),
+                        words(told)
+                    ),
+                });
+            }
+            None
+        }
         None => {
             let width = beside.as_ref().and_then(|beside| beside.head_width);
             let vit = described(&tensors, file, width, known)?;
@@ -122,6 +142,15 @@ pub(crate) fn prepare(cfg: &mut PretrainedCfg, normalisation: Option<[Vec<f64>; 
     cfg.crop_pct = 1.0;
     if let Some([mean, std]) = normalisation {
         (cfg.mean, cfg.std) = (mean, std);
+    }
+}
+
+/// An activation in a sentence.
+fn words(activation: Activation) -> &'static str {
+    match activation {
+        Activation::QuickGelu => "quick GELU",
+        Activation::Gelu => "exact GELU",
+        other => other.name(),
     }
 }
 
@@ -236,6 +265,9 @@ impl Beside {
             found => found.map_err(Error::io("read", file))?,
         };
         let mut top = Fields::parse(file, &text)?;
+        if !top.has("model_cfg") {
+            return Err(top.wrong("model_cfg", "OpenCLIP's description of the model", None));
+        }
         let mut model = top.object("model_cfg")?;
         let mut prepared = top.object("preprocess_cfg")?;
         let quick: Option<bool> = model.take("quick_gelu", "`true` or `false`")?;

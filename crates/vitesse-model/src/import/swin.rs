@@ -26,10 +26,13 @@ const BUFFERS: [&str; 2] = [".relative_position_index", ".attn_mask"];
 const MERGES_AT_THE_END: &str = "layers.0.downsample.";
 
 /// The tensors of a file under the names they have in memory, and what was done. Those of other families stay as they are.
-pub(crate) fn read(tensors: Tensors) -> (Tensors, Vec<String>) {
+///
+/// # Errors
+/// Two tensors that are the same one under two names.
+pub(crate) fn read(tensors: Tensors) -> Result<(Tensors, Vec<String>)> {
     let is_swin = |name: &str| name.starts_with("layers.") && name.ends_with(TABLE);
     if !tensors.names().any(is_swin) {
-        return (tensors, Vec::new());
+        return Ok((tensors, Vec::new()));
     }
     let old = is_old(&tensors);
     let (mut out, mut left_out, mut renamed) = (Tensors::new(), 0, 0);
@@ -38,7 +41,9 @@ pub(crate) fn read(tensors: Tensors) -> (Tensors, Vec<String>) {
             None => left_out += 1,
             Some(new) => {
                 renamed += usize::from(new != name);
-                out.insert(new, tensor);
+                if out.insert(new.clone(), tensor).is_some() {
+                    return Err(Error::TensorDuplicate { name: new });
+                }
             }
         }
     }
@@ -52,7 +57,7 @@ pub(crate) fn read(tensors: Tensors) -> (Tensors, Vec<String>) {
             "left out {buffers} (`relative_position_index`, `attn_mask`), which follow from the description"
         ));
     }
-    (out, notes)
+    Ok((out, notes))
 }
 
 /// Whether patches are merged where a stage ends, as in the original code and in timm before version 0.9.
@@ -284,7 +289,7 @@ mod tests {
         }
         let mut other = Tensors::new();
         other.insert_f32("head.weight", &[1], vec![0.0]).unwrap();
-        let (kept, notes) = read(other.clone());
+        let (kept, notes) = read(other.clone()).unwrap();
         assert_eq!((kept, notes.len()), (other, 0));
     }
 }

@@ -12,7 +12,7 @@ use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result};
 
 /// The first tensor of a network, under the names of every family that is read.
-const FIRST: [&str; 8] = [
+const FIRST: [&str; 10] = [
     "vit.embeddings.patch_embeddings.projection.weight",
     "deit.embeddings.patch_embeddings.projection.weight",
     "swin.embeddings.patch_embeddings.projection.weight",
@@ -21,6 +21,9 @@ const FIRST: [&str; 8] = [
     "stem.conv.weight",
     "vision_model.embeddings.patch_embedding.weight",
     "visual.conv1.weight",
+    // Of an image encoder of OpenAI's names that was saved alone: `conv1` has a ResNet, too.
+    "visual.ln_pre.weight",
+    "ln_pre.weight",
 ];
 
 /// The tensors of `file` without the prefix of a wrapper, and what was done. `key` is where they stood in the file.
