@@ -52,7 +52,7 @@ pub struct MlpSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerSpec {
-    /// Index into [`VitSpec::cores`].
+    /// Index into the cores of its model.
     pub core: usize,
     /// The earlier layer whose norms this one uses; its own when `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
