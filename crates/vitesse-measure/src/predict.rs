@@ -394,7 +394,7 @@ impl Classifier {
     fn forward(&self, pictures: &[Picture<'_>]) -> Result<Vec<Result<Vec<Class>>>> {
         let prepared: Vec<Result<Vec<f32>>> = pictures
             .par_iter()
-            .map(|&picture| self.prepare(picture))
+            .map(|&picture| prepare(picture, &self.decode, &self.preprocess))
             .collect();
         let [channels, height, width] = self.preprocess.input_size;
         let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();
@@ -413,15 +413,6 @@ impl Classifier {
             .into_iter()
             .map(|image| image.map(|_| rows.next().unwrap_or_default()));
         Ok(found.collect())
-    }
-
-    fn prepare(&self, picture: Picture<'_>) -> Result<Vec<f32>> {
-        let decoded = match picture {
-            Picture::File(path) => decode_file(path, &self.decode)?,
-            Picture::Bytes(bytes) => decode(bytes, "bytes", &self.decode)?,
-            Picture::Image(image) => return Ok(self.preprocess.run(image)?),
-        };
-        Ok(self.preprocess.run(&decoded)?)
     }
 
     /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
@@ -451,6 +442,23 @@ impl Classifier {
         let sum: f64 = powers.iter().sum();
         powers.into_iter().map(|power| power / sum).collect()
     }
+}
+
+/// A picture as a model takes it, `[channels, height, width]`, normalised.
+///
+/// # Errors
+/// A picture that cannot be read.
+pub(crate) fn prepare(
+    picture: Picture<'_>,
+    options: &DecodeOptions,
+    preprocess: &Preprocess,
+) -> Result<Vec<f32>> {
+    let decoded = match picture {
+        Picture::File(path) => decode_file(path, options)?,
+        Picture::Bytes(bytes) => decode(bytes, "bytes", options)?,
+        Picture::Image(image) => return Ok(preprocess.run(image)?),
+    };
+    Ok(preprocess.run(&decoded)?)
 }
 
 /// So many threads, if a number is asked for.

@@ -301,8 +301,12 @@ impl Adapter {
         let mut out = base.clone();
         self.set_classes(&mut out)?;
         self.replace(&mut out)?;
-        let Updates { ops, tensors, heads } = self.updates(&out)?;
-        for (name, weight) in heads {
+        let Updates {
+            ops,
+            tensors,
+            updated,
+        } = self.updates(&out)?;
+        for (name, weight) in updated {
             out.tensors.insert(name, weight);
         }
         self.add(&mut out, ops, &tensors)?;
@@ -328,7 +332,16 @@ impl Adapter {
             )));
         }
         let mut out = merged.clone();
-        let Updates { ops, tensors, .. } = self.updates(&out)?;
+        let Updates {
+            ops,
+            tensors,
+            updated,
+        } = self.updates(&out)?;
+        if let Some(name) = updated.names().find(|name| !heads.contains(*name)) {
+            return Err(self.fail(format!(
+                "its update of `{name}` went into the weight, and what the base had there is not in the merged model; load the base"
+            )));
+        }
         self.add(&mut out, ops, &tensors)?;
         Ok(out)
     }
@@ -442,13 +455,13 @@ impl Adapter {
         Ok(())
     }
 
-    /// The ops and new heads in a model that has the whole tensors.
+    /// The ops and updated weights in a model that has the whole tensors.
     fn updates(&self, model: &Checkpoint) -> Result<Updates> {
         match &self.content {
             Content::Ops(ops, tensors) => Ok(Updates {
                 ops: ops.clone(),
                 tensors: tensors.clone(),
-                heads: Tensors::new(),
+                updated: Tensors::new(),
             }),
             Content::Lora(config, factors) => {
                 lora::updates(config, factors, model).map_err(|sentence| self.fail(sentence))

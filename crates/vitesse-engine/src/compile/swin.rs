@@ -29,7 +29,7 @@ impl<T: Real> Compiler<'_, T> {
         self.push(Stage::Embed, NormStream(norm));
 
         let mut rows: Rows = (0..patches).map(Some).collect();
-        for layer in 0..self.sites.depth() {
+        for layer in 0..self.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
             };
@@ -44,9 +44,14 @@ impl<T: Real> Compiler<'_, T> {
             }
             rows = wanted;
             self.block(layer, None, Some(&windows))?;
+            self.take(layer, rows.iter().copied());
         }
         self.layer = None;
         let dim = swin.stage_dim(swin.stages().saturating_sub(1));
+        if !self.maps.is_empty() {
+            self.pass_over();
+            return Ok([1, dim]);
+        }
         if rows.contains(&None) {
             // The mean is that of the map.
             let tokens = self.sites.tokens_at(self.sites.depth());

@@ -3,6 +3,7 @@
 mod attention;
 mod embed;
 mod head;
+mod maps;
 mod mlp;
 mod ops;
 mod regroup;
@@ -14,6 +15,7 @@ use std::ops::Range;
 pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries};
 pub(crate) use embed::Embed;
 pub(crate) use head::{Heads, Mean};
+pub(crate) use maps::Take;
 pub(crate) use mlp::{Add, ByRows, Hidden};
 pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
 pub(crate) use regroup::Regroup;

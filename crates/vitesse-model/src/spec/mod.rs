@@ -10,6 +10,7 @@ mod block;
 mod cost;
 mod family;
 pub(crate) mod limits;
+mod maps;
 pub(crate) mod regnet;
 mod sites;
 pub(crate) mod swin;
@@ -18,6 +19,7 @@ mod vit;
 pub use activation::Activation;
 pub use block::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec};
 pub use cost::{Cost, LayerCost};
+pub use maps::FeatureMap;
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
@@ -26,6 +28,7 @@ pub use vit::{Pool, PrefixToken, VitSpec};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use family::Family;
+pub(crate) use maps::FeatureMaps;
 
 use crate::ops::{self, OpSpec};
 use crate::site::Site;

@@ -8,7 +8,7 @@ mod sites;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Family, Init, Role, TensorSpec};
+use super::{Cost, Family, FeatureMap, FeatureMaps, Init, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// The largest image side, width or stride that is believed, so that costs cannot overflow.
@@ -335,6 +335,27 @@ impl Family for RegNetSpec {
 
     fn classifiers(&self) -> Vec<&'static str> {
         vec!["head.fc"]
+    }
+
+    fn maps(&self) -> FeatureMaps {
+        let blocks = self.blocks();
+        let (mut maps, mut ends, mut stride) = (Vec::new(), 0, self.stem_stride);
+        for (stage, spec) in self.stages.iter().enumerate() {
+            ends += spec.depth;
+            stride *= spec.stride;
+            let Some(block) = blocks.get(ends.wrapping_sub(1)) else {
+                continue;
+            };
+            maps.push(FeatureMap {
+                name: format!("stage{}", stage + 1),
+                module: format!("s{}", stage + 1),
+                layer: ends - 1,
+                channels: spec.width,
+                size: block.conv3.in_size,
+                stride,
+            });
+        }
+        FeatureMaps::OfStages(maps)
     }
 }
 
