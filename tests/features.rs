@@ -206,7 +206,7 @@ fn what_cannot_be_done_is_said_and_nothing_is_written() {
             1,
             "bad.png",
         ),
-        ("--model m -o y", 2, "--input"),
+        ("--model m -o y", 2, "<FILE>"),
         (
             "--model m --input x --crop-pct 0.9 -o y",
             2,

@@ -158,9 +158,9 @@ impl Features {
     ///
     /// # Errors
     /// Images of another size than the model's.
-    pub fn run(&self, images: Vec<f32>, count: usize) -> Result<Vec<Vec<f32>>> {
+    pub fn run(&self, images: &[f32], count: usize) -> Result<Vec<Vec<f32>>> {
         match &self.extractor {
-            Extractor::Engine(extractor) => Ok(extractor.run(&images, count)?),
+            Extractor::Engine(extractor) => Ok(extractor.run(images, count)?),
             #[cfg(feature = "train")]
             Extractor::Network(network) => {
                 let (network, device) = &**network;
@@ -177,7 +177,7 @@ impl Features {
                         found,
                     }));
                 }
-                let images = TensorData::new(images, [count, channels, height, width]);
+                let images = TensorData::new(images.to_vec(), [count, channels, height, width]);
                 let maps = network.feature_maps(Tensor::from_data(images, device), &self.maps)?;
                 let values = maps.into_iter().map(|map| map.into_data().try_to_vec::<f32>());
                 let read = |error| vitesse_train::Error::Backend(format!("reading feature maps: {error:?}"));
@@ -223,7 +223,7 @@ impl Features {
         while at.done < count {
             let batch = at.done..count.min(at.done + batch_size.max(1));
             let (done, size) = (batch.end, batch.len());
-            let maps = self.run(images.pixels(batch)?, size)?;
+            let maps = self.run(&images.pixels(batch)?, size)?;
             for (map, values) in self.maps.iter().zip(maps) {
                 file.append(&map.name, &values)?;
             }

@@ -131,7 +131,10 @@ mod tests {
             ]
         );
         let layer12 = map("layer12", "blocks.11", 11, 192, 14, 16);
-        assert_eq!(of("deit_tiny_distilled_patch16_224", &[]), [layer12.clone()]);
+        assert_eq!(
+            of("deit_tiny_distilled_patch16_224", &[]),
+            std::slice::from_ref(&layer12)
+        );
         // In the order of the forward pass, each once.
         assert_eq!(
             of("deit_tiny_patch16_224", &[12, 3, 12]),
