@@ -27,7 +27,6 @@ use crate::{Events, Picture, Progress, Result, origin, raw};
 #[derive(Debug)]
 pub struct Features {
     architecture: String,
-    input_size: [usize; 3],
     maps: Vec<FeatureMap>,
     extractor: Extractor,
 }
@@ -142,7 +141,6 @@ impl Features {
         };
         Ok(Features {
             architecture: spec.architecture.clone(),
-            input_size: spec.input_size(),
             maps,
             extractor,
         })
@@ -164,7 +162,7 @@ impl Features {
             #[cfg(feature = "train")]
             Extractor::Network(network) => {
                 let (network, device) = &**network;
-                let [channels, height, width] = self.input_size;
+                let [channels, height, width] = network.spec().input_size();
                 let expected = count * channels * height * width;
                 if images.len() != expected {
                     let found = images.len();
