@@ -101,7 +101,7 @@ enum Content {
     /// Ops, and their tensors as if they were a model's only ops.
     Ops(Vec<OpSpec>, Tensors),
     /// PEFT's LoRA: what its modules are is known with the base.
-    Lora(LoraConfig, Tensors),
+    Lora(Box<LoraConfig>, Tensors),
 }
 
 impl Adapter {
@@ -132,7 +132,7 @@ impl Adapter {
             replaced.insert(name, tensors.get(name)?.clone());
         }
         let content = match lora::express(&own, &own_tensors, &replaced, spec) {
-            Some((config, factors)) => Content::Lora(config, factors),
+            Some((config, factors)) => Content::Lora(Box::new(config), factors),
             None => Content::Ops(own, own_tensors),
         };
         Ok(Adapter {
@@ -187,7 +187,7 @@ impl Adapter {
                 let read = LoraConfig::read(&config).map_err(fail)?;
                 let (factors, replaced) = lora::split(tensors).map_err(fail)?;
                 lora::nested(&config, &replaced).map_err(fail)?;
-                (Content::Lora(read, factors), replaced)
+                (Content::Lora(Box::new(read), factors), replaced)
             }
             OWN_TYPE => read_own(&config, tensors).map_err(fail)?,
             other => {
