@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vitesse_engine::{Engine, Options};
 use vitesse_model::ModelSpec;
-use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
+use vitesse_model::spec::{AttentionSpec, BlockSpec, LayerSpec, NetworkSpec, VitSpec};
 
 use crate::machine::{cache, processor};
 use crate::timing::{Budget, measure, median, noise};
@@ -59,14 +59,26 @@ impl<'a> Latencies<'a> {
     /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once the flag was set.
     pub(super) fn predict(&self, spec: &ModelSpec) -> Result<f64> {
         let vit = spec.vit()?;
-        let beside = self.time(spec, vit, None)?;
-        let halves = vit
+        let blocks: Vec<_> = vit
             .layers
             .iter()
             .filter_map(|layer| vit.cores.get(layer.core))
-            .flat_map(halves);
-        let each = halves.map(|half| Ok((self.time(spec, vit, Some(half))? - beside) / COPIES as f64));
-        Ok(beside + each.sum::<Result<f64>>()?)
+            .collect();
+        let last = blocks.iter().rposition(|block| block.attn.is_some());
+        let beside = self.time(spec, vit, &[])?;
+        let mut sum = beside;
+        for (index, block) in blocks.into_iter().enumerate() {
+            for half in halves(block) {
+                // From the last attention on, the engine goes on with the tokens that the heads read alone.
+                sum += if last.is_none_or(|last| index >= last) {
+                    self.time(spec, vit, &[half])? - beside
+                } else {
+                    let each = self.time(spec, vit, &before_a_reader(&[half]))?;
+                    (each - self.time(spec, vit, &before_a_reader(&[]))?) / COPIES as f64
+                };
+            }
+        }
+        Ok(sum)
     }
 
     /// Keeps what was measured. A cache that cannot be written costs time, and nothing else.
@@ -80,8 +92,8 @@ impl<'a> Latencies<'a> {
         }
     }
 
-    /// A model that has nothing but copies of a half.
-    fn time(&self, spec: &ModelSpec, vit: &VitSpec, half: Option<BlockSpec>) -> Result<f64> {
+    /// A model of these blocks.
+    fn time(&self, spec: &ModelSpec, vit: &VitSpec, blocks: &[BlockSpec]) -> Result<f64> {
         let sides = (
             vit.img_size,
             vit.patch_size,
@@ -91,23 +103,11 @@ impl<'a> Latencies<'a> {
             vit.pre_norm,
             spec.num_classes,
         );
-        let key = format!("{sides:?} {}", half.as_ref().map(widths).unwrap_or_default());
+        let key = format!("{sides:?} {:?}", blocks.iter().map(widths).collect::<Vec<_>>());
         if let Some(known) = self.known.borrow().get(&key) {
             return Ok(*known);
         }
-        let copies = if half.is_some() { COPIES } else { 1 };
-        let block = half.unwrap_or(BlockSpec {
-            attn: None,
-            mlp: None,
-        });
-        let model = ModelSpec {
-            network: NetworkSpec::Vit(VitSpec {
-                cores: vec![block; copies],
-                layers: (0..copies).map(LayerSpec::of).collect(),
-                ..vit.clone()
-            }),
-            ..spec.clone()
-        };
+        let model = of_blocks(spec, vit, blocks);
         let options = Options {
             threads: self.at.threads,
             precision: self.at.precision,
@@ -123,6 +123,28 @@ impl<'a> Latencies<'a> {
         self.known.borrow_mut().insert(key, found);
         Ok(found)
     }
+}
+
+/// The model without its blocks, and with these in their place.
+fn of_blocks(spec: &ModelSpec, vit: &VitSpec, blocks: &[BlockSpec]) -> ModelSpec {
+    ModelSpec {
+        network: NetworkSpec::Vit(VitSpec {
+            cores: blocks.to_vec(),
+            layers: (0..blocks.len()).map(LayerSpec::of).collect(),
+            ..vit.clone()
+        }),
+        ..spec.clone()
+    }
+}
+
+/// Copies of a half, and behind them an attention that reads all tokens: without it the engine would leave out those that no head reads.
+fn before_a_reader(half: &[BlockSpec]) -> Vec<BlockSpec> {
+    let reader = BlockSpec {
+        attn: Some(AttentionSpec::uniform(32, 1)),
+        mlp: None,
+    };
+    let copies = half.iter().flat_map(|half| vec![half.clone(); COPIES]);
+    copies.chain([reader]).collect()
 }
 
 /// The halves of a block, each by itself.
@@ -170,4 +192,36 @@ fn name(at: At) -> String {
         }
     };
     format!("{}.json", whole.chars().map(plain).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vitesse_model::zoo;
+
+    /// What is timed is what a half computes amid a model: all of its tokens, also in a perceptron.
+    #[test]
+    fn copies_of_a_half_compute_all_tokens() {
+        let spec = zoo::get("deit_micro_patch4_32").unwrap().spec;
+        let vit = spec.vit().unwrap();
+        let block = vit.cores[0].clone();
+        let macs = |blocks: &[BlockSpec]| {
+            let model = of_blocks(&spec, vit, blocks);
+            let options = Options {
+                threads: 1,
+                ..Options::default()
+            };
+            let engine = Engine::new(&model, &model.init(0).unwrap(), "a test", options).unwrap();
+            (engine.macs(), model.costs().unwrap().macs())
+        };
+        let (reader, all_of_reader) = macs(&before_a_reader(&[]));
+        assert!(reader < all_of_reader);
+        for half in halves(&block) {
+            let (copies, all_of_copies) = macs(&before_a_reader(&[half.clone()]));
+            assert_eq!(copies - reader, all_of_copies - all_of_reader);
+            // By itself it is the last one.
+            let (alone, all_of_it) = macs(&[half]);
+            assert!(alone < all_of_it);
+        }
+    }
 }
