@@ -191,7 +191,7 @@ impl Features {
     ///
     /// # Errors
     /// An image that cannot be read; images of another size than the model's; a file that cannot be written;
-    /// [`Error::Interrupted`] once `stop` was set.
+    /// [`crate::Error::Interrupted`] once `stop` was set.
     pub fn write(
         &self,
         images: Images<'_>,
