@@ -5,16 +5,20 @@
 mod cli_support;
 
 use std::fs;
+use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use cli_support::Place;
-use vitesse::data::decode_file;
+use vitesse::data::{DecodeOptions, decode_file};
 use vitesse::engine::{FeatureExtractor, Options, Precision};
+use vitesse::measure::features::{Features, Images};
+use vitesse::measure::{Error, raw};
 use vitesse::model::network::Network;
 use vitesse::model::spec::NetworkSpec;
 use vitesse::model::storage::safetensors::{self, Metadata};
-use vitesse::model::{ModelSpec, Tensors, zoo};
+use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Tensors, zoo};
 use vitesse::rng::Key;
+use vitesse::train;
 
 /// Weights that are not what fresh ones are.
 fn random(spec: &ModelSpec) -> Tensors {
@@ -36,7 +40,10 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let each = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    each.fold(0.0, |most: f32, x| if x <= most { most } else { x }) / largest
+    each.fold(
+        0.0,
+        |most: f32, x| if most.is_nan() || x <= most { most } else { x },
+    ) / largest
 }
 
 /// Maps that windows fit and that are filled up; tokens before the patches, a norm before the blocks.
@@ -179,6 +186,63 @@ fn layers_are_chosen_and_networks_without_tokens_have_stages_too() {
         shapes,
         [[1, 24, 16, 16], [1, 56, 8, 8], [1, 152, 4, 4], [1, 368, 2, 2]].map(|shape: [usize; 4]| shape)
     );
+}
+
+#[test]
+fn images_of_another_size_and_an_interruption_leave_nothing() {
+    let place = Place::new();
+    place.model("m", "swin_nano_patch2_window4_32", 5);
+    fs::copy(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli_support/ok.png"),
+        place.path("a.png"),
+    )
+    .unwrap();
+    let sized = |size| {
+        let options = LoadOptions {
+            img_size: Some(size),
+            ..LoadOptions::default()
+        };
+        Checkpoint::load(place.path("m"), &options).unwrap()
+    };
+    let (wide, high) = (sized([32, 48]), sized([48, 32]));
+    let mut tensors = Tensors::new();
+    tensors
+        .insert_f32("pixel_values", &[1, 3, 48, 32], vec![0.0; 3 * 48 * 32])
+        .unwrap();
+    safetensors::write(&place.path("x.safetensors"), &tensors, &Metadata::new()).unwrap();
+    let before = place.listing();
+
+    let features = Features::new(&wide, &[], None, Options::default(), &mut ()).unwrap();
+    let (files, decode) = ([place.path("a.png")], DecodeOptions::default());
+    let write = |images: Images<'_>, stop: bool| {
+        let stop = AtomicBool::new(stop);
+        let error = features.write(images, 1, &place.path("y"), &stop, &mut ());
+        assert_eq!(place.listing(), before);
+        error.unwrap_err()
+    };
+    let of = |preprocess| Images::Pictures {
+        files: &files,
+        decode: &decode,
+        preprocess,
+    };
+    let of_high = high.preprocess().unwrap();
+    let tensor = raw::Images::read(&place.path("x.safetensors"), &high.spec).unwrap();
+    for images in [of(&of_high), Images::Tensor(&tensor)] {
+        let error = write(images, false);
+        assert!(
+            matches!(
+                error,
+                Error::Train(train::Error::InputSize {
+                    expected: [3, 32, 48],
+                    found: [3, 48, 32],
+                    ..
+                })
+            ),
+            "{error}"
+        );
+    }
+    let error = write(of(&wide.preprocess().unwrap()), true);
+    assert!(matches!(error, Error::Interrupted), "{error}");
 }
 
 #[test]

@@ -50,15 +50,15 @@ def maps(model, name, images):
         found = model.forward_intermediates(
             images, indices=[layer - 1 for layer in layers], norm=False, output_fmt="NCHW", intermediates_only=True)
         flags = ["--layers", ",".join(str(layer) for layer in layers)]
-        return {f"layer{layer}": map for layer, map in zip(layers, found)}, flags
+        return {f"layer{layer}": values for layer, values in zip(layers, found)}, flags
     body = timm.create_model(name, features_only=True).eval()
     state = {re.sub(r"^layers\.", "layers_", key): tensor for key, tensor in model.state_dict().items()}
     body.load_state_dict({key: state[key] for key in body.state_dict()}, strict=True)
     # RegNet's first map is that of its stem.
     found = body(images)[-4:]
     if name.startswith("swin"):
-        found = [map.permute(0, 3, 1, 2) for map in found]
-    return {f"stage{stage + 1}": map for stage, map in enumerate(found)}, []
+        found = [values.permute(0, 3, 1, 2) for values in found]
+    return {f"stage{stage + 1}": values for stage, values in enumerate(found)}, []
 
 
 def check(name, seed, args, folder):
@@ -95,8 +95,10 @@ def check(name, seed, args, folder):
     found = load_file(folder / "maps.safetensors")
     of_maps = float("inf")
     if found.keys() == expected_maps.keys():
-        of_maps = max(
-            (found[key] - map).abs().max().item() / max(1.0, map.abs().max().item()) for key, map in expected_maps.items())
+        # Not Python's `max`, which overlooks NaN.
+        of_maps = torch.stack([
+            (found[key] - expected_map).abs().max() / expected_map.abs().max().clamp(min=1.0)
+            for key, expected_map in expected_maps.items()]).max().item()
     perturbed = ""
     ok = difference <= tolerance and of_maps <= 1e-4
     if not args.no_perturb:

@@ -12,7 +12,7 @@ use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left, right};
 
 use super::Console;
-use super::args::model::{ModelArgs, ReadArgs};
+use super::args::model::CheckpointArgs;
 use super::args::output::may_write;
 use super::args::preprocess::PreprocessArgs;
 use super::args::{DecodeArgs, RunArgs, positive};
@@ -20,15 +20,15 @@ use super::failure::Result;
 use super::outcome::Outcome;
 use super::show::Show;
 
-/// Write the feature maps of images to a file: of a Swin or RegNet one a stage, of a ViT the grid of its patches
+/// Write the feature maps of images to a file: one per stage for Swin and RegNet, the grid of patches for ViT
 ///
-/// The output holds a tensor `[images, channels, height, width]` in f32 for each map: `stage1` to `stage4` of a network with
-/// stages, at strides 4, 8, 16 and 32; `layer12` of a vision transformer of twelve layers, the class token and other tokens that
-/// are no patches left out. A map is what leaves the block, before any norm that follows: timm's `features_only`, or
+/// The output holds a tensor `[images, channels, height, width]` in f32 for each map: one per stage of Swin and RegNet
+/// (`stage1`, `stage2`, …; strides 4 to 32 in the published models); `layer12` of a vision transformer of twelve layers, the class
+/// token and other tokens that are no patches left out. A map is what leaves the block, before any norm that follows: timm's `features_only`, or
 /// `forward_intermediates` with `norm=False`. Metadata says strides, timm's names of the modules, and files.
 ///
 /// Images are files, prepared as `predict` does, or a tensor, taken as `run` does. They are computed and written batch by
-/// batch. A file that cannot be read ends it, and nothing is written.
+/// batch. If a file cannot be read, the command fails, and nothing is written.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,16 +38,8 @@ Examples:
 
 In Python, safetensors.torch.load_file(\"maps.safetensors\")[\"layer12\"] is one of them")]
 pub(super) struct Args {
-    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
-    ///
-    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
-    /// that architecture with fresh, untrained weights.
-    #[arg(long, value_name = "MODEL", help_heading = "Model")]
-    model: String,
     #[command(flatten)]
-    read: ReadArgs,
-    #[command(flatten)]
-    load: ModelArgs,
+    model: CheckpointArgs,
     /// Layers of a vision transformer after which maps are taken, counted from 1 [default: the last]
     ///
     /// timm counts its blocks from 0: its indices 2,5,8,11 are the layers 3,6,9,12. A network with stages has a map for each.
@@ -56,7 +48,7 @@ pub(super) struct Args {
     /// Image files: JPEG, PNG, WebP, BMP or GIF; of a folder, all that it holds
     #[arg(required_unless_present = "input", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// File of images that are prepared: safetensors with `pixel_values`
+    /// File of images already prepared (resized and normalised): safetensors with `pixel_values`
     #[arg(
         short,
         long,
@@ -64,7 +56,7 @@ pub(super) struct Args {
         conflicts_with_all = ["files", "crop_pct", "interpolation", "max_pixels", "exif"]
     )]
     input: Option<PathBuf>,
-    /// File to write: safetensors with a tensor a map
+    /// File to write: safetensors with one tensor per map
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Replace the output if it exists
@@ -82,7 +74,7 @@ impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.run.compute.start()?;
         may_write(&self.output, self.force)?;
-        let mut checkpoint = self.load.load(&self.model, &self.read, None, console)?;
+        let mut checkpoint = self.model.load(console)?;
         let mut show = Show::new(console);
         let layers: Vec<usize> = self.layers.iter().map(|layer| layer.get()).collect();
         let (backend, precision) = self.run.computed();

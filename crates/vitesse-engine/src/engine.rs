@@ -252,18 +252,26 @@ impl Engine {
     }
 
     fn check(&self, images: &[f32], count: usize) -> Result<()> {
-        let [channels, height, width] = self.spec.input_size();
-        let expected = count.saturating_mul(channels * height * width);
-        if images.len() == expected {
-            return Ok(());
-        }
-        Err(Error::Input {
-            images: count,
-            channels,
-            height,
-            width,
-            expected,
-            found: images.len(),
-        })
+        check_images(&self.spec, images, count)
     }
+}
+
+/// Whether `images` are the numbers of `count` images `[count, channels, height, width]` of the size that the model takes.
+///
+/// # Errors
+/// [`Error::Input`] where they are not.
+pub fn check_images(spec: &ModelSpec, images: &[f32], count: usize) -> Result<()> {
+    let [channels, height, width] = spec.input_size();
+    let expected = count.saturating_mul(channels * height * width);
+    if images.len() == expected {
+        return Ok(());
+    }
+    Err(Error::Input {
+        images: count,
+        channels,
+        height,
+        width,
+        expected,
+        found: images.len(),
+    })
 }

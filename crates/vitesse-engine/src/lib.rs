@@ -4,7 +4,7 @@
 //! read them, ops that are linear and per token are folded into their neighbours, and memory for all intermediates is set
 //! aside. Running it allocates nothing.
 //!
-//! A [`FeatureExtractor`] is the same for feature maps in the place of logits.
+//! A [`FeatureExtractor`] is the same for feature maps in the place of logits; it allocates the maps that it returns.
 //!
 //! A plan is a list of steps (`plan`, `steps`), made in one walk over the model (`compile`); running, describing and counting
 //! walk that list.
@@ -31,7 +31,7 @@ mod team;
 mod tests;
 mod weights;
 
-pub use engine::{Engine, Options, Output, Precision};
+pub use engine::{Engine, Options, Output, Precision, check_images};
 pub use error::{Error, Result};
 pub use features::FeatureExtractor;
 pub use profile::{Profile, Stage};

@@ -7,26 +7,27 @@ use std::time::Instant;
 
 #[cfg(feature = "train")]
 use burn::tensor::{Device, Tensor, TensorData};
-use rayon::prelude::*;
 use serde::Serialize;
 use vitesse_data::{DecodeOptions, Preprocess};
+#[cfg(feature = "train")]
+use vitesse_engine::check_images;
 use vitesse_engine::{FeatureExtractor, Options};
-use vitesse_model::Checkpoint;
 #[cfg(feature = "train")]
 use vitesse_model::network::Network;
 use vitesse_model::spec::FeatureMap;
 use vitesse_model::storage::safetensors::Metadata;
 use vitesse_model::storage::streamed::Streamed;
+use vitesse_model::{Checkpoint, ModelSpec};
 
 use crate::classify::{Arithmetic, Backend, choose, with_threads};
-use crate::error::check;
-use crate::predict::prepare;
+use crate::error::{check, check_size};
+use crate::predict::prepare_all;
 use crate::{Events, Picture, Progress, Result, origin, raw};
 
 /// A model ready to give feature maps.
 #[derive(Debug)]
 pub struct Features {
-    architecture: String,
+    spec: ModelSpec,
     maps: Vec<FeatureMap>,
     extractor: Extractor,
 }
@@ -82,6 +83,14 @@ impl Images<'_> {
         }
     }
 
+    /// `[channels, height, width]` of each.
+    fn size(&self) -> [usize; 3] {
+        match self {
+            Images::Tensor(images) => images.size(),
+            Images::Pictures { preprocess, .. } => preprocess.input_size,
+        }
+    }
+
     /// Some of them, normalised, one after the other.
     fn pixels(&self, images: Range<usize>) -> Result<Vec<f32>> {
         match self {
@@ -91,12 +100,11 @@ impl Images<'_> {
                 decode,
                 preprocess,
             } => {
-                let files = files.get(images).unwrap_or_default().par_iter();
-                let prepared: Vec<Result<Vec<f32>>> = files
-                    .map(|file| prepare(Picture::from(file), decode, preprocess))
-                    .collect();
+                let files = files.get(images).unwrap_or_default();
+                let pictures: Vec<Picture<'_>> = files.iter().map(Picture::from).collect();
+                let prepared = prepare_all(&pictures, decode, preprocess).into_iter();
                 // Of several that cannot be read, the first is told.
-                let prepared: Vec<Vec<f32>> = prepared.into_iter().collect::<Result<_>>()?;
+                let prepared: Vec<Vec<f32>> = prepared.collect::<Result<_>>()?;
                 Ok(prepared.concat())
             }
         }
@@ -140,7 +148,7 @@ impl Features {
             Backend::Network => Extractor::Network(Box::new(crate::classify::network(checkpoint)?)),
         };
         Ok(Features {
-            architecture: spec.architecture.clone(),
+            spec: spec.clone(),
             maps,
             extractor,
         })
@@ -162,19 +170,8 @@ impl Features {
             #[cfg(feature = "train")]
             Extractor::Network(network) => {
                 let (network, device) = &**network;
-                let [channels, height, width] = network.spec().input_size();
-                let expected = count * channels * height * width;
-                if images.len() != expected {
-                    let found = images.len();
-                    return Err(crate::Error::Engine(vitesse_engine::Error::Input {
-                        images: count,
-                        channels,
-                        height,
-                        width,
-                        expected,
-                        found,
-                    }));
-                }
+                check_images(&self.spec, images, count)?;
+                let [channels, height, width] = self.spec.input_size();
                 let images = TensorData::new(images.to_vec(), [count, channels, height, width]);
                 let maps = network.feature_maps(Tensor::from_data(images, device), &self.maps)?;
                 let values = maps.into_iter().map(|map| map.into_data().try_to_vec::<f32>());
@@ -184,14 +181,14 @@ impl Features {
         }
     }
 
-    /// Writes the maps of `images` to the safetensors file `output`: a tensor `[images, channels, height, width]` a map, of its
-    /// name. It is written batch by batch, so that the memory that it takes does not depend on the number of images; and whole
-    /// or not at all. The metadata has the `architecture`, the `maps` (JSON: name, timm's module, channels, size, stride) and of
-    /// pictures the `files` (a JSON list).
+    /// Writes the maps of `images` to the safetensors file `output`: one tensor `[images, channels, height, width]` per map,
+    /// of its name. It is written batch by batch, so that no more than a batch and the names of the files are kept in memory, and
+    /// whole or not at all. The metadata has the `architecture`, the `maps` (JSON: name, timm's module, channels, size, stride)
+    /// and of pictures the `files` (a JSON list).
     ///
     /// # Errors
-    /// An image that cannot be read; images of another size than the model's; a file that cannot be written;
-    /// [`crate::Error::Interrupted`] once `stop` was set.
+    /// An image that cannot be read; images of another size than the model's; more names than the header has room for; a file that
+    /// cannot be written; [`crate::Error::Interrupted`] once `stop` was set.
     pub fn write(
         &self,
         images: Images<'_>,
@@ -200,6 +197,7 @@ impl Features {
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Report> {
+        check_size(&self.spec, images.size())?;
         let (begun, count) = (Instant::now(), images.count());
         let tensors: Vec<(String, Vec<usize>)> = self
             .maps
@@ -210,7 +208,7 @@ impl Features {
             })
             .collect();
         let mut metadata = Metadata::from([
-            ("architecture".to_owned(), self.architecture.clone()),
+            ("architecture".to_owned(), self.spec.architecture.clone()),
             ("maps".to_owned(), serde_json::json!(self.maps).to_string()),
         ]);
         metadata.extend(images.names().map(|names| ("files".to_owned(), names)));
@@ -232,7 +230,7 @@ impl Features {
         file.commit()?;
         let seconds = begun.elapsed().as_secs_f64();
         Ok(Report {
-            model: self.architecture.clone(),
+            model: self.spec.architecture.clone(),
             output: output.display().to_string(),
             images: count,
             maps: self.maps.clone(),

@@ -101,6 +101,12 @@ impl Images {
         self.shape[0]
     }
 
+    /// `[channels, height, width]` of each.
+    pub(crate) fn size(&self) -> [usize; 3] {
+        let [_, channels, height, width] = self.shape;
+        [channels, height, width]
+    }
+
     /// Some of them, one after the other.
     pub(crate) fn pixels(&self, images: Range<usize>) -> Result<Vec<f32>> {
         Ok(self.tensor.rows(images)?.to_f32().into_owned())

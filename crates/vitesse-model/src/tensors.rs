@@ -245,14 +245,22 @@ impl Tensor {
         }
     }
 
-    /// These of its rows, the slices along the first axis; none where there are fewer.
+    /// These of its rows, the slices along the first axis.
+    ///
+    /// # Errors
+    /// Rows that it does not have.
     pub fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
         let (&count, inner) = self.shape.split_first().unwrap_or((&1, &[]));
-        let rows = rows.start.min(count)..rows.end.min(count);
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::TensorRows {
+                shape: self.shape.clone(),
+                rows,
+            });
+        }
         let bytes = self.range.len() / count.max(1);
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();
         let start = self.range.start;
-        let range = start + rows.start * bytes..start + rows.end.max(rows.start) * bytes;
+        let range = start + rows.start * bytes..start + rows.end * bytes;
         Tensor::from_source(self.dtype, &shape, Arc::clone(&self.source), range)
     }
 
@@ -457,8 +465,9 @@ mod tests {
             (&[2, 2][..], &[2.0, 3.0, 4.0, 5.0][..])
         );
         assert_eq!(*rows.rows(1..2).unwrap().to_f32(), [4.0, 5.0]);
-        assert_eq!(tensor.rows(2..9).unwrap().shape(), [1, 2]);
-        assert_eq!(tensor.rows(5..9).unwrap().shape(), [0, 2]);
+        assert_eq!(tensor.rows(3..3).unwrap().shape(), [0, 2]);
+        let error = tensor.rows(2..4).unwrap_err().to_string();
+        assert_eq!(error, "a tensor of shape [3, 2] has no rows 2..4, counted from 0");
     }
 
     #[test]

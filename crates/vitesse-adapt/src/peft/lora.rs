@@ -392,7 +392,7 @@ fn twice(path: &str) -> String {
     )
 }
 
-/// The weight `name` of a module that classifies, with its update.
+/// The weight `name` of a module on which no op can stand, one that classifies or merges patches, with its update.
 fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<Tensor> {
     let weight = model.tensors.get(name).map_err(|_| {
         format!(
@@ -404,9 +404,16 @@ fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint)
         kind.rank,
     );
     if *a.shape() != [rank, columns] || *b.shape() != [rows, rank] {
+        let mut heads = model.spec.classifiers().into_iter();
+        let classifies = heads.any(|head| name.strip_suffix(".weight") == Some(head));
+        let or = if classifies {
+            ", or to one with another number of classes"
+        } else {
+            ""
+        };
         return Err(format!(
             "its factors of `{name}` have shapes {:?} and {:?}, but the weight of the base has {:?}; it belongs to another \
-             model, or to one with another number of classes",
+             model{or}",
             a.shape(),
             b.shape(),
             weight.shape()

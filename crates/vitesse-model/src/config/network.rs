@@ -60,9 +60,10 @@ pub(super) fn global_pool(spec: &ModelSpec) -> &'static str {
 }
 
 impl ModelSpec {
-    /// Where timm has networks of this kind: the module of Python's, and the class in it.
+    /// The Python module and class of timm's implementation.
     pub fn timm_class(&self) -> [&'static str; 2] {
         match &self.network {
+            NetworkSpec::Vit(vit) if vit.is_distilled() => ["timm.models.deit", "VisionTransformerDistilled"],
             NetworkSpec::Vit(_) => ["timm.models.vision_transformer", "VisionTransformer"],
             NetworkSpec::RegNet(_) => ["timm.models.regnet", "RegNet"],
             NetworkSpec::Swin(_) => ["timm.models.swin_transformer", "SwinTransformer"],

@@ -116,7 +116,7 @@ pub(super) fn header(path: &Path, order: &[Listed<'_>], metadata: &Metadata) -> 
     json.resize(json.len().next_multiple_of(8), b' ');
     let length = json.len() as u64;
     if length > MAX_HEADER {
-        return Err(Error::HeaderLength {
+        return Err(Error::HeaderRoom {
             path: path.to_owned(),
             found: length,
             limit: MAX_HEADER,

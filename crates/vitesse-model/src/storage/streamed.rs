@@ -50,7 +50,8 @@ impl Streamed {
     /// [`write`](super::safetensors::write()).
     ///
     /// # Errors
-    /// Two tensors of one name; more than a file can hold; whatever the file system says.
+    /// Two tensors of one name; more than a file can hold; names and metadata for which its header has no room; whatever the file
+    /// system says.
     pub fn create(path: &Path, tensors: &[(String, Vec<usize>)], metadata: &Metadata) -> Result<Streamed> {
         let mut order: Vec<Listed<'_>> = tensors
             .iter()
@@ -94,14 +95,15 @@ impl Streamed {
     /// A tensor that is none of the file's; more values than its shape holds; whatever the file system says.
     pub fn append(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let Some(tensor) = self.tensors.iter_mut().find(|tensor| tensor.name == name) else {
-            return Err(Error::TensorMissing {
+            return Err(Error::TensorValues {
+                path: self.path.clone(),
                 name: name.to_owned(),
-                similar: Vec::new(),
+                detail: "was given values, but is none of its tensors".to_owned(),
             });
         };
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if bytes.len() as u64 > tensor.end - tensor.at {
-            return Err(tensor.wrong(bytes.len() as u64));
+            return Err(tensor.wrong(&self.path, bytes.len() as u64));
         }
         let write = |file: &mut File| -> io::Result<()> {
             file.seek(SeekFrom::Start(tensor.at))?;
@@ -118,7 +120,7 @@ impl Streamed {
     /// A tensor that lacks values; whatever the file system says.
     pub fn commit(self) -> Result<()> {
         if let Some(short) = self.tensors.iter().find(|tensor| tensor.at < tensor.end) {
-            return Err(short.wrong(0));
+            return Err(short.wrong(&self.path, 0));
         }
         self.file.commit().map_err(Error::io("write", &self.path))
     }
@@ -126,13 +128,16 @@ impl Streamed {
 
 impl Growing {
     /// It would have so many bytes more than it has.
-    fn wrong(&self, more: u64) -> Error {
-        let expected = byte_len(DType::F32, &self.shape).unwrap_or(0);
-        Error::TensorBytes {
-            dtype: DType::F32,
-            shape: self.shape.clone(),
-            expected: expected.to_string(),
-            found: (expected as u64 - (self.end - self.at) + more) as usize,
+    fn wrong(&self, path: &Path, more: u64) -> Error {
+        let expected = byte_len(DType::F32, &self.shape).unwrap_or(0) as u64;
+        let found = expected - (self.end - self.at) + more;
+        Error::TensorValues {
+            path: path.to_owned(),
+            name: self.name.clone(),
+            detail: format!(
+                "of shape {:?} takes {expected} bytes, but was given {found}",
+                self.shape
+            ),
         }
     }
 }
@@ -190,12 +195,28 @@ mod tests {
         };
         let mut file = begin(&["a"]).unwrap();
         file.append("a", &[1.0; 3]).unwrap();
-        let error = file.append("a", &[1.0; 2]).unwrap_err().to_string();
-        assert!(error.contains("takes 16 bytes, but was given 20"), "{error}");
-        assert_eq!(file.append("b", &[]).unwrap_err().code(), "E_TENSOR_MISSING");
-        let error = file.commit().unwrap_err().to_string();
-        assert!(error.contains("takes 16 bytes, but was given 12"), "{error}");
+        let says = |error: Error, detail: &str| {
+            assert_eq!(
+                error.to_string(),
+                format!("`{}`: the tensor {detail}", path.display())
+            );
+        };
+        says(
+            file.append("a", &[1.0; 2]).unwrap_err(),
+            "`a` of shape [2, 2] takes 16 bytes, but was given 20",
+        );
+        says(
+            file.append("b", &[]).unwrap_err(),
+            "`b` was given values, but is none of its tensors",
+        );
+        says(
+            file.commit().unwrap_err(),
+            "`a` of shape [2, 2] takes 16 bytes, but was given 12",
+        );
         assert_eq!(begin(&["a", "b", "a"]).unwrap_err().code(), "E_TENSOR_DUPLICATE");
+        let long = Metadata::from([("files".to_owned(), "x".repeat(100_000_000))]);
+        let error = Streamed::create(&path, &[], &long).unwrap_err().to_string();
+        assert!(error.contains("split it into several files"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
     }
