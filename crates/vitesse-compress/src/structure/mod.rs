@@ -51,6 +51,8 @@ mod kept;
 mod mask;
 #[cfg(feature = "train")]
 mod moments;
+#[cfg(feature = "train")]
+mod queries;
 pub mod rank;
 mod selection;
 mod slice;

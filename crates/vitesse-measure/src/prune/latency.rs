@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vitesse_engine::{Engine, Options};
 use vitesse_model::ModelSpec;
-use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
+use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, SwinSpec, Transformer, VitSpec};
 
 use crate::machine::{cache, processor};
 use crate::timing::{Budget, measure, median, noise};
@@ -58,15 +58,17 @@ impl<'a> Latencies<'a> {
     /// # Errors
     /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once the flag was set.
     pub(super) fn predict(&self, spec: &ModelSpec) -> Result<f64> {
-        let vit = spec.vit()?;
-        let beside = self.time(spec, vit, None)?;
-        let halves = vit
-            .layers
-            .iter()
-            .filter_map(|layer| vit.cores.get(layer.core))
-            .flat_map(halves);
-        let each = halves.map(|half| Ok((self.time(spec, vit, Some(half))? - beside) / COPIES as f64));
-        Ok(beside + each.sum::<Result<f64>>()?)
+        let body = spec.transformer()?;
+        let mut sum = self.time(spec, &around(body), None)?;
+        for layer in 0..body.layers().len() {
+            let Some(block) = body.block(layer) else { continue };
+            let stage = stage(body, layer);
+            let beside = self.time(spec, &stage, None)?;
+            for half in halves(block) {
+                sum += (self.time(spec, &stage, Some(half))? - beside) / COPIES as f64;
+            }
+        }
+        Ok(sum)
     }
 
     /// Keeps what was measured. A cache that cannot be written costs time, and nothing else.
@@ -80,32 +82,27 @@ impl<'a> Latencies<'a> {
         }
     }
 
-    /// A model that has nothing but copies of a half.
-    fn time(&self, spec: &ModelSpec, vit: &VitSpec, half: Option<BlockSpec>) -> Result<f64> {
-        let sides = (
-            vit.img_size,
-            vit.patch_size,
-            vit.embed_dim,
-            vit.prefix.len(),
-            vit.activation,
-            vit.pre_norm,
-            spec.num_classes,
+    /// A model whose blocks, which are empty, become copies of a half.
+    fn time(&self, spec: &ModelSpec, frame: &NetworkSpec, half: Option<BlockSpec>) -> Result<f64> {
+        let key = format!(
+            "{} {}",
+            sides(frame, spec.num_classes),
+            half.as_ref().map(widths).unwrap_or_default()
         );
-        let key = format!("{sides:?} {}", half.as_ref().map(widths).unwrap_or_default());
         if let Some(known) = self.known.borrow().get(&key) {
             return Ok(*known);
         }
-        let copies = if half.is_some() { COPIES } else { 1 };
-        let block = half.unwrap_or(BlockSpec {
-            attn: None,
-            mlp: None,
-        });
+        let mut network = frame.clone();
+        if let Some(half) = half {
+            let cores = match &mut network {
+                NetworkSpec::Vit(vit) => &mut vit.cores[..],
+                NetworkSpec::Swin(swin) => &mut swin.cores,
+                NetworkSpec::RegNet(_) => &mut [],
+            };
+            cores.fill(half);
+        }
         let model = ModelSpec {
-            network: NetworkSpec::Vit(VitSpec {
-                cores: vec![block; copies],
-                layers: (0..copies).map(LayerSpec::of).collect(),
-                ..vit.clone()
-            }),
+            network,
             ..spec.clone()
         };
         let options = Options {
@@ -122,6 +119,81 @@ impl<'a> Latencies<'a> {
         }
         self.known.borrow_mut().insert(key, found);
         Ok(found)
+    }
+}
+
+/// A block without anything in it.
+const EMPTY: BlockSpec = BlockSpec {
+    attn: None,
+    mlp: None,
+};
+
+/// All of a model but what is in its blocks.
+fn around(body: Transformer<'_>) -> NetworkSpec {
+    match body {
+        Transformer::Vit(vit) => NetworkSpec::Vit(copies(vit)),
+        Transformer::Swin(swin) => NetworkSpec::Swin(SwinSpec {
+            cores: vec![EMPTY; swin.layers.len()],
+            layers: (0..swin.layers.len()).map(LayerSpec::of).collect(),
+            ..swin.clone()
+        }),
+    }
+}
+
+/// A model with empty blocks alone that have the tokens of this layer: of a Swin its stage, whose copies shift their windows in turn.
+fn stage(body: Transformer<'_>, layer: usize) -> NetworkSpec {
+    match body {
+        Transformer::Vit(vit) => NetworkSpec::Vit(copies(vit)),
+        Transformer::Swin(swin) => {
+            let stage = swin.place(layer).map_or(0, |place| place.stage);
+            NetworkSpec::Swin(SwinSpec {
+                img_size: swin.stage_map(stage).map(|side| side * swin.patch_size),
+                embed_dim: swin.stage_dim(stage),
+                depths: vec![COPIES],
+                cores: vec![EMPTY; COPIES],
+                layers: (0..COPIES).map(LayerSpec::of).collect(),
+                ..swin.clone()
+            })
+        }
+    }
+}
+
+fn copies(vit: &VitSpec) -> VitSpec {
+    VitSpec {
+        cores: vec![EMPTY; COPIES],
+        layers: (0..COPIES).map(LayerSpec::of).collect(),
+        ..vit.clone()
+    }
+}
+
+/// All that the latency of a model of empty blocks depends on.
+fn sides(frame: &NetworkSpec, classes: usize) -> String {
+    match frame {
+        NetworkSpec::Vit(vit) => format!(
+            "{:?}",
+            (
+                vit.img_size,
+                vit.patch_size,
+                vit.embed_dim,
+                vit.prefix.len(),
+                vit.activation,
+                vit.pre_norm,
+                classes,
+            )
+        ),
+        NetworkSpec::Swin(swin) => format!(
+            "{:?}",
+            (
+                swin.img_size,
+                swin.patch_size,
+                swin.embed_dim,
+                &swin.depths,
+                swin.window_size,
+                swin.window_rule,
+                classes,
+            )
+        ),
+        NetworkSpec::RegNet(_) => String::new(),
     }
 }
 
