@@ -27,7 +27,7 @@ use burn::tensor::{Device, Int, Tensor};
 use serde::Serialize;
 use vitesse_model::network::{Ctx, Network, Trace};
 use vitesse_model::spec::{AttentionSpec, Transformer};
-use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
+use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_words::counted;
 
 use super::halves::Half;
@@ -38,7 +38,7 @@ use super::selection::Selection;
 use super::slice::{Sliced, slice};
 use super::streams::Streams;
 use super::units::{Kind, bounds, unshared};
-use crate::linalg::{Cholesky, add, dot};
+use super::write::{add_behind, add_to, store};
 use crate::{Error, Result};
 
 /// What is solved anew where units of a kind are cut; `None` where nothing is.
@@ -342,12 +342,14 @@ impl<'a> Walk<'a> {
                 }
             }
         }
+        if !self.add_before(layer, &mean)? {
+            mean.fill(0.0);
+        }
         self.fits.push(Fit {
             module: module(self.body, layer, half.projection()),
             cut: whole / energy.max(f64::MIN_POSITIVE),
             corrected: (whole - square(&mean)) / energy.max(f64::MIN_POSITIVE),
         });
-        self.add_before(layer, &mean)?;
         self.pruned = network(&self.sliced)?;
         let before_block = match &self.last {
             Some(last) => last.layer != layer,
@@ -369,15 +371,17 @@ impl<'a> Walk<'a> {
         layer > 0 && self.body.merging(layer) != self.body.merging(layer - 1)
     }
 
-    /// Adds to the stream of a layer, for every token, before the next half: to what wrote last, or to what makes the stream.
-    fn add_before(&mut self, layer: usize, mean: &[f64]) -> Result<()> {
+    /// Adds to the stream of a layer, for every token, before the next half: to what wrote last, or to what makes the stream. Says whether there
+    /// was a way; if not, the next projection takes it on.
+    fn add_before(&mut self, layer: usize, mean: &[f64]) -> Result<bool> {
         let tensors = &mut self.sliced.tensors;
         if let Some(last) = &self.last {
             let written: Vec<f64> = match &last.out_idx {
                 Some(idx) => idx.iter().map(|&channel| mean[channel]).collect(),
                 None => mean.to_vec(),
             };
-            return add_to(tensors, &format!("{}.bias", last.module), &written);
+            add_to(tensors, &format!("{}.bias", last.module), &written)?;
+            return Ok(true);
         }
         if let Some(merging) = self.body.merging(layer) {
             return add_behind(tensors, &merging, mean);
@@ -388,7 +392,8 @@ impl<'a> Walk<'a> {
             Transformer::Vit(vit) if vit.embed_prefix => &["pos_embed"],
             Transformer::Vit(_) => &["cls_token", "dist_token", "reg_token", "pos_embed"],
         };
-        names.iter().try_for_each(|name| add_to(tensors, name, mean))
+        names.iter().try_for_each(|name| add_to(tensors, name, mean))?;
+        Ok(true)
     }
 
     /// Solves the queries of heads that lost dimensions of queries and keys: `A·q` in the place of `q`, with the least mean of
@@ -485,54 +490,4 @@ fn select(x: Tensor<3>, channels: &[usize]) -> Tensor<3> {
     let channels: Vec<i64> = channels.iter().map(|&channel| channel as i64).collect();
     let channels = Tensor::<1, Int>::from_data(channels.as_slice(), &x.device());
     x.select(2, channels)
-}
-
-/// Replaces a module's weight, and its bias if it has one.
-fn store(tensors: &mut Tensors, module: &str, map: &Map) -> Result<()> {
-    for (name, values) in [("weight", &map.weight), ("bias", &map.bias)] {
-        let name = format!("{module}.{name}");
-        if tensors.contains(&name) {
-            let before = tensors.get(&name)?;
-            let values = values.iter().map(|value| *value as f32).collect();
-            let after = Stored::rounded(before.dtype(), before.shape(), values)?;
-            tensors.insert(name, after);
-        }
-    }
-    Ok(())
-}
-
-/// Adds to every row of a tensor, if there is one of this name.
-fn add_to(tensors: &mut Tensors, name: &str, added: &[f64]) -> Result<()> {
-    if !tensors.contains(name) {
-        return Ok(());
-    }
-    let tensor = tensors.get(name)?;
-    let mut values = tensor.to_f32().into_owned();
-    for row in values.chunks_mut(added.len().max(1)) {
-        row.iter_mut()
-            .zip(added)
-            .for_each(|(value, added)| *value = (f64::from(*value) + added) as f32);
-    }
-    let after = Stored::rounded(tensor.dtype(), tensor.shape(), values)?;
-    tensors.insert(name, after);
-    Ok(())
-}
-
-/// Adds to what patch merging writes to every token: the least that the bias of its norm has to change for that, `Wᵀ·(W·Wᵀ)⁻¹` times what
-/// is added.
-fn add_behind(tensors: &mut Tensors, merging: &str, added: &[f64]) -> Result<()> {
-    let weight = Map::of(tensors, &format!("{merging}.reduction"))?.weight;
-    let rows: Vec<&[f64]> = weight.chunks(weight.len() / added.len().max(1)).collect();
-    let products = rows.iter().flat_map(|a| rows.iter().map(|b| dot(a, b)));
-    // Rows that hang together leave no way to add: then the next projection takes it on.
-    let Some(cholesky) = Cholesky::new(products.collect(), rows.len()) else {
-        return Ok(());
-    };
-    let mut given = added.to_vec();
-    cholesky.solve(&mut given);
-    let mut bias = vec![0.0; rows.first().map_or(0, |row| row.len())];
-    for (row, given) in rows.iter().zip(given) {
-        add(&mut bias, given, row);
-    }
-    add_to(tensors, &format!("{merging}.norm.bias"), &bias)
 }
