@@ -172,7 +172,7 @@ fn what_a_swin_loses_in_its_windows_is_made_good_for_in_its_stream() {
     }
     let table = "layers.1.blocks.1.attn.relative_position_bias_table";
     change(&mut tensors, table, |values| {
-        values.chunks_mut(3).for_each(|row| row[2] = row[0])
+        values.chunks_mut(3).for_each(|row| row[2] = row[0]);
     });
     made_good_in(&spec, &tensors, &without(Kind::Head, 3, 3, 2));
 }
@@ -213,7 +213,7 @@ fn a_half_behind_clips_first_norm_leaves_its_mean_there() {
     let spec = model(plain().vit().unwrap().clone().into_clip(Activation::QuickGelu));
     let mut tensors = weights(&spec, 4);
     change(&mut tensors, "blocks.0.attn.proj.weight", |values| {
-        values.fill(0.0)
+        values.fill(0.0);
     });
     let mut selection = Selection::default();
     selection.drop_all(Kind::Attn, Some(0));
