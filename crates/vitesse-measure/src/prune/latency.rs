@@ -298,7 +298,7 @@ mod tests {
         let (reader, all_of_reader) = macs(&before_a_reader(&[]));
         assert!(reader < all_of_reader);
         for half in halves(&block) {
-            let (copies, all_of_copies) = macs(&before_a_reader(&[half.clone()]));
+            let (copies, all_of_copies) = macs(&before_a_reader(std::slice::from_ref(&half)));
             assert_eq!(copies - reader, all_of_copies - all_of_reader);
             // By itself it is the last one.
             let (alone, all_of_it) = macs(&[half]);
