@@ -65,8 +65,8 @@ def checkpoint(size, weights, cache):
         model = timm.create_model(name)
         save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, part / "model.safetensors")
         config = json.loads((weights / "config.json").read_text())
-        config |= {"architecture": name, "num_features": model.num_features}
-        config["pretrained_cfg"]["tag"] = "random"
+        config |= {"architecture": name, "num_features": model.num_features, "num_classes": model.num_classes}
+        config["pretrained_cfg"] |= {"tag": "random", "num_classes": model.num_classes}
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     return made_once(cache / f"{name}.random", make)
