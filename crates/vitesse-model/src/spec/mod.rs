@@ -13,6 +13,7 @@ pub(crate) mod limits;
 pub(crate) mod regnet;
 mod sites;
 pub(crate) mod swin;
+mod transformer;
 mod vit;
 
 pub use activation::Activation;
@@ -21,6 +22,7 @@ pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
+pub use transformer::Transformer;
 pub use vit::{Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};
