@@ -4,7 +4,6 @@
 //! becomes a step (or part of one), and a model with an op that is neither is refused.
 
 mod block;
-mod body;
 mod ops;
 mod projection;
 mod swin;
@@ -17,7 +16,7 @@ use std::sync::Arc;
 use vitesse_kernels::{Real, panels_of};
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
-use vitesse_model::spec::{FeatureMap, Projection};
+use vitesse_model::spec::{FeatureMap, Projection, Transformer};
 use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::plan::{Placed, Plan, Step};
@@ -25,7 +24,6 @@ use crate::profile::Stage;
 use crate::steps::{Heads, Take};
 use crate::weights::{Format, NormRows, Outputs, Product, Weights, rows};
 use crate::{Error, Result};
-use body::Body;
 use ops::{Folded, folded};
 
 /// In what numbers the weights of each projection are kept.
@@ -37,7 +35,7 @@ struct Compiler<'a, T: Real> {
     /// Where ops, norms and matrices are, whatever the family.
     sites: &'a dyn Sites,
     /// What the sites do not say.
-    body: Body<'a>,
+    body: Transformer<'a>,
     tensors: &'a Tensors,
     /// What is taken of the stream, in the order of the layers; nothing where the heads are computed.
     maps: &'a [FeatureMap],
@@ -58,7 +56,12 @@ impl<T: Real> Plan<T> {
         maps: &[FeatureMap],
         formats: Formats<'_>,
     ) -> Result<Plan<T>> {
-        let body = Body::of(spec)?;
+        let body = spec.transformer().map_err(|_| {
+            Error::Unsupported(format!(
+                "the engine runs only vision transformers, and `{}` is another kind of network; run it with `--engine burn`",
+                spec.architecture
+            ))
+        })?;
         let sites = spec.sites();
         let mut compiler = Compiler {
             spec,
@@ -73,8 +76,8 @@ impl<T: Real> Plan<T> {
             steps: Vec::new(),
         };
         let [rows, width] = match body {
-            Body::Vit(vit) => compiler.vit(vit)?,
-            Body::Swin(swin) => compiler.swin(swin)?,
+            Transformer::Vit(vit) => compiler.vit(vit)?,
+            Transformer::Swin(swin) => compiler.swin(swin)?,
         };
         compiler.check()?;
         Ok(Plan {

@@ -29,6 +29,8 @@ impl<T: Real> Compiler<'_, T> {
         self.push(Stage::Embed, NormStream(norm));
 
         let mut rows: Rows = (0..patches).map(Some).collect();
+        // A perceptron takes tokens in any order.
+        let attends = |layer| swin.block(layer).is_some_and(|block| block.attn.is_some());
         for layer in 0..self.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
@@ -37,12 +39,13 @@ impl<T: Real> Compiler<'_, T> {
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
                 self.merge(swin, place.stage, &rows, &windows)?;
-            } else if wanted != rows {
+                rows = wanted;
+            } else if wanted != rows && attends(layer) {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());
                 self.push(Stage::Qkv, Arrange { order, dim });
+                rows = wanted;
             }
-            rows = wanted;
             self.block(layer, None, Some(&windows))?;
             self.take(layer, rows.iter().copied());
         }
@@ -86,9 +89,8 @@ impl<T: Real> Compiler<'_, T> {
 
     /// What is added to the logits of a layer.
     pub(super) fn window_bias(&self, layer: usize, windows: &Windows, heads: usize) -> Result<WindowBias> {
-        let qkv = self.name(Site::Qkv, layer)?;
-        let core = qkv.strip_suffix("qkv").unwrap_or(&qkv);
-        let table = self.get(&format!("{core}relative_position_bias_table"))?;
+        let table = self.body.core(layer).and_then(|core| self.body.bias_table(core));
+        let table = self.get(&table.unwrap_or_default())?;
         Ok(WindowBias::new(windows, &table, heads))
     }
 }

@@ -14,6 +14,7 @@ mod maps;
 pub(crate) mod regnet;
 mod sites;
 pub(crate) mod swin;
+mod transformer;
 mod vit;
 
 pub use activation::Activation;
@@ -23,6 +24,7 @@ pub use maps::FeatureMap;
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
+pub use transformer::Transformer;
 pub use vit::{Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};
