@@ -320,6 +320,7 @@ fn what_cannot_be_cut_is_refused_in_a_sentence() {
     assert!(refused(&|selection| selection.drop_all(Kind::Embed, None)).contains("leaves no model"));
     assert!(refused(&|selection| selection.keep(Kind::Embed, None, [1])).contains("no masked twin"));
     assert!(refused(&|selection| selection.drop_all(Kind::Head, Some(3))).contains("names no units"));
+    assert!(refused(&|selection| selection.keep(Kind::Embed, Some(0), [1])).contains("names no units"));
     let regnet = Checkpoint::fresh("regnety_nano_32", None, None, 0).unwrap();
     let found = slice(&regnet.spec, &regnet.tensors, &Selection::default())
         .unwrap_err()

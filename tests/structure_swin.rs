@@ -178,6 +178,18 @@ fn a_block_that_goes_leaves_an_empty_one_where_windows_are_shifted_in_turn() {
     let found = sliced(&shared, &tensors, &together);
     let expected = by_network(&shared, &mask(&shared, &tensors, &together).unwrap());
     alike("shared", &by_engine(&found.spec, &found.tensors), &expected);
+    // Norms that an emptied block owned go to the next one that uses them.
+    let NetworkSpec::Swin(mut normed) = spec.network.clone() else {
+        panic!("no Swin")
+    };
+    normed.layers[1].norms = Some(0);
+    let normed = small_model::swin(normed);
+    let tensors_of_normed = weights(&normed, 2);
+    let owner = keep(&[(Kind::Block, None, &[1, 2, 3])]);
+    let found = sliced(&normed, &tensors_of_normed, &owner);
+    assert_eq!(body(&found.spec).layers[1].norms, None);
+    let expected = by_network(&normed, &mask(&normed, &tensors_of_normed, &owner).unwrap());
+    alike("norms", &by_engine(&found.spec, &found.tensors), &expected);
     let apart = keep(&[(Kind::Block, None, &[0, 1, 2])]);
     let error = slice(&shared, &tensors, &apart).unwrap_err().to_string();
     assert!(error.contains("block 3 shares its matrices"), "{error}");

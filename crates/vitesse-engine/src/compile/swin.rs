@@ -38,8 +38,12 @@ impl<T: Real> Compiler<'_, T> {
             self.layer = Some(layer);
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
+                // Into the order that its first attention wants.
+                let of_stage = layer..swin.first_layer(place.stage + 1);
+                let first = of_stage.into_iter().find(|&layer| attends(layer));
+                let windows = first.and_then(|layer| swin.windows(layer)).unwrap_or(windows);
                 self.merge(swin, place.stage, &rows, &windows)?;
-                rows = wanted;
+                rows = windows.tokens();
             } else if wanted != rows && attends(layer) {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());

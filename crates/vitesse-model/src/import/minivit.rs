@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use crate::Result;
-use crate::spec::{ModelSpec, NetworkSpec, VitSpec};
+use crate::spec::{ModelSpec, NetworkSpec, Transformer, VitSpec};
 use crate::tensors::Tensors;
 
 /// The tensors of a file under the names they have in memory.
@@ -45,7 +45,7 @@ fn names(spec: &ModelSpec) -> Result<BTreeMap<String, String>> {
         return Ok(BTreeMap::new());
     };
     let in_order = vit.layers.iter().enumerate().all(|(i, layer)| layer.core == i);
-    if in_order && !vit.is_shared() {
+    if in_order && !Transformer::Vit(vit).is_shared() {
         return Ok(BTreeMap::new());
     }
     let tensors = spec.tensors()?.into_iter();
@@ -61,7 +61,7 @@ fn file_name(name: &str, vit: &VitSpec) -> Option<String> {
     let number: usize = number.parse().ok()?;
     let (part, end) = rest.split_once('.')?;
     let is_norm = part.starts_with("norm");
-    Some(match (is_norm, vit.is_shared()) {
+    Some(match (is_norm, Transformer::Vit(vit).is_shared()) {
         (false, true) => format!("blocks.{number}.block.{rest}"),
         (false, false) => name.to_owned(),
         (true, false) => format!("blocks.{}.{rest}", vit.layers.get(number)?.core),
