@@ -21,7 +21,9 @@ use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
 use small_model::{model, plain, weights};
-use twins::{IMAGES, alike, alike_to, by_engine, by_network, images, largest, selection, sliced, vary};
+use twins::{
+    IMAGES, alike, alike_to, by_engine, by_network, images, largest, selection, sliced, stored_and_read, vary,
+};
 
 const SEEDS: u64 = 100;
 
@@ -133,20 +135,7 @@ fn a_sliced_model_is_stored_and_read_as_any_other() {
         let spec = random(seed);
         let tensors = weights(&spec, seed);
         let sliced = sliced(&spec, &tensors, &selection(&spec, seed));
-        let folder = place.path().join(seed.to_string());
-        let mut checkpoint = Checkpoint::fresh(&spec.architecture, Some(5), None, 0).unwrap();
-        (checkpoint.spec, checkpoint.tensors) = (sliced.spec.clone(), sliced.tensors.clone());
-        checkpoint.save(&folder, false).unwrap();
-        let loaded = Checkpoint::load(&folder, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((&loaded.spec, &loaded.tensors), (&sliced.spec, &sliced.tensors));
-        assert_eq!(
-            by_engine(&loaded.spec, &loaded.tensors),
-            by_engine(&sliced.spec, &sliced.tensors)
-        );
-        assert_eq!(
-            by_network(&loaded.spec, &loaded.tensors),
-            by_network(&sliced.spec, &sliced.tensors)
-        );
+        stored_and_read(&place.path().join(seed.to_string()), &sliced);
     }
 }
 

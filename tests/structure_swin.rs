@@ -17,7 +17,8 @@ use vitesse::rng::Key;
 
 use small_model::{plain_swin, swin, weights};
 use twins::{
-    IMAGES, alike, alike_to, by_engine, by_engine_with, by_network, images, largest, selection, sliced, vary,
+    IMAGES, alike, alike_to, by_engine, by_engine_with, by_network, images, largest, selection, sliced,
+    stored_and_read, vary,
 };
 
 const SEEDS: u64 = 60;
@@ -226,16 +227,7 @@ fn a_sliced_swin_is_stored_and_read_as_any_other() {
         let spec = if seed < 2 { plain_swin() } else { random(seed) };
         let tensors = weights(&spec, seed);
         let sliced = sliced(&spec, &tensors, &selection(&spec, seed));
-        let folder = place.path().join(seed.to_string());
-        let mut checkpoint = Checkpoint::fresh(&spec.architecture, Some(5), None, 0).unwrap();
-        (checkpoint.spec, checkpoint.tensors) = (sliced.spec.clone(), sliced.tensors.clone());
-        checkpoint.save(&folder, false).unwrap();
-        let loaded = Checkpoint::load(&folder, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((&loaded.spec, &loaded.tensors), (&sliced.spec, &sliced.tensors));
-        assert_eq!(
-            by_engine(&loaded.spec, &loaded.tensors),
-            by_engine(&sliced.spec, &sliced.tensors)
-        );
+        stored_and_read(&place.path().join(seed.to_string()), &sliced);
     }
 }
 

@@ -80,16 +80,24 @@ pub(super) fn add_behind(
 mod tests {
     use super::*;
 
-    #[test]
-    fn rows_that_are_almost_alike_do_not_make_a_bias_huge() {
+    /// Patch merging with these rows of weights of four inputs.
+    fn merging(weight: Vec<f32>) -> Tensors {
         let mut tensors = Tensors::new();
-        let weight = vec![1.0, 2.0, 0.0, -1.0, 1.0, 2.0, 1e-4, -1.0, 2.0, -1.0, 1.0, 0.0];
+        let shape = [weight.len() / 4, 4];
         tensors
-            .insert_f32("merging.reduction.weight", &[3, 4], weight)
+            .insert_f32("merging.reduction.weight", &shape, weight)
             .unwrap();
         tensors
             .insert_f32("merging.norm.bias", &[4], vec![0.5; 4])
             .unwrap();
+        tensors
+    }
+
+    #[test]
+    fn rows_that_are_almost_alike_do_not_make_a_bias_huge() {
+        let mut tensors = merging(vec![
+            1.0, 2.0, 0.0, -1.0, 1.0, 2.0, 1e-4, -1.0, 2.0, -1.0, 1.0, 0.0,
+        ]);
         let added = add_behind(&mut tensors, "merging", &[1.0, -1.0, 0.5], 3e-3).unwrap();
         let bias = tensors.get("merging.norm.bias").unwrap().to_f32().into_owned();
         // To tell the first two rows apart it would have to be about 20000.
@@ -102,14 +110,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_apart_give_what_is_wanted() {
-        let mut tensors = Tensors::new();
-        let weight = vec![1.0, 2.0, 0.0, -1.0, 2.0, -1.0, 1.0, 0.0];
-        tensors
-            .insert_f32("merging.reduction.weight", &[2, 4], weight)
-            .unwrap();
-        tensors
-            .insert_f32("merging.norm.bias", &[4], vec![0.5; 4])
-            .unwrap();
+        let mut tensors = merging(vec![1.0, 2.0, 0.0, -1.0, 2.0, -1.0, 1.0, 0.0]);
         let added = add_behind(&mut tensors, "merging", &[1.0, -1.0], 1e-9).unwrap();
         for (added, wanted) in added.iter().zip([1.0, -1.0]) {
             assert!((added - wanted).abs() < 1e-5, "{added} and {wanted}");

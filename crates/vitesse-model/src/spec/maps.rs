@@ -83,34 +83,19 @@ impl ModelSpec {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::zoo;
 
     #[test]
     fn stages_have_strides_and_layers_are_chosen() {
-        let of = |name: &str, layers: &[usize]| {
-            let maps = zoo::get(name).unwrap().spec.feature_maps(layers).unwrap();
-            let each = maps.into_iter();
-            each.map(|map| {
-                (
-                    map.name,
-                    map.module,
-                    map.layer,
-                    map.channels,
-                    map.size,
-                    map.stride,
-                )
-            })
-            .collect::<Vec<_>>()
-        };
-        let map = |name: &str, module: &str, layer, channels, side, stride| {
-            (
-                name.to_owned(),
-                module.to_owned(),
-                layer,
-                channels,
-                [side; 2],
-                stride,
-            )
+        let of = |name: &str, layers: &[usize]| zoo::get(name).unwrap().spec.feature_maps(layers).unwrap();
+        let map = |name: &str, module: &str, layer, channels, side, stride| FeatureMap {
+            name: name.to_owned(),
+            module: module.to_owned(),
+            layer,
+            channels,
+            size: [side; 2],
+            stride,
         };
         assert_eq!(
             of("swin_tiny_patch4_window7_224", &[]),
