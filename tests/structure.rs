@@ -15,7 +15,7 @@ use vitesse::compress::structure::rank::Ranking;
 use vitesse::compress::structure::{Group, Kind, Selection, groups, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options};
 use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse::model::{Checkpoint, ModelSpec};
 use vitesse::rng::Key;
 use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};

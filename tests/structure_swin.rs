@@ -12,7 +12,7 @@ use vitesse::compress::structure::{Kind, Selection, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options, Precision};
 use vitesse::model::network::{Ctx, Network, Trace};
 use vitesse::model::spec::{LayerSpec, NetworkSpec, SwinSpec, Transformer};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Site};
+use vitesse::model::{Checkpoint, ModelSpec, Site};
 use vitesse::rng::Key;
 
 use small_model::{plain_swin, swin, weights};
