@@ -6,9 +6,10 @@
 //! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`], by likeness to texts too, [`TextFeatures`] |
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
-//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
+//! | how alike the features of two models are | [`cka`] |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -19,6 +20,7 @@
 
 pub mod accuracy;
 pub mod bench;
+pub mod cka;
 pub mod classify;
 pub mod contest;
 pub mod dense;
@@ -34,6 +36,7 @@ pub mod proof;
 #[cfg(feature = "train")]
 pub mod prune;
 pub mod raw;
+pub mod share;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;

@@ -5,6 +5,7 @@
 
 mod block;
 mod body;
+mod mixed;
 mod ops;
 mod projection;
 mod swin;

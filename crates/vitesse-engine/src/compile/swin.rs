@@ -1,5 +1,7 @@
 //! Swin: the order of the stream from layer to layer, patch merging, the mean at the end.
 
+use std::borrow::Cow;
+
 use vitesse_kernels::{Panels, Real};
 use vitesse_model::Site;
 use vitesse_model::spec::{SwinSpec, Windows};
@@ -12,7 +14,7 @@ use crate::steps::{Arrange, Embed, Mean, Merge, NormStream, Order, WindowBias};
 /// The token of the map in each row of the stream; `None` where the map is filled up.
 type Rows = Vec<Option<usize>>;
 
-impl<T: Real> Compiler<'_, T> {
+impl<'a, T: Real> Compiler<'a, T> {
     /// All steps; the rows that are left for the head, and their width.
     pub(super) fn swin(&mut self, swin: &SwinSpec) -> Result<[usize; 2]> {
         let op = self.fold(Site::PatchOut, None)?;
@@ -81,10 +83,14 @@ impl<T: Real> Compiler<'_, T> {
 
     /// What is added to the logits of a layer.
     pub(super) fn window_bias(&self, layer: usize, windows: &Windows, heads: usize) -> Result<WindowBias> {
+        Ok(WindowBias::new(windows, &self.window_table(layer)?, heads))
+    }
+
+    /// The table of relative positions of a layer, `[ways, heads]`.
+    pub(super) fn window_table(&self, layer: usize) -> Result<Cow<'a, [f32]>> {
         let qkv = self.name(Site::Qkv, layer)?;
         let core = qkv.strip_suffix("qkv").unwrap_or(&qkv);
-        let table = self.get(&format!("{core}relative_position_bias_table"))?;
-        Ok(WindowBias::new(windows, &table, heads))
+        self.get(&format!("{core}relative_position_bias_table"))
     }
 }
 

@@ -11,6 +11,7 @@ mod cost;
 mod family;
 pub(crate) mod limits;
 pub(crate) mod regnet;
+mod share;
 mod sites;
 pub(crate) mod swin;
 mod vit;
@@ -19,6 +20,7 @@ pub use activation::Activation;
 pub use block::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec};
 pub use cost::{Cost, LayerCost};
 pub use regnet::{RegNetSpec, RegNetStage};
+pub use share::{Groups, NormsOf};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
 pub use vit::{Pool, PrefixToken, VitSpec};
@@ -307,6 +309,21 @@ impl Sites for ModelSpec {
 
     fn fills_up(&self, layer: usize) -> bool {
         self.family().fills_up(layer)
+    }
+
+    fn grid_at(&self, layer: usize) -> Option<[usize; 2]> {
+        self.family().grid_at(layer)
+    }
+
+    fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        self.family().attention(layer)
+    }
+
+    fn pairs_at(&self, layer: usize) -> usize {
+        match self.sites().prompts() {
+            0 => self.family().pairs_at(layer),
+            _ => self.tokens_at(layer) * self.tokens_at(layer),
+        }
     }
 
     fn fixed_tokens(&self) -> Option<&'static str> {
