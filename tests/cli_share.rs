@@ -38,10 +38,40 @@ fn a_model_is_shared_proved_and_loaded_again() {
         (step.step.as_str(), &step.config["init"]),
         ("share", &"mean".into())
     );
-    // It is a model like any other.
-    let shown = place.run("inspect shared").ended(0).stdout;
-    assert!(shown.contains("matrices of core 1"), "{shown}");
-    place.run("bench shared --time 0.1").ended(0);
+    // It is a model like any other, and learns from the one that it comes from.
+    let short = "--data shapes --limit 32 -b 16 --epochs 1 --warmup-epochs 0";
+    for args in [
+        "bench shared --seconds 0.01 --min-runs 1 --batch-size 1",
+        &format!("distill --model shared --teacher base {short} -o taught"),
+        &format!("adapt --model shared --method lora {short} -o adapted"),
+        "merge --model shared --adapter adapted/adapter --keep-unfoldable -o merged",
+        "eval merged --data shapes --limit 16",
+    ] {
+        place.run(args).ended(0);
+    }
+    let alike = place
+        .run("analyze cka base shared --images 24 --json")
+        .ended(0)
+        .json();
+    let layers = alike["layers"].as_array().unwrap();
+    assert!(layers.len() == 4 && layers.iter().all(|cka| cka.as_f64().unwrap() <= 1.0 + 1e-9));
+    let same = place
+        .run("analyze cka base base --images 24 --flatten")
+        .ended(0)
+        .stdout;
+    assert!(same.contains("1.0000") && same.contains("all tokens"), "{same}");
+    place.model("deeper", "deit_micro_patch4_32", 10);
+    let refused = place.run("analyze cka base deeper").ended(1);
+    refused.says(&["compared are layers with the same number"]);
+    let refused = place.run("prune shared --macs 0.8 -o cut").ended(1);
+    refused.says(&["structured pruning does not cut"]);
+    let taught = Checkpoint::load(place.path("taught"), &LoadOptions::default()).unwrap();
+    assert_eq!(taught.spec.ops, shared.spec.ops);
+    let moved = "ops.1.0.attn.logits.weight";
+    assert_ne!(
+        taught.tensors.get(moved).unwrap(),
+        shared.tensors.get(moved).unwrap()
+    );
 }
 
 #[test]

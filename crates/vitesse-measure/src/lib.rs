@@ -9,7 +9,7 @@
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
-//! | how alike the features of two models are | [`cka`] |
+//! | how alike the features of two models are | [`cka`]; layer by layer, `likeness` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -28,6 +28,8 @@ mod error;
 mod events;
 pub mod images;
 mod labels;
+#[cfg(feature = "train")]
+pub mod likeness;
 pub mod machine;
 pub mod merge;
 mod origin;

@@ -150,7 +150,7 @@ fn assert_near(a: &Outcome, b: &Outcome, what: &str) {
 }
 
 /// Layers by pairs with the same matrices, and MiniViT's transformations in each.
-fn multiplexed(spec: ModelSpec) -> ModelSpec {
+fn multiplexed(spec: &ModelSpec) -> ModelSpec {
     let shared = spec.share(&Groups::Of(2), NormsOf::Layer).unwrap();
     let ops = zoo::transformations(&shared);
     with_ops(shared, ops)
@@ -253,11 +253,11 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
             }),
         ),
         ("shared norms", spec(|vit| vit.layers[1].norms = Some(0))),
-        ("a Mini-DeiT", multiplexed(spec(|_| {}))),
+        ("a Mini-DeiT", multiplexed(&spec(|_| {}))),
         ("a Mini-Swin", {
             let mut swin = SwinSpec::plain(32, 4, 3, 6, &[2, 2], &[1, 2]);
             swin.mask_unshifted = true;
-            multiplexed(ModelSpec {
+            multiplexed(&ModelSpec {
                 network: NetworkSpec::Swin(swin),
                 ..spec(|_| {})
             })

@@ -174,7 +174,7 @@ fn begun(op: &OpSpec, tensor: &TensorSpec) -> Result<Tensor> {
     let heads = tensor.shape.first().copied().unwrap_or(0);
     let values = match &op.kind {
         OpKind::HeadMixing(_) if tensor.shape.len() == 2 => {
-            let one = |i: usize| if i % (heads + 1) == 0 { 1.0 } else { 0.0 };
+            let one = |i: usize| if i.is_multiple_of(heads + 1) { 1.0 } else { 0.0 };
             (0..count).map(one).collect()
         }
         _ if tensor.name.ends_with("norm.weight") => vec![1.0; count],
