@@ -10,7 +10,7 @@ use vitesse::model::{Checkpoint, LoadOptions};
 /// A place with a model of four blocks.
 fn place() -> Place {
     let place = Place::new();
-    let base = Checkpoint::fresh("deit_nano_patch8_32", None, None, 1).unwrap();
+    let base = Checkpoint::fresh("deit_nano_patch8_32", Some(8), None, 1).unwrap();
     base.save(&place.path("base"), false).unwrap();
     place
 }
@@ -60,7 +60,7 @@ fn a_model_is_shared_proved_and_loaded_again() {
         .ended(0)
         .stdout;
     assert!(same.contains("1.0000") && same.contains("all tokens"), "{same}");
-    place.model("deeper", "deit_micro_patch4_32", 10);
+    place.model("deeper", "deit_micro_patch4_32", 8);
     let refused = place.run("analyze cka base deeper").ended(1);
     refused.says(&["compared are layers with the same number"]);
     let refused = place.run("prune shared --macs 0.8 -o cut").ended(1);
