@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod small_model;
+mod twins;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::Error;
@@ -11,25 +12,18 @@ use vitesse::compress::structure::criteria::magnitude::Magnitude;
 use vitesse::compress::structure::criteria::random::Random;
 use vitesse::compress::structure::criteria::{Criterion, calibrate, fisher::Fisher};
 use vitesse::compress::structure::rank::Ranking;
-use vitesse::compress::structure::{Group, Kind, Selection, Sliced, groups, mask, slice, to_dense};
+use vitesse::compress::structure::{Group, Kind, Selection, groups, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options};
-use vitesse::model::network::{Ctx, Network};
 use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Tensors};
-use vitesse::rng::{Key, Rng};
+use vitesse::model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse::rng::Key;
 use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
 use small_model::{model, plain, weights};
+use twins::{IMAGES, alike, alike_to, by_engine, by_network, images, largest, selection, sliced, vary};
 
 const SEEDS: u64 = 100;
-const IMAGES: usize = 2;
-
-/// Some of `0..n`, perhaps none.
-fn some(n: usize, rng: &mut Rng) -> Vec<usize> {
-    let share = [0.0, 0.3, 0.6, 0.9, 1.0][rng.below(5)];
-    (0..n).filter(|_| rng.bernoulli(share)).collect()
-}
 
 /// A vision transformer whose blocks differ in everything, such as pruning makes them.
 fn random(seed: u64) -> ModelSpec {
@@ -40,101 +34,9 @@ fn random(seed: u64) -> ModelSpec {
     }
     let mut vit = VitSpec::plain(8, 4, 12, 3, 3, prefix);
     for core in &mut vit.cores {
-        let mut width = |most| 1 + rng.below(most);
-        if let Some(attn) = &mut core.attn {
-            attn.qk_dims = (0..3).map(|_| width(6)).collect();
-            attn.v_dims = (0..3).map(|_| width(6)).collect();
-        }
-        if let Some(mlp) = &mut core.mlp {
-            mlp.hidden = width(20);
-        }
-        let written = |idx: Vec<usize>| Some(idx).filter(|idx| !idx.is_empty() && idx.len() < 12);
-        if let Some(attn) = core.attn.as_mut().filter(|_| rng.bernoulli(0.3)) {
-            attn.out_idx = written(some(12, &mut rng));
-        }
-        if let Some(mlp) = core.mlp.as_mut().filter(|_| rng.bernoulli(0.3)) {
-            mlp.out_idx = written(some(12, &mut rng));
-        }
-        match rng.below(8) {
-            0 => core.attn = None,
-            1 => core.mlp = None,
-            _ => {}
-        }
+        vary(core, 12, &mut rng);
     }
     model(vit)
-}
-
-/// Random units of every kind that masks can show.
-fn selection(spec: &ModelSpec, seed: u64) -> Selection {
-    let mut rng = Key::new(seed).with("selection").rng();
-    let mut out = Selection::default();
-    for group in groups(spec).unwrap() {
-        if group.id.kind != Kind::Embed && rng.bernoulli(0.5) {
-            out.keep(group.id.kind, group.id.core, some(group.units, &mut rng));
-        }
-    }
-    out
-}
-
-fn images(spec: &ModelSpec) -> Vec<f32> {
-    let mut rng = Key::new(3).rng();
-    let size: usize = spec.input_size().iter().product();
-    (0..IMAGES * size).map(|_| rng.normal() as f32).collect()
-}
-
-fn by_engine(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
-    let options = Options {
-        threads: 1,
-        ..Options::default()
-    };
-    let engine = Engine::new(spec, tensors, "test", options).unwrap_or_else(|e| panic!("{e}"));
-    let found = engine.run(&images(spec), IMAGES).unwrap();
-    [found.class, found.distillation].concat()
-}
-
-fn by_network(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
-    let device = Device::flex();
-    let network = Network::new(spec, tensors, "test", &device).unwrap_or_else(|e| panic!("{e}"));
-    let [channels, height, width] = spec.input_size();
-    let data = TensorData::new(images(spec), [IMAGES, channels, height, width]);
-    let found = network
-        .forward(Tensor::from_data(data, &device), &mut Ctx::eval())
-        .unwrap();
-    let mut logits: Vec<f32> = found.class.try_to_vec_as().unwrap();
-    logits.extend(
-        found
-            .distillation
-            .iter()
-            .flat_map(|x| x.try_to_vec_as::<f32>().unwrap()),
-    );
-    logits
-}
-
-#[track_caller]
-fn alike(what: &str, found: &[f32], expected: &[f32]) {
-    alike_to(1e-4, what, found, expected);
-}
-
-#[track_caller]
-fn alike_to(tolerance: f32, what: &str, found: &[f32], expected: &[f32]) {
-    let largest = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    assert!(
-        found.len() == expected.len() && largest <= tolerance && found.iter().all(|x| x.is_finite()),
-        "{what}: largest difference {largest:e}"
-    );
-}
-
-fn sliced(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Sliced {
-    let sliced = slice(spec, tensors, selection).unwrap_or_else(|e| panic!("{e}"));
-    sliced
-        .spec
-        .check(&sliced.tensors, "sliced")
-        .unwrap_or_else(|e| panic!("{e}"));
-    sliced
 }
 
 #[test]
@@ -333,12 +235,9 @@ fn dense_again_it_answers_the_same_and_slices_back() {
             .check(&dense.tensors, "dense")
             .unwrap_or_else(|e| panic!("{e}"));
         let expected = by_engine(&pruned.spec, &pruned.tensors);
-        let largest = expected
-            .iter()
-            .fold(1f32, |largest, logit| largest.max(logit.abs()));
         let what = format!("seed {seed}");
         alike_to(
-            1e-5 * largest,
+            1e-5 * largest(&expected),
             &what,
             &by_engine(&dense.spec, &dense.tensors),
             &expected,
@@ -426,7 +325,7 @@ fn what_cannot_be_cut_is_refused_in_a_sentence() {
         .unwrap_err()
         .to_string();
     assert!(
-        found.contains("needs a vision transformer, ViT or DeiT"),
+        found.contains("needs a vision transformer, such as ViT, DeiT or Swin"),
         "{found}"
     );
 }

@@ -223,7 +223,7 @@ def write(args, about, found, exchanged):
     if exchanged:
         told = ", ".join(f"{name} {value:.1e}" for name, value in exchanged.items())
         lines += ["", f"Largest difference of the logits of 64 images of noise to ours: {told}."]
-    document.section(args.output, "peers", lines)
+    document.section(args.output, *document.of_kind(about, "peers", lines))
 
 
 def main():

@@ -1,4 +1,4 @@
-"""A document of which several programs write a section each, between two comments; and what every section says of the machine."""
+"""A document of which several programs write a section each, one for every kind of machine, between two comments; and what it says of the machine."""
 
 import datetime
 import re
@@ -17,6 +17,22 @@ def about(machine, count, unit="threads"):
 def command():
     """What was typed, as a block."""
     return "```sh\npython " + " ".join(sys.argv) + "\n```"
+
+
+def kind(machine):
+    """What decides speed most: a document keeps the numbers of every kind."""
+    has = {flag.split("_")[0] for flag in machine["isa"]}
+    return "AMX" if "amx" in has else "AVX-512" if "avx512f" in has else "AVX2"
+
+
+def csv_beside(path, machine):
+    """The file of numbers beside a document, for this kind of machine."""
+    return path.with_name(f"{path.stem}-{kind(machine).lower().replace('-', '')}.csv")
+
+
+def of_kind(machine, name, lines):
+    """The name and lines of a section that stands once for every kind of machine; the first line is its heading."""
+    return f"{name}, {kind(machine)}", [f"{lines[0]}, {kind(machine)}", *lines[1:]]
 
 
 def section(path, name, lines):

@@ -2,7 +2,7 @@
 
     pip install -r benches/peers/requirements.txt
     cargo build --release
-    python benches/peers/engine.py [--models tiny,small,base] [--rounds 7] [--accuracy] [-o docs/results/engine.md]
+    python benches/peers/engine.py [--models tiny,small,base,swin_tiny,clip_b32] [--rounds 7] [--accuracy] [-o docs/results/engine.md]
 
 First every rival runs alone, which chooses its fastest variant; then all run in interleaved rounds. Samples are appended to
 a file in the cache folder, so that a run that was cut off goes on where it stopped. The document and a CSV file beside it

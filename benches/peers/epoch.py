@@ -119,7 +119,7 @@ def write(args, about, found, failures):
             f"| {statistics.median(losses):.3f} | {f'**{statistics.median(ratios):.2f}**' if ratios else ''} |"
         )
     lines += [f"| {name} | {precision} | not measured: {reason} | | | | |" for (name, precision), reason in failures.items()]
-    document.section(args.output, "epoch", lines)
+    document.section(args.output, *document.of_kind(about, "epoch", lines))
 
 
 def main():

@@ -16,6 +16,14 @@ import sys
 import numpy as np
 
 CALIBRATION_IMAGES = 300
+# timm's name and the one in documents. "tiny" has the weights that are given, the others random ones.
+MODELS = {
+    "tiny": ("deit_tiny_patch16_224", "DeiT-Tiny"),
+    "small": ("deit_small_patch16_224", "DeiT-Small"),
+    "base": ("deit_base_patch16_224", "DeiT-Base"),
+    "swin_tiny": ("swin_tiny_patch4_window7_224", "Swin-Tiny"),
+    "clip_b32": ("vit_base_patch32_clip_quickgelu_224", "CLIP ViT-B/32"),
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,6 +51,7 @@ def made_once(folder, make):
 
 def checkpoint(size, weights, cache):
     """The timm-style folder (`config.json`, `model.safetensors`) that Vitesse and all rivals load."""
+    name, _ = MODELS[size]
     if size == "tiny":
         return weights
 
@@ -53,15 +62,14 @@ def checkpoint(size, weights, cache):
 
         # Speed does not depend on the values; random weights spare a download of 350 MB.
         torch.manual_seed(0)
-        name = f"deit_{size}_patch16_224"
         model = timm.create_model(name)
         save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, part / "model.safetensors")
         config = json.loads((weights / "config.json").read_text())
-        config |= {"architecture": name, "num_features": model.num_features}
-        config["pretrained_cfg"]["tag"] = "random"
+        config |= {"architecture": name, "num_features": model.num_features, "num_classes": model.num_classes}
+        config["pretrained_cfg"] |= {"tag": "random", "num_classes": model.num_classes}
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    return made_once(cache / f"deit_{size}_patch16_224.random", make)
+    return made_once(cache / f"{name}.random", make)
 
 
 def timm_model(folder):
@@ -108,8 +116,9 @@ def onnx_export(model, path):
 
     # Measured with ONNX Runtime 1.32: attention written out as MatMul-Softmax-MatMul is faster there than what the
     # exporter makes of scaled_dot_product_attention, and opset 20 has GELU as one operation.
-    for block in model.blocks:
-        block.attn.fused_attn = False
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
     with contextlib.redirect_stdout(sys.stderr):  # the exporter talks
         torch.onnx.export(
             model, (torch.zeros(2, 3, 224, 224),), path, dynamo=True, opset_version=20, external_data=False,

@@ -167,7 +167,7 @@ def vitesse_epoch(args, seed, folder):
     ]  # fmt: skip
     with open(folder / "log.txt", "w") as output:
         process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output)
-        while process.poll() is None and not (row := first_row(run / "summary.csv")):
+        while process.poll() is None and not (first_row(run / "summary.csv") and (run / "best" / "model.safetensors").exists()):
             time.sleep(1)
         process.send_signal(signal.SIGINT)
         process.wait()

@@ -110,7 +110,7 @@ def main():
     for name, speeds in found.items():
         ratio = "" if name == "vitesse" else f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
         lines.append(f"| {name} | {statistics.median(speeds):.0f} | {min(speeds):.0f} to {max(speeds):.0f} | {ratio} |")
-    document.section(args.output, "loader", lines)
+    document.section(args.output, *document.of_kind(about, "loader", lines))
 
 
 if __name__ == "__main__":

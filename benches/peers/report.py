@@ -7,6 +7,8 @@ import platform
 import re
 import statistics
 
+from export import MODELS
+
 PACKAGES = ["torch", "timm", "onnx", "onnxruntime", "openvino", "nncf", "numpy"]
 FLAGS = r"amx\w+|avx512\w+|avx_vnni|avx2"
 
@@ -84,7 +86,7 @@ def write_markdown(path, args, about, rows, accuracy):
         f"{datetime.date.today()}, {about['cpu']}, {about['cores']} cores, {args.threads} threads. "
         f"ISA: {', '.join(about['isa'])}.", "",
         f"{versions}.", "",
-        "DeiT at 224 pixels, the same weights on both sides. Milliseconds are of one batch: the median over rounds of a "
+        "Images of 224 pixels, the same weights on both sides. Milliseconds are of one batch: the median over rounds of a "
         "round's median, with the lowest and the highest round. In a round every contender of a row runs for "
         f"{args.seconds_per_sample:g} s after a warm-up, in an order that rotates. The ratio is the rival's time by Vitesse's: the median "
         "of the rounds' ratios, and their range; above 1 Vitesse is faster. "
@@ -97,7 +99,7 @@ def write_markdown(path, args, about, rows, accuracy):
         rounds = f"{most}" if fewest == most else f"{fewest} to {most}"
         phase = next(iter(contenders.values()))["phase"]
         lines += [
-            f"## DeiT-{model.capitalize()}, batch {batch}, {precision}", "",
+            f"## {MODELS[model][1]}, batch {batch}, {precision}", "",
             f"{rounds} rounds, {'interleaved' if phase == 'together' else 'each rival alone'}.", "",
             "| contender | variant | ms | range | images/s | rival / vitesse |", "| --- | --- | --- | --- | --- | --- |",
         ]  # fmt: skip

@@ -2,7 +2,7 @@
 
     pip install -r benches/peers/requirements.txt
     cargo build --release
-    python benches/peers/train.py [--cases tiny,small,micro,head,lora] [--rounds 5]
+    python benches/peers/train.py [--cases tiny,small,swin,micro,head,lora] [--rounds 5]
 
 A step is forward, cross-entropy with soft targets, backward and AdamW, on a batch that is in memory. First the two programs
 must find the same losses, to 1e-4 in the first step and 1e-3 in the first five. Then all contenders of a case take turns,

@@ -59,7 +59,7 @@ def write_csv(path, cases):
 
 def write(args, about, samples, agreements, failures):
     cases = summary(samples, args.max_foreign)
-    write_csv(args.output.with_suffix(".csv"), cases)
+    write_csv(document.csv_beside(args.output, about), cases)
     isa = {n["isa"] for contenders in cases.values() for n in contenders.values() if n["isa"]}
     lines = [
         "## Steps", "",
@@ -98,4 +98,4 @@ def write(args, about, samples, agreements, failures):
                 f"and by at most {agreement['five']:.1e} in the first five.",
             ]
         lines.append("")
-    document.section(args.output, "steps", lines)
+    document.section(args.output, *document.of_kind(about, "steps", lines))

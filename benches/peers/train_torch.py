@@ -41,7 +41,8 @@ class Case:
     def timm_model(self):
         import timm
 
-        return timm.create_model(self.architecture, num_classes=self.classes, **dict(self.model_args))
+        # timm drops paths of a Swin while it learns; a step here is the same each time.
+        return timm.create_model(self.architecture, num_classes=self.classes, drop_path_rate=0.0, **dict(self.model_args))
 
     def config(self, model):
         return {
@@ -55,6 +56,7 @@ MICRO = (("img_size", 32), ("patch_size", 4), ("embed_dim", 96), ("depth", 6), (
 CASES = {
     "tiny": Case("DeiT-Tiny, 224 pixels", "deit_tiny_patch16_224", 16),
     "small": Case("DeiT-Small, 224 pixels", "deit_small_patch16_224", 8),
+    "swin": Case("Swin-Tiny, 224 pixels", "swin_tiny_patch4_window7_224", 8),
     "micro": Case("A small one: dim 96, depth 6, 3 heads, 32 pixels, patch 4", "deit_tiny_patch16_224", 128, "all", MICRO, 32, 10),
     "head": Case("DeiT-Tiny, the head on a frozen backbone", "deit_tiny_patch16_224", 16, "head"),
     "lora": Case("DeiT-Tiny, updates of rank 8 on qkv, and the head", "deit_tiny_patch16_224", 16, "lora"),
@@ -105,8 +107,9 @@ class Trainer:
         timm.models.load_checkpoint(model, str(weights / "model.safetensors"), strict=True)
         adapt(model, case.trained)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        plain = [p for name, p in named if p.dim() <= 1 or name in ("pos_embed", "cls_token")]
-        decaying = [p for name, p in named if not (p.dim() <= 1 or name in ("pos_embed", "cls_token"))]
+        spared = {name for name, p in named if p.dim() <= 1} | set(model.no_weight_decay())
+        plain = [p for name, p in named if name in spared]
+        decaying = [p for name, p in named if name not in spared]
         groups = [{"params": decaying, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=5e-4, fused=True)
         self.model = model.train()

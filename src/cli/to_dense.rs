@@ -19,7 +19,7 @@ use super::transform::{self, OutputArgs, Written};
 ///
 /// For programs that know only plain vision transformers. The result gives the same logits, which is proved on images before
 /// anything is written. Every head comes back, and perceptrons become as wide as the widest that is left, so it is slower again, and at most
-/// as large as the model was before it was pruned. Blocks that are gone stay gone. Models that lost hidden units alone, as many in each block, are
+/// as large as the model was before it was pruned. Blocks that are gone stay gone; a Swin's, which are empty, come back. Models that lost hidden units alone, as many in each block, are
 /// plain timm folders as they are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

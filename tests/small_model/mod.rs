@@ -1,7 +1,7 @@
-//! Vision transformers so small that a test can cut them a hundred times.
-#![allow(clippy::unwrap_used)]
+//! Transformers so small that a test can cut them a hundred times.
+#![allow(dead_code, clippy::unwrap_used)]
 
-use vitesse::model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse::model::spec::{NetworkSpec, PrefixToken, SwinSpec, VitSpec};
 use vitesse::model::{ModelSpec, Tensors};
 use vitesse::rng::Key;
 
@@ -22,6 +22,26 @@ pub(crate) fn plain() -> ModelSpec {
         .iter_mut()
         .for_each(|core| core.mlp.as_mut().unwrap().hidden = 20);
     model(vit)
+}
+
+/// A description with five classes around a Swin.
+pub(crate) fn swin(swin: SwinSpec) -> ModelSpec {
+    ModelSpec {
+        architecture: "swin_nano_patch2_window4_32".into(),
+        num_classes: 5,
+        network: NetworkSpec::Swin(swin),
+        ops: Vec::new(),
+    }
+}
+
+/// Two stages of two blocks, 12 and 24 wide, of three heads and twenty hidden units each; the windows of 3 by 3 fit neither the map of
+/// 8 by 8 nor that of 4 by 4.
+pub(crate) fn plain_swin() -> ModelSpec {
+    let mut body = SwinSpec::plain(16, 2, 3, 12, &[2, 2], &[3, 3]);
+    body.cores
+        .iter_mut()
+        .for_each(|core| core.mlp.as_mut().unwrap().hidden = 20);
+    swin(body)
 }
 
 /// Every tensor at random, biases too.

@@ -64,11 +64,29 @@ pub(crate) mod sealed {
             of: &Packed<Self::Weight>,
             panel: usize,
             blocks: Range<usize>,
+            ahead: Ahead<'_, Self::Weight>,
             out: &mut Scratch<f32>,
         );
     }
 }
 use sealed::Rows;
+
+/// What is read later, and how many cache lines of it a tile asks for with each of its blocks.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead<'a, T>(&'a [T], usize);
+
+impl<'a, T> Ahead<'a, T> {
+    /// The part of `next` that the tile `index` of `count` asks for, which has so many blocks.
+    #[inline(always)]
+    fn of(next: &'a [T], index: usize, count: usize, blocks: usize) -> Self {
+        let lines = size_of_val(next).div_ceil(64).div_ceil(count * blocks.max(1));
+        let start = index * blocks * lines * 64 / size_of::<T>();
+        next.get(start..)
+            .filter(|rest| !rest.is_empty())
+            .map_or(Ahead(&[], 0), |rest| Ahead(rest, lines))
+    }
+}
 
 /// The blocks `blocks` of the depth of a tile.
 #[inline(always)]
@@ -78,6 +96,7 @@ fn operands<'a, T: Element>(
     of: &'a Packed<T>,
     panel: usize,
     blocks: Range<usize>,
+    Ahead(ahead, lines): Ahead<'a, T>,
 ) -> Operands<'a, T> {
     Operands {
         a: &a.all()[blocks.start * a.rows()..],
@@ -88,8 +107,8 @@ fn operands<'a, T: Element>(
         depths: &of.depths[blocks.clone()],
         b: of.blocks(panel, blocks),
         half: of.widths[panel] <= COLUMNS / 2,
-        ahead: &[],
-        lines: 0,
+        ahead,
+        lines,
     }
 }
 
@@ -114,9 +133,10 @@ impl<T: Real> Rows for Panels<T> {
         of: &Packed<T>,
         panel: usize,
         blocks: Range<usize>,
+        ahead: Ahead<'_, T>,
         out: &mut Scratch<f32>,
     ) {
-        T::tile::<S>(operands(self, rows, of, panel, blocks), out);
+        T::tile::<S>(operands(self, rows, of, panel, blocks, ahead), out);
     }
 }
 
@@ -141,11 +161,13 @@ impl Rows for Quantized {
         of: &Packed<u8>,
         panel: usize,
         blocks: Range<usize>,
+        ahead: Ahead<'_, u8>,
         out: &mut Scratch<f32>,
     ) {
         // The integers take the place of the sums that they become.
         let sums: &mut Scratch<i32> = bytemuck::cast_mut(out);
-        S::tile_i8(operands(&self.values, rows.clone(), of, panel, blocks), sums);
+        let operands = operands(&self.values, rows.clone(), of, panel, blocks, ahead);
+        S::tile_i8(operands, sums);
         let (offsets, steps) = (&of.offsets[panel], &of.scales[panel]);
         let half = of.widths[panel] <= COLUMNS / 2;
         for (out, row) in out.iter_mut().zip(rows) {
@@ -211,17 +233,21 @@ impl<A: Rows, F: Finish> Kernel for Product<'_, A, F> {
                 scratch.iter_mut().for_each(|row| row[COLUMNS / 2..].fill(0.0));
             }
             // While a piece is used, the next one comes nearer: weights lie in the third cache at best.
-            let next: &[u8] = match pieces.peek() {
-                Some((panel, blocks)) => bytemuck::cast_slice(self.of.blocks(*panel, blocks.clone())),
+            let next: &[A::Weight] = match pieces.peek() {
+                Some((panel, blocks)) => self.of.blocks(*panel, blocks.clone()),
                 None => &[],
             };
-            let mut ahead = next.chunks((next.len() / count).next_multiple_of(64).max(64));
-            for tile in tiles.clone() {
-                if let Some(lines) = ahead.next() {
-                    S::prefetch(lines);
-                }
+            let bytes: &[u8] = bytemuck::cast_slice(next);
+            let mut shares = bytes.chunks((bytes.len() / count).next_multiple_of(64).max(64));
+            for (index, tile) in tiles.clone().enumerate() {
+                let ahead = if S::ASKS {
+                    Ahead::of(next, index, count, blocks.len())
+                } else {
+                    shares.next().into_iter().for_each(S::prefetch);
+                    Ahead(&[], 0)
+                };
                 self.a
-                    .tile::<S>(tile.clone(), self.of, panel, blocks.clone(), &mut scratch);
+                    .tile::<S>(tile.clone(), self.of, panel, blocks.clone(), ahead, &mut scratch);
                 for (row, sums) in tile.zip(&scratch) {
                     self.finish
                         .row::<S>(panel, row - self.rows.start, blocks.start == 0, sums);

@@ -112,10 +112,10 @@ impl Block {
 
 /// The blocks of a model in their order; none of another family, which is refused before anything is cut.
 fn blocks(checkpoint: &Checkpoint) -> Vec<Block> {
-    let vit = checkpoint.spec.vit().ok();
-    let cores = vit
-        .into_iter()
-        .flat_map(|vit| vit.layers.iter().filter_map(|layer| vit.cores.get(layer.core)));
+    let Ok(body) = checkpoint.spec.transformer() else {
+        return Vec::new();
+    };
+    let cores = (0..body.layers().len()).filter_map(|layer| body.block(layer));
     cores.map(Block::of).collect()
 }
 

@@ -18,7 +18,7 @@
 //! | hidden units | `fc2`, with its bias |
 //! | heads, dimensions of values | `proj`, with its bias |
 //! | dimensions of queries and keys | the queries of each head, so that their products with the keys that are left come close to the products there were; logits are bilinear, so keys stay |
-//! | a sub-layer or a block | its mean is added to the bias before it |
+//! | a sub-layer or a block | its mean is added to the bias before it: that of a projection, of the embedding, or of the norm before patch merging |
 //! | channels of the stream, rows of `proj` and `fc2` | nothing |
 //!
 //! Blocks are walked in order; the streams of all images lie in a temporary file between two of them, so memory depends on a batch alone.
@@ -26,18 +26,19 @@
 use burn::tensor::{Device, Int, Tensor};
 use serde::Serialize;
 use vitesse_model::network::{Ctx, Network, Trace};
-use vitesse_model::spec::{AttentionSpec, NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensor as Stored, Tensors};
+use vitesse_model::spec::{AttentionSpec, Transformer};
+use vitesse_model::{ModelSpec, Site, Tensors};
 use vitesse_words::counted;
 
 use super::halves::Half;
-use super::kept::{Kept, KeptAttention};
+use super::kept::{Kept, KeptAttention, KeptHead};
 use super::moments::{Map, Moments};
+use super::queries::solve;
 use super::selection::Selection;
 use super::slice::{Sliced, slice};
 use super::streams::Streams;
 use super::units::{Kind, bounds, unshared};
-use crate::linalg::{Cholesky, add, dot};
+use super::write::{add_behind, add_to, store};
 use crate::{Error, Result};
 
 /// What is solved anew where units of a kind are cut; `None` where nothing is.
@@ -104,8 +105,8 @@ pub fn correct<E: From<Error>>(
     for images in images {
         walk.enter(&images?)?;
     }
-    enough(walk.small(), walk.streams[0].images())?;
-    for layer in 0..walk.vit.layers.len() {
+    enough(&walk.sliced.spec, walk.streams[0].images())?;
+    for layer in 0..walk.body.layers().len() {
         between(layer)?;
         walk.block(layer)?;
     }
@@ -113,30 +114,34 @@ pub fn correct<E: From<Error>>(
     Ok(Corrected { sliced, fits })
 }
 
-/// Refuses so few images that they have fewer tokens than twice what the widest projection of `vit` reads: least squares would learn
+/// Refuses so few images that they have fewer tokens than twice what some projection of the model reads: least squares would learn
 /// them by heart.
 ///
 /// # Errors
-/// A sentence that says how many it takes.
-pub fn enough(vit: &VitSpec, images: usize) -> Result<()> {
-    let layers = 0..vit.layers.len();
-    let inputs =
-        layers.flat_map(|layer| Half::BOTH.map(|half| half.of(vit, layer).map_or(0, |(inputs, _)| inputs)));
-    let widest = inputs.max().unwrap_or(0);
-    let each = (vit.patches() + vit.prefix.len()).max(1);
-    if images * each >= 2 * widest {
+/// A sentence that says how many it takes; a model that is no transformer.
+pub fn enough(spec: &ModelSpec, images: usize) -> Result<()> {
+    let body = spec.transformer()?;
+    let of = |layer: usize| {
+        let inputs = Half::BOTH.map(|half| half.of(body, layer).map_or(0, |(inputs, _)| inputs));
+        let (widest, each) = (inputs[0].max(inputs[1]), spec.sites().tokens_at(layer).max(1));
+        ((2 * widest).div_ceil(each), widest, each)
+    };
+    let Some((least, widest, each)) = (0..body.layers().len()).map(of).max() else {
+        return Ok(());
+    };
+    if images >= least {
         return Ok(());
     }
     Err(Error::Unsuited(format!(
         "{} ({}) cannot tell what a projection needs that reads {widest} numbers: it takes at least twice as many tokens; give at least {}",
         counted(images, "calibration image"),
         counted(images * each, "token"),
-        counted((2 * widest).div_ceil(each), "image")
+        counted(least, "image")
     )))
 }
 
 struct Walk<'a> {
-    vit: &'a VitSpec,
+    body: Transformer<'a>,
     tensors: &'a Tensors,
     settings: Settings,
     kept: Kept,
@@ -148,7 +153,7 @@ struct Walk<'a> {
     streams: [Streams; 2],
     /// Whether the two differ by now.
     differ: bool,
-    /// The projection that wrote last.
+    /// The projection of this stage that wrote last.
     last: Option<Written>,
     fits: Vec<Fit>,
 }
@@ -168,10 +173,10 @@ impl<'a> Walk<'a> {
         selection: &Selection,
         settings: Settings,
     ) -> Result<Walk<'a>> {
-        let vit = unshared(spec)?;
+        let body = unshared(spec)?;
         let sliced = slice(spec, tensors, selection)?;
         Ok(Walk {
-            vit,
+            body,
             tensors,
             settings,
             kept: Kept::of(spec, tensors, selection)?,
@@ -190,20 +195,20 @@ impl<'a> Walk<'a> {
         for (network, streams) in networks.into_iter().zip(&mut self.streams) {
             streams.push(&network.embed(images.clone(), &mut Ctx::eval())?)?;
         }
-        self.differ = self.kept.embed.len() < self.vit.embed_dim;
+        self.differ = self.kept.embed.is_some();
         Ok(())
     }
 
-    fn small(&self) -> &VitSpec {
-        match &self.sliced.spec.network {
-            NetworkSpec::Vit(vit) => vit,
-            // What was sliced from a vision transformer is one.
-            _ => self.vit,
-        }
+    fn small(&self) -> Transformer<'_> {
+        // What was sliced from a transformer is one.
+        self.sliced.spec.transformer().unwrap_or(self.body)
     }
 
     fn block(&mut self, layer: usize) -> Result<()> {
         let to = self.kept.layers.binary_search(&layer).ok();
+        if self.begins(layer) {
+            self.last = None;
+        }
         if let Some(to) = to {
             self.queries(layer, to)?;
         }
@@ -228,7 +233,7 @@ impl<'a> Walk<'a> {
 
     /// The dense streams after each half of a block; they go on.
     fn targets(&mut self, layer: usize) -> Result<[Option<Streams>; 2]> {
-        let there = Half::BOTH.map(|half| half.of(self.vit, layer).is_some());
+        let there = Half::BOTH.map(|half| half.of(self.body, layer).is_some());
         let after = Half::BOTH.map(|half| (half.stream()[1], Some(layer)));
         let mut out = [Streams::new()?, Streams::new()?];
         for batch in 0..self.streams[0].len() {
@@ -247,30 +252,31 @@ impl<'a> Walk<'a> {
 
     /// Solves the projection of a half.
     fn fit(&mut self, half: Half, (layer, to): (usize, usize), targets: &mut Streams) -> Result<()> {
-        let dense_inputs = half.of(self.vit, layer).map_or(0, |(inputs, _)| inputs);
+        let dense_inputs = half.of(self.body, layer).map_or(0, |(inputs, _)| inputs);
         let (inputs, out_idx) = half
             .of(self.small(), to)
             .map_or((0, None), |(inputs, idx)| (inputs, idx.map(<[usize]>::to_vec)));
-        let module = format!(
-            "{}.{}",
-            self.small().core_name(self.small().layers[to].core),
-            half.projection()
-        );
+        let module = module(self.small(), to, half.projection());
         self.differ |= inputs < dense_inputs;
         if self.differ {
+            let stream = self.kept.stream(self.body.dim(layer));
             let channels: Vec<usize> = match &out_idx {
-                Some(idx) => idx.iter().map(|&channel| self.kept.embed[channel]).collect(),
-                None => self.kept.embed.clone(),
+                Some(idx) => idx.iter().map(|&channel| stream[channel]).collect(),
+                None => stream,
             };
             let mut moments = Moments::new(inputs, channels.len());
             let mut energy = 0.0;
-            let sites = [half.sites()[0], half.stream()[0]].map(|site| (site, Some(to)));
+            let [entered, _] = half.stream();
+            let sites = [half.sites()[0], entered].map(|site| (site, Some(to)));
             for batch in 0..targets.len() {
                 let mut ctx = Ctx::tracing(Trace::pairs(sites));
                 self.pruned.block(to, self.streams[1].get(batch)?, &mut ctx)?;
                 let target = targets.get(batch)?;
                 energy += spread(&target) / targets.tokens() as f64;
-                if let [Some(x), Some(before)] = sites.map(|(site, to)| ctx.trace.tokens(site, to)) {
+                if let (Some(x), Some(before)) = (
+                    half.read(self.body, to, &ctx),
+                    ctx.trace.tokens(entered, Some(to)),
+                ) {
                     let before = match &out_idx {
                         Some(idx) => select(before, idx),
                         None => before,
@@ -283,7 +289,7 @@ impl<'a> Walk<'a> {
             let fitted = moments.fit(&before, self.settings.damping);
             let share = |map: &Map| moments.error(map) / energy.max(f64::MIN_POSITIVE);
             self.fits.push(Fit {
-                module: self.source(half, layer),
+                module: self::module(self.body, layer, half.projection()),
                 cut: share(&before),
                 corrected: share(&fitted),
             });
@@ -298,15 +304,6 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What a projection is called in the source.
-    fn source(&self, half: Half, layer: usize) -> String {
-        format!(
-            "{}.{}",
-            self.vit.core_name(self.vit.layers[layer].core),
-            half.projection()
-        )
-    }
-
     /// The mean of what a half that is gone would have to add goes to what wrote the stream last.
     fn leave(
         &mut self,
@@ -315,47 +312,50 @@ impl<'a> Walk<'a> {
         targets: &mut Streams,
     ) -> Result<()> {
         self.differ = true;
-        // Where this block's own attention stays, the stream before the perceptron is inside the pruned block.
-        let inside = to.filter(|_| self.last.as_ref().is_some_and(|last| last.layer == layer));
-        let mut moments = Moments::new(self.kept.embed.len(), 0);
+        let stream = self.kept.stream(self.body.dim(layer));
+        let mut moments = Moments::new(stream.len(), 0);
         let mut energy = 0.0;
         for batch in 0..targets.len() {
             let mut before = self.streams[1].get(batch)?;
-            if let Some(to) = inside {
-                let mut ctx = Ctx::tracing(Trace::pairs([(Site::Mid, Some(to))]));
+            // Behind this block's own attention, or behind patch merging, the stream is inside the pruned block.
+            if let Some(to) = to {
+                let site = (half.stream()[0], Some(to));
+                let mut ctx = Ctx::tracing(Trace::pairs([site]));
                 self.pruned.block(to, before.clone(), &mut ctx)?;
-                before = ctx.trace.tokens(Site::Mid, Some(to)).unwrap_or(before);
+                before = ctx.trace.tokens(site.0, site.1).unwrap_or(before);
             }
             let target = targets.get(batch)?;
             energy += spread(&target) / targets.tokens() as f64;
-            moments.see(select(target, &self.kept.embed) - before);
+            moments.see(select(target, &stream) - before);
         }
         let mut mean = moments.seen();
         let variance: f64 = moments.covariance().iter().step_by(mean.len() + 1).sum();
         let square = |mean: &[f64]| mean.iter().map(|mean| mean * mean).sum::<f64>();
         let whole = variance + square(&mean);
-        match &self.last {
-            // The norm after the embedding would change it.
-            None if self.vit.pre_norm => mean.fill(0.0),
-            Some(Written {
-                out_idx: Some(idx), ..
-            }) => {
-                for (channel, mean) in mean.iter_mut().enumerate() {
-                    if idx.binary_search(&channel).is_err() {
-                        *mean = 0.0;
-                    }
+        if let Some(Written {
+            out_idx: Some(idx), ..
+        }) = &self.last
+        {
+            for (channel, mean) in mean.iter_mut().enumerate() {
+                if idx.binary_search(&channel).is_err() {
+                    *mean = 0.0;
                 }
             }
-            _ => {}
+        }
+        if !self.add_before(layer, &mean)? {
+            mean.fill(0.0);
         }
         self.fits.push(Fit {
-            module: self.source(half, layer),
+            module: module(self.body, layer, half.projection()),
             cut: whole / energy.max(f64::MIN_POSITIVE),
             corrected: (whole - square(&mean)) / energy.max(f64::MIN_POSITIVE),
         });
-        self.add_before(&mean)?;
         self.pruned = network(&self.sliced)?;
-        if inside.is_none() {
+        let before_block = match &self.last {
+            Some(last) => last.layer != layer,
+            None => !self.begins(layer),
+        };
+        if before_block {
             let added: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
             let added = Tensor::<1>::from_data(added.as_slice(), &Device::flex()).reshape([1, 1, mean.len()]);
             for batch in 0..self.streams[1].len() {
@@ -366,43 +366,51 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Adds to the stream, for every token, before the next half.
-    fn add_before(&mut self, mean: &[f64]) -> Result<()> {
+    /// Whether patch merging stands between a layer and the one before it.
+    fn begins(&self, layer: usize) -> bool {
+        layer > 0 && self.body.merging(layer) != self.body.merging(layer - 1)
+    }
+
+    /// Adds to the stream of a layer, for every token, before the next half: to what wrote last, or to what makes the stream. Says whether there
+    /// was a way; if not, the next projection takes it on.
+    fn add_before(&mut self, layer: usize, mean: &[f64]) -> Result<bool> {
         let tensors = &mut self.sliced.tensors;
-        let Some(last) = &self.last else {
-            let prefix = ["cls_token", "dist_token", "reg_token"];
-            let names = prefix.into_iter().filter(|_| !self.vit.embed_prefix);
-            for name in names.chain(["pos_embed"]) {
-                add_to(tensors, name, mean)?;
-            }
-            return Ok(());
+        if let Some(last) = &self.last {
+            let written: Vec<f64> = match &last.out_idx {
+                Some(idx) => idx.iter().map(|&channel| mean[channel]).collect(),
+                None => mean.to_vec(),
+            };
+            add_to(tensors, &format!("{}.bias", last.module), &written)?;
+            return Ok(true);
+        }
+        if let Some(merging) = self.body.merging(layer) {
+            return add_behind(tensors, &merging, mean);
+        }
+        let names: &[&str] = match self.body {
+            Transformer::Swin(_) => &["patch_embed.norm.bias"],
+            Transformer::Vit(vit) if vit.pre_norm => &["norm_pre.bias"],
+            Transformer::Vit(vit) if vit.embed_prefix => &["pos_embed"],
+            Transformer::Vit(_) => &["cls_token", "dist_token", "reg_token", "pos_embed"],
         };
-        let written: Vec<f64> = match &last.out_idx {
-            Some(idx) => idx.iter().map(|&channel| mean[channel]).collect(),
-            None => mean.to_vec(),
-        };
-        add_to(tensors, &format!("{}.bias", last.module), &written)
+        names.iter().try_for_each(|name| add_to(tensors, name, mean))?;
+        Ok(true)
     }
 
     /// Solves the queries of heads that lost dimensions of queries and keys: `A·q` in the place of `q`, with the least mean of
     /// `(q·k − (A·q)·k′)²` over the keys `k` there were and those `k′` that are left.
     fn queries(&mut self, layer: usize, to: usize) -> Result<()> {
-        let core = self.vit.layers[layer].core;
-        let kept = self.kept.cores.get(core).and_then(|core| core.attn.clone());
-        let (Some(kept), Some(attn)) = (kept, self.vit.block(layer).and_then(|block| block.attn.as_ref()))
+        let core = self.body.core(layer).and_then(|core| self.kept.cores.get(core));
+        let kept = core.and_then(|core| core.attn.clone());
+        let (Some(kept), Some(attn)) = (kept, self.body.block(layer).and_then(|block| block.attn.as_ref()))
         else {
             return Ok(());
         };
-        let starts = bounds(&attn.qk_dims);
-        let whole = |queries: &[usize]| {
-            let head = starts.partition_point(|start| *start <= queries[0]) - 1;
-            (head, queries.len() == attn.qk_dims[head])
-        };
-        if kept.heads.iter().all(|head| whole(&head.qk).1) {
+        let whole = |head: &KeptHead| head.qk.len() == attn.qk_dims[head.index];
+        if kept.heads.iter().all(whole) {
             return Ok(());
         }
         self.differ = true;
-        let embed = self.kept.embed.len();
+        let embed = self.kept.stream(self.body.dim(layer)).len();
         let mut moments = Moments::new(embed, 0);
         for batch in 0..self.streams[1].len() {
             let mut ctx = Ctx::tracing(Trace::pairs([(Site::AttnIn, Some(to))]));
@@ -411,11 +419,8 @@ impl<'a> Walk<'a> {
                 moments.see(x);
             }
         }
-        let solved = self.solve_queries(layer, attn, &kept, &moments.second(), |head| whole(head).0)?;
-        let module = format!(
-            "{}.attn.qkv",
-            self.small().core_name(self.small().layers[to].core)
-        );
+        let solved = self.solve_queries(layer, attn, &kept, &moments.second())?;
+        let module = module(self.small(), to, "attn.qkv");
         let mut qkv = Map::of(&self.sliced.tensors, &module)?;
         for (row, values) in solved.into_iter().enumerate() {
             let (weight, bias) = values.split_at(embed);
@@ -434,79 +439,32 @@ impl<'a> Walk<'a> {
         attn: &AttentionSpec,
         kept: &KeptAttention,
         second: &[f64],
-        head_of: impl Fn(&[usize]) -> usize,
     ) -> Result<Vec<Vec<f64>>> {
-        let module = format!("{}.attn.qkv", self.vit.core_name(self.vit.layers[layer].core));
-        let dense = Map::of(self.tensors, &module)?;
-        let dim = self.vit.embed_dim;
+        let dense = Map::of(self.tensors, &module(self.body, layer, "attn.qkv"))?;
+        let dim = self.body.dim(layer);
+        let stream = self.kept.stream(dim);
         // A row of the dense projection over the channels that are left, and its bias.
         let row = |row: usize| -> Vec<f64> {
-            let weight = self
-                .kept
-                .embed
-                .iter()
-                .map(|channel| dense.weight[row * dim + channel]);
+            let weight = stream.iter().map(|channel| dense.weight[row * dim + channel]);
             weight.chain([dense.bias[row]]).collect()
         };
         let starts = bounds(&attn.qk_dims);
         let mut out = Vec::new();
         for head in &kept.heads {
-            let all: Vec<usize> = {
-                let head = head_of(&head.qk);
-                (starts[head]..starts[head + 1]).collect()
-            };
+            let all: Vec<usize> = (starts[head.index]..starts[head.index + 1]).collect();
             let keys: Vec<Vec<f64>> = all.iter().map(|key| row(attn.qk_width() + key)).collect();
             let queries: Vec<Vec<f64>> = all.iter().map(|query| row(*query)).collect();
             let left: Vec<usize> = head.qk.iter().map(|query| query - all[0]).collect();
-            out.extend(self.settings.queries(&queries, &keys, &left, second));
+            out.extend(solve(self.settings.damping, &queries, &keys, &left, second));
         }
         Ok(out)
     }
 }
 
-impl Settings {
-    /// New queries for the keys `left` of a head: rows of `queries` and `keys` are maps `[dim + 1]`, bias last; `second` is the second
-    /// moment `[dim + 1, dim + 1]` of what they read, 1 last.
-    fn queries(
-        self,
-        queries: &[Vec<f64>],
-        keys: &[Vec<f64>],
-        left: &[usize],
-        second: &[f64],
-    ) -> Vec<Vec<f64>> {
-        let width = keys.first().map_or(0, Vec::len).max(1);
-        let seen: Vec<Vec<f64>> = keys
-            .iter()
-            .map(|key| second.chunks(width).map(|line| dot(line, key)).collect())
-            .collect();
-        let product = |a: usize, b: usize| dot(&keys[a], &seen[b]);
-        let n = left.len();
-        let mean = left.iter().map(|&key| product(key, key)).sum::<f64>() / n.max(1) as f64;
-        let lambda = self.damping * mean;
-        let mut among = vec![0.0; n * n];
-        for (i, &a) in left.iter().enumerate() {
-            for (j, &b) in left.iter().enumerate() {
-                among[i * n + j] = product(a, b) + if i == j { lambda } else { 0.0 };
-            }
-        }
-        let kept: Vec<Vec<f64>> = left.iter().map(|&query| queries[query].clone()).collect();
-        let Some(cholesky) = Cholesky::new(among, n) else {
-            return kept;
-        };
-        // Row by row of the dense head: what each old query gives to the new ones.
-        let mut given: Vec<f64> = (0..keys.len())
-            .flat_map(|old| left.iter().map(move |&new| (old, new)))
-            .map(|(old, new)| product(new, old) + if old == new { lambda } else { 0.0 })
-            .collect();
-        cholesky.solve(&mut given);
-        let mut out = vec![vec![0.0; width]; n];
-        for (old, given) in queries.iter().zip(given.chunks(n.max(1))) {
-            for (out, given) in out.iter_mut().zip(given) {
-                add(out, *given, old);
-            }
-        }
-        out
-    }
+/// What a module of a layer's core is called.
+fn module(body: Transformer<'_>, layer: usize, part: &str) -> String {
+    let name = body.core(layer).map(|core| body.core_name(core));
+    format!("{}.{part}", name.unwrap_or_default())
 }
 
 fn network(sliced: &Sliced) -> Result<Network> {
@@ -532,35 +490,4 @@ fn select(x: Tensor<3>, channels: &[usize]) -> Tensor<3> {
     let channels: Vec<i64> = channels.iter().map(|&channel| channel as i64).collect();
     let channels = Tensor::<1, Int>::from_data(channels.as_slice(), &x.device());
     x.select(2, channels)
-}
-
-/// Replaces a module's weight, and its bias if it has one.
-fn store(tensors: &mut Tensors, module: &str, map: &Map) -> Result<()> {
-    for (name, values) in [("weight", &map.weight), ("bias", &map.bias)] {
-        let name = format!("{module}.{name}");
-        if tensors.contains(&name) {
-            let before = tensors.get(&name)?;
-            let values = values.iter().map(|value| *value as f32).collect();
-            let after = Stored::rounded(before.dtype(), before.shape(), values)?;
-            tensors.insert(name, after);
-        }
-    }
-    Ok(())
-}
-
-/// Adds to every row of a tensor, if there is one of this name.
-fn add_to(tensors: &mut Tensors, name: &str, added: &[f64]) -> Result<()> {
-    if !tensors.contains(name) {
-        return Ok(());
-    }
-    let tensor = tensors.get(name)?;
-    let mut values = tensor.to_f32().into_owned();
-    for row in values.chunks_mut(added.len().max(1)) {
-        row.iter_mut()
-            .zip(added)
-            .for_each(|(value, added)| *value = (f64::from(*value) + added) as f32);
-    }
-    let after = Stored::rounded(tensor.dtype(), tensor.shape(), values)?;
-    tensors.insert(name, after);
-    Ok(())
 }

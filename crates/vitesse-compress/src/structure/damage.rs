@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor};
 use vitesse_model::network::{Ctx, Network, Trace};
-use vitesse_model::{ModelSpec, Tensors};
+use vitesse_model::{ModelSpec, Site, Tensors};
 
 use super::budget::Elimination;
 use super::correct::{enough, spread};
@@ -27,16 +27,16 @@ pub fn eliminations<E: From<Error>>(
     images: impl IntoIterator<Item = std::result::Result<Tensor<4>, E>>,
     mut between: impl FnMut(usize) -> std::result::Result<(), E>,
 ) -> std::result::Result<Vec<Elimination>, E> {
-    let vit = unshared(spec)?;
+    let body = unshared(spec)?;
     let network = Network::new(spec, tensors, "the model", &Device::flex()).map_err(Error::from)?;
     let mut streams = Streams::new()?;
     for images in images {
         let x = network.embed(images?, &mut Ctx::eval()).map_err(Error::from)?;
         streams.push(&x)?;
     }
-    enough(vit, streams.images())?;
+    enough(spec, streams.images())?;
     let mut out = Vec::new();
-    for layer in 0..vit.layers.len() {
+    for layer in 0..body.layers().len() {
         between(layer)?;
         let found = walk(&network, layer, &mut streams)?;
         for group in groups.iter().filter(|group| group.id.core == Some(layer)) {
@@ -55,35 +55,41 @@ struct Seen {
 
 /// Takes all streams through a block, and looks at both halves.
 fn walk(network: &Network, layer: usize, streams: &mut Streams) -> Result<[Option<Seen>; 2]> {
-    let vit = network.spec().vit()?;
+    let body = network.spec().transformer()?;
     let mut seen = Half::BOTH.map(|half| {
-        let (inputs, _) = half.of(vit, layer)?;
+        let (inputs, _) = half.of(body, layer)?;
         Some(Seen {
-            moments: Moments::new(inputs, vit.embed_dim),
+            moments: Moments::new(inputs, body.dim(layer)),
             stream: 0.0,
         })
     });
-    let wanted: Vec<_> = Half::BOTH
-        .iter()
-        .flat_map(|half| half.sites().map(|site| (site, Some(layer))))
+    let wanted: Vec<_> = [Site::BlockIn]
+        .into_iter()
+        .chain(Half::BOTH.iter().flat_map(|half| half.sites()))
+        .map(|site| (site, Some(layer)))
         .collect();
-    let tokens = streams.tokens() as f64;
     for batch in 0..streams.len() {
         let mut ctx = Ctx::tracing(Trace::pairs(wanted.clone()));
-        let before = streams.get(batch)?;
-        let after = network.block(layer, before.clone(), &mut ctx)?;
-        let mut stream = before;
+        let after = network.block(layer, streams.get(batch)?, &mut ctx)?;
+        // A stage of a Swin begins by merging patches, so that this is not what entered.
+        let mut stream = ctx.trace.tokens(Site::BlockIn, Some(layer));
         for (half, seen) in Half::BOTH.into_iter().zip(&mut seen) {
-            let [read, written] = half.sites().map(|site| ctx.trace.tokens(site, Some(layer)));
-            let (Some(seen), Some(x), Some(y)) = (seen, read, written) else {
+            let [_, written] = half.sites();
+            let (Some(seen), Some(x), Some(y)) = (
+                seen,
+                half.read(body, layer, &ctx),
+                ctx.trace.tokens(written, Some(layer)),
+            ) else {
                 continue;
             };
             seen.moments.add(x, y.clone());
-            stream = stream + y;
-            seen.stream += spread(&stream) / tokens;
+            stream = stream.map(|stream| stream + y);
+            seen.stream += stream.as_ref().map_or(0.0, spread);
         }
         streams.put(batch, &after)?;
     }
+    let tokens = streams.tokens() as f64;
+    seen.iter_mut().flatten().for_each(|seen| seen.stream /= tokens);
     Ok(seen)
 }
 

@@ -1,6 +1,6 @@
 //! Back to a shape that timm can build, by zeros.
 
-use vitesse_model::spec::{AttentionSpec, BlockSpec, MlpSpec, NetworkSpec, VitSpec};
+use vitesse_model::spec::{AttentionSpec, BlockSpec, MlpSpec, NetworkSpec, SwinSpec, Transformer, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::cut::{put, zeros};
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// A pruned model filled up with zeros.
 #[derive(Debug, Clone)]
 pub struct Dense {
-    /// The plain model: all blocks alike, heads as wide as the scale says.
+    /// The plain model: all blocks alike, those of a stage in a Swin, and heads as wide as the scale says.
     pub spec: ModelSpec,
     /// The pruned model's weights among zeros.
     pub tensors: Tensors,
@@ -22,53 +22,44 @@ pub struct Dense {
 }
 
 /// Fills heads, hidden units, written channels and absent sub-layers up with zeros until all blocks are alike, and gives the same logits:
-/// what is added adds nothing. Blocks that are gone stay gone.
+/// what is added adds nothing. Blocks that are gone stay gone; a Swin's are empty ones, and come back.
 ///
-/// A head is as wide as its scale says, `scale⁻²`, so that timm derives the scale that the model has.
+/// A head is as wide as its scale says, `scale⁻²`, so that timm derives the scale that the model has. Perceptrons of all stages of a Swin
+/// have the same ratio to the width of the stream.
 ///
 /// # Errors
 /// A model with ops or of another family; scales that differ between blocks, or are those of no such width; heads that are wider, or more of them,
 /// than the width of the stream has room for, as where embedding channels were cut.
 pub fn to_dense(spec: &ModelSpec, tensors: &Tensors) -> Result<Dense> {
-    let vit = prunable(spec)?;
-    let (heads, width) = heads(vit)?;
-    let hidden = vit
-        .cores
+    let body = prunable(spec)?;
+    let cores = body.cores().iter().enumerate();
+    let each: Vec<(&BlockSpec, usize)> = cores.map(|(core, block)| (block, body.core_dim(core))).collect();
+    let blocks = each
         .iter()
-        .filter_map(|core| core.mlp.as_ref())
-        .map(|mlp| mlp.hidden);
-    let hidden = hidden.max().unwrap_or(1);
-    let bias = vit
-        .cores
-        .iter()
-        .filter_map(|core| core.attn.as_ref())
-        .any(|attn| attn.qkv_bias);
-    let block = BlockSpec {
-        attn: Some(AttentionSpec {
-            qkv_bias: bias,
-            ..AttentionSpec::uniform(vit.embed_dim, heads)
-        }),
-        mlp: Some(MlpSpec {
-            hidden,
-            out_idx: None,
-        }),
-    };
-    let dense = ModelSpec {
-        network: NetworkSpec::Vit(VitSpec {
-            cores: vec![block; vit.cores.len()],
-            ..vit.clone()
-        }),
-        ..spec.clone()
-    };
+        .map(|(_, dim)| plain(*dim, &each))
+        .collect::<Result<Vec<_>>>()?;
     let kept = Kept {
-        embed: (0..vit.embed_dim).collect(),
-        layers: (0..vit.layers.len()).collect(),
-        cores: vit
-            .cores
+        embed: None,
+        layers: (0..body.layers().len()).collect(),
+        cores: each
             .iter()
-            .map(|core| kept(core, width, vit.embed_dim))
+            .zip(&blocks)
+            .map(|((core, dim), plain)| kept(core, plain, *dim))
             .collect(),
         readmitted: Vec::new(),
+    };
+    let dense = ModelSpec {
+        network: match body {
+            Transformer::Vit(vit) => NetworkSpec::Vit(VitSpec {
+                cores: blocks,
+                ..vit.clone()
+            }),
+            Transformer::Swin(swin) => NetworkSpec::Swin(SwinSpec {
+                cores: blocks,
+                ..swin.clone()
+            }),
+        },
+        ..spec.clone()
     };
     spec.check(tensors, "the pruned model")?;
     let shapes = dense.tensors()?;
@@ -93,17 +84,43 @@ pub fn to_dense(spec: &ModelSpec, tensors: &Tensors) -> Result<Dense> {
     })
 }
 
-/// How many heads the dense model has, and how wide each is.
-fn heads(vit: &VitSpec) -> Result<(usize, usize)> {
+/// The plain block for a stream so wide, with room for all of these that have one so wide.
+fn plain(dim: usize, all: &[(&BlockSpec, usize)]) -> Result<BlockSpec> {
+    let attns = |dim: Option<usize>| {
+        let of = all
+            .iter()
+            .filter(move |(_, other)| dim.is_none_or(|dim| dim == *other));
+        of.filter_map(|(core, _)| core.attn.as_ref())
+    };
+    let heads = heads(dim, &attns(Some(dim)).collect::<Vec<_>>())?;
+    // timm derives hidden units from the width of a stage, by one ratio.
+    let least = all.iter().map(|(_, dim)| *dim).min().unwrap_or(dim).max(1);
+    let hidden = all.iter().filter_map(|(core, other)| {
+        let hidden = core.mlp.as_ref()?.hidden;
+        Some((hidden * least).div_ceil((*other).max(1)))
+    });
+    Ok(BlockSpec {
+        attn: Some(AttentionSpec {
+            qkv_bias: attns(None).any(|attn| attn.qkv_bias),
+            ..AttentionSpec::uniform(dim, heads)
+        }),
+        mlp: Some(MlpSpec {
+            hidden: hidden.max().unwrap_or(1) * (dim / least),
+            out_idx: None,
+        }),
+    })
+}
+
+/// How many heads, each as wide as its scale says, a stream so wide has where there is room for all of these.
+fn heads(dim: usize, attns: &[&AttentionSpec]) -> Result<usize> {
     let refuse = |sentence: String| Err(Error::Unsuited(sentence));
-    let mut attns = vit.cores.iter().filter_map(|core| core.attn.as_ref());
-    let Some(first) = attns.clone().next() else {
-        return Ok((1, vit.embed_dim));
+    let Some(first) = attns.first() else {
+        return Ok(1);
     };
     let width = first.scale.powi(-2).round();
-    if !(1.0..=vit.embed_dim as f64).contains(&width)
+    if !(1.0..=dim as f64).contains(&width)
         || (width.powf(-0.5) - first.scale).abs() > 1e-9
-        || attns.clone().any(|attn| attn.scale != first.scale)
+        || attns.iter().any(|attn| attn.scale != first.scale)
     {
         return refuse(format!(
             "no width of heads gives the attention scale {} in every block, so timm cannot build this model",
@@ -111,29 +128,32 @@ fn heads(vit: &VitSpec) -> Result<(usize, usize)> {
         ));
     }
     let width = width as usize;
-    let heads = vit.embed_dim / width;
-    let fits = |attn: &AttentionSpec| {
-        let widths = attn.qk_dims.iter().chain(&attn.v_dims);
-        attn.num_heads() <= heads && widths.clone().all(|&dims| dims <= width)
+    let heads = dim / width;
+    let fits = |attn: &&AttentionSpec| {
+        let mut widths = attn.qk_dims.iter().chain(&attn.v_dims);
+        attn.num_heads() <= heads && widths.all(|&dims| dims <= width)
     };
-    if heads * width != vit.embed_dim || !attns.all(fits) {
+    if heads * width != dim || !attns.iter().all(fits) {
         return refuse(format!(
-            "a stream of width {} has no room for these heads where each is {width} wide, so timm cannot build this model",
-            vit.embed_dim
+            "a stream of width {dim} has no room for these heads where each is {width} wide, so timm cannot build this model"
         ));
     }
-    Ok((heads, width))
+    Ok(heads)
 }
 
-/// Where a core's units stand in the dense one: head by head, each from its first dimension on.
-fn kept(core: &BlockSpec, width: usize, dim: usize) -> KeptCore {
+/// Where a core's units stand in the plain block: head by head, each from its first dimension on.
+fn kept(core: &BlockSpec, plain: &BlockSpec, dim: usize) -> KeptCore {
     let written = |out_idx: &Option<Vec<usize>>| out_idx.clone().unwrap_or_else(|| (0..dim).collect());
+    let starts = plain.attn.as_ref().map(|attn| bounds(&attn.v_dims));
     KeptCore {
         attn: core.attn.as_ref().map(|attn| KeptAttention {
-            heads: bounds(&vec![width; attn.num_heads()])
+            heads: starts
                 .into_iter()
+                .flatten()
                 .zip(attn.qk_dims.iter().zip(&attn.v_dims))
-                .map(|(start, (&qk, &v))| KeptHead {
+                .enumerate()
+                .map(|(index, (start, (&qk, &v)))| KeptHead {
+                    index,
                     qk: (start..start + qk).collect(),
                     v: (start..start + v).collect(),
                 })

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vitesse_model::spec::{AttentionSpec, BlockSpec, MlpSpec};
+use vitesse_model::spec::{AttentionSpec, BlockSpec, MlpSpec, Transformer};
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::criteria::{Criterion, magnitude::Magnitude};
@@ -22,7 +22,9 @@ pub struct Readmitted {
 /// What is kept of a model; all numbers are the source's.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
-    pub(super) embed: Vec<usize>,
+    /// Channels of the stream; all where `None`.
+    pub(super) embed: Option<Vec<usize>>,
+    /// Those that are layers of the smaller model, too.
     pub(super) layers: Vec<usize>,
     /// One for each core of the source, with nothing in it where no layer uses it any more.
     pub(super) cores: Vec<KeptCore>,
@@ -44,6 +46,8 @@ pub(super) struct KeptAttention {
 
 #[derive(Debug, Clone)]
 pub(super) struct KeptHead {
+    /// Which head it was.
+    pub(super) index: usize,
     /// Of all queries, or all keys.
     pub(super) qk: Vec<usize>,
     /// Of all values.
@@ -61,30 +65,43 @@ impl Kept {
     /// # Errors
     /// What [`Selection::check`] refuses, and a selection that leaves no embedding channel.
     pub(super) fn of(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Result<Kept> {
-        let vit = prunable(spec)?;
+        let body = prunable(spec)?;
         selection.check(spec)?;
-        let all = |kind, units| match selection.of(kind, None) {
-            Some(kept) => kept.to_vec(),
-            None => (0..units).collect(),
-        };
-        let embed = all(Kind::Embed, vit.embed_dim);
-        if embed.is_empty() {
+        let embed = selection
+            .of(Kind::Embed, None)
+            .filter(|kept| kept.len() < body.dim(0));
+        if embed.is_some_and(<[usize]>::is_empty) {
             return Err(Error::Selection(
                 "a selection without any embedding channel leaves no model; keep at least one".into(),
             ));
         }
-        let layers = all(Kind::Block, vit.layers.len());
+        let all: Vec<usize> = (0..body.layers().len()).collect();
+        let stay = selection.of(Kind::Block, None).unwrap_or(&all);
+        let used = |core: usize| stay.iter().any(|&layer| body.core(layer) == Some(core));
+        let layers = match body {
+            Transformer::Vit(_) => stay.to_vec(),
+            // The windows of every second block are shifted, so each keeps its place.
+            Transformer::Swin(_) => all.clone(),
+        };
+        let halved =
+            |layer: &&usize| stay.binary_search(layer).is_err() && body.core(**layer).is_some_and(used);
+        if let (Transformer::Swin(_), Some(layer)) = (body, all.iter().find(halved)) {
+            return Err(Error::Selection(format!(
+                "block {layer} shares its matrices with one that stays, so it cannot become an empty one, as blocks of `{}` do that go, \
+                 since windows are shifted in every second one; drop all blocks of these matrices",
+                spec.architecture
+            )));
+        }
         let mut cutter = Cutter {
             tensors,
             selection,
             groups: groups(spec)?,
-            embed: &embed,
+            embed,
             readmitted: Vec::new(),
         };
-        let mut cores = Vec::with_capacity(vit.cores.len());
-        for (core, block) in vit.cores.iter().enumerate() {
-            let mut users = layers.iter().filter_map(|&layer| vit.layers.get(layer));
-            cores.push(match users.any(|layer| layer.core == core) {
+        let mut cores = Vec::with_capacity(body.cores().len());
+        for (core, block) in body.cores().iter().enumerate() {
+            cores.push(match used(core) {
                 true => cutter.core(core, block)?,
                 false => KeptCore {
                     attn: None,
@@ -94,11 +111,16 @@ impl Kept {
         }
         let readmitted = cutter.readmitted;
         Ok(Kept {
-            embed,
+            embed: embed.map(<[usize]>::to_vec),
             layers,
             cores,
             readmitted,
         })
+    }
+
+    /// The channels that are kept of a stream so wide.
+    pub(super) fn stream(&self, dim: usize) -> Vec<usize> {
+        self.embed.clone().unwrap_or_else(|| (0..dim).collect())
     }
 }
 
@@ -106,7 +128,7 @@ struct Cutter<'a> {
     tensors: &'a Tensors,
     selection: &'a Selection,
     groups: Vec<Group>,
-    embed: &'a [usize],
+    embed: Option<&'a [usize]>,
     readmitted: Vec<Readmitted>,
 }
 
@@ -138,22 +160,22 @@ impl Cutter<'_> {
             .into_iter()
             .zip(ranges(&attn.v_dims))
             .collect();
-        let head = |(qk, v): &(Range<usize>, Range<usize>)| KeptHead {
+        let head = |(index, (qk, v)): (usize, &(Range<usize>, Range<usize>))| KeptHead {
+            index,
             qk: self.dims(Kind::QkDim, core, qk),
             v: self.dims(Kind::VDim, core, v),
         };
-        let mut heads: Vec<(usize, KeptHead)> = widths.iter().map(head).enumerate().collect();
+        let mut heads: Vec<KeptHead> = widths.iter().enumerate().map(head).collect();
         // A head without values adds nothing, whatever its queries and keys are.
-        let kept =
-            |(index, head): &(usize, KeptHead)| !head.v.is_empty() && self.keeps(Kind::Head, core, *index);
+        let kept = |head: &KeptHead| !head.v.is_empty() && self.keeps(Kind::Head, core, head.index);
         if heads.iter().any(kept) {
             heads.retain(kept);
         } else {
             let best = self.readmit(Kind::Head, core, &(0..heads.len()).collect::<Vec<_>>())?;
-            heads.retain(|(index, _)| *index == best);
+            heads.retain(|head| head.index == best);
         }
-        for (index, head) in &mut heads {
-            let (qk, v) = &widths[*index];
+        for head in &mut heads {
+            let (qk, v) = &widths[head.index];
             if head.qk.is_empty() {
                 head.qk = vec![self.readmit(Kind::QkDim, core, &qk.clone().collect::<Vec<_>>())?];
             }
@@ -161,7 +183,6 @@ impl Cutter<'_> {
                 head.v = vec![self.readmit(Kind::VDim, core, &v.clone().collect::<Vec<_>>())?];
             }
         }
-        let heads = heads.into_iter().map(|(_, head)| head).collect();
         Ok(Some(KeptAttention { heads, out }))
     }
 
@@ -209,7 +230,10 @@ impl Cutter<'_> {
                 }
         })?;
         let kept = (0..rows.units).filter(|&row| {
-            let stays = channel(row).is_some_and(|channel| self.embed.binary_search(&channel).is_ok());
+            let stays = channel(row).is_some_and(|channel| {
+                self.embed
+                    .is_none_or(|embed| embed.binary_search(&channel).is_ok())
+            });
             stays && self.keeps(kind, core, row)
         });
         Some(kept.collect()).filter(|rows: &Vec<usize>| !rows.is_empty())

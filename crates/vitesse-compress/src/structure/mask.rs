@@ -35,19 +35,22 @@ pub fn widen(
     selection: &Selection,
     sliced: &Tensors,
 ) -> Result<Tensors> {
-    let vit = prunable(spec)?;
+    let body = prunable(spec)?;
     let kept = Kept::of(spec, tensors, selection)?;
-    if kept.embed.len() < vit.embed_dim {
+    if kept.embed.is_some() {
         return Err(Error::Unsuited(
             "a model that lost embedding channels has no masked twin: the statistics of its layer norms are taken over the \
              channels that are left; compare it with another implementation of the sliced model instead"
                 .into(),
         ));
     }
-    let gone = (0..vit.layers.len()).filter(|layer| kept.layers.binary_search(layer).is_err());
-    let core = |layer: usize| vit.layers.get(layer).map(|layer| layer.core);
+    let gone = (0..body.layers().len()).filter(|layer| kept.layers.binary_search(layer).is_err());
     for layer in gone {
-        if kept.layers.iter().any(|&other| core(other) == core(layer)) {
+        if kept
+            .layers
+            .iter()
+            .any(|&other| body.core(other) == body.core(layer))
+        {
             return Err(Error::Unsuited(format!(
                 "block {layer} shares its matrices with one that stays, so it cannot be masked by zeros in them"
             )));

@@ -1,4 +1,4 @@
-//! Structured pruning: what can be cut out of a vision transformer, and what the smaller model is.
+//! Structured pruning: what can be cut out of a vision transformer, ViT or Swin, and what the smaller model is.
 //!
 //! Everything here speaks of **units**: a head, a dimension of one, a hidden unit, a channel, a sub-layer, a block. Units of
 //! one kind that stand side by side are a [`Group`]; the description of the model says which groups there are, and which
@@ -51,6 +51,8 @@ mod kept;
 mod mask;
 #[cfg(feature = "train")]
 mod moments;
+#[cfg(feature = "train")]
+mod queries;
 pub mod rank;
 mod selection;
 mod slice;
@@ -58,6 +60,8 @@ mod slice;
 mod streams;
 mod table;
 mod units;
+#[cfg(feature = "train")]
+mod write;
 
 pub use dense::{Dense, to_dense};
 pub use kept::Readmitted;

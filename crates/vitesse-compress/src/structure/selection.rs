@@ -79,6 +79,13 @@ impl Selection {
         let groups: BTreeMap<Id, Group> = groups(spec)?.into_iter().map(|group| (group.id, group)).collect();
         for (id, units) in self.iter() {
             let Some(group) = groups.get(&id) else {
+                if id.kind == Kind::Embed {
+                    return Err(Error::Selection(format!(
+                        "channels of the stream cannot be cut out of `{}`: its stages differ in width, and patch merging makes each \
+                         stage's channels of all those before it; cut heads and hidden units",
+                        spec.architecture
+                    )));
+                }
                 return Err(Error::Selection(format!(
                     "`{id}` names no units of this model; it may lack the sub-layer, or its heads may differ in width"
                 )));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
+use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, SwinSpec, Transformer, VitSpec};
 use vitesse_model::{ModelSpec, Tensors};
 
 use super::cut::take;
@@ -25,7 +25,7 @@ pub struct Sliced {
 
 /// Keeps what `selection` keeps and cuts everything else out.
 ///
-/// The attention scale stays what it was. Blocks are counted anew. A head without values is gone; one that has values but would have no
+/// The attention scale stays what it was. Blocks are counted anew, but for those of a Swin, which are empty where they are gone. A head without values is gone; one that has values but would have no
 /// queries and keys, and a sub-layer that would have no unit, get the one with the largest weights back.
 ///
 /// # Errors
@@ -58,17 +58,28 @@ pub fn outline(spec: &ModelSpec, tensors: &Tensors, selection: &Selection) -> Re
 
 /// The description of what is left.
 pub(super) fn smaller(spec: &ModelSpec, kept: &Kept) -> Result<ModelSpec> {
-    let vit = prunable(spec)?;
-    let used = cores(vit, &kept.layers);
-    let block = |&core: &usize| Some(block(vit.cores.get(core)?, kept.cores.get(core)?, &kept.embed));
-    let network = VitSpec {
-        embed_dim: kept.embed.len(),
-        cores: used.iter().filter_map(block).collect(),
-        layers: layers(vit, &kept.layers, &used),
-        ..vit.clone()
+    let body = prunable(spec)?;
+    let used = cores(body, &kept.layers);
+    let block = |&core: &usize| {
+        let stream = kept.stream(body.core_dim(core));
+        Some(block(body.cores().get(core)?, kept.cores.get(core)?, &stream))
     };
+    let cores = used.iter().filter_map(block).collect();
+    let layers = layers(body, &kept.layers, &used);
     Ok(ModelSpec {
-        network: NetworkSpec::Vit(network),
+        network: match body {
+            Transformer::Vit(vit) => NetworkSpec::Vit(VitSpec {
+                embed_dim: kept.stream(vit.embed_dim).len(),
+                cores,
+                layers,
+                ..vit.clone()
+            }),
+            Transformer::Swin(swin) => NetworkSpec::Swin(SwinSpec {
+                cores,
+                layers,
+                ..swin.clone()
+            }),
+        },
         ..spec.clone()
     })
 }
@@ -103,10 +114,10 @@ fn channels(out_idx: Option<&[usize]>, rows: &[usize], embed: &[usize]) -> Optio
 }
 
 /// The kept layers around their cores. Where the layer that owned shared norms is gone, the next one that used them owns them.
-fn layers(vit: &VitSpec, kept: &[usize], used: &[usize]) -> Vec<LayerSpec> {
+fn layers(body: Transformer<'_>, kept: &[usize], used: &[usize]) -> Vec<LayerSpec> {
     let mut owners: BTreeMap<usize, usize> = BTreeMap::new();
     let layer = |(to, &from): (usize, &usize)| {
-        let layer = vit.layers.get(from)?;
+        let layer = body.layers().get(from)?;
         let owner = *owners.entry(layer.norms.unwrap_or(from)).or_insert(to);
         Some(LayerSpec {
             core: used.binary_search(&layer.core).ok()?,

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub(super) struct Streams {
     file: File,
     shapes: Vec<[usize; 3]>,
+    /// Where each batch begins, in numbers, and the end of the last one.
+    starts: Vec<usize>,
 }
 
 impl Streams {
@@ -20,6 +22,7 @@ impl Streams {
         Ok(Streams {
             file: tempfile::tempfile().map_err(failed)?,
             shapes: Vec::new(),
+            starts: vec![0],
         })
     }
 
@@ -39,13 +42,15 @@ impl Streams {
     }
 
     pub(super) fn push(&mut self, x: &Tensor<3>) -> Result<()> {
+        self.starts.push(self.starts[self.len()] + numbers(x.dims()));
         self.shapes.push(x.dims());
         self.put(self.len() - 1, x)
     }
 
-    /// Replaces a batch by one of the same shape.
+    /// Replaces a batch by one of as many numbers or fewer: patch merging makes of a stream a shorter, wider one.
     pub(super) fn put(&mut self, batch: usize, x: &Tensor<3>) -> Result<()> {
-        debug_assert_eq!(self.shapes[batch], x.dims());
+        debug_assert!(numbers(x.dims()) <= self.starts[batch + 1] - self.starts[batch]);
+        self.shapes[batch] = x.dims();
         let bytes: Vec<u8> = x.to_data().iter::<f32>().flat_map(f32::to_ne_bytes).collect();
         self.seek(batch)?;
         self.file.write_all(&bytes).map_err(failed)
@@ -53,7 +58,7 @@ impl Streams {
 
     pub(super) fn get(&mut self, batch: usize) -> Result<Tensor<3>> {
         let shape = self.shapes[batch];
-        let mut bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        let mut bytes = vec![0; 4 * numbers(shape)];
         self.seek(batch)?;
         self.file.read_exact(&mut bytes).map_err(failed)?;
         let value = |bytes: &[u8; 4]| f32::from_ne_bytes(*bytes);
@@ -62,13 +67,14 @@ impl Streams {
     }
 
     fn seek(&mut self, batch: usize) -> Result<()> {
-        let before = self.shapes.iter().take(batch);
-        let numbers: usize = before.map(|shape| shape.iter().product::<usize>()).sum();
-        self.file
-            .seek(SeekFrom::Start(4 * numbers as u64))
-            .map_err(failed)?;
+        let start = 4 * self.starts[batch] as u64;
+        self.file.seek(SeekFrom::Start(start)).map_err(failed)?;
         Ok(())
     }
+}
+
+fn numbers(shape: [usize; 3]) -> usize {
+    shape.iter().product()
 }
 
 fn failed(error: std::io::Error) -> Error {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vitesse_model::ModelSpec;
-use vitesse_model::spec::VitSpec;
+use vitesse_model::spec::{Transformer, VitSpec};
 
 use super::cut::Cut;
 use super::kept::{Kept, KeptAttention, KeptCore};
@@ -23,31 +23,31 @@ pub(super) struct Piece {
 
 /// The tensors of what is left of `spec`, whose description is `after`.
 pub(super) fn pieces(spec: &ModelSpec, after: &ModelSpec, kept: &Kept) -> Result<Vec<Piece>> {
-    let (vit, smaller) = (prunable(spec)?, prunable(after)?);
+    let (body, smaller) = (prunable(spec)?, prunable(after)?);
     let shapes = spec.tensors()?.into_iter();
     let mut table = Table {
         axes: shapes.map(|tensor| (tensor.name, tensor.shape.len())).collect(),
         pieces: Vec::new(),
     };
-    let embed = kept.embed.as_slice();
-    for name in ["cls_token", "reg_token", "pos_embed", "dist_token"] {
-        let last = table.axes.get(name).map_or(0, |axes| axes - 1);
-        table.add(name, name, &[(last, embed)]);
+    match body {
+        Transformer::Vit(vit) => table.around_vit(spec, vit, &kept.stream(vit.embed_dim)),
+        Transformer::Swin(_) => table.around_swin(body),
     }
-    if let Some(stem) = spec.sites().embedding() {
-        table.module(&stem.name, &stem.name, &[(0, embed)]);
-    }
-    for name in ["norm_pre", vit.final_norm_name()] {
-        table.module(name, name, &[(0, embed)]);
-    }
-    for (to, from) in cores(vit, &kept.layers).into_iter().enumerate() {
+    for (to, from) in cores(body, &kept.layers).into_iter().enumerate() {
         if let Some(core) = kept.cores.get(from) {
-            let names = (vit.core_name(from), smaller.core_name(to));
-            table.core(vit, from, core, embed, (&names.0, &names.1));
+            table.core(
+                (body, from),
+                core,
+                &kept.stream(body.core_dim(from)),
+                (smaller, to),
+            );
         }
     }
     for (to, &from) in kept.layers.iter().enumerate() {
-        let owns = smaller.layers.get(to).is_some_and(|layer| layer.norms.is_none());
+        let owns = smaller
+            .layers()
+            .get(to)
+            .is_some_and(|layer| layer.norms.is_none());
         let block = smaller.block(to);
         let has = [
             block.is_some_and(|block| block.attn.is_some()),
@@ -55,29 +55,19 @@ pub(super) fn pieces(spec: &ModelSpec, after: &ModelSpec, kept: &Kept) -> Result
         ];
         for (norm, has) in [1, 2].into_iter().zip(has) {
             if owns && has {
-                let (from, to) = (vit.norm_name(from, norm), smaller.norm_name(to, norm));
-                table.module(&from, &to, &[(0, embed)]);
+                let stream = kept.stream(body.dim(from));
+                let (from, to) = (body.norm_name(from, norm), smaller.norm_name(to, norm));
+                table.module(&from, &to, &[(0, &stream)]);
             }
         }
-    }
-    for head in spec.classifiers() {
-        table.add(
-            &format!("{head}.weight"),
-            &format!("{head}.weight"),
-            &[(1, embed)],
-        );
-        table.add(&format!("{head}.bias"), &format!("{head}.bias"), &[]);
     }
     Ok(table.pieces)
 }
 
 /// The cores that these layers use, in their old order.
-pub(super) fn cores(vit: &VitSpec, layers: &[usize]) -> Vec<usize> {
-    let used = |core: &usize| {
-        let mut layers = layers.iter().filter_map(|&layer| vit.layers.get(layer));
-        layers.any(|layer| layer.core == *core)
-    };
-    (0..vit.cores.len()).filter(used).collect()
+pub(super) fn cores(body: Transformer<'_>, layers: &[usize]) -> Vec<usize> {
+    let used = |core: &usize| layers.iter().any(|&layer| body.core(layer) == Some(*core));
+    (0..body.cores().len()).filter(used).collect()
 }
 
 struct Table {
@@ -109,19 +99,64 @@ impl Table {
         self.add(&format!("{from}.bias"), &format!("{to}.bias"), &rows);
     }
 
-    fn core(&mut self, vit: &VitSpec, core: usize, kept: &KeptCore, embed: &[usize], names: (&str, &str)) {
+    /// What stands around the blocks of a ViT, whose stream keeps these channels.
+    fn around_vit(&mut self, spec: &ModelSpec, vit: &VitSpec, embed: &[usize]) {
+        for name in ["cls_token", "reg_token", "pos_embed", "dist_token"] {
+            let last = self.axes.get(name).map_or(0, |axes| axes - 1);
+            self.add(name, name, &[(last, embed)]);
+        }
+        if let Some(stem) = spec.sites().embedding() {
+            self.module(&stem.name, &stem.name, &[(0, embed)]);
+        }
+        for name in ["norm_pre", vit.final_norm_name()] {
+            self.module(name, name, &[(0, embed)]);
+        }
+        for head in spec.classifiers() {
+            let [weight, bias] = ["weight", "bias"].map(|part| format!("{head}.{part}"));
+            self.add(&weight, &weight, &[(1, embed)]);
+            self.add(&bias, &bias, &[]);
+        }
+    }
+
+    /// What stands around the blocks of a Swin: it stays as it is.
+    fn around_swin(&mut self, body: Transformer<'_>) {
+        let cores = (0..body.cores().len()).map(|core| body.core_name(core));
+        let layers = 0..body.layers().len();
+        let norms = layers.flat_map(|layer| [1, 2].map(|norm| body.norm_name(layer, norm)));
+        let inside: Vec<String> = cores.chain(norms).map(|name| name + ".").collect();
+        let names: Vec<String> = self.axes.keys().cloned().collect();
+        for name in names {
+            if !inside.iter().any(|prefix| name.starts_with(prefix)) {
+                self.add(&name, &name, &[]);
+            }
+        }
+    }
+
+    /// A core of the source, whose stream keeps the channels `embed`, as one of the smaller model.
+    fn core(
+        &mut self,
+        (body, core): (Transformer<'_>, usize),
+        kept: &KeptCore,
+        embed: &[usize],
+        (smaller, to): (Transformer<'_>, usize),
+    ) {
+        let names = (body.core_name(core), smaller.core_name(to));
         let mut pair = |module: &str, rows: &[usize], columns: &[usize]| {
             let (from, to) = (format!("{}.{module}", names.0), format!("{}.{module}", names.1));
             self.module(&from, &to, &[(0, rows), (1, columns)]);
         };
-        let block = vit.cores.get(core);
-        if let (Some(attn), Some(spec)) = (&kept.attn, block.and_then(|block| block.attn.as_ref())) {
-            pair("attn.qkv", &attn.rows(spec.qk_width()), embed);
-            pair("attn.proj", &attn.out, &attn.values());
-        }
+        let block = body.cores().get(core);
         if let Some(mlp) = &kept.mlp {
             pair("mlp.fc1", &mlp.hidden, embed);
             pair("mlp.fc2", &mlp.out, &mlp.hidden);
+        }
+        if let (Some(attn), Some(spec)) = (&kept.attn, block.and_then(|block| block.attn.as_ref())) {
+            pair("attn.qkv", &attn.rows(spec.qk_width()), embed);
+            pair("attn.proj", &attn.out, &attn.values());
+            if let (Some(from), Some(to)) = (body.bias_table(core), smaller.bias_table(to)) {
+                let heads: Vec<usize> = attn.heads.iter().map(|head| head.index).collect();
+                self.add(&from, &to, &[(1, &heads)]);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use vitesse_model::ModelSpec;
-use vitesse_model::spec::{AttentionSpec, MlpSpec, VitSpec};
+use vitesse_model::spec::{AttentionSpec, MlpSpec, Transformer, VitSpec};
 use vitesse_words::counted;
 
 use crate::{Error, Result};
@@ -13,9 +13,10 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A channel of the token stream, through the whole model.
+    /// A channel of the token stream, through the whole model. Not of a Swin, whose patch merging puts four tokens beside each other.
     Embed,
-    /// A block: one of [`VitSpec::layers`].
+    /// A block: one of [`Transformer::layers`]. In a Swin, where every second block shifts its windows, one that goes leaves an empty one
+    /// behind.
     Block,
     /// The attention of a core, with the norm before it.
     Attn,
@@ -78,7 +79,7 @@ impl fmt::Display for Kind {
 pub struct Id {
     /// What its units are.
     pub kind: Kind,
-    /// Index into [`VitSpec::cores`].
+    /// Index into [`Transformer::cores`]: blocks are counted through all stages.
     pub core: Option<usize>,
 }
 
@@ -120,30 +121,31 @@ pub struct Group {
     /// How many units it has.
     pub units: usize,
     /// The modules that are cut with a unit. None where a unit is whole modules: sub-layers and blocks. Class token and
-    /// positions are cut with the embedding, but are no modules, and no criterion sees them.
+    /// positions are cut with the embedding, and columns of bias tables with heads, but they are no modules, and no criterion sees them.
     pub members: Vec<Member>,
 }
 
-/// Every group of a vision transformer: those of the whole model, then core by core.
+/// Every group of a transformer: those of the whole model, then core by core.
 ///
 /// # Errors
 /// Another family; a model with ops, which would have to be cut as well.
 pub fn groups(spec: &ModelSpec) -> Result<Vec<Group>> {
-    let vit = prunable(spec)?;
+    let body = prunable(spec)?;
     let whole = |kind, units| Group {
         id: Id { kind, core: None },
         units,
         members: Vec::new(),
     };
-    let mut out = vec![
-        Group {
+    let mut out = Vec::new();
+    if let Transformer::Vit(vit) = body {
+        out.push(Group {
             members: embedding(spec, vit),
             ..whole(Kind::Embed, vit.embed_dim)
-        },
-        whole(Kind::Block, vit.layers.len()),
-    ];
-    for (core, block) in vit.cores.iter().enumerate() {
-        let name = vit.core_name(core);
+        });
+    }
+    out.push(whole(Kind::Block, body.layers().len()));
+    for (core, block) in body.cores().iter().enumerate() {
+        let (name, dim) = (body.core_name(core), body.core_dim(core));
         let mut add = |kind, units, members| {
             out.push(Group {
                 id: Id {
@@ -156,21 +158,21 @@ pub fn groups(spec: &ModelSpec) -> Result<Vec<Group>> {
         };
         if let Some(attn) = &block.attn {
             add(Kind::Attn, 1, Vec::new());
-            of_attention(&name, attn, vit.embed_dim, &mut add);
+            of_attention(&name, attn, dim, &mut add);
         }
         if let Some(mlp) = &block.mlp {
             add(Kind::Mlp, 1, Vec::new());
-            of_perceptron(&name, mlp, vit.embed_dim, &mut add);
+            of_perceptron(&name, mlp, dim, &mut add);
         }
     }
     Ok(out)
 }
 
-/// The vision transformer inside, if units can be cut out of it.
+/// The transformer inside, if units can be cut out of it.
 ///
 /// # Errors
 /// As [`groups`].
-pub(super) fn prunable(spec: &ModelSpec) -> Result<&VitSpec> {
+pub(super) fn prunable(spec: &ModelSpec) -> Result<Transformer<'_>> {
     if !spec.ops.is_empty() {
         return Err(Error::Unsuited(format!(
             "`{}` has {}, which structured pruning does not cut; merge first",
@@ -178,7 +180,7 @@ pub(super) fn prunable(spec: &ModelSpec) -> Result<&VitSpec> {
             counted(spec.ops.len(), "op")
         )));
     }
-    Ok(spec.vit()?)
+    Ok(spec.transformer()?)
 }
 
 /// As [`prunable`], and each block has matrices of its own: what one layer sees says what its matrices need.
@@ -186,16 +188,16 @@ pub(super) fn prunable(spec: &ModelSpec) -> Result<&VitSpec> {
 /// # Errors
 /// As [`groups`]; blocks that share matrices.
 #[cfg(feature = "train")]
-pub(super) fn unshared(spec: &ModelSpec) -> Result<&VitSpec> {
-    let vit = prunable(spec)?;
-    if vit.is_shared() {
+pub(super) fn unshared(spec: &ModelSpec) -> Result<Transformer<'_>> {
+    let body = prunable(spec)?;
+    if body.is_shared() {
         return Err(Error::Unsuited(format!(
             "blocks of `{}` share their matrices, so none can be measured or solved by what one of them sees; choose a criterion that \
              looks at weights, without correction",
             spec.architecture
         )));
     }
-    Ok(vit)
+    Ok(body)
 }
 
 /// Where each head begins, and one more entry for where the last one ends.

@@ -4,7 +4,6 @@
 //! becomes a step (or part of one), and a model with an op that is neither is refused.
 
 mod block;
-mod body;
 mod mixed;
 mod ops;
 mod projection;
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use vitesse_kernels::{Real, panels_of};
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
-use vitesse_model::spec::Projection;
+use vitesse_model::spec::{Projection, Transformer};
 use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::plan::{Placed, Plan, Step};
@@ -26,7 +25,6 @@ use crate::profile::Stage;
 use crate::steps::Heads;
 use crate::weights::{Format, NormRows, Outputs, Product, Weights, rows};
 use crate::{Error, Result};
-use body::Body;
 use ops::{Folded, folded};
 
 /// In what numbers the weights of each projection are kept.
@@ -38,7 +36,7 @@ struct Compiler<'a, T: Real> {
     /// Where ops, norms and matrices are, whatever the family.
     sites: &'a dyn Sites,
     /// What the sites do not say.
-    body: Body<'a>,
+    body: Transformer<'a>,
     tensors: &'a Tensors,
     formats: Formats<'a>,
     /// Packed weights of projections by name: those that layers share are packed once.
@@ -52,7 +50,12 @@ struct Compiler<'a, T: Real> {
 impl<T: Real> Plan<T> {
     /// Compiles. `tensors` were checked against `spec`.
     pub(crate) fn new(spec: &ModelSpec, tensors: &Tensors, formats: Formats<'_>) -> Result<Plan<T>> {
-        let body = Body::of(spec)?;
+        let body = spec.transformer().map_err(|_| {
+            Error::Unsupported(format!(
+                "the engine runs only vision transformers, and `{}` is another kind of network; run it with `--engine burn`",
+                spec.architecture
+            ))
+        })?;
         let sites = spec.sites();
         let mut compiler = Compiler {
             spec,
@@ -66,8 +69,8 @@ impl<T: Real> Plan<T> {
             steps: Vec::new(),
         };
         let [rows, width] = match body {
-            Body::Vit(vit) => compiler.vit(vit)?,
-            Body::Swin(swin) => compiler.swin(swin)?,
+            Transformer::Vit(vit) => compiler.vit(vit)?,
+            Transformer::Swin(swin) => compiler.swin(swin)?,
         };
         compiler.check()?;
         Ok(Plan {

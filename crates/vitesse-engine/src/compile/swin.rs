@@ -31,6 +31,8 @@ impl<'a, T: Real> Compiler<'a, T> {
         self.push(Stage::Embed, NormStream(norm));
 
         let mut rows: Rows = (0..patches).map(Some).collect();
+        // A perceptron takes tokens in any order.
+        let attends = |layer| swin.block(layer).is_some_and(|block| block.attn.is_some());
         for layer in 0..self.sites.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
@@ -39,12 +41,13 @@ impl<'a, T: Real> Compiler<'a, T> {
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
                 self.merge(swin, place.stage, &rows, &windows)?;
-            } else if wanted != rows {
+                rows = wanted;
+            } else if wanted != rows && attends(layer) {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());
                 self.push(Stage::Qkv, Arrange { order, dim });
+                rows = wanted;
             }
-            rows = wanted;
             self.block(layer, None, Some(&windows))?;
         }
         self.layer = None;
@@ -88,9 +91,8 @@ impl<'a, T: Real> Compiler<'a, T> {
 
     /// The table of relative positions of a layer, `[ways, heads]`.
     pub(super) fn window_table(&self, layer: usize) -> Result<Cow<'a, [f32]>> {
-        let qkv = self.name(Site::Qkv, layer)?;
-        let core = qkv.strip_suffix("qkv").unwrap_or(&qkv);
-        self.get(&format!("{core}relative_position_bias_table"))
+        let table = self.body.core(layer).and_then(|core| self.body.bias_table(core));
+        self.get(&table.unwrap_or_default())
     }
 }
 

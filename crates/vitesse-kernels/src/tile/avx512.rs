@@ -13,6 +13,7 @@ use crate::simd::Avx512;
 
 impl<const LEVEL: u8> Tile for Avx512<LEVEL> {
     const TURNS: bool = LEVEL < 3;
+    const ASKS: bool = LEVEL < 3;
     const ROWS_F32: usize = 12;
     const ROWS_BF16: usize = if LEVEL >= 3 { 32 } else { 12 };
     const ROWS_I8: usize = if LEVEL >= 3 { 32 } else { 12 };

@@ -100,6 +100,8 @@ impl<T: Element> Operands<'_, T> {
 pub trait Tile {
     /// Whether left operands may be [`Operands::turned`].
     const TURNS: bool;
+    /// Whether tiles of all kinds ask for what is [`Operands::ahead`] as they are told.
+    const ASKS: bool = false;
     /// The most rows of a tile of f32.
     const ROWS_F32: usize;
     /// The most rows of a tile of bf16.

@@ -7,7 +7,7 @@
 //! Work is cut into parts by the shapes alone and spread over rayon's threads; each element of a result is summed by one
 //! thread in one order. So results are the same bits for any number of threads.
 //!
-//! The plain versions of all of this are in [`mod@reference`].
+//! The plain versions of its products and segments are in [`mod@reference`].
 
 mod arrange;
 mod attention;

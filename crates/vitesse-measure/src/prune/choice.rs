@@ -59,7 +59,7 @@ impl<'a> Worth<'a> {
         let objective = Distillation::default();
         let criterion: Box<dyn Criterion> = match settings.method {
             Method::Obs => {
-                let begun = blocks("measuring", spec.vit()?.layers.len());
+                let begun = blocks("measuring", spec.sites().depth());
                 let found = eliminations(
                     spec,
                     tensors,

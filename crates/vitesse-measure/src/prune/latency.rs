@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vitesse_engine::{Engine, Options};
 use vitesse_model::ModelSpec;
-use vitesse_model::spec::{BlockSpec, LayerSpec, NetworkSpec, VitSpec};
+use vitesse_model::spec::{AttentionSpec, BlockSpec, LayerSpec, NetworkSpec, SwinSpec, Transformer, VitSpec};
 
 use crate::machine::{cache, processor};
 use crate::timing::{Budget, measure, median, noise};
@@ -58,15 +58,49 @@ impl<'a> Latencies<'a> {
     /// # Errors
     /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once the flag was set.
     pub(super) fn predict(&self, spec: &ModelSpec) -> Result<f64> {
-        let vit = spec.vit()?;
-        let beside = self.time(spec, vit, None)?;
-        let halves = vit
+        match spec.transformer()? {
+            Transformer::Vit(vit) => self.predict_vit(spec, vit),
+            Transformer::Swin(swin) => self.predict_swin(spec, swin),
+        }
+    }
+
+    fn predict_vit(&self, spec: &ModelSpec, vit: &VitSpec) -> Result<f64> {
+        let blocks: Vec<_> = vit
             .layers
             .iter()
             .filter_map(|layer| vit.cores.get(layer.core))
-            .flat_map(halves);
-        let each = halves.map(|half| Ok((self.time(spec, vit, Some(half))? - beside) / COPIES as f64));
-        Ok(beside + each.sum::<Result<f64>>()?)
+            .collect();
+        let last = blocks.iter().rposition(|block| block.attn.is_some());
+        let time = |blocks: &[BlockSpec]| self.time(&of_blocks(spec, vit, blocks));
+        let beside = time(&[])?;
+        let mut sum = beside;
+        for (index, block) in blocks.into_iter().enumerate() {
+            for half in halves(block) {
+                // From the last attention on, the engine goes on with the tokens that the heads read alone.
+                sum += if last.is_none_or(|last| index >= last) {
+                    time(&[half])? - beside
+                } else {
+                    (time(&before_a_reader(&[half]))? - time(&before_a_reader(&[]))?) / COPIES as f64
+                };
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The heads read all tokens, so that each half costs what it does among copies of itself in its stage.
+    fn predict_swin(&self, spec: &ModelSpec, swin: &SwinSpec) -> Result<f64> {
+        let mut sum = self.time(&around(spec, swin))?;
+        for layer in 0..swin.layers.len() {
+            let (Some(block), Some(place)) = (swin.block(layer), swin.place(layer)) else {
+                continue;
+            };
+            let beside = self.time(&of_stage(spec, swin, place.stage, EMPTY))?;
+            for half in halves(block) {
+                let copies = self.time(&of_stage(spec, swin, place.stage, half))?;
+                sum += (copies - beside) / COPIES as f64;
+            }
+        }
+        Ok(sum)
     }
 
     /// Keeps what was measured. A cache that cannot be written costs time, and nothing else.
@@ -80,40 +114,18 @@ impl<'a> Latencies<'a> {
         }
     }
 
-    /// A model that has nothing but copies of a half.
-    fn time(&self, spec: &ModelSpec, vit: &VitSpec, half: Option<BlockSpec>) -> Result<f64> {
-        let sides = (
-            vit.img_size,
-            vit.patch_size,
-            vit.embed_dim,
-            vit.prefix.len(),
-            vit.activation,
-            vit.pre_norm,
-            spec.num_classes,
-        );
-        let key = format!("{sides:?} {}", half.as_ref().map(widths).unwrap_or_default());
+    /// A model, timed at most once.
+    fn time(&self, model: &ModelSpec) -> Result<f64> {
+        let key = key(model)?;
         if let Some(known) = self.known.borrow().get(&key) {
             return Ok(*known);
         }
-        let copies = if half.is_some() { COPIES } else { 1 };
-        let block = half.unwrap_or(BlockSpec {
-            attn: None,
-            mlp: None,
-        });
-        let model = ModelSpec {
-            network: NetworkSpec::Vit(VitSpec {
-                cores: vec![block; copies],
-                layers: (0..copies).map(LayerSpec::of).collect(),
-                ..vit.clone()
-            }),
-            ..spec.clone()
-        };
         let options = Options {
             threads: self.at.threads,
             precision: self.at.precision,
             isa: None,
         };
-        let engine = Engine::new(&model, &model.init(0)?, "a table of latencies", options)?;
+        let engine = Engine::new(model, &model.init(0)?, "a table of latencies", options)?;
         let images = noise(model.input_size(), self.at.batch);
         // Whatever else runs makes it slower, never faster.
         let mut found = f64::INFINITY;
@@ -123,6 +135,97 @@ impl<'a> Latencies<'a> {
         self.known.borrow_mut().insert(key, found);
         Ok(found)
     }
+}
+
+/// The model without its blocks, and with these in their place.
+fn of_blocks(spec: &ModelSpec, vit: &VitSpec, blocks: &[BlockSpec]) -> ModelSpec {
+    ModelSpec {
+        network: NetworkSpec::Vit(VitSpec {
+            cores: blocks.to_vec(),
+            layers: (0..blocks.len()).map(LayerSpec::of).collect(),
+            ..vit.clone()
+        }),
+        ..spec.clone()
+    }
+}
+
+/// Copies of a half, and behind them an attention that reads all tokens: without it the engine would leave out those that no head reads.
+fn before_a_reader(half: &[BlockSpec]) -> Vec<BlockSpec> {
+    let reader = BlockSpec {
+        attn: Some(AttentionSpec::uniform(32, 1)),
+        mlp: None,
+    };
+    let copies = half.iter().flat_map(|half| vec![half.clone(); COPIES]);
+    copies.chain([reader]).collect()
+}
+
+/// A block without anything in it.
+const EMPTY: BlockSpec = BlockSpec {
+    attn: None,
+    mlp: None,
+};
+
+/// All of a Swin but what is in its blocks.
+fn around(spec: &ModelSpec, swin: &SwinSpec) -> ModelSpec {
+    let blocks = swin.layers.len();
+    ModelSpec {
+        network: NetworkSpec::Swin(SwinSpec {
+            cores: vec![EMPTY; blocks],
+            layers: (0..blocks).map(LayerSpec::of).collect(),
+            ..swin.clone()
+        }),
+        ..spec.clone()
+    }
+}
+
+/// A Swin of one stage that has the map of this one, and in it copies of a half, whose windows are shifted in turn.
+fn of_stage(spec: &ModelSpec, swin: &SwinSpec, stage: usize, half: BlockSpec) -> ModelSpec {
+    ModelSpec {
+        network: NetworkSpec::Swin(SwinSpec {
+            img_size: swin.stage_map(stage).map(|side| side * swin.patch_size),
+            embed_dim: swin.stage_dim(stage),
+            depths: vec![COPIES],
+            cores: vec![half; COPIES],
+            layers: (0..COPIES).map(LayerSpec::of).collect(),
+            ..swin.clone()
+        }),
+        ..spec.clone()
+    }
+}
+
+/// All that a model's latency depends on.
+fn key(model: &ModelSpec) -> Result<String> {
+    let body = model.transformer()?;
+    let sides = match body {
+        Transformer::Vit(vit) => format!(
+            "{:?}",
+            (
+                vit.img_size,
+                vit.patch_size,
+                vit.embed_dim,
+                vit.prefix.len(),
+                vit.activation,
+                vit.pre_norm,
+                model.num_classes,
+            )
+        ),
+        Transformer::Swin(swin) => format!(
+            "{:?}",
+            (
+                swin.img_size,
+                swin.patch_size,
+                swin.embed_dim,
+                &swin.depths,
+                swin.window_size,
+                swin.window_rule,
+                model.num_classes,
+            )
+        ),
+    };
+    Ok(format!(
+        "{sides} {:?}",
+        body.cores().iter().map(widths).collect::<Vec<_>>()
+    ))
 }
 
 /// The halves of a block, each by itself.
@@ -170,4 +273,58 @@ fn name(at: At) -> String {
         }
     };
     format!("{}.json", whole.chars().map(plain).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vitesse_model::zoo;
+
+    /// What is timed is what a half computes amid a model: all of its tokens, also in a perceptron.
+    #[test]
+    fn copies_of_a_half_compute_all_tokens() {
+        let spec = zoo::get("deit_micro_patch4_32").unwrap().spec;
+        let vit = spec.vit().unwrap();
+        let block = vit.cores[0].clone();
+        let macs = |blocks: &[BlockSpec]| {
+            let model = of_blocks(&spec, vit, blocks);
+            let options = Options {
+                threads: 1,
+                ..Options::default()
+            };
+            let engine = Engine::new(&model, &model.init(0).unwrap(), "a test", options).unwrap();
+            (engine.macs(), model.costs().unwrap().macs())
+        };
+        let (reader, all_of_reader) = macs(&before_a_reader(&[]));
+        assert!(reader < all_of_reader);
+        for half in halves(&block) {
+            let (copies, all_of_copies) = macs(&before_a_reader(std::slice::from_ref(&half)));
+            assert_eq!(copies - reader, all_of_copies - all_of_reader);
+            // By itself it is the last one.
+            let (alone, all_of_it) = macs(&[half]);
+            assert!(alone < all_of_it);
+        }
+    }
+
+    /// What is timed of a Swin adds up to it.
+    #[test]
+    fn halves_in_their_stages_add_up() {
+        let spec = zoo::get("swin_nano_patch2_window4_32").unwrap().spec;
+        let Transformer::Swin(swin) = spec.transformer().unwrap() else {
+            panic!("no Swin")
+        };
+        let macs = |model: &ModelSpec| {
+            let engine = Engine::new(model, &model.init(0).unwrap(), "a test", Options::default()).unwrap();
+            engine.macs()
+        };
+        let mut sum = macs(&around(&spec, swin));
+        for layer in 0..swin.layers.len() {
+            let stage = swin.place(layer).unwrap().stage;
+            let beside = macs(&of_stage(&spec, swin, stage, EMPTY));
+            for half in halves(swin.block(layer).unwrap()) {
+                sum += (macs(&of_stage(&spec, swin, stage, half)) - beside) / COPIES as u64;
+            }
+        }
+        assert_eq!(sum, macs(&spec));
+    }
 }

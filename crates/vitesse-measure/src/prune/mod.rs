@@ -357,7 +357,7 @@ impl Look<'_> {
             let mut checkpoint = self.model.clone();
             let sliced = slice(&self.model.spec, &self.model.tensors, &fit.selection)?;
             if let Some(calibration) = self.calibration.as_ref().filter(|_| self.settings.correct) {
-                correct::enough(sliced.spec.vit()?, calibration.len())?;
+                correct::enough(&sliced.spec, calibration.len())?;
             }
             (checkpoint.spec, checkpoint.tensors) = (sliced.spec, sliced.tensors);
             self.pruned(checkpoint, &groups, &fit, &[worth.ranked(&groups, &fit)])
@@ -601,7 +601,7 @@ impl Look<'_> {
         let settings = correct::Settings {
             damping: self.settings.damping,
         };
-        let begun = blocks("correcting", spec.vit()?.layers.len());
+        let begun = blocks("correcting", spec.sites().depth());
         let images = calibration.images(self.stop);
         let found = correct(spec, tensors, selection, settings, images, |done| {
             crate::error::check(self.stop)?;

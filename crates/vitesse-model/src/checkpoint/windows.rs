@@ -18,7 +18,7 @@ pub(super) fn resize_tables(old: &SwinSpec, new: &SwinSpec, tensors: &mut Tensor
         if block.attn.is_none() {
             continue;
         }
-        let name = format!("{}.attn.relative_position_bias_table", old.core_name(core));
+        let name = old.bias_table(core);
         let table = resize(tensors.get(&name)?, &before, &after)?;
         tensors.insert(name, table);
         changed.get_or_insert([before.window, after.window]);

@@ -229,7 +229,7 @@ fn blocks(
                     let core = Core::new(block, &name, Activation::Gelu, parameters)?;
                     let attends = block.attn.is_some();
                     let bias = attends
-                        .then(|| RelativeBias::new(&name, parameters))
+                        .then(|| RelativeBias::new(&spec.bias_table(layer.core), parameters))
                         .transpose()?;
                     cores.push(core.with_bias(bias));
                 }

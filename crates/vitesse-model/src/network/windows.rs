@@ -33,11 +33,10 @@ pub(super) struct Division {
 }
 
 impl RelativeBias {
-    /// `core` is the prefix of the core's tensors.
-    pub(super) fn new(core: &str, parameters: &Parameters<'_>) -> Result<Self> {
-        let name = format!("{core}.attn.relative_position_bias_table");
+    /// `table` is the name of its tensor.
+    pub(super) fn new(table: &str, parameters: &Parameters<'_>) -> Result<Self> {
         Ok(RelativeBias {
-            table: parameters.parameter(&name)?,
+            table: parameters.parameter(table)?,
         })
     }
 

@@ -14,6 +14,7 @@ pub(crate) mod regnet;
 mod share;
 mod sites;
 pub(crate) mod swin;
+mod transformer;
 mod vit;
 
 pub use activation::Activation;
@@ -23,6 +24,7 @@ pub use regnet::{RegNetSpec, RegNetStage};
 pub use share::{Groups, NormsOf};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
+pub use transformer::Transformer;
 pub use vit::{Pool, PrefixToken, VitSpec};
 
 use serde::{Deserialize, Serialize};

@@ -213,6 +213,11 @@ impl SwinSpec {
             .collect()
     }
 
+    /// The name of the bias table of a core.
+    pub fn bias_table(&self, core: usize) -> String {
+        format!("{}.attn.relative_position_bias_table", self.core_name(core))
+    }
+
     /// Rows of the bias table of a core: one for each relative position in a window.
     pub fn table_rows(&self, core: usize) -> usize {
         let layer = self.layers.iter().position(|layer| layer.core == core);

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor};
 use vitesse_model::network::{Ctx, Network, Trace};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Tensors};
 use vitesse_train::gradients::{Of, Over, each_sample, gradients};
 use vitesse_train::learner::Lesson;
 use vitesse_train::objective::Objective;
 
+use crate::structure::halves::Half;
 use crate::structure::units::Group;
 use crate::{Error, Result};
 
@@ -85,22 +86,22 @@ pub fn activations<E: From<Error>>(
     tensors: &Tensors,
     images: impl IntoIterator<Item = std::result::Result<Tensor<4>, E>>,
 ) -> std::result::Result<Tensors, E> {
-    const READ: [Site; 2] = [Site::AttnHeads, Site::MlpHidden];
     let network = Network::new(spec, tensors, "the model", &Device::flex()).map_err(Error::from)?;
-    let sites = spec.sites();
+    let body = spec.transformer().map_err(Error::from)?;
+    let read = Half::BOTH.map(|half| half.sites()[0]);
     let mut sums: BTreeMap<String, (Vec<f64>, usize)> = BTreeMap::new();
     for images in images {
-        let mut ctx = Ctx::tracing(Trace::sites(READ));
+        let mut ctx = Ctx::tracing(Trace::sites(read));
         network.forward(images?, &mut ctx).map_err(Error::from)?;
-        for (site, layer, projection) in sites.projections() {
-            let seen = site.input().filter(|input| READ.contains(input));
-            let Some(passed) = seen.and_then(|input| ctx.trace.tokens(input, Some(layer))) else {
+        let layers = 0..body.layers().len();
+        for (layer, half) in layers.flat_map(|layer| Half::BOTH.map(|half| (layer, half))) {
+            let (Some(passed), Some(core)) = (half.read(body, layer, &ctx), body.core(layer)) else {
                 continue;
             };
             let [batch, tokens, width] = passed.dims();
             let squares = passed.square().sum_dims(&[0, 1]).reshape([width]);
             let squares: Vec<f32> = squares.to_data().iter().collect();
-            let name = format!("{}.weight", projection.name);
+            let name = format!("{}.{}.weight", body.core_name(core), half.projection());
             let (sum, count) = sums.entry(name).or_insert_with(|| (vec![0.0; width], 0));
             sum.iter_mut()
                 .zip(squares)

@@ -37,7 +37,8 @@ impl Family for SwinSpec {
                     out.extend(norm(&self.norm_name(i, 1), dim));
                 }
                 if first {
-                    out.extend(attention_tensors(&name, dim, attn, self.table_rows(layer.core)));
+                    out.push(self.table(layer.core, attn));
+                    out.extend(attn.tensors(&name, dim));
                 }
             }
             if let Some(mlp) = &core.mlp {
@@ -141,6 +142,15 @@ impl SwinSpec {
         out.extend(norm("patch_embed.norm", d));
         out
     }
+
+    /// The bias table of a core: a number for each relative position and head.
+    fn table(&self, core: usize, attn: &AttentionSpec) -> TensorSpec {
+        let shape = [self.table_rows(core), attn.num_heads()];
+        TensorSpec {
+            decays: false,
+            ..TensorSpec::parameter(self.bias_table(core), &shape, TRUNC)
+        }
+    }
 }
 
 /// The prefix of the tensors of the patch merging with which a stage begins.
@@ -152,15 +162,5 @@ fn merging_tensors(stage: usize, dim: usize) -> Vec<TensorSpec> {
     let (name, inputs) = (merging(stage), 2 * dim);
     let mut out = norm(&format!("{name}.norm"), inputs).to_vec();
     out.extend(linear(&format!("{name}.reduction"), [dim, inputs], false));
-    out
-}
-
-fn attention_tensors(core: &str, dim: usize, attn: &AttentionSpec, rows: usize) -> Vec<TensorSpec> {
-    let table = format!("{core}.attn.relative_position_bias_table");
-    let mut out = vec![TensorSpec {
-        decays: false,
-        ..TensorSpec::parameter(table, &[rows, attn.num_heads()], TRUNC)
-    }];
-    out.extend(attn.tensors(core, dim));
     out
 }
