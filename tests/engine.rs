@@ -83,7 +83,11 @@ fn every_transformer_of_the_zoo_is_computed_as_by_the_network() {
     let mut skipped = Vec::new();
     for name in zoo::names() {
         let macs = zoo::get(name).unwrap().spec.costs().unwrap().macs();
-        let most = if name.starts_with("mini_") { MOST_MACS_SHARED } else { MOST_MACS };
+        let most = if name.starts_with("mini_") {
+            MOST_MACS_SHARED
+        } else {
+            MOST_MACS
+        };
         if macs > most {
             skipped.push(name);
             continue;
