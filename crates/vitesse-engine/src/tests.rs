@@ -18,7 +18,7 @@ use crate::weights::Format;
 use common::*;
 
 fn plan<T: Real>(spec: &ModelSpec, tensors: &Tensors) -> Plan<T> {
-    Plan::new(spec, tensors, &|_| Format::Real).unwrap()
+    Plan::new(spec, tensors, &[], &|_| Format::Real).unwrap()
 }
 
 fn run<T: Real>(plan: Plan<T>, isa: Isa, threads: usize, images: &[f32], count: usize) -> Vec<f32> {
@@ -128,7 +128,8 @@ fn each_projection_has_its_format() {
     let expected = forward(&spec, &tensors, &images).class;
     for isa in isas() {
         let compiled = |format: fn(&str) -> Format| {
-            let plan = Plan::<f32>::new(&spec, &tensors, &|projection| format(&projection.name)).unwrap();
+            let plan =
+                Plan::<f32>::new(&spec, &tensors, &[], &|projection| format(&projection.name)).unwrap();
             let rounded = plan.outline().iter().filter(|line| line.contains("int8")).count();
             (plan.bytes(), rounded, run(plan, isa, 2, &images, 1))
         };
@@ -170,7 +171,7 @@ fn an_op_that_finds_no_step_is_refused() {
             layer,
             kind: kind.clone(),
         }];
-        let error = Plan::<f32>::new(&spec, &plain, &|_| Format::Real).unwrap_err();
+        let error = Plan::<f32>::new(&spec, &plain, &[], &|_| Format::Real).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     }
 }

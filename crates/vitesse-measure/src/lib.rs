@@ -5,6 +5,7 @@
 //! | the machine: what it is, what it can | [`machine`] |
 //! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`], by likeness to texts too, [`TextFeatures`] |
 //! | raw tensors in, raw logits out | [`raw`] |
+//! | feature maps of images, into a file | [`features`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
@@ -26,6 +27,7 @@ pub mod contest;
 pub mod dense;
 mod error;
 mod events;
+pub mod features;
 pub mod images;
 mod labels;
 #[cfg(feature = "train")]

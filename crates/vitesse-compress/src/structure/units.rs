@@ -13,7 +13,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A channel of the token stream, through the whole model. Not of a Swin, whose patch merging puts four tokens beside each other.
+    /// A channel of the token stream, through the whole model. Not of a Swin: patch merging mixes all channels, so no channel runs
+    /// through the whole model.
     Embed,
     /// A block: one of [`Transformer::layers`]. In a Swin, where every second block shifts its windows, one that goes leaves an empty one
     /// behind.

@@ -33,15 +33,19 @@ impl<'a, T: Real> Compiler<'a, T> {
         let mut rows: Rows = (0..patches).map(Some).collect();
         // A perceptron takes tokens in any order.
         let attends = |layer| swin.block(layer).is_some_and(|block| block.attn.is_some());
-        for layer in 0..self.sites.depth() {
+        for layer in 0..self.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
             };
             self.layer = Some(layer);
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
+                // Into the order that its first attention wants.
+                let of_stage = layer..swin.first_layer(place.stage + 1);
+                let first = of_stage.into_iter().find(|&layer| attends(layer));
+                let windows = first.and_then(|layer| swin.windows(layer)).unwrap_or(windows);
                 self.merge(swin, place.stage, &rows, &windows)?;
-                rows = wanted;
+                rows = windows.tokens();
             } else if wanted != rows && attends(layer) {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());
@@ -49,9 +53,14 @@ impl<'a, T: Real> Compiler<'a, T> {
                 rows = wanted;
             }
             self.block(layer, None, Some(&windows))?;
+            self.take(layer, rows.iter().copied());
         }
         self.layer = None;
         let dim = swin.stage_dim(swin.stages().saturating_sub(1));
+        if !self.maps.is_empty() {
+            self.pass_over();
+            return Ok([1, dim]);
+        }
         if rows.contains(&None) {
             // The mean is that of the map.
             let tokens = self.sites.tokens_at(self.sites.depth());

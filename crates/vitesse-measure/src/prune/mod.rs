@@ -27,7 +27,7 @@ use vitesse_train::method::Check;
 pub use correct::Fit as Correction;
 
 use crate::images::Images;
-use crate::transform::{At, Transform};
+use crate::transform::{At, SAME_PLAN, Transform};
 use crate::{Error, Events, Progress, Result};
 use calibration::Calibration;
 use choice::{Ranked, Worth, blocks};
@@ -474,7 +474,11 @@ impl Look<'_> {
             return None;
         };
         let mut speeds = pruned.transform.speed.iter();
-        let ratio = speeds.find(|speed| speed.batch == at.batch)?.ratio;
+        let speed = speeds.find(|speed| speed.batch == at.batch)?;
+        if speed.verdict == SAME_PLAN {
+            return None;
+        }
+        let ratio = speed.ratio;
         let noise = ((ratio.max - ratio.min) / 4.0).min(0.02 * share);
         (ratio.median > share + noise).then_some(ratio.median)
     }
