@@ -3,9 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use serde::Serialize;
-use vitesse::compress::share::multiplex::{Start, Transformation};
+use vitesse::compress::share::multiplex::{Start, Transformation, listed};
 use vitesse::measure::share::{FromBase, Share, Shared, Sharing};
 use vitesse::measure::transform::Transform;
 use vitesse::model::spec::{Groups, NormsOf};
@@ -48,9 +47,11 @@ pub(super) struct Args {
     /// What a group's matrices start as: those of its first layer, the mean of all, or those of the layer with this number in its group
     #[arg(long, value_name = "first|mean|N", default_value = "first", value_parser = start)]
     init: Start,
-    /// What keeps the layers of a group different [default: as published, positions,mixing; of a Swin mixing,local]
-    #[arg(long, value_enum, value_name = "NAMES", value_delimiter = ',')]
-    transform: Vec<Named>,
+    /// What keeps the layers of a group different: `none` (plain sharing), or some of `positions` (relative positions of keys, Mini-DeiT), `mixing`
+    /// (heads mixed before and after the softmax), `local` (a norm and a convolution between the sub-layers, Mini-Swin) [default: as published,
+    /// positions,mixing; of a Swin mixing,local]
+    #[arg(long, value_name = "NAMES", value_parser = listed)]
+    transform: Option<Transformations>,
     /// Data set whose images are compared [default: the built-in `shapes`]
     #[arg(long, value_name = "DATA")]
     data: Option<PathBuf>,
@@ -61,29 +62,8 @@ pub(super) struct Args {
     threads: ThreadsArgs,
 }
 
-/// A transformation, as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Named {
-    /// Nothing: plain sharing
-    None,
-    /// Relative positions of keys (Mini-DeiT)
-    Positions,
-    /// Heads mixed before and after the softmax
-    Mixing,
-    /// A norm and a convolution between the sub-layers (Mini-Swin)
-    Local,
-}
-
-impl Named {
-    fn meant(self) -> Option<Transformation> {
-        match self {
-            Named::None => None,
-            Named::Positions => Some(Transformation::Positions),
-            Named::Mixing => Some(Transformation::Mixing),
-            Named::Local => Some(Transformation::Local),
-        }
-    }
-}
+/// A list of them, as typed: for clap one value.
+type Transformations = Vec<Transformation>;
 
 fn start(text: &str) -> std::result::Result<Start, String> {
     match text {
@@ -122,8 +102,7 @@ impl Args {
                 false => NormsOf::Layer,
             },
             start: self.init,
-            transformations: (!self.transform.is_empty())
-                .then(|| self.transform.iter().filter_map(|one| one.meant()).collect()),
+            transformations: self.transform.clone(),
         }
     }
 

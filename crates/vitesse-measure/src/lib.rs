@@ -10,7 +10,7 @@
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
-//! | how alike the features of two models are | [`cka`]; layer by layer, `likeness` |
+//! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -30,8 +30,6 @@ mod events;
 pub mod features;
 pub mod images;
 mod labels;
-#[cfg(feature = "train")]
-pub mod likeness;
 pub mod machine;
 pub mod merge;
 mod origin;
@@ -41,6 +39,8 @@ pub mod proof;
 pub mod prune;
 pub mod raw;
 pub mod share;
+#[cfg(feature = "train")]
+pub mod similarity;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;
