@@ -30,6 +30,7 @@ mod prune;
 #[cfg(feature = "train")]
 mod quickstart;
 mod run;
+mod share;
 #[cfg(feature = "train")]
 mod shell;
 mod show;
@@ -84,6 +85,7 @@ enum Verb {
     #[cfg(feature = "train")]
     Prune(prune::Args),
     ToDense(to_dense::Args),
+    Share(share::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
@@ -129,6 +131,7 @@ impl Cli {
             #[cfg(feature = "train")]
             Verb::Prune(args) => args.run(console),
             Verb::ToDense(args) => args.run(console),
+            Verb::Share(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),
             Verb::Run(args) => args.run(console),

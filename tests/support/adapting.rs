@@ -12,7 +12,7 @@ use vitesse::adapt::merge;
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::ops::Activation;
-use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, VitSpec};
+use vitesse::model::spec::{NetworkSpec, Pool, PrefixToken, TensorSpec, VitSpec};
 use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors};
 use vitesse::train::loss::{self, Distillation, Kind};
 use vitesse::train::method::Finished;
@@ -160,6 +160,15 @@ pub fn gradients(
 
 /// The gradients of a network's parameters.
 pub fn by_name(network: &Network, spec: &ModelSpec, gradients: &Gradients) -> BTreeMap<String, Vec<f32>> {
+    by_module(network, &spec.tensors().unwrap(), gradients)
+}
+
+/// The gradients of the parameters of a module that has these tensors.
+pub fn by_module<M: Module>(
+    module: &M,
+    tensors: &[TensorSpec],
+    gradients: &Gradients,
+) -> BTreeMap<String, Vec<f32>> {
     struct Collect<'a> {
         names: HashMap<ParamId, String>,
         gradients: &'a Gradients,
@@ -173,16 +182,13 @@ pub fn by_name(network: &Network, spec: &ModelSpec, gradients: &Gradients) -> BT
             }
         }
     }
-    let tensors = spec.tensors().unwrap();
+    let named = |tensor: &TensorSpec| (param_id(&tensor.name), tensor.name.clone());
     let mut collect = Collect {
-        names: tensors
-            .into_iter()
-            .map(|tensor| (param_id(&tensor.name), tensor.name))
-            .collect(),
+        names: tensors.iter().map(named).collect(),
         gradients,
         found: BTreeMap::new(),
     };
-    network.visit(&mut collect);
+    module.visit(&mut collect);
     collect.found
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vitesse_kernels::{Attention, Panels, Real};
+use vitesse_kernels::{Attention, Columns, MixedAttention, Panels, Real};
 use vitesse_model::Site;
 
 use crate::profile::Clock;
@@ -33,6 +33,9 @@ pub(crate) struct Member<T: Real> {
     pub(crate) operands: Operands<T>,
     pub(crate) narrow: NarrowRoom<T>,
     pub(crate) attention: Attention<T>,
+    /// Of attention whose heads are mixed, and where the heads' columns lie.
+    pub(crate) mixed: MixedAttention<T>,
+    pub(crate) columns: Vec<Columns>,
     /// Which of the two places to show things is next.
     pub(crate) turn: usize,
     /// Results of the images it has finished, heads one after the other.
@@ -65,6 +68,8 @@ impl<T: Real> Member<T> {
             operands: Operands::new(),
             narrow: NarrowRoom::new(),
             attention: Attention::new(1),
+            mixed: MixedAttention::new(),
+            columns: Vec::new(),
             turn: 0,
             results: Vec::new(),
             clock: Clock::new(),

@@ -244,50 +244,11 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
         S::begin();
         for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
             let count = block.len();
-            let mut key = 0;
-            for segment in (0..).map_while(segments) {
-                for panel in 0..segment.keys.panels() {
-                    let of = Operands {
-                        a: &q.all()[first * q.rows()..],
-                        stride: q.rows(),
-                        row: block.start,
-                        rows: count,
-                        turned: false,
-                        depths: &segment.keys.depths,
-                        b: segment.keys.panel(panel),
-                        half: segment.keys.widths[panel] <= COLUMNS / 2,
-                        ahead: &[],
-                        lines: 0,
-                    };
-                    let width = segment.keys.widths[panel];
-                    let (at, shift) = (key / COLUMNS, key % COLUMNS);
-                    if shift == 0 {
-                        let logits = scratch_of(logits.panel_mut(at));
-                        T::tile::<S>(of, logits);
-                        between.tile::<S>(block.start, key, width, &mut logits[..count]);
-                    } else {
-                        T::tile::<S>(of, &mut scratch);
-                        between.tile::<S>(block.start, key, width, &mut scratch[..count]);
-                        // Each key has its place among all, so that rows are summed in one order.
-                        let here = width.min(COLUMNS - shift);
-                        for (row, from) in scratch[..count].iter().enumerate() {
-                            logits.panel_mut(at)[row][shift..shift + here].copy_from_slice(&from[..here]);
-                            if here < width {
-                                let next = &mut logits.panel_mut(at + 1)[row];
-                                next[..width - here].copy_from_slice(&from[here..width]);
-                            }
-                        }
-                    }
-                    key += width;
-                }
-            }
-            if !keys.is_multiple_of(COLUMNS) {
-                let last = &mut logits.panel_mut(keys / COLUMNS)[..count];
-                last.iter_mut()
-                    .for_each(|row| row[keys % COLUMNS..].fill(f32::NEG_INFINITY));
-            }
+            products::<S, T, B>((q, first), &block, segments, between, logits, 0, &mut scratch);
+            let panels = 0..logits.panels();
+            end(logits, panels.clone(), count, keys, f32::NEG_INFINITY);
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {
-                *inverse = 1.0 / softmax::<S, T>(logits, probs, row);
+                *inverse = 1.0 / softmax::<S, T>(logits, probs, panels.clone(), row);
             }
             for panel in 0..columns {
                 let of = Operands {
@@ -316,8 +277,67 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
     }
 }
 
+/// Products of some queries of a head with all keys, changed by `between`: panels of `logits` from `to` on.
+#[inline(always)]
+pub(crate) fn products<'s, S: Simd, T: Real, B: Between>(
+    (q, first): (&Panels<T>, usize),
+    block: &Range<usize>,
+    segments: &dyn Fn(usize) -> Option<Segment<'s, T>>,
+    between: &B,
+    logits: &mut Panels<f32>,
+    to: usize,
+    scratch: &mut Scratch<f32>,
+) {
+    let (count, mut key) = (block.len(), 0);
+    for segment in (0..).map_while(segments) {
+        for panel in 0..segment.keys.panels() {
+            let of = Operands {
+                a: &q.all()[first * q.rows()..],
+                stride: q.rows(),
+                row: block.start,
+                rows: count,
+                turned: false,
+                depths: &segment.keys.depths,
+                b: segment.keys.panel(panel),
+                half: segment.keys.widths[panel] <= COLUMNS / 2,
+                ahead: &[],
+                lines: 0,
+            };
+            let width = segment.keys.widths[panel];
+            let (at, shift) = (to + key / COLUMNS, key % COLUMNS);
+            if shift == 0 {
+                let logits = scratch_of(logits.panel_mut(at));
+                T::tile::<S>(of, logits);
+                between.tile::<S>(block.start, key, width, &mut logits[..count]);
+            } else {
+                T::tile::<S>(of, scratch);
+                between.tile::<S>(block.start, key, width, &mut scratch[..count]);
+                // Each key has its place among all, so that rows are summed in one order.
+                let here = width.min(COLUMNS - shift);
+                for (row, from) in scratch[..count].iter().enumerate() {
+                    logits.panel_mut(at)[row][shift..shift + here].copy_from_slice(&from[..here]);
+                    if here < width {
+                        let next = &mut logits.panel_mut(at + 1)[row];
+                        next[..width - here].copy_from_slice(&from[here..width]);
+                    }
+                }
+            }
+            key += width;
+        }
+    }
+}
+
+/// Puts `value` past the last of so many keys, in `count` rows of the panels of a head.
+#[inline(always)]
+pub(crate) fn end(maps: &mut Panels<f32>, panels: Range<usize>, count: usize, keys: usize, value: f32) {
+    if !keys.is_multiple_of(COLUMNS) {
+        let last = &mut maps.panel_mut(panels.start + keys / COLUMNS)[..count];
+        last.iter_mut().for_each(|row| row[keys % COLUMNS..].fill(value));
+    }
+}
+
 /// The values of all tokens, one part after the other, as if they had been packed together.
-fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clone, to: &mut Packed<T>) {
+pub(crate) fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clone, to: &mut Packed<T>) {
     let tokens = |part: &Packed<T>| part.depths.iter().sum::<usize>();
     let columns = parts.clone().next().map_or(0, |part| part.widths.iter().sum());
     to.reshape(parts.clone().map(tokens).sum(), columns);
@@ -365,11 +385,16 @@ fn scratch_of(panel: &mut [[f32; 32]]) -> &mut Scratch<f32> {
     }
 }
 
-/// `exp(x − max)` of one row of logits, as probabilities yet to be divided by the sum, which is returned.
+/// `exp(x − max)` of one row of logits, those of some panels, as probabilities yet to be divided by the sum, which is returned.
 #[inline(always)]
-fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, row: usize) -> f32 {
+pub(crate) fn softmax<S: Simd, T: Real>(
+    logits: &Panels<f32>,
+    probs: &mut Panels<T>,
+    panels: Range<usize>,
+    row: usize,
+) -> f32 {
     let mut most = [S::splat(f32::NEG_INFINITY); 2];
-    for panel in 0..logits.panels() {
+    for panel in panels.clone() {
         let from = &logits.panel(panel)[row];
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             // What is not a number may get lost here, but not below, where it makes the sum and so the whole row so.
@@ -379,7 +404,7 @@ fn softmax<S: Simd, T: Real>(logits: &mut Panels<f32>, probs: &mut Panels<T>, ro
     }
     let most = S::splat(S::greatest(S::max(most[0], most[1])));
     let mut sums = [S::splat(0.0); 2];
-    for panel in 0..logits.panels() {
+    for panel in panels {
         let (from, to) = (&logits.panel(panel)[row], probs.panel_mut(panel)[row].as_mut());
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             for (half, sum) in sums.iter_mut().enumerate() {

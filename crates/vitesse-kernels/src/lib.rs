@@ -12,9 +12,11 @@
 //! overflow and of debug assertions are on.
 
 mod attention;
+mod depthwise;
 mod embed;
 mod isa;
 mod math;
+mod mixed;
 mod norm;
 mod packed;
 mod panels;
@@ -28,9 +30,11 @@ mod tile;
 pub mod train;
 
 pub use attention::{Attention, Between, Bias, Plain, Segment};
+pub use depthwise::{Depthwise, depthwise};
 pub use embed::patches;
 pub use isa::Isa;
 pub use math::Gelu;
+pub use mixed::{Columns, Mixed, MixedAttention, Positions, Tables};
 pub use norm::{Norm, layer_norm, quantize, scale_shift};
 pub use packed::{Packed, Weight, panels_of};
 pub use panels::{Bf16, Element, Panels};

@@ -7,9 +7,10 @@
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | feature maps of images, into a file | [`features`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
-//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
+//! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -20,6 +21,7 @@
 
 pub mod accuracy;
 pub mod bench;
+pub mod cka;
 pub mod classify;
 pub mod contest;
 pub mod dense;
@@ -36,6 +38,9 @@ pub mod proof;
 #[cfg(feature = "train")]
 pub mod prune;
 pub mod raw;
+pub mod share;
+#[cfg(feature = "train")]
+pub mod similarity;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;

@@ -27,7 +27,9 @@ pub use checkpoint::{Checkpoint, LoadOptions};
 pub use config::{Config, PretrainedCfg};
 pub use error::{Error, Result};
 pub use fusion::Fusion;
-pub use import::{Heads, Target, swin as swin_names, transformers_targets, transformers_unread};
+pub use import::{
+    Heads, Target, minivit as minivit_names, swin as swin_names, transformers_targets, transformers_unread,
+};
 pub use site::Site;
 pub use spec::{ModelSpec, NetworkSpec, Sites};
 pub use tensors::{DType, Tensor, Tensors};

@@ -40,6 +40,10 @@ fn tensors_are_those_of_timms_checkpoints() {
         let Some((expected, parameters)) = golden(name) else {
             continue;
         };
+        // Where layers share matrices, files have names of their own: `minivit.rs` compares these.
+        if name.starts_with("mini_") {
+            continue;
+        }
         let tensors = zoo::get(name).unwrap().spec.tensors().unwrap();
         let count: usize = tensors
             .iter()

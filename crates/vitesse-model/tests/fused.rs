@@ -9,8 +9,8 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_model::network::{Compute, Ctx, DropPath, Network, Trace, param_id};
 use vitesse_model::ops::{Activation, Bottleneck, LowRank, OpKind, OpSpec, Prompts, ScaleShift};
-use vitesse_model::spec::{LayerSpec, NetworkSpec, Pool, PrefixToken, SwinSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::spec::{Groups, LayerSpec, NetworkSpec, NormsOf, Pool, PrefixToken, SwinSpec, VitSpec};
+use vitesse_model::{ModelSpec, Site, Tensors, zoo};
 use vitesse_rng::Key;
 
 const BATCH: usize = 3;
@@ -149,6 +149,13 @@ fn assert_near(a: &Outcome, b: &Outcome, what: &str) {
         .for_each(|(name, gradient)| near(gradient, &b.1[name], name));
 }
 
+/// Layers by pairs with the same matrices, and MiniViT's transformations in each.
+fn multiplexed(spec: &ModelSpec) -> ModelSpec {
+    let shared = spec.share(&Groups::Of(2), NormsOf::Layer).unwrap();
+    let ops = zoo::transformations(&shared);
+    with_ops(shared, ops)
+}
+
 /// Networks of every form.
 fn forms() -> Vec<(&'static str, ModelSpec)> {
     vec![
@@ -246,6 +253,15 @@ fn forms() -> Vec<(&'static str, ModelSpec)> {
             }),
         ),
         ("shared norms", spec(|vit| vit.layers[1].norms = Some(0))),
+        ("a Mini-DeiT", multiplexed(&spec(|_| {}))),
+        ("a Mini-Swin", {
+            let mut swin = SwinSpec::plain(32, 4, 3, 6, &[2, 2], &[1, 2]);
+            swin.mask_unshifted = true;
+            multiplexed(&ModelSpec {
+                network: NetworkSpec::Swin(swin),
+                ..spec(|_| {})
+            })
+        }),
         (
             "no bias of queries, keys and values",
             spec(|vit| {

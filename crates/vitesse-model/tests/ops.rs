@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Ctx, DropPath, Fusion, Network};
+use vitesse_model::network::{AttentionState, Ctx, DropPath, Fusion, Network};
+use vitesse_model::ops::relative_positions::{Method, Mode};
 use vitesse_model::ops::{
-    self, Activation, Bottleneck, LowRank, NormPlace, OpKind, OpSpec, Prompts, QkvPart,
+    self, Activation, Bottleneck, HeadMixing, LocalConvolution, LowRank, NormPlace, Op, OpKind, OpSpec,
+    Prompts, QkvPart, RelativePositions,
 };
-use vitesse_model::spec::{NetworkSpec, PrefixToken, VitSpec};
+use vitesse_model::spec::{AttentionSpec, NetworkSpec, PrefixToken, SwinSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 
@@ -312,8 +314,138 @@ fn ops_that_cannot_stand_there_are_refused_in_sentences() {
             ),
             "stand at `block.in`",
         ),
+        (
+            at(Site::AttnIn, 0, OpKind::HeadMixing(HeadMixing { bias: true })),
+            "head-mixing acts on attention maps",
+        ),
+        (
+            at(Site::AttnProbs, 0, positions(|_| {})),
+            "relative positions of keys stand at `attn.logits`",
+        ),
+        (
+            at(Site::AttnLogits, 0, positions(|op| op.ratio = f64::NAN)),
+            "the ratio of relative positions must be from 0.5",
+        ),
+        (
+            at(
+                Site::AttnHeads,
+                0,
+                positions(|op| (op.of, op.mode) = (QkvPart::V, Mode::Bias)),
+            ),
+            "a bias is for queries and keys",
+        ),
+        (
+            at(Site::MlpOut, 0, local(|_| {})),
+            "can stand at `mid` and `mlp.in`",
+        ),
+        (at(Site::Mid, 0, local(|op| op.kernel = 4)), "an odd number"),
     ] {
         let error = spec(vec![op.clone()]).validate().unwrap_err().to_string();
         assert!(error.contains(expected), "{op:?}: {error}");
+    }
+}
+
+fn positions(edit: fn(&mut RelativePositions)) -> OpKind {
+    let mut op = RelativePositions::published(true);
+    edit(&mut op);
+    OpKind::RelativePositions(op)
+}
+
+fn local(edit: fn(&mut LocalConvolution)) -> OpKind {
+    let mut op = LocalConvolution::published();
+    edit(&mut op);
+    OpKind::LocalConvolution(op)
+}
+
+#[test]
+fn relative_positions_need_one_map_and_heads_of_one_width() {
+    let op = || at(Site::AttnLogits, 1, positions(|_| {}));
+    let mut uneven = spec(vec![op()]);
+    if let NetworkSpec::Vit(vit) = &mut uneven.network {
+        vit.cores[1].attn.as_mut().unwrap().qk_dims = vec![3, 5, 2];
+    }
+    let swin = ModelSpec {
+        network: NetworkSpec::Swin(SwinSpec::plain(32, 4, 2, 6, &[2], &[2])),
+        ..spec(vec![op()])
+    };
+    for (spec, expected) in [(uneven, "heads of one width"), (swin, "attends in windows")] {
+        let error = spec.validate().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn relative_positions_add_nothing_for_tokens_that_came_behind_the_patches() {
+    let spec = spec(vec![at(Site::AttnLogits, 0, positions(|op| op.special = false))]);
+    let device = Device::flex();
+    let op = Op::alone(&spec.ops[0], 0, &spec, &weights(&spec), &device).unwrap();
+    let added = |tail: usize| {
+        let tokens = 17 + tail;
+        let mut ctx = Ctx::eval();
+        (ctx.stream.grid, ctx.stream.prefix, ctx.stream.tail) = ([4, 4], 1, tail);
+        let qkv: Vec<f32> = (0..tokens * 3 * DIM).map(|i| (i as f32 * 0.37).sin()).collect();
+        let qkv = Tensor::from_data(TensorData::new(qkv, [1, tokens, 3 * DIM]), &device);
+        ctx.attention = Some(AttentionState::new(qkv, &AttentionSpec::uniform(DIM, 3)));
+        op.forward_map(Tensor::<4>::zeros([1, 3, tokens, tokens], &device), &mut ctx)
+    };
+    let values = |x: Tensor<4>| -> Vec<f32> { x.into_data().try_to_vec().unwrap() };
+    let (plain, longer) = (values(added(0)), added(1));
+    assert!(plain.iter().any(|x| *x != 0.0));
+    assert_eq!(values(longer.clone().narrow(2, 0, 17).narrow(3, 0, 17)), plain);
+    for of_last in [longer.clone().narrow(2, 17, 1), longer.narrow(3, 17, 1)] {
+        assert!(values(of_last).iter().all(|x| *x == 0.0));
+    }
+}
+
+#[test]
+fn transformations_that_start_as_the_identity_change_nothing() {
+    let mixing = |site| at(site, 1, OpKind::HeadMixing(HeadMixing { bias: true }));
+    let with = spec(vec![
+        mixing(Site::AttnLogits),
+        mixing(Site::AttnProbs),
+        at(Site::AttnLogits, 0, positions(|op| op.method = Method::Cross)),
+        at(Site::Mid, 0, local(|op| op.norm = false)),
+    ]);
+    let mut tensors = weights(&with);
+    let identity = |n: usize| {
+        (0..n * n)
+            .map(|i| f32::from(u8::from(i % (n + 1) == 0)))
+            .collect()
+    };
+    for site in ["logits", "probs"] {
+        let name = format!("ops.{}.1.attn.{site}", usize::from(site == "probs"));
+        tensors
+            .insert_f32(format!("{name}.weight"), &[3, 3], identity(3))
+            .unwrap();
+        tensors
+            .insert_f32(format!("{name}.bias"), &[3], vec![0.0; 3])
+            .unwrap();
+    }
+    let zero = |tensors: &mut Tensors, name: &str| {
+        let shape = tensors.get(name).unwrap().shape().to_vec();
+        let count = shape.iter().product();
+        tensors.insert_f32(name, &shape, vec![0.0; count]).unwrap();
+    };
+    for table in ["rp_rows", "rp_cols"] {
+        zero(
+            &mut tensors,
+            &format!("ops.2.0.attn.logits.{table}.lookup_table_weight"),
+        );
+    }
+    zero(&mut tensors, "ops.3.0.mid.conv.weight");
+    zero(&mut tensors, "ops.3.0.mid.conv.bias");
+    let plain = spec(Vec::new());
+    let expected = run(&plain, &weights(&plain));
+    assert!(distance(&run(&with, &tensors), &expected) < 1e-5);
+    // Each of them does something when its tensors say so.
+    for name in [
+        "ops.0.1.attn.logits.weight",
+        "ops.1.1.attn.probs.bias",
+        "ops.2.0.attn.logits.rp_cols.lookup_table_weight",
+        "ops.3.0.mid.conv.weight",
+    ] {
+        let mut moved = tensors.clone();
+        moved.insert(name, weights(&with).get(name).unwrap().clone());
+        assert!(distance(&run(&with, &moved), &expected) > 1e-4, "{name}");
     }
 }

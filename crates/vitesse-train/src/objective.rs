@@ -137,7 +137,10 @@ pub struct Pass {
 
 impl Pass {
     /// Takes the values at `wanted` places out of the context of `who`'s forward pass.
-    pub(crate) fn new(who: &str, logits: Logits, ctx: &Ctx, wanted: &[Place]) -> Result<Pass> {
+    ///
+    /// # Errors
+    /// A place that was not recorded.
+    pub fn new(who: &str, logits: Logits, ctx: &Ctx, wanted: &[Place]) -> Result<Pass> {
         let value = |&(site, layer): &Place| match ctx.trace.value(site, layer) {
             Some(value) => Ok(((site, layer), value.clone())),
             None => Err(missing(who, (site, layer))),
@@ -150,7 +153,8 @@ impl Pass {
     }
 
     /// The same as constants of a gradient's graph.
-    pub(crate) fn constant(self) -> Pass {
+    #[must_use]
+    pub fn constant(self) -> Pass {
         let values = self.values.into_iter().map(|(place, value)| match value {
             Value::Tokens(x) => (place, Value::Tokens(x.autodiff())),
             Value::Map(x) => (place, Value::Map(x.autodiff())),

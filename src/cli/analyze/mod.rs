@@ -1,5 +1,6 @@
 //! `analyze`: look inside models. One file for each analysis.
 
+mod cka;
 mod tokens;
 
 use clap::Subcommand;
@@ -19,12 +20,14 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Analysis {
     Tokens(tokens::Args),
+    Cka(cka::Args),
 }
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         match self.analysis {
             Analysis::Tokens(args) => args.run(console),
+            Analysis::Cka(args) => args.run(console),
         }
     }
 }

@@ -85,7 +85,11 @@ impl Affine {
                     scale,
                 ))
             }
-            OpKind::LowRank(_) | OpKind::Prompts(_) => None,
+            OpKind::LowRank(_)
+            | OpKind::Prompts(_)
+            | OpKind::HeadMixing(_)
+            | OpKind::RelativePositions(_)
+            | OpKind::LocalConvolution(_) => None,
         })
     }
 

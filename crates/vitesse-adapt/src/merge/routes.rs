@@ -56,7 +56,13 @@ pub(super) fn routes(sites: &dyn Sites, tensors: &Tensors) -> Result<Routes> {
         for site in Site::PROJECTIONS {
             routes.projection(sites, tensors, site, layer)?;
         }
-        for site in [Site::BlockIn, Site::Mid, Site::BlockOut] {
+        for site in [
+            Site::BlockIn,
+            Site::AttnLogits,
+            Site::AttnProbs,
+            Site::Mid,
+            Site::BlockOut,
+        ] {
             for (index, op) in sites.ops_at(site, Some(layer)) {
                 let reason = op.nonlinear().unwrap_or_else(|| {
                     "it changes the residual stream itself, which no single projection writes".into()

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use vitesse_model::ops::{Activation, Bottleneck, LowRank, OpKind, OpSpec, Prompts, QkvPart, ScaleShift};
 use vitesse_model::spec::{LayerSpec, NetworkSpec, VitSpec};
-use vitesse_model::{ModelSpec, Site, Tensors};
+use vitesse_model::{ModelSpec, Site, Tensors, zoo};
 use vitesse_rng::Key;
 use vitesse_train::method::Begun;
 
@@ -233,6 +233,28 @@ fn kept_ops_move_up_and_keep_their_tensors() {
     assert_eq!(
         merged.tensors.get("ops.5.0.block.in.tokens").unwrap(),
         tensors.get("ops.7.0.block.in.tokens").unwrap()
+    );
+}
+
+#[test]
+fn what_mixes_heads_or_tokens_is_kept_and_never_dropped() {
+    let plain = with_ops(spec(|_| {}), zoo::transformations(&spec(|_| {})));
+    let (adapted, tensors) = adapted("lora", &[], &plain);
+    let error = merge(&adapted.spec, &tensors, Options::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("it mixes the attention maps of different heads"),
+        "{error}"
+    );
+    let options = Options {
+        keep_unfoldable: true,
+    };
+    let merged = merge(&adapted.spec, &tensors, options).unwrap();
+    assert_eq!(merged.spec, plain);
+    assert_eq!(
+        merged.report.folded.len() + merged.report.kept.len(),
+        adapted.spec.ops.len()
     );
 }
 

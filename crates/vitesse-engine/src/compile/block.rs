@@ -35,7 +35,9 @@ impl<T: Real> Compiler<'_, T> {
         if let Some(attn) = &block.attn {
             self.attention(layer, attn, read, windows)?;
         }
-        self.station(Stage::Fc1, Site::Mid, layer)?;
+        self.scaled(Stage::Fc1, Site::Mid, layer)?;
+        self.local(layer, windows)?;
+        self.hold(Stage::Fc1, Site::Mid, layer);
         if let Some(mlp) = &block.mlp {
             self.mlp(layer, mlp)?;
         }
@@ -88,6 +90,10 @@ impl<T: Real> Compiler<'_, T> {
         self.push(Stage::Wait, Meet);
         let panels = v_panels;
         match windows {
+            _ if self.changes_maps(layer) => {
+                let attend = self.mixed(layer, spec, windows, (heads, panels))?;
+                self.push(Stage::Attention, attend);
+            }
             None => self.push(Stage::Attention, Attend { heads, panels }),
             Some(windows) => {
                 let bias = self.window_bias(layer, windows, spec.num_heads())?;
@@ -114,9 +120,14 @@ impl<T: Real> Compiler<'_, T> {
         columns: &[Range<usize>],
     ) -> Result<Outputs> {
         let (qk, at) = (spec.qk_width(), Some(layer));
-        let (after, heads) = (self.fold(Site::AttnQkv, at)?, self.fold(Site::AttnHeads, at)?);
+        let after = self.fold(Site::AttnQkv, at)?;
         let (scale, shift) = folded(after.as_ref());
-        // Probabilities sum to 1, so what scales and shifts a head's result can as well do so to its values.
+        // Probabilities sum to 1, so what scales and shifts a head's result can as well do so to its values. Where something changes
+        // them they do not, and it stays behind.
+        let heads = match self.changes_maps(layer) {
+            true => None,
+            false => self.fold(Site::AttnHeads, at)?,
+        };
         let (heads_scale, heads_shift) = folded(heads.as_ref());
         let factor = |n: usize| match n {
             n if n < qk => spec.scale as f32,

@@ -4,6 +4,7 @@
 //! becomes a step (or part of one), and a model with an op that is neither is refused.
 
 mod block;
+mod mixed;
 mod ops;
 mod projection;
 mod swin;

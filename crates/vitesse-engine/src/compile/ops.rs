@@ -69,7 +69,11 @@ impl<T: Real> Compiler<'_, T> {
             let next = match &op.kind {
                 OpKind::ScaleShift(kind) => Folded::of(kind, &op.prefix(index), self.tensors)?,
                 OpKind::Prompts(_) => continue,
-                OpKind::LowRank(_) | OpKind::Bottleneck(_) => break,
+                OpKind::LowRank(_)
+                | OpKind::Bottleneck(_)
+                | OpKind::HeadMixing(_)
+                | OpKind::RelativePositions(_)
+                | OpKind::LocalConvolution(_) => break,
             };
             whole = Some(match whole {
                 Some((before, mut indices)) => {
@@ -92,16 +96,27 @@ impl<T: Real> Compiler<'_, T> {
 
     /// What scales and shifts the stream at `site` of `layer`, and keeps it where a later op of the block reads it.
     pub(super) fn station(&mut self, stage: Stage, site: Site, layer: usize) -> Result<()> {
+        self.scaled(stage, site, layer)?;
+        self.hold(stage, site, layer);
+        Ok(())
+    }
+
+    /// What scales and shifts the stream at `site` of `layer`.
+    pub(super) fn scaled(&mut self, stage: Stage, site: Site, layer: usize) -> Result<()> {
         if let Some(op) = self.fold(site, Some(layer))? {
             let columns = panels_of([op.scale.len()]);
             let (scale, shift) = (rows(&columns, |n| op.scale[n]), rows(&columns, |n| op.shift[n]));
             self.push(stage, steps::ScaleShift { site, scale, shift });
         }
+        Ok(())
+    }
+
+    /// Keeps the stream at `site` of `layer` where a later op of the block reads it.
+    pub(super) fn hold(&mut self, stage: Stage, site: Site, layer: usize) {
         let mut ops = self.sites.ops().iter().filter(|op| op.layer == Some(layer));
         if ops.any(|op| matches!(&op.kind, OpKind::Bottleneck(kind) if kind.from == Some(site))) {
             self.push(stage, steps::Hold(site));
         }
-        Ok(())
     }
 
     /// The prompts of a layer, where they are not yet in the stream.
@@ -165,7 +180,12 @@ impl<T: Real> Compiler<'_, T> {
                 OpKind::Bottleneck(kind) => {
                     Op::Bottleneck(Box::new(self.bottleneck(kind, &prefix, columns)?))
                 }
-                OpKind::LowRank(_) | OpKind::Prompts(_) => continue,
+                // These have steps of their own, or belong to one.
+                OpKind::LowRank(_)
+                | OpKind::Prompts(_)
+                | OpKind::HeadMixing(_)
+                | OpKind::RelativePositions(_)
+                | OpKind::LocalConvolution(_) => continue,
             });
             self.consumed[index] = true;
         }

@@ -1,5 +1,7 @@
 //! Swin: the order of the stream from layer to layer, patch merging, the mean at the end.
 
+use std::borrow::Cow;
+
 use vitesse_kernels::{Panels, Real};
 use vitesse_model::Site;
 use vitesse_model::spec::{SwinSpec, Windows};
@@ -12,7 +14,7 @@ use crate::steps::{Arrange, Embed, Mean, Merge, NormStream, Order, WindowBias};
 /// The token of the map in each row of the stream; `None` where the map is filled up.
 type Rows = Vec<Option<usize>>;
 
-impl<T: Real> Compiler<'_, T> {
+impl<'a, T: Real> Compiler<'a, T> {
     /// All steps; the rows that are left for the head, and their width.
     pub(super) fn swin(&mut self, swin: &SwinSpec) -> Result<[usize; 2]> {
         let op = self.fold(Site::PatchOut, None)?;
@@ -31,6 +33,9 @@ impl<T: Real> Compiler<'_, T> {
         let mut rows: Rows = (0..patches).map(Some).collect();
         // A perceptron takes tokens in any order.
         let attends = |layer| swin.block(layer).is_some_and(|block| block.attn.is_some());
+        let ordered: Vec<bool> = (0..self.depth())
+            .map(|layer| attends(layer) || self.convolves(layer))
+            .collect();
         for layer in 0..self.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
@@ -38,13 +43,13 @@ impl<T: Real> Compiler<'_, T> {
             self.layer = Some(layer);
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
-                // Into the order that its first attention wants.
+                // Into the order that its first attention or convolution wants.
                 let of_stage = layer..swin.first_layer(place.stage + 1);
-                let first = of_stage.into_iter().find(|&layer| attends(layer));
+                let first = of_stage.into_iter().find(|&layer| ordered[layer]);
                 let windows = first.and_then(|layer| swin.windows(layer)).unwrap_or(windows);
                 self.merge(swin, place.stage, &rows, &windows)?;
                 rows = windows.tokens();
-            } else if wanted != rows && attends(layer) {
+            } else if wanted != rows && ordered[layer] {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());
                 self.push(Stage::Qkv, Arrange { order, dim });
@@ -93,9 +98,13 @@ impl<T: Real> Compiler<'_, T> {
 
     /// What is added to the logits of a layer.
     pub(super) fn window_bias(&self, layer: usize, windows: &Windows, heads: usize) -> Result<WindowBias> {
+        Ok(WindowBias::new(windows, &self.window_table(layer)?, heads))
+    }
+
+    /// The table of relative positions of a layer, `[offsets, heads]`.
+    pub(super) fn window_table(&self, layer: usize) -> Result<Cow<'a, [f32]>> {
         let table = self.body.core(layer).and_then(|core| self.body.bias_table(core));
-        let table = self.get(&table.unwrap_or_default())?;
-        Ok(WindowBias::new(windows, &table, heads))
+        self.get(&table.unwrap_or_default())
     }
 }
 

@@ -22,7 +22,8 @@ impl<T: Real> Compiler<'_, T> {
             self.push(Stage::Embed, NormStream(norm));
         }
         let read = self.read(vit);
-        if last_attention.is_none() {
+        let late = self.looks_around(last_attention.unwrap_or(0));
+        if last_attention.is_none() && !late {
             self.cut(Stage::Embed, read);
         }
         for layer in 0..layers {
@@ -31,13 +32,16 @@ impl<T: Real> Compiler<'_, T> {
                 let first = vit.prefix.len();
                 self.push(Stage::Qkv, Prompts { first, rows: prompts });
             }
-            let last = last_attention == Some(layer);
+            let last = last_attention == Some(layer) && !late;
             self.block(layer, last.then_some(read), None)?;
             let (tokens, before) = (self.sites.tokens_at(layer), self.before(vit));
             self.take(layer, (0..tokens).map(|token| token.checked_sub(before)));
         }
         self.layer = None;
         if self.maps.is_empty() {
+            if late {
+                self.cut(Stage::Head, read);
+            }
             self.end(vit)?;
         } else {
             self.pass_over();

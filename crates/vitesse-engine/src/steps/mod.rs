@@ -3,7 +3,9 @@
 mod attention;
 mod embed;
 mod head;
+mod local;
 mod maps;
+mod mixed;
 mod mlp;
 mod ops;
 mod regroup;
@@ -15,12 +17,14 @@ use std::ops::Range;
 pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries};
 pub(crate) use embed::Embed;
 pub(crate) use head::{Heads, Mean};
+pub(crate) use local::Local;
 pub(crate) use maps::Take;
+pub(crate) use mixed::{AttendMixed, Buckets};
 pub(crate) use mlp::{Add, ByRows, Hidden};
 pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
 pub(crate) use regroup::Regroup;
 pub(crate) use stream::{Hold, Norm, NormStream, Prompts, ScaleShift};
-pub(crate) use windows::{Arrange, AttendInWindows, Blank, Merge, Order, WindowBias};
+pub(crate) use windows::{Arrange, AttendInWindows, Blank, Merge, Order, WindowBias, masks};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'
 /// panel that is being used.

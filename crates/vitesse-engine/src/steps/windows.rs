@@ -30,27 +30,32 @@ pub(crate) struct WindowBias {
     heads: usize,
 }
 
+/// Which mask each window has, and the masks that differ, `[area, area]` each: one of zeros where nothing keeps tokens apart.
+pub(crate) fn masks(windows: &Windows) -> (Vec<usize>, Vec<Vec<f32>>) {
+    let area = windows.area();
+    let masks = windows.mask().unwrap_or_else(|| vec![0.0; area * area]);
+    let mut distinct: Vec<Vec<f32>> = Vec::new();
+    let mut kinds: Vec<usize> = masks
+        .chunks_exact(area * area)
+        .map(|mask| {
+            let known = distinct.iter().position(|other| *other == mask);
+            known.unwrap_or_else(|| {
+                distinct.push(mask.to_vec());
+                distinct.len() - 1
+            })
+        })
+        .collect();
+    // Without masks all windows are alike.
+    kinds.resize(windows.count(), 0);
+    (kinds, distinct)
+}
+
 impl WindowBias {
     /// `table` is `[ways, heads]`.
     pub(crate) fn new(windows: &Windows, table: &[f32], heads: usize) -> Self {
         let (area, relative) = (windows.area(), windows.relative());
         let stride = area.next_multiple_of(32);
-        let masks = windows.mask().unwrap_or_else(|| vec![0.0; area * area]);
-        let mut distinct: Vec<&[f32]> = Vec::new();
-        let mut kinds: Vec<usize> = masks
-            .chunks_exact(area * area)
-            .map(|mask| {
-                distinct
-                    .iter()
-                    .position(|other| *other == mask)
-                    .unwrap_or_else(|| {
-                        distinct.push(mask);
-                        distinct.len() - 1
-                    })
-            })
-            .collect();
-        // Without masks all windows are alike.
-        kinds.resize(windows.count(), 0);
+        let (kinds, masks) = masks(windows);
         let of = |mask: &[f32], head: usize| {
             let mut values = vec![0.0; area * stride];
             let rows = mask.chunks_exact(area).zip(relative.chunks_exact(area));
@@ -61,7 +66,7 @@ impl WindowBias {
             }
             values
         };
-        let tables = distinct
+        let tables = masks
             .iter()
             .flat_map(|mask| (0..heads).map(move |head| of(mask, head)));
         WindowBias {

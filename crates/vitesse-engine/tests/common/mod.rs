@@ -431,7 +431,10 @@ impl Model<'_> {
                         .collect();
                     add(&mut x, &normed(NormPlace::After, u));
                 }
-                OpKind::LowRank(_) => unreachable!("a low-rank update stands on a projection"),
+                OpKind::LowRank(_)
+                | OpKind::HeadMixing(_)
+                | OpKind::RelativePositions(_)
+                | OpKind::LocalConvolution(_) => unreachable!("{} is not computed here", op.kind.name()),
             }
         }
         x

@@ -8,6 +8,7 @@
 
 use std::path::Path;
 
+use super::minivit;
 use super::openai::{self, Converted};
 use super::run::Run;
 use super::{Heads, Imported, sliced};
@@ -98,7 +99,10 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
         vitesse_words::counted(spec.num_classes, "class")
     ));
     // Bare files of DeiT are those of its own code, unless timm trained them.
-    let pos_embed = if spec.architecture.starts_with("deit") && !known.run.is_timms() {
+    let is_deit = ["deit", "mini_deit"]
+        .iter()
+        .any(|start| spec.architecture.starts_with(start));
+    let pos_embed = if is_deit && !known.run.is_timms() {
         Flavour::Deit
     } else {
         Flavour::Timm
@@ -120,7 +124,9 @@ fn recognise(tensors: &Tensors, file: &Path, img_size: Option<[usize; 2]>) -> Re
         let entry = zoo::get(name)?;
         let usual = entry.spec.input_size();
         let (spec, _) = fitted(entry.spec.clone(), tensors, img_size);
-        match spec.check(tensors, &file.display().to_string()) {
+        // Layers that share matrices have names of their own in files; nothing is copied.
+        let named = minivit::read(&spec, tensors.clone());
+        match named.and_then(|tensors| spec.check(&tensors, &file.display().to_string())) {
             Ok(()) => fitting.push((usual != spec.input_size(), !name.starts_with("deit"), entry)),
             Err(Error::Mismatch(mismatch)) => {
                 let wrong = mismatch.missing.len() + mismatch.unexpected.len() + 2 * mismatch.misshaped.len();

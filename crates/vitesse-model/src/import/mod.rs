@@ -19,7 +19,7 @@
 pub(crate) mod bare;
 mod clip;
 pub(crate) mod hf;
-pub(crate) mod minivit;
+pub mod minivit;
 pub(crate) mod openai;
 pub(crate) mod pruned;
 pub(crate) mod run;

@@ -84,6 +84,20 @@ pub fn timm_name(name: &str, old: bool) -> Option<String> {
     Some(moved().unwrap_or_else(|| name.to_owned()))
 }
 
+/// The original code's name for a tensor of a Swin.
+pub(super) fn original_name(name: &str) -> String {
+    if let Some(parameter) = name.strip_prefix("head.fc.") {
+        return format!("head.{parameter}");
+    }
+    let moved = || {
+        let (stage, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+        let before = stage.parse::<usize>().ok()?.checked_sub(1)?;
+        rest.starts_with("downsample.")
+            .then(|| format!("layers.{before}.{rest}"))
+    };
+    moved().unwrap_or_else(|| name.to_owned())
+}
+
 /// Tensors that belong to training tasks or to features that no head here reads.
 const DROPPED: [&str; 1] = ["embeddings.mask_token"];
 

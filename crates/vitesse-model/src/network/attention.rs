@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData};
 
 use super::ctx::Ctx;
@@ -69,6 +68,20 @@ pub struct AttentionState {
 const POLICY_EPS: f64 = 1e-6;
 
 impl AttentionState {
+    /// Of attention with such heads, before there are maps.
+    pub fn new(qkv: Tensor<3>, spec: &AttentionSpec) -> Self {
+        AttentionState {
+            qkv,
+            probs: None,
+            spec: spec.clone(),
+        }
+    }
+
+    /// What queries are multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.spec.scale as f32
+    }
+
     /// A part of all heads, `[batch, heads, tokens, width]`; queries are not scaled. `None` where heads differ in width.
     pub fn heads(&self, part: QkvPart) -> Option<Tensor<4>> {
         let (heads, qk, v) = self.spec.uniform_heads()?;
@@ -130,11 +143,7 @@ impl SelfAttention {
                 fused::attention(&qkv, &self.spec, Some(fused::Added { bias, mask }), ctx.compute)
             }
         };
-        let state = AttentionState {
-            qkv,
-            probs: None,
-            spec: self.spec.clone(),
-        };
+        let state = AttentionState::new(qkv, &self.spec);
         ctx.attention = (maps || reads(AttentionPart::Qkv)).then(|| state.clone());
         let heads = match fused {
             Some(heads) => heads,
@@ -183,7 +192,7 @@ impl SelfAttention {
         }
         let probs = match ctx.stream.policy.clone() {
             Some(policy) => policy_softmax(logits, policy, POLICY_EPS),
-            None => softmax(logits, 3),
+            None => softmax(logits),
         };
         let probs = at_map(Site::AttnProbs, probs, ops, ctx);
         if let Some(state) = &mut ctx.attention {
@@ -191,6 +200,15 @@ impl SelfAttention {
         }
         probs
     }
+}
+
+/// Softmax over keys. The tensor library's own computes other bits where there is no graph of gradients, and a block that is computed again
+/// must not.
+fn softmax(logits: Tensor<4>) -> Tensor<4> {
+    let largest = logits.clone().detach().max_dim(3);
+    let weights = (logits - largest).exp();
+    let sum = weights.clone().sum_dim(3);
+    weights / sum
 }
 
 /// Softmax over keys in which a key counts as far as it is there, and every token sees itself (Rao et al., *DynamicViT*,

@@ -46,6 +46,15 @@ pub enum QkvPart {
 }
 
 impl QkvPart {
+    /// What it is called in sentences.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            QkvPart::Q => "queries",
+            QkvPart::K => "keys",
+            QkvPart::V => "values",
+        }
+    }
+
     /// Its rows of a fused projection whose parts have so many, as `(first, count)`.
     pub fn rows(self, [q, k, v]: [usize; 3]) -> (usize, usize) {
         match self {

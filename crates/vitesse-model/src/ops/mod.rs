@@ -7,17 +7,25 @@
 //! An op is called with the value at its site and the context of the forward pass, and returns the value that goes on.
 
 mod bottleneck;
+mod head_mixing;
+mod local_convolution;
 mod low_rank;
 #[cfg(feature = "train")]
 mod network;
 mod prompts;
+pub mod relative_positions;
 mod scale_shift;
+mod transformation;
 
 pub use crate::spec::Activation;
 pub use bottleneck::{Bottleneck, NORM_EPS, NormPlace};
+pub use head_mixing::HeadMixing;
+pub use local_convolution::LocalConvolution;
 pub use low_rank::{LowRank, QkvPart};
 pub use prompts::Prompts;
+pub use relative_positions::RelativePositions;
 pub use scale_shift::ScaleShift;
+pub use transformation::Transformation;
 
 #[cfg(feature = "train")]
 pub(crate) use network::AttentionPart;
@@ -57,6 +65,12 @@ pub enum OpKind {
     Bottleneck(Bottleneck),
     /// Learned tokens before the patches.
     Prompts(Prompts),
+    /// `new[h] = Σ_g W[h, g] · old[g] (+ b[h])`, over the heads of attention maps.
+    HeadMixing(HeadMixing),
+    /// Numbers that depend on the offset between two tokens, in attention.
+    RelativePositions(RelativePositions),
+    /// `y = x̃ + conv(x̃)`, over the map of the patches.
+    LocalConvolution(LocalConvolution),
 }
 
 impl OpKind {
@@ -67,6 +81,9 @@ impl OpKind {
             OpKind::LowRank(_) => "low-rank",
             OpKind::Bottleneck(_) => "bottleneck",
             OpKind::Prompts(_) => "prompts",
+            OpKind::HeadMixing(_) => "head-mixing",
+            OpKind::RelativePositions(_) => "relative-positions",
+            OpKind::LocalConvolution(_) => "local-convolution",
         }
     }
 }
@@ -87,6 +104,11 @@ impl OpSpec {
             OpKind::ScaleShift(_) | OpKind::LowRank(_) => None,
             OpKind::Bottleneck(op) => op.nonlinear(),
             OpKind::Prompts(_) => Some("it makes the token sequence longer".into()),
+            OpKind::HeadMixing(_) => Some("it mixes the attention maps of different heads".into()),
+            OpKind::RelativePositions(_) => {
+                Some("what it adds depends on where two tokens lie to each other".into())
+            }
+            OpKind::LocalConvolution(_) => Some("it mixes tokens that lie beside each other".into()),
         }
     }
 
@@ -106,6 +128,9 @@ impl OpSpec {
             OpKind::LowRank(op) => op.validate(index, self.site),
             OpKind::Bottleneck(op) => op.validate(index, self.site, width),
             OpKind::Prompts(op) => op.validate(index, self.site, self.layer, sites),
+            OpKind::HeadMixing(op) => op.validate(index, self.site),
+            OpKind::RelativePositions(op) => op.validate(index, self.site, self.layer, sites),
+            OpKind::LocalConvolution(op) => op.validate(index, self.site, self.layer, sites),
         }
     }
 
@@ -118,6 +143,9 @@ impl OpSpec {
             OpKind::LowRank(op) => op.tensors(&prefix, self.site, layer, sites),
             OpKind::Bottleneck(op) => op.tensors(&prefix, width),
             OpKind::Prompts(op) => op.tensors(index, &prefix, width, sites),
+            OpKind::HeadMixing(op) => op.tensors(&prefix, width),
+            OpKind::RelativePositions(op) => op.tensors(&prefix, layer, sites),
+            OpKind::LocalConvolution(op) => op.tensors(&prefix, width),
         };
         let depth = match self.layer {
             Some(layer) => layer + 1,
@@ -135,13 +163,19 @@ impl OpSpec {
 
     /// Multiply-accumulates for one image.
     pub fn macs(&self, sites: &dyn Sites) -> usize {
-        let width = sites.width_at(self.site, self.layer).unwrap_or(0);
+        let (width, layer) = (
+            sites.width_at(self.site, self.layer).unwrap_or(0),
+            self.layer.unwrap_or(0),
+        );
         let token = match &self.kind {
             OpKind::ScaleShift(_) => width,
-            OpKind::LowRank(op) => op.macs(self.site, self.layer.unwrap_or(0), sites),
+            OpKind::LowRank(op) => op.macs(self.site, layer, sites),
             OpKind::Bottleneck(op) => op.macs(width),
             // What the tokens cost stands where they pass.
             OpKind::Prompts(_) => 0,
+            OpKind::HeadMixing(_) => return sites.pairs_at(layer) * width * width,
+            OpKind::RelativePositions(op) => return op.macs(layer, sites),
+            OpKind::LocalConvolution(op) => return op.macs(width, layer, sites),
         };
         let outside = if self.before_blocks() { 0 } else { sites.depth() };
         sites.tokens_at(self.layer.unwrap_or(outside)) * token

@@ -4,8 +4,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::bottleneck::BottleneckOp;
+use super::head_mixing::HeadMixingOp;
+use super::local_convolution::LocalConvolutionOp;
 use super::low_rank::LowRankOp;
 use super::prompts::PromptsOp;
+use super::relative_positions::RelativePositionsOp;
 use super::scale_shift::ScaleShiftOp;
 use super::{OpKind, OpSpec};
 use crate::network::{Ctx, Parameters};
@@ -29,6 +32,9 @@ enum Kind {
     LowRank(LowRankOp),
     Bottleneck(BottleneckOp),
     Prompts(PromptsOp),
+    HeadMixing(HeadMixingOp),
+    RelativePositions(RelativePositionsOp),
+    LocalConvolution(LocalConvolutionOp),
     #[cfg(test)]
     Probe(Probe),
 }
@@ -115,6 +121,15 @@ impl Op {
             }
             OpKind::Bottleneck(op) => Kind::Bottleneck(BottleneckOp::new(op, &prefix, parameters)?),
             OpKind::Prompts(op) => Kind::Prompts(PromptsOp::new(op, index, &prefix, sites, parameters)?),
+            OpKind::HeadMixing(op) => Kind::HeadMixing(HeadMixingOp::new(op, &prefix, parameters)?),
+            OpKind::RelativePositions(op) => {
+                let layer = spec.layer.unwrap_or(0);
+                let op = RelativePositionsOp::new(op, &prefix, layer, sites, parameters)?;
+                Kind::RelativePositions(op)
+            }
+            OpKind::LocalConvolution(op) => {
+                Kind::LocalConvolution(LocalConvolutionOp::new(op, &prefix, parameters)?)
+            }
         };
         Ok(Op {
             kind,
@@ -137,6 +152,9 @@ impl Op {
             Kind::LowRank(op) => op,
             Kind::Bottleneck(op) => op,
             Kind::Prompts(op) => op,
+            Kind::HeadMixing(op) => op,
+            Kind::RelativePositions(op) => op,
+            Kind::LocalConvolution(op) => op,
             #[cfg(test)]
             Kind::Probe(op) => op,
         }
@@ -172,7 +190,7 @@ impl Op {
     }
 
     /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed.
-    pub(crate) fn forward_map(&self, x: Tensor<4>, ctx: &mut Ctx) -> Tensor<4> {
+    pub fn forward_map(&self, x: Tensor<4>, ctx: &mut Ctx) -> Tensor<4> {
         self.act().map(x, ctx)
     }
 

@@ -12,6 +12,7 @@ mod family;
 pub(crate) mod limits;
 mod maps;
 pub(crate) mod regnet;
+mod share;
 mod sites;
 pub(crate) mod swin;
 mod transformer;
@@ -22,6 +23,7 @@ pub use block::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec};
 pub use cost::{Cost, LayerCost};
 pub use maps::FeatureMap;
 pub use regnet::{RegNetSpec, RegNetStage};
+pub use share::{Groups, NormsOf};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
 pub use transformer::Transformer;
@@ -198,6 +200,13 @@ impl ModelSpec {
         self.sites().ops_at(site, layer)
     }
 
+    /// The op to which a tensor belongs, and its index in [`ModelSpec::ops`]; `None` for a tensor of no op.
+    pub fn op_of(&self, tensor: &str) -> Option<(usize, &OpSpec)> {
+        let (number, _) = tensor.strip_prefix("ops.")?.split_once('.')?;
+        let number = number.parse().ok()?;
+        Some((number, self.ops.get(number)?))
+    }
+
     /// Says whether the projections to queries, keys and values of all blocks have a bias.
     pub fn set_qkv_bias(&mut self, bias: bool) {
         let cores = match &mut self.network {
@@ -312,6 +321,21 @@ impl Sites for ModelSpec {
 
     fn fills_up(&self, layer: usize) -> bool {
         self.family().fills_up(layer)
+    }
+
+    fn grid_at(&self, layer: usize) -> Option<[usize; 2]> {
+        self.family().grid_at(layer)
+    }
+
+    fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        self.family().attention(layer)
+    }
+
+    fn pairs_at(&self, layer: usize) -> usize {
+        match self.sites().prompts() {
+            0 => self.family().pairs_at(layer),
+            _ => self.tokens_at(layer) * self.tokens_at(layer),
+        }
     }
 
     fn fixed_tokens(&self) -> Option<&'static str> {

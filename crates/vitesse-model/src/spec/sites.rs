@@ -4,7 +4,7 @@
 //! adds the ops that stand there. Methods, patterns, merge, adapters and compilers take `&dyn Sites`, so that they work on
 //! every family there will be.
 
-use super::Activation;
+use super::{Activation, AttentionSpec};
 use crate::ops::{OpSpec, Prompts};
 use crate::site::Site;
 
@@ -37,6 +37,21 @@ pub trait Sites {
     /// Whether zeros that are no tokens are put beside those of `layer` after `attn.in`, and projected with them.
     fn fills_up(&self, _layer: usize) -> bool {
         false
+    }
+
+    /// Rows and columns of the map that the patches of `layer` make, where they lie in one.
+    fn grid_at(&self, _layer: usize) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// The heads of the attention of `layer`, their widths and their scale, where it has one.
+    fn attention(&self, _layer: usize) -> Option<&AttentionSpec> {
+        None
+    }
+
+    /// Pairs of a query and a key in an attention map of `layer`: all pairs of its tokens, or of those that share a window.
+    fn pairs_at(&self, layer: usize) -> usize {
+        self.tokens_at(layer) * self.tokens_at(layer)
     }
 
     /// Why no other tokens can travel beside the patches; `None` where they can.

@@ -36,6 +36,10 @@ pub struct SwinSpec {
     /// What becomes of maps that are no larger than a window, or no multiple of one.
     #[serde(default)]
     pub window_rule: WindowRule,
+    /// Whether a layer that is not shifted has the mask of a shifted one with the same matrices, as in MiniViT's code, with which the
+    /// published weights were trained.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mask_unshifted: bool,
     /// Epsilon of every layer norm.
     pub norm_eps: f64,
     /// The matrices of the blocks, those of the first stage first.
@@ -96,6 +100,7 @@ impl SwinSpec {
             depths: depths.to_vec(),
             window_size: [window_size; 2],
             window_rule: WindowRule::PerAxis,
+            mask_unshifted: false,
             norm_eps: 1e-5,
             layers: (0..cores.len()).map(LayerSpec::of).collect(),
             cores,
@@ -175,9 +180,26 @@ impl SwinSpec {
     /// The windows of a layer.
     pub fn windows(&self, layer: usize) -> Option<Windows> {
         let Place { stage, within } = self.place(layer)?;
-        let map = self.stage_map(stage);
-        let shifted = within % 2 == 1;
-        Some(Windows::of(map, self.window_size, shifted, self.window_rule))
+        let of = |shifted| Windows::of(self.stage_map(stage), self.window_size, shifted, self.window_rule);
+        let windows = of(within % 2 == 1);
+        if self.mask_unshifted && self.is_shifted_elsewhere(layer) {
+            let masked = of(true).shift;
+            return Some(Windows { masked, ..windows });
+        }
+        Some(windows)
+    }
+
+    /// Whether a shifted layer has the matrices of this one.
+    fn is_shifted_elsewhere(&self, layer: usize) -> bool {
+        let Some(own) = self.layers.get(layer) else {
+            return false;
+        };
+        let mut twins = self
+            .layers
+            .iter()
+            .enumerate()
+            .filter(|(_, twin)| twin.core == own.core);
+        twins.any(|(twin, _)| self.place(twin).is_some_and(|place| place.within % 2 == 1))
     }
 
     /// The tokens that patch merging puts beside each other before a stage, four for each token after it: those of a 2 by 2

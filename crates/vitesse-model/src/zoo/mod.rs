@@ -4,6 +4,7 @@
 //! download. timm can build our transformers too, from another name and a few arguments ([`Entry::timm_name`]).
 
 pub mod imagenet;
+mod minivit;
 pub mod regnet;
 mod swin;
 mod vit;
@@ -12,6 +13,8 @@ use crate::config::PretrainedCfg;
 use crate::error::nearest;
 use crate::spec::{ModelSpec, NetworkSpec};
 use crate::{Error, Result};
+
+pub use minivit::transformations;
 
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +30,10 @@ pub struct Entry {
 
 /// Every name, small models first within a family.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    vit::names().chain(swin::names()).chain(regnet::NAMES)
+    vit::names()
+        .chain(swin::names())
+        .chain(minivit::names())
+        .chain(regnet::NAMES)
 }
 
 /// What `name` stands for. A trailing tag, as in `deit_tiny_patch16_224.fb_in1k`, says where weights come from and is
@@ -36,6 +42,7 @@ pub fn get(name: &str) -> Result<Entry> {
     let bare = name.split_once('.').map_or(name, |(bare, _tag)| bare);
     vit::get(bare)
         .or_else(|| swin::get(bare))
+        .or_else(|| minivit::get(bare))
         .or_else(|| regnet(bare))
         .ok_or_else(|| Error::UnknownArchitecture {
             name: name.to_owned(),

@@ -2,7 +2,7 @@
 
 use super::{Place, SwinSpec, merging};
 use crate::site::Site;
-use crate::spec::{Activation, Projection, Sites};
+use crate::spec::{Activation, AttentionSpec, Projection, Sites};
 
 /// The prefix of the patch embedding's tensors.
 pub(crate) const PATCH_EMBED: &str = "patch_embed.proj";
@@ -61,6 +61,19 @@ impl Sites for SwinSpec {
             parts: None,
             written: None,
         })
+    }
+
+    fn grid_at(&self, layer: usize) -> Option<[usize; 2]> {
+        Some(self.stage_map(self.place(layer)?.stage))
+    }
+
+    fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        self.block(layer)?.attn.as_ref()
+    }
+
+    fn pairs_at(&self, layer: usize) -> usize {
+        let windows = self.windows(layer);
+        windows.map_or(0, |windows| windows.count() * windows.area() * windows.area())
     }
 
     fn activation(&self, _layer: usize) -> Activation {

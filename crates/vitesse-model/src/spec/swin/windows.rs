@@ -17,30 +17,36 @@ pub struct Windows {
     pub window: [usize; 2],
     /// By how many rows and columns the map is rolled up and to the left before it is cut.
     pub shift: [usize; 2],
+    /// By how many rows and columns a map is rolled whose mask is added to the logits: `shift`, but in layers that are not shifted
+    /// and have the mask of others.
+    pub masked: [usize; 2],
 }
 
 impl Windows {
     pub(super) fn of(map: [usize; 2], window: [usize; 2], shifted: bool, rule: WindowRule) -> Self {
         let half = |window: usize| if shifted { window / 2 } else { 0 };
-        match rule {
+        let (window, shift) = match rule {
             WindowRule::PerAxis => {
                 let fits = |axis: usize| map[axis] <= window[axis];
-                let [rows, columns] = [0, 1].map(|axis| if fits(axis) { map[axis] } else { window[axis] });
-                Windows {
-                    map,
-                    window: [rows, columns],
-                    shift: [0, 1].map(|axis| if fits(axis) { 0 } else { half(window[axis]) }),
-                }
+                (
+                    [0, 1].map(|axis| if fits(axis) { map[axis] } else { window[axis] }),
+                    [0, 1].map(|axis| if fits(axis) { 0 } else { half(window[axis]) }),
+                )
             }
             WindowRule::Joint => {
                 let (least, side) = (map[0].min(map[1]), window[0].min(window[1]));
                 let whole = least <= side;
-                Windows {
-                    map,
-                    window: if whole { [least; 2] } else { window },
-                    shift: if whole { [0; 2] } else { window.map(half) },
-                }
+                (
+                    if whole { [least; 2] } else { window },
+                    if whole { [0; 2] } else { window.map(half) },
+                )
             }
+        };
+        Windows {
+            map,
+            window,
+            shift,
+            masked: shift,
         }
     }
 
@@ -125,14 +131,14 @@ impl Windows {
     }
 
     /// What is added to the logits of each window, `[count, area, area]`: tokens that were not beside each other before the
-    /// map was rolled do not see each other. `None` where it is not rolled.
+    /// map was rolled do not see each other. `None` where nothing keeps tokens apart.
     pub fn mask(&self) -> Option<Vec<f32>> {
-        if !self.shifts() {
+        if self.masked == [0; 2] {
             return None;
         }
         let whole = self.whole();
         // Which of the regions that lie apart a row or a column belongs to.
-        let region = |axis: usize, at: usize| match self.shift[axis] {
+        let region = |axis: usize, at: usize| match self.masked[axis] {
             0 => 0,
             shift if at >= whole[axis] - shift => 2,
             _ if at >= whole[axis] - self.window[axis] => 1,
@@ -205,6 +211,7 @@ mod tests {
             map: [3, 3],
             window: [2, 2],
             shift: [1, 1],
+            masked: [1, 1],
         };
         let first: Vec<_> = windows.tokens().into_iter().take(8).collect();
         assert_eq!(
@@ -219,6 +226,7 @@ mod tests {
             map: [2, 2],
             window: [2, 2],
             shift: [0, 0],
+            masked: [0, 0],
         };
         assert_eq!(windows.relative_positions(), 9);
         assert_eq!(
@@ -233,16 +241,20 @@ mod tests {
             map: [1, 4],
             window: [1, 2],
             shift: [0, 1],
+            masked: [0, 1],
         };
         let apart = [0.0, APART, APART, 0.0];
         assert_eq!(windows.mask().unwrap(), [[0.0; 4], apart].concat());
-        assert_eq!(
-            Windows {
-                shift: [0, 0],
-                ..windows
-            }
-            .mask(),
-            None
-        );
+        // Who sees whom is a matter of the mask alone.
+        let unshifted = Windows {
+            shift: [0, 0],
+            ..windows
+        };
+        assert_eq!(unshifted.mask(), windows.mask());
+        let plain = Windows {
+            masked: [0, 0],
+            ..unshifted
+        };
+        assert_eq!(plain.mask(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Pool, VitSpec};
 use crate::site::Site;
-use crate::spec::{Activation, Projection, Sites};
+use crate::spec::{Activation, AttentionSpec, Projection, Sites};
 
 /// The prefix of the patch embedding's tensors.
 pub(crate) const PATCH_EMBED: &str = "patch_embed.proj";
@@ -51,6 +51,14 @@ impl Sites for VitSpec {
             parts: None,
             written: None,
         })
+    }
+
+    fn grid_at(&self, layer: usize) -> Option<[usize; 2]> {
+        (layer < self.layers.len()).then(|| self.grid())
+    }
+
+    fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
+        self.block(layer)?.attn.as_ref()
     }
 
     fn activation(&self, _layer: usize) -> Activation {

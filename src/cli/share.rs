@@ -1,0 +1,173 @@
+//! `share`: layers of a model get the same matrices, and the result is proved.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use vitesse::compress::share::multiplex::{Start, Transformation, listed};
+use vitesse::measure::share::{FromBase, Share, Shared, Sharing};
+use vitesse::measure::transform::Transform;
+use vitesse::model::spec::{Groups, NormsOf};
+
+use super::Console;
+use super::args::ThreadsArgs;
+use super::args::model::{ReadArgs, WhichArgs};
+use super::failure::Result;
+use super::outcome::{Outcome, pairs};
+use super::show::Show;
+use super::transform::{self, OutputArgs, Written};
+
+/// Let layers of a model share their matrices, with transformations that keep them different (MiniViT)
+///
+/// Parameters become fewer; what is computed and how long it takes does not: each layer is still executed. The result is a model to be
+/// trained: `vitesse distill --model OUT --teacher BASE` lets it learn from the one that it comes from. Proved is what is exact: with equal
+/// matrices, and all transformations that start as the identity, the shared model answers as the one without sharing. A local convolution does not.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vitesse share ./deit-small --group 2 -o ./shared
+  vitesse share ./deit-small --groups 2,2,2,2,2,1,1 --init mean --transform mixing -o ./shared
+  vitesse share ./deit-small --group 3 --transform none --dry-run -o ./shared")]
+pub(super) struct Args {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    read: ReadArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Layers that follow each other and share their matrices; divides the depth, of a Swin that of each stage
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    group: u32,
+    /// The size of each group, in the order of the forward pass
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "group", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    groups: Vec<u32>,
+    /// Whether the layers of a group share their norms too, which the paper finds to be a main cause of lost accuracy
+    #[arg(long)]
+    shared_norms: bool,
+    /// What a group's matrices start as: those of its first layer, the mean of all, or those of the layer with this number in its group
+    #[arg(long, value_name = "first|mean|N", default_value = "first", value_parser = start)]
+    init: Start,
+    /// What keeps the layers of a group different: `none` (plain sharing), or some of `positions` (relative positions of keys, Mini-DeiT), `mixing`
+    /// (heads mixed before and after the softmax), `local` (a norm and a convolution between the sub-layers, Mini-Swin) [default: as published,
+    /// positions,mixing; of a Swin mixing,local]
+    #[arg(long, value_name = "NAMES", value_parser = listed)]
+    transform: Option<Transformations>,
+    /// Data set whose images are compared [default: the built-in `shapes`]
+    #[arg(long, value_name = "DATA")]
+    data: Option<PathBuf>,
+    /// Images that are compared
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    images: u32,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+}
+
+/// A list of them, as typed: for clap one value.
+type Transformations = Vec<Transformation>;
+
+fn start(text: &str) -> std::result::Result<Start, String> {
+    match text {
+        "first" => Ok(Start::First),
+        "mean" => Ok(Start::Mean),
+        number => number.parse().map(Start::Layer).map_err(|_| {
+            "expected `first`, `mean`, or the number of a layer in its group, from 0".to_owned()
+        }),
+    }
+}
+
+/// What was done, and its proof; or what would be.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    written: Written,
+    model: String,
+    step: &'static str,
+    transformations: Vec<Transformation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_base: Option<FromBase>,
+    #[serde(flatten)]
+    transform: Transform,
+}
+
+impl Args {
+    fn sharing(&self) -> Sharing {
+        let sizes: Vec<usize> = self.groups.iter().map(|&size| size as usize).collect();
+        Sharing {
+            groups: match sizes.is_empty() {
+                true => Groups::Of(self.group as usize),
+                false => Groups::Sizes(sizes),
+            },
+            norms: match self.shared_norms {
+                true => NormsOf::Group,
+                false => NormsOf::Layer,
+            },
+            start: self.init,
+            transformations: self.transform.clone(),
+        }
+    }
+
+    pub(super) fn run(self, console: &Console) -> Result<Outcome> {
+        self.threads.start()?;
+        let written = self.output.look()?;
+        let mut show = Show::new(console);
+        let model = self.which.trained(&self.read, "it has no weights to share")?;
+        let share = Share::open(&model, &self.read.options(), self.sharing(), &mut show)?;
+        let (shared, exit) = if self.output.dry_run {
+            (share.plan()?, written.exit(true))
+        } else {
+            let shared = share.run(
+                self.data.as_deref(),
+                self.images as usize,
+                console.stop(),
+                &mut show,
+            )?;
+            self.output.save(&shared.checkpoint, &shared.transform)?;
+            let exit = written.exit(shared.transform.is_proved());
+            (shared, exit)
+        };
+        let Shared {
+            checkpoint,
+            transform,
+            transformations,
+            from_base,
+        } = shared;
+        let report = Report {
+            written,
+            model: checkpoint.spec.architecture,
+            step: "share",
+            transformations,
+            from_base,
+            transform,
+        };
+        Ok(Outcome::new(&report)?.with_exit(exit))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rows = vec![("model", self.model.clone())];
+        let names: Vec<&str> = self.transformations.iter().map(|one| one.name()).collect();
+        rows.push((
+            "transformations",
+            match names.is_empty() {
+                true => "none: plain sharing".to_owned(),
+                false => names.join(", "),
+            },
+        ));
+        rows.extend(transform::rows(&self.transform));
+        rows.push((
+            "honest speed",
+            "parameters fall, multiply-accumulates and time do not: every layer is still executed".into(),
+        ));
+        if let Some(FromBase { agreeing, images }) = self.from_base {
+            let told = format!("names the same class on {agreeing} of {images} images, before any training");
+            rows.push(("beside the base", told));
+        }
+        rows.push(self.written.row(&self.transform));
+        f.write_str(&pairs(rows))?;
+        if self.written.dry_run {
+            f.write_str(&transform::tensors(&self.transform.plan))?;
+        }
+        Ok(())
+    }
+}
