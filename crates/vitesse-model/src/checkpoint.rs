@@ -127,6 +127,7 @@ impl Checkpoint {
         let path = weights::local(path.as_ref());
         let (weights, choice) = weights::choose(path)?;
         let mut read = weights::read(&weights, options.key.as_deref())?;
+        let original_layout = swin_names::is_old(&read.tensors);
         let (tensors, notes) = swin_names::read(read.tensors)?;
         read.tensors = tensors;
         read.notes.extend(notes);
@@ -155,8 +156,13 @@ impl Checkpoint {
                 heads: options.heads.as_ref(),
                 run: import::run::with_args_beside(read.recorded, &weights)?,
             };
-            bare::import(read.tensors, &weights, &known)?
+            let mut imported = bare::import(read.tensors, &weights, &known)?;
+            if original_layout {
+                swin_names::take_original_rule(&mut imported.spec);
+            }
+            imported
         };
+        let original_rule = original_layout && !described;
         let Imported {
             spec,
             tensors,
@@ -183,6 +189,11 @@ impl Checkpoint {
             checkpoint.set_num_classes(classes, options.seed)?;
         }
         checkpoint.set_sizes(options.img_size, options.window_size, options.pos_embed)?;
+        // After the sizes, on which it depends whether the two rules differ.
+        if original_rule {
+            let note = swin_names::settle_rule(&mut checkpoint.spec);
+            checkpoint.source.notes.extend(note);
+        }
         Ok(checkpoint)
     }
 

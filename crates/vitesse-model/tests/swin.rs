@@ -177,6 +177,25 @@ fn files_of_the_original_code_are_told_by_where_patches_are_merged() {
         Checkpoint::load(&old, &LoadOptions::default()).unwrap().tensors,
         model.tensors
     );
+    // Where the two codes choose other windows, a bare file has the rule of the code whose layout it has, a folder timm's.
+    let wide = LoadOptions {
+        img_size: Some([32, 64]),
+        ..LoadOptions::default()
+    };
+    for (path, rule) in [(&file, WindowRule::Joint), (&old, WindowRule::PerAxis)] {
+        let loaded = Checkpoint::load(path, &wide).unwrap();
+        let joint = rule == WindowRule::Joint;
+        assert_eq!(swin(&loaded.spec).window_rule, rule);
+        let said = loaded.source.notes.iter().any(|note| note.contains("joint"));
+        assert_eq!(said, joint, "{:?}", loaded.source.notes);
+    }
+    let padded = LoadOptions {
+        img_size: Some([40, 40]),
+        ..LoadOptions::default()
+    };
+    let refused = Checkpoint::load(&file, &padded).unwrap_err().to_string();
+    assert!(refused.contains("the map of 10x10 that `layers.1` has"), "{refused}");
+    assert!(Checkpoint::load(&old, &padded).is_ok());
     // Half of one layout and half of the other is neither.
     let mut mixed = original(&model.tensors);
     let moved = mixed.remove("layers.1.downsample.norm.bias").unwrap();

@@ -125,7 +125,7 @@ impl SwinArgs {
         for (stage, &heads) in self.num_heads.iter().enumerate() {
             let dim = self.embed_dim << stage;
             if !dim.is_multiple_of(heads) {
-                let expected = format!("a divisor of the width {dim} of stage {stage}");
+                let expected = format!("a divisor of the width {dim} of `layers.{stage}`");
                 return Err(args.wrong("num_heads", &expected, Some(&json!(heads))));
             }
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::hf::{Described, Target};
 use crate::config::Fields;
 use crate::config::preprocessor;
-use crate::spec::{NetworkSpec, SwinSpec, WindowRule};
+use crate::spec::{ModelSpec, NetworkSpec, SwinSpec, WindowRule};
 use crate::tensors::Tensors;
 use crate::{Error, Result, zoo};
 
@@ -58,6 +58,26 @@ pub(crate) fn read(tensors: Tensors) -> Result<(Tensors, Vec<String>)> {
         ));
     }
     Ok((out, notes))
+}
+
+/// Gives a Swin of a bare file in the original code's layout that code's rule for windows that do not fit.
+pub(crate) fn take_original_rule(spec: &mut ModelSpec) {
+    if let NetworkSpec::Swin(swin) = &mut spec.network {
+        swin.window_rule = WindowRule::Joint;
+    }
+}
+
+/// timm's rule where the two say the same; where they do not, what is said of the one that is kept.
+pub(crate) fn settle_rule(spec: &mut ModelSpec) -> Option<String> {
+    let NetworkSpec::Swin(swin) = &mut spec.network else {
+        return None;
+    };
+    swin.settle_rule();
+    (swin.window_rule == WindowRule::Joint).then(|| {
+        "the layout is the original code's, and so is the rule for windows that do not fit a map (`\"window_rule\": \"joint\"`: both \
+         axes as one), which here differs from timm's"
+            .to_owned()
+    })
 }
 
 /// Whether patches are merged where a stage ends, as in the original code and in timm before version 0.9.
@@ -175,7 +195,7 @@ fn read_swin(fields: &mut Fields<'_>) -> Result<SwinSpec> {
     for (stage, &heads) in heads.iter().enumerate() {
         let dim = dim << stage;
         if dim % heads != 0 {
-            let expected = format!("a divisor of the width {dim} of stage {stage}");
+            let expected = format!("a divisor of the width {dim} of `encoder.layers.{stage}`");
             return Err(fields.wrong("num_heads", &expected, Some(&json!(heads))));
         }
     }
@@ -217,7 +237,7 @@ fn check_windows(swin: &SwinSpec) -> Result<()> {
     Err(Error::Unsupported {
         what: format!("transformers' Swin for images of {height}x{width}"),
         why: format!(
-            "stage {} has a map of {rows}x{columns}, which is no multiple of the window of {window}; transformers fills such a \
+            "`encoder.layers.{}` has a map of {rows}x{columns}, which is no multiple of the window of {window}; transformers fills such a \
              map up in a way of its own. Choose an `image_size` in config.json that gives multiples of the window",
             place.stage
         ),

@@ -107,7 +107,7 @@ impl Groups {
             if size == 0 || depth % size != 0 {
                 let what = match stages.len() {
                     1 => format!("the {depth} layers"),
-                    _ => format!("the {depth} layers of stage {stage}"),
+                    _ => format!("the {depth} layers of `layers.{stage}`"),
                 };
                 let divisors: Vec<String> = (1..=depth)
                     .filter(|divisor| stages.iter().all(|depth| depth % divisor == 0))
@@ -220,7 +220,7 @@ mod tests {
                 "choose 1 or 2 or 3 or 4 or 6 or 12",
             ),
             (refused(vit(12), Groups::Of(0)), "groups of 0"),
-            (refused(swin(), Groups::Of(4)), "the 2 layers of stage 0"),
+            (refused(swin(), Groups::Of(4)), "the 2 layers of `layers.0`"),
             (
                 refused(swin(), Groups::Sizes(vec![3, 3])),
                 "layers 0 to 2 reaches across stages",

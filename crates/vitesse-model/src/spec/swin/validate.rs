@@ -74,13 +74,13 @@ impl SwinSpec {
             ));
         }
         if let Some(stage) = self.depths.iter().position(|&depth| depth == 0) {
-            return fail(format!("stage {stage} must have at least one block"));
+            return fail(format!("`layers.{stage}` must have at least one block"));
         }
         for stage in 1..self.stages() {
             let [rows, columns] = self.stage_map(stage - 1);
             if rows % 2 != 0 || columns % 2 != 0 {
                 return fail(format!(
-                    "images of {height}x{width} give stage {} a map of {rows}x{columns}, and patch merging after it needs \
+                    "images of {height}x{width} give `layers.{}` a map of {rows}x{columns}, and patch merging after it needs \
                      even sides; with {} stages and patches of {} pixels both sides of the image must be multiples of {}",
                     stage - 1,
                     self.stages(),
@@ -106,9 +106,10 @@ impl SwinSpec {
             {
                 let ([rows, columns], [down, across]) = (windows.map, windows.window);
                 return fail(format!(
-                    "windows of {down}x{across} do not fit the map of {rows}x{columns} that stage {stage} has for images of \
-                     {height}x{width}; the original code refuses this, timm fills the map up: choose an image size that \
-                     gives multiples of the window, or `\"window_rule\": \"per-axis\"`"
+                    "windows of {down}x{across} do not fit the map of {rows}x{columns} that `layers.{stage}` has for images of \
+                     {height}x{width}; the original code, whose rule the model has, refuses this, timm fills the map up: choose an image \
+                     size that gives multiples of the window, or save the model as a folder and put `\"window_rule\": \"per-axis\"` under \
+                     `vitesse` in its config.json"
                 ));
             }
         }
@@ -141,7 +142,7 @@ impl SwinSpec {
             };
             if own < stage {
                 return fail(format!(
-                    "core {i} of stage {own} must stand before those of stage {stage}"
+                    "core {i} of `layers.{own}` must stand before those of `layers.{stage}`"
                 ));
             }
             stage = own;
