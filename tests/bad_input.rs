@@ -53,10 +53,38 @@ fn weights(place: &Place, header: &str, data: usize) {
     place.write("m/model.safetensors", file);
 }
 
+/// Puts what is no number into the good model.
+fn poison(place: &Place) {
+    let file = place.path("m/model.safetensors");
+    let (mut tensors, metadata) = safetensors::read(&file).unwrap();
+    let bias = tensors.get("blocks.1.norm2.bias").unwrap();
+    let (shape, mut values) = (bias.shape().to_vec(), bias.to_f32().into_owned());
+    values[5] = f32::NAN;
+    tensors.insert_f32("blocks.1.norm2.bias", &shape, values).unwrap();
+    safetensors::write(&file, &tensors, &metadata).unwrap();
+}
+
 const NOTHING: fn(&Place) = |_| {};
 
 #[rustfmt::skip]
 const WEIGHTS: &[Case] = &[
+    Case { name: "weights that are no numbers, evaluated", prepare: poison,
+        args: "eval --model m --data shapes --limit 8", code: 1, says: &["m/model.safetensors", "`blocks.1.norm2.bias`", "NaN"] },
+    Case { name: "weights that are no numbers, asked", prepare: poison,
+        args: "predict --model m ok.png", code: 1, says: &["m/model.safetensors", "`blocks.1.norm2.bias`", "NaN"] },
+    Case { name: "weights that are no numbers, compared", prepare: poison,
+        args: "compare m m@bf16 --data shapes --limit 8 --rounds 1 --seconds 0", code: 1, says: &["`blocks.1.norm2.bias`", "NaN"] },
+    Case { name: "weights of a few bytes", prepare: |p| p.write("m/model.safetensors", b"\x80\x02abc"),
+        args: "inspect m", code: 1, says: &["m/model.safetensors", "safetensors"] },
+    Case { name: "whole numbers for weights", prepare: |p| {
+            let file = p.path("m/model.safetensors");
+            let (mut tensors, metadata) = safetensors::read(&file).unwrap();
+            let shape = tensors.get("norm.bias").unwrap().shape().to_vec();
+            let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+            let whole = vitesse::model::Tensor::from_bytes(vitesse::model::DType::I32, &shape, bytes).unwrap();
+            tensors.insert("norm.bias", whole);
+            safetensors::write(&file, &tensors, &metadata).unwrap();
+        }, args: "inspect m", code: 1, says: &["`norm.bias` should hold floating-point numbers, but is of type I32"] },
     Case { name: "weights cut off", prepare: |p| {
             let bytes = fs::read(p.path("m/model.safetensors")).unwrap();
             p.write("m/model.safetensors", &bytes[..bytes.len() / 2]);
@@ -211,6 +239,10 @@ const RUNS: &[Case] = &[
 const COMMANDS: &[Case] = &[
     Case { name: "batches of nothing", prepare: NOTHING,
         args: "eval --model m --data shapes --batch-size 0", code: 2, says: &["--batch-size", "from 1"] },
+    Case { name: "a negative time", prepare: NOTHING,
+        args: "bench m --seconds -1", code: 2, says: &["--seconds", "from 0 to 3600"] },
+    Case { name: "an adapter on a name", prepare: NOTHING,
+        args: "merge --model vit_nano_patch4_32 --adapter none -o out", code: 2, says: &["`vit_nano_patch4_32` is only a name"] },
     Case { name: "no threads", prepare: NOTHING,
         args: "eval --model m --data shapes --threads 0", code: 2, says: &["--threads", "from 1"] },
     Case { name: "a negative number of classes asked for", prepare: NOTHING,

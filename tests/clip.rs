@@ -179,6 +179,17 @@ fn classes_are_told_by_likeness_to_texts() {
     let alike = classifier.classify(&picture).unwrap();
     assert!(alike.len() == 2 && (alike[0].score - 0.5).abs() < 1e-9 && alike[0].name.is_none());
 
+    // Models that do not do, whose head gives as many numbers.
+    place.model("vit", "vit_nano_patch4_32", 10);
+    let mut named = Checkpoint::fresh(CLIP, Some(10), None, 1).unwrap();
+    named.config.label_names = (0..10).map(|class| (class, format!("class {class}"))).collect();
+    named.save(&place.path("named"), false).unwrap();
+    for (model, architecture) in [("vit", "vit_nano_patch4_32"), ("named", CLIP)] {
+        let predict = format!("predict --model {model} --text-features texts.safetensors picture.png");
+        let said = format!("`{architecture}` is a classifier: its head gives classes and no image features");
+        place.run(&predict).ended(1).says(&[&said]);
+    }
+
     // Files that do not do.
     let mut other = good.clone();
     other.rename("text_features", "features").unwrap();

@@ -22,6 +22,8 @@ mv made/final deit_tiny
 cp deit_tiny/model.safetensors sliced.safetensors
 quiet "$program" train --preset small --model vit_nano_patch8_clip_quickgelu_32 --data shapes:silhouette --limit 64 --epochs 1 -o made-clip
 mv made-clip/final clip-vit-base-patch32
+# What a CLIP gives are features: its outputs have no names.
+sed -i '/"label_names": \[/,/\]/d' clip-vit-base-patch32/config.json
 for part in train test; do
     quiet "$program" data draw shapes:silhouette --split $part --count 80 -o photos/$part
     rm photos/$part/labels.csv

@@ -193,6 +193,25 @@ pub enum Error {
         /// Numbers of an image.
         images: usize,
     },
+    /// Text features beside a model whose outputs are no features of images.
+    #[error("`{0}` is a classifier: its head gives classes and no image features")]
+    NoImageFeatures(String),
+    /// Weights that hold what is no number.
+    #[error(
+        "tensor `{tensor}` of `{file}` holds NaN or infinity, and so the logits of the model do: train it again, or convert it again"
+    )]
+    NotFinite {
+        /// The weights file.
+        file: String,
+        /// The tensor, by its name in memory.
+        tensor: String,
+    },
+    /// Logits that are no numbers, of weights that are.
+    #[error(
+        "the logits of `{0}` hold NaN or infinity, though all its weights are finite: on the way to them values are too large for \
+             the numbers they are computed in; train it again with a smaller learning rate or with clipped gradients"
+    )]
+    Overflow(String),
     /// A file without the tensor that is read from it.
     #[error("`{path}` has no tensor `{name}` {expected}; it has {found}", path = .path.display())]
     NoTensor {
@@ -324,7 +343,9 @@ impl Error {
             }
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
-            Error::TextFeatures { .. } | Error::TextWidth { .. } => "E_TEXT_FEATURES",
+            Error::TextFeatures { .. } | Error::TextWidth { .. } | Error::NoImageFeatures(_) => {
+                "E_TEXT_FEATURES"
+            }
             Error::NoTensor { .. } => "E_TENSOR_MISSING",
             Error::TensorType { .. } => "E_TENSOR_TYPE",
             Error::TensorShape { .. } => "E_TENSOR_SHAPE",
@@ -332,6 +353,7 @@ impl Error {
             Error::NothingToCompare | Error::NoValidation | Error::JointSoftmax { .. } => "E_USAGE",
             Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
             Error::Settings { .. } => "E_RECIPE",
+            Error::NotFinite { .. } | Error::Overflow(_) => "E_NOT_FINITE",
             Error::Unreadable { .. } => "E_RESUME",
             Error::Unequal { .. } => "E_MERGE",
             Error::Interrupted | Error::Stopped => "E_INTERRUPTED",
@@ -352,6 +374,10 @@ impl Error {
             Error::ClassesOf { .. } => Some("take models of this task, or ones adapted to it"),
             Error::UnknownClass { .. } => Some(
                 "classes are matched by name: a shifted version has the class names of the data set, or some of them",
+            ),
+            Error::NoImageFeatures(_) => Some(
+                "text features belong to the image encoder of a CLIP, whose head is the projection; without `--text-features` the \
+                 classifier answers by itself",
             ),
             Error::TensorType { .. } => Some("scale and normalise the pixels first"),
             Error::TooFewClasses { .. } => Some("a data set needs images of two classes at least"),

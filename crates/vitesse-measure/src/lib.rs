@@ -28,6 +28,7 @@ pub mod dense;
 mod error;
 mod events;
 pub mod features;
+mod finite;
 pub mod images;
 mod labels;
 pub mod machine;

@@ -15,6 +15,7 @@ use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 
 use crate::classify::{Backend, Runner};
 use crate::error::{check, check_size};
+use crate::finite::Finite;
 use crate::{Error, Events, Labels, Progress, Result, TextFeatures};
 
 /// A model that says what it sees in pictures: from a file to labelled scores.
@@ -45,6 +46,7 @@ pub struct Classifier {
     texts: Option<TextFeatures>,
     /// Numbers that the model gives for a picture: logits of its classes, or features.
     width: usize,
+    weights: Finite,
 }
 
 /// How a [`Classifier`] works. The defaults are those of `vitesse predict`.
@@ -257,7 +259,7 @@ impl Classifier {
     /// The model of a checkpoint that is loaded already. What is taken for granted is told to `events`.
     ///
     /// # Errors
-    /// A model without classes, unless there are text features, or that cannot be run so; [`Error::TextWidth`]; images that cannot be prepared for it, or are for another size;
+    /// A model without classes, unless there are text features, or that cannot be run so; [`Error::TextWidth`], [`Error::NoImageFeatures`]; images that cannot be prepared for it, or are for another size;
     /// [`Error::JointSoftmax`]; no more threads.
     pub fn new(
         mut checkpoint: Checkpoint,
@@ -279,6 +281,7 @@ impl Classifier {
         };
         let texts = options.text_features;
         match &texts {
+            Some(_) if is_classifier(&checkpoint) => return Err(Error::NoImageFeatures(architecture)),
             Some(texts) if texts.dim() != width => {
                 return Err(Error::TextWidth {
                     architecture,
@@ -322,6 +325,7 @@ impl Classifier {
             fusion,
             texts,
             width,
+            weights: Finite::of(&checkpoint),
         })
     }
 
@@ -393,6 +397,7 @@ impl Classifier {
         let mut rows = Vec::new();
         if readable > 0 {
             let heads = self.runner.heads(&images, [readable, channels, height, width])?;
+            self.weights.check(&heads)?;
             let scores = heads.joint(self.fusion, self.width);
             rows.extend(scores.chunks_exact(self.width).map(|row| match &self.texts {
                 Some(texts) => self.best(&texts.logits(row)),
@@ -433,6 +438,12 @@ impl Classifier {
         let sum: f64 = powers.iter().sum();
         powers.into_iter().map(|power| power / sum).collect()
     }
+}
+
+/// Whether what a model gives are classes: it has a head that names them, or one that is no CLIP's projection.
+fn is_classifier(checkpoint: &Checkpoint) -> bool {
+    let is_clip = checkpoint.spec.vit().is_ok_and(|vit| vit.pre_norm);
+    checkpoint.spec.num_classes > 0 && !(is_clip && checkpoint.config.label_names.is_empty())
 }
 
 /// Each picture as a model takes it, `[channels, height, width]`, normalised, or why it cannot be read.

@@ -84,7 +84,8 @@ impl Difference {
         let agreeing = found
             .chunks_exact(classes)
             .zip(expected.chunks_exact(classes))
-            .filter(|(a, b)| best(a) == best(b))
+            // What is no number says nothing, and so agrees with nothing.
+            .filter(|(a, b)| !a.iter().chain(*b).any(|x| x.is_nan()) && best(a) == best(b))
             .count();
         Difference {
             images,
@@ -115,5 +116,25 @@ impl fmt::Display for Difference {
             self.agreeing,
             self.images
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_agrees_with_nothing() {
+        let (good, bad) = ([1.0, 0.0, 3.0, 4.0], [1.0, f32::NAN, 3.0, 4.0]);
+        let agreeing = |a, b| Difference::of(a, b, 2, Check::default()).agreeing;
+        assert_eq!(
+            [
+                agreeing(&good, &good),
+                agreeing(&bad, &good),
+                agreeing(&bad, &bad)
+            ],
+            [2, 1, 1]
+        );
+        assert!(!Difference::of(&bad, &bad, 2, Check::default()).is_met());
     }
 }

@@ -222,6 +222,11 @@ impl Tensor {
             .unwrap_or_default()
     }
 
+    /// Whether it holds neither NaN nor infinity. Whole numbers never do.
+    pub fn is_finite(&self) -> bool {
+        !self.dtype.is_float() || self.to_f32().iter().copied().all(f32::is_finite)
+    }
+
     /// The elements as `f32`, each rounded to nearest. Borrowed where the bytes are aligned `f32` already.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Cow<'_, [f32]> {

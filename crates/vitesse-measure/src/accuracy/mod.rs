@@ -17,6 +17,7 @@ use vitesse_train::parallel::Team;
 
 use crate::classify::{Arithmetic, Runner};
 use crate::events::evaluating;
+use crate::finite::{Checked, Finite, own};
 use crate::{Error, Events, Result, Weights};
 use shifted::Shifted;
 
@@ -105,14 +106,20 @@ impl Exam {
         events: &mut dyn Events,
     ) -> Result<Evaluation> {
         let mut progress = evaluating("", data.len(), stop, events);
-        Ok(evaluate_together(
-            team,
+        let weights = Finite::of(&self.checkpoint);
+        let mut model = Checked {
             model,
+            weights: &weights,
+        };
+        evaluate_together(
+            team,
+            &mut model,
             data,
             &self.preprocess,
             self.options,
             &mut progress,
-        )?)
+        )
+        .map_err(own)
     }
 
     fn report(&self, evaluation: Evaluation, arithmetic: Arithmetic, seconds: f64) -> Result<Report> {

@@ -18,6 +18,7 @@ use vitesse_words::{counted, listed};
 use crate::accuracy::seen;
 use crate::classify::Recorder;
 use crate::error::{check, go_on};
+use crate::finite::{Checked, Finite, own};
 use crate::timing::{Budget, measure, median, noise, times};
 use crate::{Error, Events, Progress, Result, Weights, origin};
 pub use found::{Accuracy, Batch, Model, Ratio, TOO_FEW, Time};
@@ -33,6 +34,7 @@ pub struct Contestant {
     history: Vec<HistoryStep>,
     weights: Weights,
     weight_bytes: usize,
+    tensors: Finite,
     param_count: usize,
     macs: u64,
     compile_ms: f64,
@@ -98,6 +100,7 @@ impl Contestant {
             history: from.config.history.clone(),
             weights: Weights::of(from),
             weight_bytes: from.tensors.total_bytes(),
+            tensors: Finite::of(from),
             param_count: costs.parameters(),
             macs: costs.macs(),
             compile_ms,
@@ -311,11 +314,16 @@ impl Contest {
             let classes = one.engine.spec().num_classes;
             let mut recorder = Recorder::new(&one.engine, options.fusion);
             let preparation = one.preparation.preprocess(one.engine.spec())?;
-            let evaluation = evaluate(&mut recorder, &matched.data, &preparation, options, &mut |at| {
+            let mut checked = Checked {
+                model: &mut recorder,
+                weights: &one.tensors,
+            };
+            let evaluation = evaluate(&mut checked, &matched.data, &preparation, options, &mut |at| {
                 let done = i * images + at.done;
                 events.progress(Progress { done, ..begun });
                 go_on(stop)
-            })?;
+            });
+            let evaluation = evaluation.map_err(own)?;
             let answers = Answers::new(matched, classes, &recorder.predictions);
             let same = first.as_ref().unwrap_or(&answers).agreement(&answers);
             first.get_or_insert(answers);

@@ -85,7 +85,7 @@ impl RunFolder {
         if existing == Existing::Replace {
             run.delete()?;
         }
-        // Also of a run that is resumed: whose state was deleted begins again.
+        // Also of a run that is resumed: one that was killed at once may have no folder for its state.
         fs::create_dir_all(path.join("last")).map_err(Error::io("create", path))?;
         if existing == Existing::Resume {
             return Ok(run);
@@ -163,6 +163,33 @@ impl RunFolder {
     /// The file of the state of the run in `path`, if it has saved one.
     pub fn state_in(path: &Path) -> PathBuf {
         path.join("last").join("state.safetensors")
+    }
+
+    /// The file of the state from which a run in `path` goes on; `None` for one that begins: a new one, and one that was killed
+    /// before its first state was saved, which is where it was left. Of such a run an epoch may be finished, but no more.
+    ///
+    /// # Errors
+    /// A run that must have had a state, and has none.
+    pub(crate) fn saved_state(path: &Path, existing: Existing) -> Result<Option<PathBuf>> {
+        if existing != Existing::Resume {
+            return Ok(None);
+        }
+        let saved = RunFolder::state_in(path);
+        if saved.is_file() {
+            return Ok(Some(saved));
+        }
+        // Also a row that is half written.
+        let rows = fs::read_to_string(path.join(SUMMARY)).map_or(0, |text| text.lines().skip(1).count());
+        if rows < 2 && !path.join(FINAL).is_dir() && !path.join(ADAPTER).is_dir() {
+            return Ok(None);
+        }
+        Err(Error::Resume {
+            path: path.to_owned(),
+            reason: format!(
+                "it has results (`{SUMMARY}`, `{BEST}`), but `last/state.safetensors`, from which it would go on, is missing; put that file \
+                 back, or begin anew with `--force` instead of `--resume`, which deletes the results"
+            ),
+        })
     }
 
     /// The checkpoint that the finished run in `path` is known by: of the best epoch, or of the last where none was evaluated.
@@ -284,6 +311,33 @@ mod tests {
         drop(folder.logs(0, 1).unwrap());
         assert_eq!(RunFolder::summary(&path).unwrap().len(), 1);
         assert!(fs::read_to_string(file).unwrap().starts_with(COLUMNS));
+    }
+
+    #[test]
+    fn a_run_with_results_does_not_begin_again_where_its_state_is_lost() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run");
+        let folder = RunFolder::open(&path, &recipe(), Existing::Refuse).unwrap();
+        let state = || RunFolder::saved_state(&path, Existing::Resume);
+        let mut logs = folder.logs(0, 0).unwrap();
+        assert_eq!(state().unwrap(), None);
+        // It may have been killed between the row of an epoch and the state after it.
+        logs.epoch(&EpochRecord::default()).unwrap();
+        assert_eq!(state().unwrap(), None);
+        logs.epoch(&EpochRecord::default()).unwrap();
+        let refused = state().unwrap_err().to_string();
+        assert!(
+            refused.contains("`last/state.safetensors`") && refused.contains("--force"),
+            "{refused}"
+        );
+        assert_eq!(RunFolder::saved_state(&path, Existing::Replace).unwrap(), None);
+        fs::write(folder.state(), "a state").unwrap();
+        assert_eq!(state().unwrap(), Some(folder.state()));
+        // A finished run of one epoch.
+        fs::remove_file(folder.state()).unwrap();
+        drop(folder.logs(0, 0).unwrap());
+        fs::create_dir(path.join(FINAL)).unwrap();
+        assert!(state().is_err());
     }
 
     #[test]
