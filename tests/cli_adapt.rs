@@ -7,6 +7,7 @@ mod cli_support;
 use std::path::PathBuf;
 
 use cli_support::Place;
+use vitesse::model::storage::safetensors;
 use vitesse::model::{Checkpoint, LoadOptions};
 
 /// A few steps on a few drawn images.
@@ -450,6 +451,42 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
             "`empty` is a folder",
             "--scale is for a file of the RepAdapter program",
         ]);
+}
+
+#[test]
+fn an_adapter_brings_the_size_of_the_images_it_learned_from() {
+    let place = place();
+    place
+        .run(&format!(
+            "adapt --model base --method lora --img-size 40 {SHORT} -o run"
+        ))
+        .ended(0);
+    let eval = "eval --model base --adapter run --data shapes --limit 8 --json";
+    let ran = place.run(eval).ended(0);
+    ran.says(&["the adapter learned from images of 40x40", "`pos_embed` resized"]);
+    assert_eq!(ran.json()["img_size"][0], 40);
+    let asked = place.run(&format!("{eval} --img-size 32")).ended(0).json();
+    assert_eq!(asked["img_size"][0], 32);
+    place
+        .run("merge --model base --adapter run --images 4 -o merged")
+        .ended(0);
+    assert_eq!(load(&place, "merged").spec.input_size(), [3, 40, 40]);
+    // What is no number is no adapter.
+    let file = place.path("run/adapter/adapter_model.safetensors");
+    let (mut tensors, metadata) = safetensors::read(&file).unwrap();
+    let name = tensors
+        .names()
+        .find(|name| name.ends_with("lora_B.weight"))
+        .unwrap()
+        .to_owned();
+    let shape = tensors.get(&name).unwrap().shape().to_vec();
+    let values = vec![f32::INFINITY; shape.iter().product()];
+    tensors.insert_f32(name.clone(), &shape, values).unwrap();
+    safetensors::write(&file, &tensors, &metadata).unwrap();
+    place
+        .run(eval)
+        .ended(1)
+        .says(&[&name, "adapter_model.safetensors", "infinity"]);
 }
 
 #[test]

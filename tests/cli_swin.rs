@@ -80,6 +80,44 @@ fn it_is_adapted_and_merged() {
             ran.stderr
         );
     }
+    place
+        .run(&format!("adapt --model base --method vpt {DATA} -o vpt"))
+        .ended(2)
+        .says(&["vpt: on `swin_nano_patch2_window4_32`"]);
+}
+
+#[test]
+fn other_windows_are_learned_in_and_kept() {
+    let place = Place::new();
+    place.model("base", NAME, 10);
+    let windows = |name: &str| {
+        let loaded = Checkpoint::load(place.path(name), &LoadOptions::default()).unwrap();
+        loaded.spec.window_size()
+    };
+    for train in [
+        format!("train --preset small --model {NAME}"),
+        "train --model base".to_owned(),
+    ] {
+        place
+            .run(&format!(
+                "{train} --window-size 8 {DATA} --epochs 1 --force -o run"
+            ))
+            .ended(0);
+        assert_eq!(windows("run"), Some([8, 8]), "{train}");
+    }
+    let adapt = format!("adapt --model base --method lora --window-size 8 {DATA} --epochs 1 -o lora");
+    place.run(&adapt).ended(0);
+    place
+        .run("merge --model base --adapter lora --images 4 -o merged")
+        .ended(0)
+        .says(&["in windows of 8x8"]);
+    assert_eq!(windows("merged"), Some([8, 8]));
+    place
+        .run(&format!(
+            "train --model vit_nano_patch4_32 --window-size 8 {DATA} -o none"
+        ))
+        .ended(1)
+        .says(&["only Swins attend in windows"]);
 }
 
 /// A few images of the drawn set, as folders of classes.

@@ -24,11 +24,11 @@ pub enum Error {
         sentence: String,
     },
     /// A pattern that names no module of the model.
-    #[error("`{pattern}` names no module of this model; its projections are {available}")]
+    #[error("`{pattern}` names no module of this model; {available}")]
     NoModule {
         /// The pattern.
         pattern: String,
-        /// What could have been named.
+        /// What could have been named, as a sentence.
         available: String,
     },
     /// A pattern that is no regular expression.
@@ -38,6 +38,16 @@ pub enum Error {
         pattern: String,
         /// What is wrong with it.
         detail: String,
+    },
+    /// A pattern that means the convolution of the patches, where it is not meant.
+    #[error("`{pattern}` names `{path}` too, the convolution of the patches; {instead}")]
+    NamesPatches {
+        /// The pattern.
+        pattern: String,
+        /// The convolution.
+        path: String,
+        /// What to write.
+        instead: String,
     },
     /// An adapter folder that cannot be read or used.
     #[error("the adapter `{path}` cannot be used: {sentence}", path = .path.display())]
@@ -49,11 +59,13 @@ pub enum Error {
     },
     /// An adapter that was trained on other weights.
     #[error(
-        "the adapter `{path}` was trained on weights with SHA-256 {expected}, but `{base}` has {found}: on other weights \
+        "the adapter `{path}` was trained on {architectures}weights with SHA-256 {expected}, but `{base}` has {found}: on other weights \
          its answers would be wrong; use the base it was trained on{hint}",
         path = .path.display()
     )]
     WrongBase {
+        /// The architecture it was trained on and the base's, where they differ, as the beginning of what it was trained on.
+        architectures: String,
         /// The adapter folder.
         path: PathBuf,
         /// The weights file given.
@@ -117,7 +129,7 @@ impl Error {
         match self {
             Error::Model(error) => error.code(),
             Error::Method { .. } => "E_METHOD",
-            Error::NoModule { .. } | Error::Pattern { .. } => "E_PATTERN",
+            Error::NoModule { .. } | Error::Pattern { .. } | Error::NamesPatches { .. } => "E_PATTERN",
             Error::Adapter { .. } => "E_ADAPTER",
             Error::WrongBase { .. } => "E_ADAPTER_BASE",
             Error::Unfoldable { .. } => "E_UNFOLDABLE",
@@ -126,6 +138,15 @@ impl Error {
             Error::Io { .. } => "E_IO",
         }
     }
+}
+
+/// What is wrong with an op, without its number among the ops of a model, of which nobody has heard who named a method or an
+/// adapter.
+pub(crate) fn without_number(sentence: &str) -> &str {
+    let own = sentence
+        .strip_prefix("ops[")
+        .and_then(|rest| rest.split_once("]: "));
+    own.map_or(sentence, |(_, sentence)| sentence)
 }
 
 impl From<Error> for vitesse_train::Error {

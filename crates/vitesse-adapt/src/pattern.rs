@@ -74,9 +74,12 @@ impl Targets {
     pub fn projections(&self, sites: &dyn Sites) -> Result<Vec<(Site, usize)>> {
         let modules = self.modules(sites)?.into_iter();
         let blocks: Option<Vec<(Site, usize)>> = modules.map(|(site, layer)| Some((site, layer?))).collect();
-        blocks.ok_or_else(|| Error::Pattern {
+        blocks.ok_or_else(|| Error::NamesPatches {
             pattern: self.to_string(),
-            detail: "it names the patch embedding, which stands in no block".into(),
+            path: sites
+                .embedding()
+                .map_or_else(String::new, |embedding| embedding.name),
+            instead: "name projections of blocks alone: it stands in none".into(),
         })
     }
 
@@ -97,11 +100,11 @@ impl Targets {
             pattern: pattern.to_owned(),
             available: available(sites),
         };
-        let both = |pattern: &str, path: &str| Error::Pattern {
+        let both = |pattern: &str, path: &str| Error::NamesPatches {
             pattern: pattern.to_owned(),
-            detail: format!(
-                "it also names `{path}`, the convolution of the patches; write `attn.proj` for the projection after \
-                 attention, or `{path}` for the convolution"
+            path: path.to_owned(),
+            instead: format!(
+                "write `attn.proj` for the projection after attention, or `{path}` for the convolution"
             ),
         };
         let embedding = embedding.as_deref();
@@ -147,7 +150,7 @@ impl std::fmt::Display for Targets {
     }
 }
 
-/// The different ends of the projections' paths, for a sentence.
+/// What projections a model has, by the different ends of their paths, for a sentence.
 pub(crate) fn available(sites: &dyn Sites) -> String {
     let mut ends: Vec<String> = Vec::new();
     for (_, _, projection) in sites.projections() {
@@ -156,7 +159,10 @@ pub(crate) fn available(sites: &dyn Sites) -> String {
             ends.push(end);
         }
     }
-    ends.join(", ")
+    match ends.is_empty() {
+        true => "a convolutional network has no projections".to_owned(),
+        false => format!("its projections are {}", ends.join(", ")),
+    }
 }
 
 /// The last two parts of a path, such as `attn.qkv`.

@@ -106,7 +106,7 @@ impl Merge {
         if settings.unmerge {
             return self.taken_out();
         }
-        let attached = attach(&self.model, &self.adapter, events)?;
+        let attached = attach(&self.model, &self.adapter, Sizes::Learned, events)?;
         self.folded(&attached, true)
     }
 
@@ -119,7 +119,7 @@ impl Merge {
         if settings.unmerge {
             return self.take_out(settings, stop, events);
         }
-        let attached = attach(&self.model, &self.adapter, events)?;
+        let attached = attach(&self.model, &self.adapter, Sizes::Learned, events)?;
         let mut merged = self.folded(&attached, settings.keep_unfoldable)?;
         let images = self.find_images(settings, &attached, events)?;
         if merged
@@ -292,18 +292,61 @@ fn what_else(dir: &Path) -> Option<String> {
     })
 }
 
-/// The base with the ops and the head of an adapter that was trained on it.
+/// For which images and windows a model with an adapter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sizes {
+    /// Those that the adapter learned from, where it says so.
+    Learned,
+    /// Those of the base.
+    Base,
+}
+
+/// The base with the ops and the head of an adapter that was trained on it. What is resized is said.
 ///
 /// # Errors
 /// An adapter of another base.
-pub fn attach(base: &Checkpoint, adapter: &Adapter, events: &mut dyn Events) -> Result<Checkpoint> {
+pub fn attach(
+    base: &Checkpoint,
+    adapter: &Adapter,
+    sizes: Sizes,
+    events: &mut dyn Events,
+) -> Result<Checkpoint> {
     if !adapter.check_base(base)? {
         events.say(
             "note",
             "the adapter does not say on which weights it was trained; only shapes are checked",
         );
     }
-    Ok(adapter.attach(base)?)
+    let mut base = base.clone();
+    if sizes == Sizes::Learned {
+        resize(&mut base, adapter, events)?;
+    }
+    Ok(adapter.attach(&base)?)
+}
+
+/// Gives a base the sizes of images and windows that an adapter learned from, and says so.
+fn resize(base: &mut Checkpoint, adapter: &Adapter, events: &mut dyn Events) -> Result<()> {
+    let sizes = |base: &Checkpoint| (base.spec.input_size(), base.spec.window_size());
+    let (before, known) = (sizes(base), base.source.notes.len());
+    // Windows of a base that has none are for the adapter to complain about.
+    let windows = adapter.record.window_size.filter(|_| before.1.is_some());
+    base.set_sizes(adapter.record.img_size, windows, None)?;
+    let after = sizes(base);
+    if after == before {
+        return Ok(());
+    }
+    let ([_, height, width], windows) = after;
+    let windows = windows
+        .filter(|windows| before.1 != Some(*windows))
+        .map_or_else(String::new, |[rows, columns]| {
+            format!(" in windows of {rows}x{columns}")
+        });
+    let text =
+        format!("the adapter learned from images of {height}x{width}{windows}: the model is made for those");
+    events.say("note", &text);
+    let notes = base.source.notes.iter().skip(known);
+    notes.for_each(|note| events.say("note", note));
+    Ok(())
 }
 
 /// What folding all ops of a model comes to.

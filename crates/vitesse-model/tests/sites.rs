@@ -100,7 +100,7 @@ fn an_op_stands_only_where_the_family_has_a_place() {
     for (wrong, text) in [
         (op(Site::MlpIn, 3, scale()), "`mlp.in` of layer 3"),
         (op(Site::AttnIn, 4, scale()), "`attn.in` of layer 4"),
-        (op(Site::Mid, None, scale()), "`mid` of no layer"),
+        (op(Site::Mid, None, scale()), "`mid` outside the blocks"),
         (op(Site::AttnProbs, 0, scale()), "attention maps"),
         (op(Site::AttnIn, 0, low_rank(None)), "must stand on a projection"),
         (

@@ -194,7 +194,10 @@ fn files_of_the_original_code_are_told_by_where_patches_are_merged() {
         ..LoadOptions::default()
     };
     let refused = Checkpoint::load(&file, &padded).unwrap_err().to_string();
-    assert!(refused.contains("the map of 10x10 that `layers.1` has"), "{refused}");
+    assert!(
+        refused.contains("the map of 10x10 that `layers.1` has"),
+        "{refused}"
+    );
     assert!(Checkpoint::load(&old, &padded).is_ok());
     // Half of one layout and half of the other is neither.
     let mut mixed = original(&model.tensors);

@@ -57,12 +57,9 @@ pub fn run_together(
         RunFolder::check(path, recipe, existing)?;
     }
     let (learn, validation) = recipe.data.open()?;
-    let saved = RunFolder::state_in(path);
-    // A run that was killed before its first state was saved goes on where it was left: at the beginning.
-    let state = if existing == Existing::Resume && saved.is_file() {
-        State::load(&saved, &recipe.optim)?
-    } else {
-        recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?
+    let state = match RunFolder::saved_state(path, existing)? {
+        Some(saved) => State::load(&saved, &recipe.optim)?,
+        None => recipe.first_state(&recipe.model.checkpoint(&learn, recipe.train.seed)?, events)?,
     };
     let objective = recipe.distill.distillation();
     let teacher = recipe.distill.teacher(&objective, &state, device)?;
@@ -98,9 +95,8 @@ pub fn run_begun(
         config: base.config.clone(),
         source: base.source.clone(),
     };
-    let saved = RunFolder::state_in(path);
     let learns = |name: &str| begun.trained.contains(name);
-    let state = if existing == Existing::Resume && saved.is_file() {
+    let state = if let Some(saved) = RunFolder::saved_state(path, existing)? {
         let state = State::load(&saved, &recipe.optim)?;
         same_base(
             path,
@@ -285,6 +281,7 @@ impl ModelConfig {
     pub fn checkpoint(&self, data: &DataSet, seed: u64) -> Result<Checkpoint> {
         let classes = self.num_classes.unwrap_or(data.class_names().len());
         let img_size = self.img_size.map(|side| [side; 2]);
+        let window_size = self.window_size.map(|side| [side; 2]);
         if let Some(path) = &self.checkpoint {
             let options = LoadOptions {
                 key: self.key.clone(),
@@ -294,6 +291,7 @@ impl ModelConfig {
                 }),
                 num_classes: Some(classes),
                 img_size,
+                window_size,
                 seed,
                 ..LoadOptions::default()
             };
@@ -301,6 +299,9 @@ impl ModelConfig {
         }
         let name = self.name.as_deref().unwrap_or_default();
         let mut checkpoint = Checkpoint::fresh(name, Some(classes), img_size, seed)?;
+        if let Some(size) = window_size {
+            checkpoint.set_window_size(size)?;
+        }
         // Small images are not enlarged to be cropped again.
         if checkpoint.spec.input_size()[1] <= 32 {
             checkpoint.config.pretrained_cfg.crop_pct = 1.0;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use vitesse::engine::{Error, Precision};
-use vitesse::measure::merge::{attach, learned, read_adapter};
+use vitesse::measure::merge::{Sizes, attach, learned, read_adapter};
 use vitesse::measure::refuse_what_is_no_name;
 use vitesse::model::pos_embed::Flavour;
 use vitesse::model::{Checkpoint, Heads, LoadOptions};
@@ -177,6 +177,8 @@ pub(in crate::cli) struct WhichArgs {
 #[command(next_help_heading = "Model")]
 pub(in crate::cli) struct ModelArgs {
     /// An adapter trained on the model: its ops are computed and its head answers, and nothing is merged
+    ///
+    /// Images and windows have the sizes that it learned from, unless --img-size or --window-size says otherwise.
     #[arg(long, value_name = "DIR", conflicts_with = "num_classes")]
     adapter: Option<PathBuf>,
     /// Number of classes; where a checkpoint has another, its head is replaced by a fresh, untrained one
@@ -259,15 +261,15 @@ impl ModelArgs {
             };
             let mut show = Show::new(console);
             let adapter = read_adapter(dir, &mut show)?;
-            let mut adapted = attach(&checkpoint, &adapter, &mut show)?;
+            let asked = img_size.is_some() || self.size.window_size.is_some();
+            let sizes = if asked { Sizes::Base } else { Sizes::Learned };
+            let mut adapted = attach(&checkpoint, &adapter, sizes, &mut show)?;
             // What it learned from is asked for where it is tested.
             adapted.config.history.push(learned(&adapter));
             return Ok(adapted);
         }
         if self.adapter.is_some() {
-            let sentence =
-                format!("an adapter stands on the weights it was trained on, and `{model}` is only a name");
-            return Err(Failure::usage(sentence).hint("give the folder or file of the base"));
+            return Err(no_base(model));
         }
         read.no_name(model)?;
         console.note(&format!(
@@ -306,6 +308,13 @@ impl ModelArgs {
             (cfg.test_input_size, cfg.test_crop_pct) = (None, None);
         }
     }
+}
+
+/// The refusal of a mere name as the base of an adapter.
+pub(in crate::cli) fn no_base(model: &str) -> Failure {
+    let sentence =
+        format!("an adapter stands on the weights it was trained on, and `{model}` is only a name");
+    Failure::usage(sentence).hint("give the folder or file of the base")
 }
 
 /// A model and the precision that stands after it, if one does.

@@ -45,6 +45,9 @@ pub(in crate::cli) struct RecipeArgs {
     /// Image side in pixels; a checkpoint's position embedding is resized to it [default: the model's]
     #[arg(long, value_name = "PIXELS", help_heading = "Model", value_parser = whole)]
     img_size: Option<i64>,
+    /// Side of a Swin's windows in tokens; a checkpoint's tables of relative positions are resized [default: the model's]
+    #[arg(long, value_name = "TOKENS", help_heading = "Model", value_parser = whole)]
+    window_size: Option<i64>,
     /// Probability of dropping a residual branch in the last block (stochastic depth)
     #[arg(long, value_name = "P", help_heading = "Model")]
     drop_path: Option<f64>,
@@ -85,7 +88,7 @@ pub(in crate::cli) struct RecipeArgs {
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole)]
     grad_accum_steps: Option<i64>,
     /// Mixed precision: bf16, which `--amp` alone means too. Weights and optimiser stay in f32
-    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "bf16", help_heading = "Training")]
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "bf16", value_parser = ["bf16"], help_heading = "Training")]
     amp: Option<String>,
     /// Compute blocks again in the backward pass instead of keeping them: less memory, more time, the same result
     #[arg(long, help_heading = "Training")]
@@ -354,6 +357,7 @@ impl RecipeArgs {
             ("model.head_dim", whole(head_dim)),
             ("model.num_classes", whole(self.num_classes)),
             ("model.img_size", whole(self.img_size)),
+            ("model.window_size", whole(self.window_size)),
             ("model.drop_path", number(self.drop_path)),
             ("data.path", text(&self.data)),
             ("data.split", text(&self.split.map(|split| split.to_string()))),

@@ -31,6 +31,7 @@ use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_train::Result;
 use vitesse_train::method::{Finished, MethodPlan};
 
+use crate::error::without_number;
 use crate::{Error, merge};
 
 vitesse_train::methods! {
@@ -112,7 +113,15 @@ fn insert(method: &'static str, spec: &ModelSpec, sites: &[Site], ops: Vec<OpSpe
     }
     let mut after = spec.clone();
     after.ops.extend(ops);
-    after.validate()?;
+    if let Err(error) = after.validate() {
+        return match error {
+            vitesse_model::Error::InvalidSpec(sentence) => {
+                let sentence = without_number(&sentence);
+                refuse(method, format!("on `{}` {sentence}", spec.architecture))
+            }
+            other => Err(other.into()),
+        };
+    }
     let added = after.ops.iter().enumerate().skip(spec.ops.len());
     let new: HashSet<String> = added
         .flat_map(|(index, op)| op.tensors(index, &after))

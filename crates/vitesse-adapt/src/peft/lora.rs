@@ -348,7 +348,7 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             found.push((module, path, kind, [a, b]));
         } else if !names::unread(&format!("{path}.weight")) {
             return Err(format!(
-                "it adapts `{path}`, which this model does not have; its projections are {}",
+                "it adapts `{path}`, which this model does not have; {}",
                 available(&model.spec)
             ));
         }
@@ -377,9 +377,21 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             Site::Embed => flattened(path, [a, b], model)?,
             _ => [a.clone(), b.clone()],
         };
-        let prefix = op.prefix(out.ops.len());
-        for (end, factor) in ["a", "b"].into_iter().zip(factors) {
-            out.tensors.insert(format!("{prefix}.{end}"), factor);
+        let index = out.ops.len();
+        for (tensor, (factor, whole)) in op
+            .tensors(index, &model.spec)
+            .into_iter()
+            .zip(factors.into_iter().zip(["lora_A", "lora_B"]))
+        {
+            if factor.shape() != tensor.shape {
+                return Err(format!(
+                    "tensor `{path}.{whole}.weight` of its weights has shape {:?}, but `{}` needs {:?}; it belongs to another model",
+                    factor.shape(),
+                    model.spec.architecture,
+                    tensor.shape
+                ));
+            }
+            out.tensors.insert(tensor.name, factor);
         }
         out.ops.push(op);
     }

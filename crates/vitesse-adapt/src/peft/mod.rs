@@ -28,6 +28,7 @@ use vitesse_model::storage::{AtomicDir, atomic_write, pth, safetensors};
 use vitesse_model::{Checkpoint, ModelSpec, Tensor, Tensors};
 use vitesse_train::method::{Table, Trainable, head_tensors, split};
 
+use crate::error::without_number;
 use crate::{Error, Method, Result};
 use lora::{LoraConfig, Updates};
 use names::Place;
@@ -66,6 +67,12 @@ pub struct Record {
     /// Names of the classes by their index.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub label_names: BTreeMap<usize, String>,
+    /// Height and width of the images it learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub img_size: Option<[usize; 2]>,
+    /// Rows and columns of the windows in which it learned, where the model has such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_size: Option<[usize; 2]>,
     /// What was measured after training.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metrics: Map<String, Value>,
@@ -167,6 +174,12 @@ impl Adapter {
         } else {
             safetensors::read(&weights)?
         };
+        if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) {
+            let file = weights.file_name().unwrap_or_default().to_string_lossy();
+            return Err(fail(format!(
+                "tensor `{name}` of its `{file}` holds NaN or infinity, and so would every answer; train it again"
+            )));
+        }
         let tensors: Tensors = tensors
             .into_iter()
             .map(|(name, tensor)| (name.strip_prefix(PREFIX).unwrap_or(&name).to_owned(), tensor))
@@ -277,6 +290,9 @@ impl Adapter {
         }
         let merged = base.config.history.iter().any(|step| step.step == "merge");
         Err(Error::WrongBase {
+            architectures: self
+                .other_architecture(base)
+                .map_or_else(String::new, |both| format!("{both}on ")),
             path: self.path.clone(),
             base: base.source.weights.as_ref().map_or_else(
                 || base.spec.architecture.clone(),
@@ -292,12 +308,28 @@ impl Adapter {
         })
     }
 
+    /// That it was trained on another architecture than the base's, where it says so.
+    fn other_architecture(&self, base: &Checkpoint) -> Option<String> {
+        let (trained, found) = (self.record.architecture.as_ref()?, &base.spec.architecture);
+        (trained != found).then(|| format!("`{trained}`, and this is `{found}`: "))
+    }
+
     /// The base with the adapter's ops, head and other tensors. Whether it is the right base is [`Adapter::check_base`]'s to
     /// say.
     ///
     /// # Errors
     /// Modules or shapes that the base does not have, in a sentence.
     pub fn attach(&self, base: &Checkpoint) -> Result<Checkpoint> {
+        self.attached(base)
+            .map_err(|error| match (error, self.other_architecture(base)) {
+                (Error::Adapter { sentence, .. }, Some(both)) => {
+                    self.fail(format!("it was trained on {both}{sentence}"))
+                }
+                (error, _) => error,
+            })
+    }
+
+    fn attached(&self, base: &Checkpoint) -> Result<Checkpoint> {
         let mut out = base.clone();
         self.set_classes(&mut out)?;
         self.replace(&mut out)?;
@@ -483,7 +515,10 @@ impl Adapter {
         out.spec.ops.extend(ops);
         out.spec
             .check(&out.tensors, "the base with the adapter")
-            .map_err(|error| self.fail(format!("it does not fit the base: {error}")))
+            .map_err(|error| {
+                let sentence = error.to_string();
+                self.fail(format!("it does not fit the base: {}", without_number(&sentence)))
+            })
     }
 
     /// How many tensors and parameters it holds, the head's included.

@@ -27,16 +27,17 @@ pub struct Profiled {
     pub peak_gflops: f64,
     /// What they reach between memory and registers, in 10⁹ bytes a second.
     pub memory_gbytes_per_s: f64,
-    /// Passes in their order, and in each its segments in the order of the first; what is left of a pass stands after them.
+    /// Passes in their order, and in each its segments in the order of the first; what is left of a pass stands after them, and
+    /// all of a step at the end.
     pub parts: Vec<Part>,
 }
 
 /// A segment in a pass, all its runs in a step together.
 #[derive(Debug, Clone, Serialize)]
 pub struct Part {
-    /// `forward`, `backward` or `update`.
+    /// `forward`, `backward` or `update`; `step` for all of them.
     pub pass: &'static str,
-    /// What it is called; `rest` is what lies between segments.
+    /// What it is called; `rest` is what lies between segments, `all` everything.
     pub name: String,
     /// Runs in a step.
     pub runs: usize,
@@ -120,6 +121,7 @@ fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
         }
     }
     let mut rows = Vec::new();
+    let mut all = vec![0.0; steps.len()];
     for (pass, name) in [
         (Pass::Forward, "forward"),
         (Pass::Backward, "backward"),
@@ -133,6 +135,7 @@ fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
             .first()
             .map(|whole| whole.seconds.clone())
             .unwrap_or_default();
+        all.iter_mut().zip(&rest).for_each(|(all, pass)| *all += pass);
         for sum in named {
             rest.iter_mut()
                 .zip(&sum.seconds)
@@ -159,6 +162,14 @@ fn parts(steps: &[Vec<Span>]) -> Vec<Part> {
             });
         }
     }
+    rows.push(Part {
+        pass: "step",
+        name: "all".into(),
+        runs: 1,
+        time_ms: 1e3 * median(all),
+        gflops: None,
+        gbytes_per_s: None,
+    });
     rows
 }
 
@@ -188,8 +199,9 @@ mod tests {
             ]
         };
         let parts = parts(&[step(1.0), step(2.0), step(5.0)]);
-        assert_eq!(parts.len(), 2);
-        let [a, rest] = [&parts[0], &parts[1]];
+        assert_eq!(parts.len(), 3);
+        let [a, rest, all] = [&parts[0], &parts[1], &parts[2]];
+        assert_eq!((all.pass, all.name.as_str(), all.time_ms), ("step", "all", 6e3));
         assert_eq!(
             (a.pass, a.name.as_str(), a.runs, a.time_ms),
             ("forward", "a", 2, 4e3)

@@ -171,12 +171,15 @@ impl Job<'_> {
         if team.leads() {
             let ops = found.spec.ops.len() - base.spec.ops.len();
             let metrics = found.config.history.last().map(|step| step.metrics.clone());
+            let [_, height, width] = found.spec.input_size();
             let record = Record {
                 base_sha256: base.source_sha256()?,
                 architecture: Some(base.spec.architecture.clone()),
                 method: Some(named(self.method)),
                 data: Some(self.recipe.data.path.clone()),
                 label_names: found.config.label_names.clone(),
+                img_size: Some([height, width]),
+                window_size: found.spec.window_size(),
                 metrics: metrics.unwrap_or_default(),
             };
             Adapter::of(&found.spec, &found.tensors, trainable, ops, record)?.write(&folder, true)?;

@@ -115,11 +115,12 @@ impl OpSpec {
     /// Refuses an op that cannot stand where it does, as number `index` of a model with these sites.
     pub fn validate(&self, index: usize, sites: &dyn Sites) -> Result<()> {
         let Some(width) = sites.width_at(self.site, self.layer) else {
-            let layer = self
-                .layer
-                .map_or("no layer".to_owned(), |layer| format!("layer {layer}"));
+            let layer = self.layer.map_or_else(
+                || " outside the blocks".to_owned(),
+                |layer| format!(" of layer {layer}"),
+            );
             return Err(Error::invalid_spec(format!(
-                "ops[{index}] stands at `{}` of {layer}, which this model does not have",
+                "ops[{index}]: it stands at `{}`{layer}, which this model does not have",
                 self.site
             )));
         };

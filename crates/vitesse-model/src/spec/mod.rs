@@ -172,6 +172,14 @@ impl ModelSpec {
         self.family().input_size()
     }
 
+    /// Rows and columns of the windows in which a Swin attends, where its maps are larger; others have none.
+    pub fn window_size(&self) -> Option<[usize; 2]> {
+        match &self.network {
+            NetworkSpec::Swin(swin) => Some(swin.window_size),
+            NetworkSpec::Vit(_) | NetworkSpec::RegNet(_) => None,
+        }
+    }
+
     /// Width of the features that the heads see.
     pub fn num_features(&self) -> usize {
         self.family().num_features()
@@ -261,12 +269,17 @@ impl ModelSpec {
                     return Err(Error::dtype(
                         source,
                         &spec.name,
-                        "a floating-point type",
+                        "floating-point numbers",
                         tensor.dtype(),
                     ));
                 }
                 Ok(tensor) if spec.role == Role::Counter && tensor.dtype() != DType::I64 => {
-                    return Err(Error::dtype(source, &spec.name, "I64", tensor.dtype()));
+                    return Err(Error::dtype(
+                        source,
+                        &spec.name,
+                        "whole numbers of type I64",
+                        tensor.dtype(),
+                    ));
                 }
                 Ok(_) => {}
             }

@@ -36,6 +36,9 @@ pub struct ModelConfig {
     /// Side of the square images, in pixels; a checkpoint's position embedding is resized. Default: the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub img_size: Option<usize>,
+    /// Side of a Swin's windows, in tokens; its tables of relative positions are resized. Default: the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_size: Option<usize>,
     /// Probability of dropping a residual branch in the last block; it grows linearly from 0 in the first. Default 0.1.
     pub drop_path: f64,
     /// Whether the model computes as in evaluation while it learns: no drop path, running statistics in batch norms.
@@ -53,6 +56,7 @@ impl Default for ModelConfig {
             head_dim: None,
             num_classes: None,
             img_size: None,
+            window_size: None,
             drop_path: 0.1,
             eval_mode: false,
         }
