@@ -192,7 +192,9 @@ fn recipes_that_cannot_be_meant_are_refused() {
         ("--epochs 0", "`train.epochs` is 0, expected at least 1"),
         ("--epochs two", "expected a whole number"),
         ("--aa rand-x", "`augment.aa`"),
-        ("--amp fp16", "unknown variant `fp16`, expected `bf16`"),
+        ("--amp fp16", "[possible values: bf16]"),
+        ("--lr -1", "`optim.lr` is -1"),
+        ("--mixup -1", "`augment.mixup` is -1"),
     ];
     for (flags, sentence) in flags {
         place

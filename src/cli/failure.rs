@@ -152,7 +152,18 @@ impl From<data::Error> for Failure {
 
 impl From<adapt::Error> for Failure {
     fn from(error: adapt::Error) -> Failure {
-        Failure::new(error.code(), error.to_string())
+        let exit = match error {
+            // A setting or a pattern of a method, as typed.
+            adapt::Error::Method { .. }
+            | adapt::Error::NoModule { .. }
+            | adapt::Error::Pattern { .. }
+            | adapt::Error::NamesPatches { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Failure {
+            exit,
+            ..Failure::new(error.code(), error.to_string())
+        }
     }
 }
 

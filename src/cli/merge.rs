@@ -7,12 +7,13 @@ use serde::Serialize;
 use vitesse::adapt::merge::Report as Folds;
 use vitesse::measure::merge::{Merge, Merged, Settings};
 use vitesse::measure::transform::Transform;
+use vitesse::model::zoo;
 use vitesse::report::format::counted;
 use vitesse::train::method::Kept;
 
 use super::Console;
 use super::args::ThreadsArgs;
-use super::args::model::ReadArgs;
+use super::args::model::{ReadArgs, is_path, no_base};
 use super::failure::{Failure, Result};
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
@@ -89,6 +90,10 @@ impl Args {
                 self.adapter.display()
             );
             return Err(Failure::usage(sentence));
+        }
+        let model = self.model.to_string_lossy();
+        if !is_path(&model) && zoo::get(&model).is_ok() {
+            return Err(no_base(&model));
         }
         let written = self.output.look()?;
         let mut show = Show::new(console);

@@ -41,7 +41,7 @@ mod train;
 mod training;
 mod transform;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use console::Console;
 use failure::{Exit, Failure, Result};
@@ -145,6 +145,21 @@ impl Cli {
             Verb::Doctor(args) => args.run(console),
         }
     }
+}
+
+/// The command line. A negative number is a flag's value and no flag, so that it is told which values are meant.
+pub(crate) fn parse() -> std::result::Result<Cli, clap::Error> {
+    fn values(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| {
+                let takes = arg.get_long().is_some() && arg.get_action().takes_values();
+                arg.allow_negative_numbers(takes)
+            })
+            .mut_subcommands(values)
+    }
+    let mut command = values(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// What clap has to say instead of a command line: help and the version to standard output, a wrong usage to standard

@@ -23,7 +23,8 @@ pub(super) struct OutputArgs {
     /// Replace the output folder if it holds a checkpoint
     #[arg(long)]
     force: bool,
-    /// Show what would become of the model, and write nothing: status 3 if it would be refused
+    /// Show what would become of the model, and write nothing: status 3 if it would then not be written, as where the folder is taken;
+    /// what cannot be read or planned ends as without this
     #[arg(long)]
     pub(super) dry_run: bool,
 }

@@ -126,12 +126,16 @@ impl Checkpoint {
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Checkpoint> {
         let path = weights::local(path.as_ref());
         let (weights, choice) = weights::choose(path)?;
-        let mut read = weights::read(&weights, options.key.as_deref())?;
+        let config = weights.with_file_name(CONFIG_FILE);
+        let mut read = weights::read(&weights, options.key.as_deref()).map_err(|error| {
+            // What a folder is says more than that its tensors are unusual.
+            let kind = path.is_dir().then(|| hf::unknown_type(&config)).flatten();
+            kind.unwrap_or(error)
+        })?;
         let original_layout = swin_names::is_old(&read.tensors);
         let (tensors, notes) = swin_names::read(read.tensors)?;
         read.tensors = tensors;
         read.notes.extend(notes);
-        let config = weights.with_file_name(CONFIG_FILE);
         // A folder of transformers' or timm's may hold OpenCLIP's file too, which its `config.json` does not describe.
         let described = config.is_file()
             && (path.is_dir() || options.architecture.is_none())
@@ -306,7 +310,10 @@ impl Checkpoint {
     }
 
     /// Both at once, so that no size between has to be possible.
-    fn set_sizes(
+    ///
+    /// # Errors
+    /// As [`Checkpoint::set_img_size`] and [`Checkpoint::set_window_size`].
+    pub fn set_sizes(
         &mut self,
         img_size: Option<[usize; 2]>,
         window_size: Option<[usize; 2]>,
@@ -452,11 +459,18 @@ fn read_described(config: &Path, tensors: Tensors, options: &LoadOptions) -> Res
         hf::import(text, config, preprocessor.as_deref(), tensors)?
     } else {
         let mut notes = Vec::new();
-        let (spec, config) = Config::parse_noting(text, config, &mut notes)?;
+        let (spec, parsed) = Config::parse_noting(text, config, &mut notes)?;
+        let file = config.with_file_name(PREPROCESSOR_FILE);
+        // It says the same in transformers' words, and only transformers reads it.
+        if fs::read(&file).is_ok_and(|bytes| serde_json::from_slice::<Map<String, Value>>(&bytes).is_err()) {
+            notes.push(format!(
+                "{PREPROCESSOR_FILE} is damaged (no JSON object); it is not read, since {CONFIG_FILE} says how images are prepared"
+            ));
+        }
         Imported {
             spec,
             tensors,
-            config,
+            config: parsed,
             pos_embed: Flavour::Timm,
             notes,
         }

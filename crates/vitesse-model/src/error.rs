@@ -77,13 +77,13 @@ pub enum Error {
     #[error("{0}")]
     Mismatch(Box<Mismatch>),
     /// A tensor of a checkpoint has an element type its model cannot use.
-    #[error("`{file}`: tensor `{name}` should be of type {expected}, but is {found}")]
+    #[error("`{file}`: tensor `{name}` should hold {expected}, but is of type {found}")]
     TensorType {
         /// The checkpoint file.
         file: String,
         /// The tensor.
         name: String,
-        /// The types that would do.
+        /// What it should hold.
         expected: String,
         /// The type it has.
         found: DType,

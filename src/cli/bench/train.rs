@@ -139,7 +139,7 @@ fn profiled(profile: &Profiled) -> String {
         right("of peak"),
         right("GB/s"),
     ]);
-    let whole: f64 = parts.iter().map(|part| part.time_ms).sum();
+    let whole = parts.last().map_or(0.0, |all| all.time_ms);
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let spell = |value: Option<f64>, spell: &dyn Fn(f64) -> String| {
         value.map_or_else(|| format::MISSING.to_owned(), spell)

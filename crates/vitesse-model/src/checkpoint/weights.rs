@@ -381,7 +381,8 @@ fn kind(file: &Path) -> Result<Kind> {
     }
     // The header of a safetensors file stands behind eight bytes of any value; no other kind has a brace there.
     let header = start.get(8) == Some(&b'{');
-    let pickled = start.starts_with(b"PK") || start.starts_with(b"\x80");
+    // What is too short for a header may begin as anything.
+    let pickled = start.len() > 8 && (start.starts_with(b"PK") || start.starts_with(b"\x80"));
     let named = file.extension().is_some_and(|ending| ending == "safetensors");
     Ok(if header || named && !pickled {
         Kind::Safetensors

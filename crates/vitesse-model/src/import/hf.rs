@@ -5,6 +5,7 @@
 //! family's keys and names mean is in the family's file beside this one.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -27,8 +28,7 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     let mut notes = Vec::new();
     let mut fields = Fields::parse(file, text)?;
-    let known = [&vit::MODEL_TYPES[..], &clip::MODEL_TYPES, &[swin::MODEL_TYPE]].concat();
-    let expected = format!("one of `{}`", known.join("`, `"));
+    let (_, expected) = known_types();
     let model_type: String = fields.require("model_type", &expected)?;
     let described = match model_type.as_str() {
         kind if vit::MODEL_TYPES.contains(&kind) => {
@@ -90,6 +90,27 @@ pub(crate) fn import(
     })
 }
 
+/// The refusal of a kind of model that is not read, for a folder whose weights cannot be made sense of; `None` where `file`,
+/// its `config.json`, names none or a known one.
+pub(crate) fn unknown_type(file: &Path) -> Option<Error> {
+    let text = fs::read_to_string(file).ok()?;
+    let mut fields = Fields::parse(file, &text).ok()?;
+    if fields.has("architecture") {
+        return None;
+    }
+    let model_type: String = fields.take("model_type", "a name").ok()??;
+    let (known, expected) = known_types();
+    (!known.contains(&model_type.as_str()))
+        .then(|| fields.wrong("model_type", &expected, Some(&json!(model_type))))
+}
+
+/// The kinds of models that are read, and the same in words.
+fn known_types() -> (Vec<&'static str>, String) {
+    let known = [&vit::MODEL_TYPES[..], &clip::MODEL_TYPES, &[swin::MODEL_TYPE]].concat();
+    let expected = format!("one of `{}`", known.join("`, `"));
+    (known, expected)
+}
+
 /// The number of classes: that of the classifier in the file, with which the labels must agree.
 fn classes(fields: &mut Fields<'_>, tensors: &Tensors) -> Result<usize> {
     let head = [
@@ -127,7 +148,7 @@ fn read_preprocessor(
     }
     let file = config.with_file_name(PREPROCESSOR_FILE);
     let (cfg, made) = preprocessor::parse(text.unwrap_or("{}"), &file, default, channels)?;
-    if made != [height, width] {
+    if text.is_some() && made != [height, width] {
         let [h, w] = made;
         notes.push(format!(
             "{PREPROCESSOR_FILE} makes images of {h}x{w}, the model takes {height}x{width}: the ratio of crop to resized \
@@ -214,8 +235,6 @@ fn join(parts: &[&Tensor]) -> Option<Result<Tensor>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::fs;
 
     use super::*;
     use crate::tensors::DType;
