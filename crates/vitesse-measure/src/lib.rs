@@ -7,8 +7,10 @@
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
+//! | how good a model is before and after a transform | `judge` |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
+//! | a study: several recipes with several seeds, tested alike | `sweep` |
 //! | how alike the features of two models are | [`cka`]; layer by layer, `likeness` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
@@ -27,6 +29,8 @@ pub mod dense;
 mod error;
 mod events;
 pub mod images;
+#[cfg(feature = "train")]
+pub mod judge;
 mod labels;
 #[cfg(feature = "train")]
 pub mod likeness;
@@ -39,6 +43,8 @@ pub mod proof;
 pub mod prune;
 pub mod raw;
 pub mod share;
+#[cfg(feature = "train")]
+pub mod sweep;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;

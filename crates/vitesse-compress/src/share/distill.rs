@@ -264,6 +264,10 @@ fn parts(pass: &Pass, (layer, [q, k, v]): (usize, [usize; 3])) -> vitesse_train:
 }
 
 impl Objective for WeightDistillation {
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     fn wants(&self) -> Wants {
         Wants {
             student: self.places(|pair| pair.student.0),

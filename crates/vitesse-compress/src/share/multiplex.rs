@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vitesse_model::ops::{HeadMixing, LocalConvolution, OpKind, OpSpec, RelativePositions};
 use vitesse_model::spec::{Groups, NormsOf, TensorSpec};
 use vitesse_model::{ModelSpec, NetworkSpec, Site, Sites, Tensor, Tensors};
@@ -28,7 +28,7 @@ pub enum Start {
 }
 
 /// A transformation that keeps layers with the same matrices different.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transformation {
     /// Relative positions of keys, as Mini-DeiT has them; a Swin has its own already.
@@ -103,17 +103,15 @@ impl Transformation {
     }
 }
 
-/// Lets the layers of a model share their matrices, with transformations in each.
+/// What a model becomes whose layers share their matrices, with transformations in each.
 ///
 /// # Errors
-/// Groups that do not fit, as [`ModelSpec::share`] says; a layer that a group has not; transformations that the model cannot have, or has.
-pub fn multiplex(
+/// Groups that do not fit, as [`ModelSpec::share`] says; transformations that the model cannot have, or has.
+pub fn describe(
     base: &ModelSpec,
-    tensors: &Tensors,
     (groups, norms): (&Groups, NormsOf),
-    start: Start,
     transformations: &[Transformation],
-) -> Result<Multiplexed> {
+) -> Result<ModelSpec> {
     if !base.ops.is_empty() {
         return Err(Error::Unsuited(format!(
             "`{}` has ops of its own; share its matrices first, and adapt it then",
@@ -133,6 +131,21 @@ pub fn multiplex(
         spec.ops.extend(ops);
     }
     spec.validate()?;
+    Ok(spec)
+}
+
+/// Lets the layers of a model share their matrices, with transformations in each.
+///
+/// # Errors
+/// As [`describe`]; a layer that a group has not.
+pub fn multiplex(
+    base: &ModelSpec,
+    tensors: &Tensors,
+    sharing: (&Groups, NormsOf),
+    start: Start,
+    transformations: &[Transformation],
+) -> Result<Multiplexed> {
+    let spec = describe(base, sharing, transformations)?;
     let mut out = Tensors::new();
     for tensor in spec.tensors()? {
         let value = match op_of(&spec, &tensor.name) {

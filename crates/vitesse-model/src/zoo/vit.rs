@@ -56,13 +56,17 @@ const TIMM: [Row; 24] = [
 ];
 
 #[rustfmt::skip]
-const OURS: [Row; 7] = [
+const OURS: [Row; 10] = [
     ("deit_nano_patch8_32",              Deit,       32,  8,   64,  4,  2, 1.0),
     ("deit_nano_distilled_patch8_32",    Distilled,  32,  8,   64,  4,  2, 1.0),
     ("vit_nano_patch4_32",               Vit,        32,  4,   64,  4,  2, 1.0),
     ("vit_micro_patch4_32",              Vit,        32,  4,   96,  6,  3, 1.0),
     ("deit_micro_patch4_32",             Deit,       32,  4,   96,  6,  3, 1.0),
     ("deit_micro_distilled_patch4_32",   Distilled,  32,  4,   96,  6,  3, 1.0),
+    // Of eight layers, for layers that share; of half as many, with about as many parameters as those in pairs; and a wider teacher.
+    ("deit_micro_depth8_patch4_32",      Deit,       32,  4,   96,  8,  3, 1.0),
+    ("deit_micro_depth4_patch4_32",      Deit,       32,  4,   96,  4,  3, 1.0),
+    ("deit_tiny_depth8_patch4_32",       Deit,       32,  4,  192,  8,  3, 1.0),
     ("vit_nano_patch8_clip_quickgelu_32", ClipQuick, 32,  8,   64,  4,  2, 1.0),
 ];
 
