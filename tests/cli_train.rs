@@ -450,9 +450,9 @@ teacher = "@teacher"
     );
     changed(
         arm,
-        "[arm.set.method]\nname = \"lora\"\n[arm.set.distill]\n",
+        "[arm.set.method]\nname = \"lroa\"\n[arm.set.distill]\n",
         2,
-        &["`method.name` is `lora`"],
+        &["there is no method `lroa`"],
     );
 }
 
