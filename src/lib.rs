@@ -37,3 +37,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/engine.md")]
 struct EnginePage;
+
+/// And of the page on feature maps.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/features.md")]
+struct FeaturesPage;

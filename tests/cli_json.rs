@@ -94,6 +94,7 @@ fn one_vocabulary() {
         "eval m --data shapes --limit 16",
         "eval m --data shapes --limit 16 --shifted shapes",
         "predict --model m a.png",
+        "features --model m -o maps.safetensors a.png",
         "run m --input x.safetensors --output y.safetensors",
         "analyze tokens m --data shapes --limit 16",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --profile",

@@ -64,7 +64,10 @@ fn a_model_is_shared_proved_and_loaded_again() {
     let refused = place.run("analyze cka base deeper").ended(1);
     refused.says(&["compared are layers with the same number"]);
     let refused = place.run("prune shared --macs 0.8 -o cut").ended(1);
-    refused.says(&["structured pruning does not cut"]);
+    refused.says(&[
+        "the op `relative-positions` at `attn.logits` of layer 0",
+        "structured pruning does not cut",
+    ]);
     let taught = Checkpoint::load(place.path("taught"), &LoadOptions::default()).unwrap();
     assert_eq!(taught.spec.ops, shared.spec.ops);
     let moved = "ops.1.0.attn.logits.weight";
@@ -105,6 +108,10 @@ fn what_cannot_be_shared_is_refused_in_sentences() {
         .run("share base --init last -o shared")
         .ended(2)
         .says(&["expected `first`, `mean`"]);
+    place
+        .run("share base --transform none,mixing -o shared")
+        .ended(2)
+        .says(&["`none` stands beside other transformations"]);
     place.run("share base --group 2 -o shared").ended(0);
     let ran = place.run("share shared --group 2 -o again").ended(1);
     ran.says(&["has ops of its own"]);

@@ -53,7 +53,10 @@ fn a_shared_model_learns_from_the_one_that_it_comes_from() {
     assert_eq!((&run["epochs"], &run["steps"]), (&2.into(), &4.into()));
     assert_eq!(run["test"]["images"], accuracy["images"]);
     assert!(document["speed"][0]["ratio"].is_object());
-    assert_eq!(terms(&place, "shared/distilled"), ["truth", "soft", "attn", "hidden"]);
+    assert_eq!(
+        terms(&place, "shared/distilled"),
+        ["truth", "soft", "attn", "hidden"]
+    );
     // The recipe repeats the run, whichever verb it is given to.
     let again = "distill --recipe shared/distilled/recipe.toml -o again";
     place.run(again).ended(0);
@@ -71,14 +74,28 @@ fn a_run_that_was_interrupted_ends_with_the_same_bytes() {
     let taught = format!("{TAUGHT} --epochs 6");
     place.run(&format!("{taught} -o whole")).ended(0);
     let stopped = place.interrupt(&format!("{taught} -o cut"), "epoch: 1 of 6");
-    stopped.ended(130).says(&["the state is saved in `cut/distilled`"]);
-    let other = place.run(&format!("{taught} --init mean --resume -o cut")).ended(2);
+    stopped
+        .ended(130)
+        .says(&["the state is saved in `cut/distilled`"]);
+    let other = place
+        .run(&format!("{taught} --init mean --resume -o cut"))
+        .ended(2);
     other.says(&["`cut` holds another model than this command makes"]);
     let text = place.run(&format!("{taught} --resume -o cut")).ended(0).stdout;
-    for part in ["accuracy", "shared →", "honest speed", "Distillation:", "6 epochs in"] {
+    for part in [
+        "accuracy",
+        "shared →",
+        "honest speed",
+        "Distillation:",
+        "6 epochs in",
+    ] {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
-    for file in ["model.safetensors", "distilled/final/model.safetensors", "distilled/best/model.safetensors"] {
+    for file in [
+        "model.safetensors",
+        "distilled/final/model.safetensors",
+        "distilled/best/model.safetensors",
+    ] {
         let read = |run: &str| fs::read(place.path(run).join(file)).unwrap();
         assert!(read("whole") == read("cut"), "{file}");
     }
@@ -122,14 +139,31 @@ fn lessons_that_do_not_fit_are_refused_before_anything_is_made() {
         ("--teacher finer", 1, "17 tokens and layer 2 of the teacher 65"),
         ("--teacher windows", 1, "1 stages of layers and the teacher 3"),
         ("--set relation_heads=5", 1, "5 relation heads"),
-        ("--set student_layers=[1]", 1, "`student_layers` needs `teacher_layers`"),
-        ("--set student_layers=[1,3] --set teacher_layers=[1]", 1, "each needs its partner"),
-        ("--set student_layers=[7] --set teacher_layers=[1]", 1, "the student has no layer 7"),
-        ("--set attn_wieght=2", 1, "minivit has no setting `attn_wieght`"),
-        ("--set alpha=2", 1, "alpha from 0 to 1"),
+        (
+            "--set student_layers=[1]",
+            1,
+            "`student_layers` needs `teacher_layers`",
+        ),
+        (
+            "--set student_layers=[1,3] --set teacher_layers=[1]",
+            1,
+            "each needs its partner",
+        ),
+        (
+            "--set student_layers=[7] --set teacher_layers=[1]",
+            1,
+            "the student has no layer 7",
+        ),
+        ("--set attn_wieght=2", 2, "minivit has no setting `attn_wieght`"),
+        ("--set alpha=2", 1, "alpha must be from 0 to 1"),
         ("--set group=2", 1, "share their matrices already"),
-        ("--recipe lora.toml", 2, "the method of the recipe is not `minivit`"),
+        (
+            "--recipe lora.toml",
+            2,
+            "the method of the recipe is not `minivit`",
+        ),
         ("--teacher nowhere", 1, "nowhere"),
+        ("--teacher others", 1, "it knows 5 classes and the student 8"),
     ] {
         let command = match args.contains("--recipe") {
             true => format!("share base --group 2 --images 4 --data shapes --epochs 1 {args} -o shared"),
@@ -138,11 +172,13 @@ fn lessons_that_do_not_fit_are_refused_before_anything_is_made() {
         place.run(&command).ended(code).says(&[said]);
         assert!(!place.path("shared").exists(), "{args}");
     }
-    // Classes are known once the data are.
-    let refused = place.run(&format!("{TAUGHT} --epochs 1 --teacher others -o shared")).ended(1);
-    refused.says(&["it knows 5 classes and the student 8"]);
     let refused = place.run("share base --group 2 --epochs 1 -o shared").ended(2);
     refused.says(&["--data"]);
-    let refused = place.run(&format!("{TAUGHT} --epochs 1 -o base/inside")).code;
-    assert_eq!(refused, 0, "a folder inside the teacher's replaces nothing");
+    place.model("held/teacher", "deit_nano_patch8_32", 8);
+    let refused = place
+        .run(&format!(
+            "{TAUGHT} --epochs 1 --teacher held/teacher --force -o held"
+        ))
+        .ended(2);
+    refused.says(&["`held/teacher` is the teacher of --epochs and would be replaced"]);
 }

@@ -3,6 +3,8 @@
 
 mod small_model;
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::Error;
 use vitesse::compress::structure::budget::Budget;
@@ -175,6 +177,51 @@ fn what_a_swin_loses_in_its_windows_is_made_good_for_in_its_stream() {
         values.chunks_mut(3).for_each(|row| row[2] = row[0]);
     });
     made_good_in(&spec, &tensors, &without(Kind::Head, 3, 3, 2));
+}
+
+/// What a head's queries, of tokens that all read `x`, give with the keys of such tokens and with those of zeros; `width` queries stand before
+/// the keys.
+fn products(tensors: &Tensors, module: &str, x: &[f32], head: Range<usize>, width: usize) -> [f32; 2] {
+    let [weight, bias] = ["weight", "bias"].map(|part| {
+        tensors
+            .get(&format!("{module}.{part}"))
+            .unwrap()
+            .to_f32()
+            .into_owned()
+    });
+    let of = |row: usize| -> f32 {
+        let weight = &weight[row * x.len()..(row + 1) * x.len()];
+        weight.iter().zip(x).map(|(weight, x)| weight * x).sum::<f32>() + bias[row]
+    };
+    let among = head.clone().map(|dim| of(dim) * of(width + dim)).sum();
+    [among, head.map(|dim| of(dim) * bias[width + dim]).sum()]
+}
+
+#[test]
+fn queries_make_good_for_their_products_with_the_zeros_of_a_map_that_is_filled_up() {
+    let spec = plain_swin();
+    let mut tensors = weights(&spec, 3);
+    // All tokens read the norm's bias, so that two dimensions of keys are enough for them and the zeros.
+    change(&mut tensors, "layers.1.blocks.1.norm1.weight", |values| {
+        values.fill(0.0);
+    });
+    let x = tensors
+        .get("layers.1.blocks.1.norm1.bias")
+        .unwrap()
+        .to_f32()
+        .into_owned();
+    let module = "layers.1.blocks.1.attn.qkv";
+    let selection = without(Kind::QkDim, 3, 24, 14);
+    let cut = slice(&spec, &tensors, &selection).unwrap();
+    let found = corrected(&spec, &tensors, &selection, Settings { damping: 1e-5 }).sliced;
+    let dense = products(&tensors, module, &x, 8..16, 24);
+    let [cut, found] = [cut, found].map(|model| products(&model.tensors, module, &x, 8..15, 23));
+    for ((dense, cut), found) in dense.into_iter().zip(cut).zip(found) {
+        assert!(
+            (found - dense).abs() < (cut - dense).abs() / 20.0,
+            "{dense}: {cut} became {found}"
+        );
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor};
 use support::adapting::{tensor, values};
 use support::{Report, Vectors, golden_root, notices, unknown, walk};
-use vitesse::engine::{Engine, Isa, Options};
+use vitesse::engine::{Engine, FeatureExtractor, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::spec::{NetworkSpec, SwinSpec, WindowRule};
 use vitesse::model::{ModelSpec, Site, Tensors, swin_names};
@@ -169,7 +169,8 @@ fn whole_model(v: &Vectors, original: bool, report: &mut Report) {
     }
 }
 
-/// The same logits from the engine: every instruction set that this processor has, one thread and several.
+/// The same logits and the same maps of the stages from the engine: every instruction set that this processor has, one thread
+/// and several.
 fn engines(v: &Vectors, report: &mut Report, spec: &ModelSpec, tensors: &Tensors) {
     let under = v.under("in.");
     let image = under.get("image").unwrap();
@@ -186,8 +187,41 @@ fn engines(v: &Vectors, report: &mut Report, spec: &ModelSpec, tensors: &Tensors
                 .unwrap_or_else(|e| panic!("{e}"));
             let by = format!("engine, {isa}, {threads} threads");
             report.compare_also(v, "out.logits", &by, &found.class);
+            stage_maps(v, report, (spec, tensors), options, &by);
         }
     }
+}
+
+/// What the last block of each stage leaves, as feature maps.
+fn stage_maps(
+    v: &Vectors,
+    report: &mut Report,
+    (spec, tensors): (&ModelSpec, &Tensors),
+    options: Options,
+    by: &str,
+) {
+    let under = v.under("in.");
+    let image = under.get("image").unwrap();
+    let extractor =
+        FeatureExtractor::new(spec, tensors, &v.file, &[], options).unwrap_or_else(|e| panic!("{e}"));
+    let maps = extractor
+        .run(&image.to_f32(), image.shape()[0])
+        .unwrap_or_else(|e| panic!("{e}"));
+    for (stage, (depth, values)) in stages(v, "depths").into_iter().zip(&maps).enumerate() {
+        let positions: usize = extractor.maps()[stage].size.iter().product();
+        let channels = extractor.maps()[stage].channels;
+        // Recorded are tokens, one after the other.
+        let images = values.chunks_exact(positions * channels);
+        let tokens: Vec<f32> = images
+            .flat_map(|map| {
+                (0..positions * channels).map(move |i| map[i % channels * positions + i / channels])
+            })
+            .collect();
+        report.compare_also(v, &format!("out.stage{stage}.block{}", depth - 1), by, &tokens);
+    }
+    report.expect(&v.file, maps.len() == stages(v, "depths").len(), || {
+        format!("{} maps, {by}", maps.len())
+    });
 }
 
 /// Masks and relative positions, which the original code keeps in its files.

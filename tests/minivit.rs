@@ -43,6 +43,14 @@ fn swin(img_size: usize, window: usize, mask_unshifted: bool) -> NetworkSpec {
     })
 }
 
+/// The same network, in which these layers have a perceptron alone.
+fn without_attention(mut network: NetworkSpec, layers: std::ops::Range<usize>) -> NetworkSpec {
+    if let NetworkSpec::Swin(swin) = &mut network {
+        swin.cores[layers].iter_mut().for_each(|core| core.attn = None);
+    }
+    network
+}
+
 fn at(site: Site, layer: usize, kind: OpKind) -> OpSpec {
     OpSpec {
         site,
@@ -146,6 +154,12 @@ fn network_and_engine_agree() {
         ),
         ("maps that are filled up", model(swin(40, 4, true), published)),
         ("one window", model(swin(24, 7, true), published)),
+        (
+            "a stage without attention, whose convolutions see the map all the same",
+            model(without_attention(swin(48, 3, true), 2..4), |spec| {
+                depth(spec).map(local).collect()
+            }),
+        ),
     ] {
         let tensors = random(&spec);
         let expected = from_network(&spec, &tensors);

@@ -15,13 +15,15 @@ use vitesse::compress::structure::rank::Ranking;
 use vitesse::compress::structure::{Group, Kind, Selection, groups, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options};
 use vitesse::model::spec::{PrefixToken, VitSpec};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec};
+use vitesse::model::{Checkpoint, ModelSpec};
 use vitesse::rng::Key;
 use vitesse::train::learner::Lesson;
 use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
 use small_model::{model, plain, weights};
-use twins::{IMAGES, alike, alike_to, by_engine, by_network, images, largest, selection, sliced, vary};
+use twins::{
+    IMAGES, alike, alike_to, by_engine, by_network, images, largest, selection, sliced, stored_and_read, vary,
+};
 
 const SEEDS: u64 = 100;
 
@@ -133,20 +135,7 @@ fn a_sliced_model_is_stored_and_read_as_any_other() {
         let spec = random(seed);
         let tensors = weights(&spec, seed);
         let sliced = sliced(&spec, &tensors, &selection(&spec, seed));
-        let folder = place.path().join(seed.to_string());
-        let mut checkpoint = Checkpoint::fresh(&spec.architecture, Some(5), None, 0).unwrap();
-        (checkpoint.spec, checkpoint.tensors) = (sliced.spec.clone(), sliced.tensors.clone());
-        checkpoint.save(&folder, false).unwrap();
-        let loaded = Checkpoint::load(&folder, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((&loaded.spec, &loaded.tensors), (&sliced.spec, &sliced.tensors));
-        assert_eq!(
-            by_engine(&loaded.spec, &loaded.tensors),
-            by_engine(&sliced.spec, &sliced.tensors)
-        );
-        assert_eq!(
-            by_network(&loaded.spec, &loaded.tensors),
-            by_network(&sliced.spec, &sliced.tensors)
-        );
+        stored_and_read(&place.path().join(seed.to_string()), &sliced);
     }
 }
 
@@ -320,6 +309,7 @@ fn what_cannot_be_cut_is_refused_in_a_sentence() {
     assert!(refused(&|selection| selection.drop_all(Kind::Embed, None)).contains("leaves no model"));
     assert!(refused(&|selection| selection.keep(Kind::Embed, None, [1])).contains("no masked twin"));
     assert!(refused(&|selection| selection.drop_all(Kind::Head, Some(3))).contains("names no units"));
+    assert!(refused(&|selection| selection.keep(Kind::Embed, Some(0), [1])).contains("names no units"));
     let regnet = Checkpoint::fresh("regnety_nano_32", None, None, 0).unwrap();
     let found = slice(&regnet.spec, &regnet.tensors, &Selection::default())
         .unwrap_err()

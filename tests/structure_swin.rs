@@ -12,12 +12,13 @@ use vitesse::compress::structure::{Kind, Selection, mask, slice, to_dense};
 use vitesse::engine::{Engine, Options, Precision};
 use vitesse::model::network::{Ctx, Network, Trace};
 use vitesse::model::spec::{LayerSpec, NetworkSpec, SwinSpec, Transformer};
-use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Site};
+use vitesse::model::{Checkpoint, ModelSpec, Site};
 use vitesse::rng::Key;
 
 use small_model::{plain_swin, swin, weights};
 use twins::{
-    IMAGES, alike, alike_to, by_engine, by_engine_with, by_network, images, largest, selection, sliced, vary,
+    IMAGES, alike, alike_to, by_engine, by_engine_with, by_network, images, largest, selection, sliced,
+    stored_and_read, vary,
 };
 
 const SEEDS: u64 = 60;
@@ -178,6 +179,18 @@ fn a_block_that_goes_leaves_an_empty_one_where_windows_are_shifted_in_turn() {
     let found = sliced(&shared, &tensors, &together);
     let expected = by_network(&shared, &mask(&shared, &tensors, &together).unwrap());
     alike("shared", &by_engine(&found.spec, &found.tensors), &expected);
+    // Norms that an emptied block owned go to the next one that uses them.
+    let NetworkSpec::Swin(mut normed) = spec.network.clone() else {
+        panic!("no Swin")
+    };
+    normed.layers[1].norms = Some(0);
+    let normed = small_model::swin(normed);
+    let tensors_of_normed = weights(&normed, 2);
+    let owner = keep(&[(Kind::Block, None, &[1, 2, 3])]);
+    let found = sliced(&normed, &tensors_of_normed, &owner);
+    assert_eq!(body(&found.spec).layers[1].norms, None);
+    let expected = by_network(&normed, &mask(&normed, &tensors_of_normed, &owner).unwrap());
+    alike("norms", &by_engine(&found.spec, &found.tensors), &expected);
     let apart = keep(&[(Kind::Block, None, &[0, 1, 2])]);
     let error = slice(&shared, &tensors, &apart).unwrap_err().to_string();
     assert!(error.contains("block 3 shares its matrices"), "{error}");
@@ -214,16 +227,7 @@ fn a_sliced_swin_is_stored_and_read_as_any_other() {
         let spec = if seed < 2 { plain_swin() } else { random(seed) };
         let tensors = weights(&spec, seed);
         let sliced = sliced(&spec, &tensors, &selection(&spec, seed));
-        let folder = place.path().join(seed.to_string());
-        let mut checkpoint = Checkpoint::fresh(&spec.architecture, Some(5), None, 0).unwrap();
-        (checkpoint.spec, checkpoint.tensors) = (sliced.spec.clone(), sliced.tensors.clone());
-        checkpoint.save(&folder, false).unwrap();
-        let loaded = Checkpoint::load(&folder, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((&loaded.spec, &loaded.tensors), (&sliced.spec, &sliced.tensors));
-        assert_eq!(
-            by_engine(&loaded.spec, &loaded.tensors),
-            by_engine(&sliced.spec, &sliced.tensors)
-        );
+        stored_and_read(&place.path().join(seed.to_string()), &sliced);
     }
 }
 

@@ -69,7 +69,7 @@ short() {
 ran=0 looked=0 left=0
 for page in "$root"/README.md "$root"/docs/*.md "$root"/docs/methods/*.md "$root"/docs/results/*.md; do
     # Each page begins anew.
-    rm -rf runs merged half photos-model flowers-model compared.html bench.csv y.safetensors
+    rm -rf runs merged half photos-model flowers-model compared.html bench.csv y.safetensors maps.safetensors
     while IFS= read -r command; do
         typed=$command
         command=$(sed -E 's/\bDIR\b/deit_tiny/g; s/\bFOLDER\b/photos/g' <<<"$command")

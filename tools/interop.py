@@ -21,7 +21,7 @@ strict or a difference is above 1e-4, times the largest logit where that is abov
                      library that wrote them says
   clip               CLIP's image encoder from OpenAI's state dicts, OpenCLIP's, transformers' and timm's (interop_clip.py);
                      zero-shot scores are transformers'
-  adapters           PEFT saves an adapter and loads it again; `vitesse run` with it, by the engine and by the network,
+  adapters           PEFT loads adapters that are made here onto timm's models; it saves an adapter and loads it again; `vitesse run` with it, by the engine and by the network,
                      and `vitesse run` of what `vitesse merge` makes of it, say the same; what is not implemented is
                      refused, and the refusal names the field
 """
@@ -320,8 +320,20 @@ def clip_with_text():
     return randomise(CLIPModel(CLIPConfig(text_config=interop_clip.TEXT, vision_config=SMALL_CLIP, projection_dim=5)))
 
 
-def clip_of_timm():
-    return of_timm("vit_base_patch32_clip_quickgelu_224")
+def clip_of_timm(**args):
+    return of_timm("vit_base_patch32_clip_quickgelu_224", **args)
+
+
+def swin():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3), "window_size": 2, "image_size": 16, "patch_size": 2}
+    return randomise(SwinForImageClassification(SwinConfig(**sizes, num_labels=3)))
+
+
+def swin_of_timm(num_classes=3):
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3), "window_size": 2, "img_size": 16, "patch_size": 2}
+    return randomise(timm.create_model("swin_tiny_patch4_window7_224", **sizes, num_classes=num_classes))
 
 
 def logits(model, x):
@@ -396,6 +408,16 @@ READ = {
     "CLIP with its text encoder": (clip_with_text, {"target_modules": ["q_proj", "v_proj"], "bias": "all"}, {}),
     "all-linear of timm's CLIP": (clip_of_timm, {"target_modules": "all-linear", "use_rslora": True}, {}),
     "attention of timm's CLIP": (clip_of_timm, {"target_modules": ["qkv"], "modules_to_save": ["head", "norm_pre"]}, {}),
+    "Swin's attention": (swin, {"target_modules": ["q_proj", "v_proj"]}, {}),
+    "all-linear of a Swin": (swin, {"target_modules": "all-linear"}, {}),
+    "Swin's perceptron, biases and head": (
+        swin, {"target_modules": ["k_proj", "fc1", "fc2"], "bias": "all", "modules_to_save": ["classifier"]}, {}),
+    "Swin's patches, mergings and norms": (
+        swin, {"target_modules": ["projection", "o_proj", "reduction"],
+               "modules_to_save": ["layernorm", "layernorm_before", "downsample.norm"]}, {}),
+    "all-linear of timm's Swin": (swin_of_timm, {"target_modules": "all-linear", "use_rslora": True}, {}),
+    "attention of timm's Swin": (swin_of_timm, {"target_modules": ["qkv"], "modules_to_save": ["head.fc", "norm1"]}, {}),
+    "old names of a Swin": (swin, {"target_modules": "all-linear", "bias": "all"}, {"old_names": True}),
     "old names": (vit, {"target_modules": "all-linear", "bias": "all"}, {"old_names": True}),
     "old names, pickled": (
         deit, {"target_modules": ["o_proj", "v_proj", "fc2"]}, {"old_names": True, "safe_serialization": False}),
@@ -429,6 +451,10 @@ OLD_NAMES = {
     "attention.k_proj": "attention.attention.key", "attention.v_proj": "attention.attention.value",
     "attention.o_proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }
+OLD_NAMES_OF_SWIN = {
+    **{new: old.replace("attention.attention", "attention.self") for new, old in OLD_NAMES.items() if new != "layers."},
+    "attention.relative_position_bias.": "attention.self.",
+}
 
 
 def adapted(make, options, seed=3):
@@ -450,7 +476,7 @@ def rename(folder):
     tensors = torch.load(path, weights_only=True) if old.exists() else load_file(path)
     renamed = {}
     for name, tensor in tensors.items():
-        for new, before in OLD_NAMES.items():
+        for new, before in (OLD_NAMES_OF_SWIN if ".swin." in name else OLD_NAMES).items():
             name = name.replace(new, before)
         renamed[name] = tensor
     torch.save(renamed, path) if old.exists() else save_file(renamed, path)
@@ -504,6 +530,22 @@ def adapter_cases(vitesse, work):
         found["merged"] = run("--model", merged)
         for by, y in found.items():
             report(f"adapters: {case}, {by}", (y - expected).abs().max().item() / scale)
+
+    # What is written here: PEFT reads it onto timm's model.
+    for case, make in {"ViT": of_timm, "CLIP": clip_of_timm, "Swin": swin_of_timm}.items():
+        base, learned = work / f"base-{case}", work / f"learned-{case}"
+        save_base(make(num_classes=8), base)
+        vitesse("adapt", "--model", base, "--data", "shapes", "--limit", 32, "--epochs", 1, "--lr", 0.05,
+                "--method", "lora", "--set", "targets=all-linear", "--output", learned)
+        model = PeftModel.from_pretrained(make(num_classes=8), learned / "adapter").eval()
+        with torch.no_grad():
+            expected = model(x)
+            plain = make(num_classes=8)(x)
+        if (expected - plain).abs().max() < 1e-2:
+            failures.append(f"{case}: the adapter changes nothing")
+        found = run("--model", base, "--adapter", learned / "adapter")
+        scale = max(1.0, expected.abs().max().item())
+        report(f"adapters: ours of timm's {case}, by PEFT", (found - expected).abs().max().item() / scale)
 
     base = work / "base-refused"
     save_base(vit(), base)

@@ -4,15 +4,17 @@
     cargo build --release
     python tools/timm_parity.py [--only NAME ...] [--no-perturb] [--program target/release/vitesse]
 
-Every tensor is drawn from a seed: matrices and convolutions by fan-in, biases, norms and layer scales in 0.5 to 1.5,
+Logits, and feature maps: `vitesse features` beside timm's `features_only` (networks with stages) or `forward_intermediates`
+(vision transformers, after the first, the middle and the last layer). Every tensor is drawn from a seed: matrices and convolutions by fan-in, biases, norms and layer scales in 0.5 to 1.5,
 running means and variances. The folder is written the way timm writes it, so that reading it is tested too.
-Passes when max |difference| <= 1e-4 * max(1, max |logit|) for every name, and when moving any single tensor of the
+Passes when max |difference| <= 1e-4 * max(1, max |logit|) for every name, the same for each map, and when moving any single tensor of the
 checkpoint moves vitesse's logits (`cargo build --release --example perturb`, which does it in one process).
 """
 
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,25 @@ def random_state(model, seed):
     return state
 
 
+def maps(model, name, images):
+    """timm's feature maps by our names, `[images, channels, height, width]`, and the flags that ask for them."""
+    if hasattr(model, "blocks"):
+        depth = len(model.blocks)
+        layers = [1, depth // 2, depth]
+        found = model.forward_intermediates(
+            images, indices=[layer - 1 for layer in layers], norm=False, output_fmt="NCHW", intermediates_only=True)
+        flags = ["--layers", ",".join(str(layer) for layer in layers)]
+        return {f"layer{layer}": values for layer, values in zip(layers, found)}, flags
+    body = timm.create_model(name, features_only=True).eval()
+    state = {re.sub(r"^layers\.", "layers_", key): tensor for key, tensor in model.state_dict().items()}
+    body.load_state_dict({key: state[key] for key in body.state_dict()}, strict=True)
+    # RegNet's first map is that of its stem.
+    found = body(images)[-4:]
+    if name.startswith("swin"):
+        found = [values.permute(0, 3, 1, 2) for values in found]
+    return {f"stage{stage + 1}": values for stage, values in enumerate(found)}, []
+
+
 def check(name, seed, args, folder):
     model = timm.create_model(name).eval()
     model.load_state_dict(random_state(model, seed), strict=True)
@@ -60,6 +81,7 @@ def check(name, seed, args, folder):
     save_file({"pixel_values": images}, folder / "input.safetensors")
     with torch.no_grad():
         expected = model(images)
+        expected_maps, flags = maps(model, name, images)
     expected = expected if torch.is_tensor(expected) else sum(expected) / len(expected)
 
     command = [args.program, "run", "--model", folder, "--input", folder / "input.safetensors"]
@@ -67,13 +89,23 @@ def check(name, seed, args, folder):
     found = load_file(folder / "output.safetensors")["logits"]
     difference = (found - expected).abs().max().item()
     tolerance = 1e-4 * max(1.0, expected.abs().max().item())
+    command[1] = "features"
+    command += [*flags, "--output", folder / "maps.safetensors"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = load_file(folder / "maps.safetensors")
+    of_maps = float("inf")
+    if found.keys() == expected_maps.keys():
+        # Not Python's `max`, which overlooks NaN.
+        of_maps = torch.stack([
+            (found[key] - expected_map).abs().max() / expected_map.abs().max().clamp(min=1.0)
+            for key, expected_map in expected_maps.items()]).max().item()
     perturbed = ""
-    ok = difference <= tolerance
+    ok = difference <= tolerance and of_maps <= 1e-4
     if not args.no_perturb:
         result = subprocess.run([args.perturb, folder, folder / "input.safetensors"], capture_output=True, text=True)
         perturbed = "  " + (result.stdout.strip() or result.stderr.strip())
         ok = ok and result.returncode == 0
-    print(f"{'ok  ' if ok else 'FAIL'} {name:40s} difference {difference:.2e} of {tolerance:.1e}{perturbed}", flush=True)
+    print(f"{'ok  ' if ok else 'FAIL'} {name:40s} difference {difference:.2e} of {tolerance:.1e}  maps {of_maps:.1e}{perturbed}", flush=True)
     return ok
 
 

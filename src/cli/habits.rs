@@ -76,7 +76,7 @@ const HABITS: [(&[&str], &str); 16] = [
 ];
 
 /// Verbs of other programs that have another name here, or none.
-const VERBS: [(&[&str], &str); 11] = [
+const VERBS: [(&[&str], &str); 12] = [
     (
         &["finetune", "fine-tune", "fit", "pretrain"],
         "`train` fine-tunes the checkpoint of `--model`, or trains an architecture from scratch",
@@ -101,6 +101,17 @@ const VERBS: [(&[&str], &str); 11] = [
     (
         &["infer", "inference", "classify", "detect", "label"],
         "it is called `predict`; `run` takes raw tensors",
+    ),
+    (
+        &[
+            "extract",
+            "embed",
+            "embeddings",
+            "backbone",
+            "features-only",
+            "forward-intermediates",
+        ],
+        "`features` writes feature maps to a file, and `run` what the head reads, of a model without classes (`--num-classes 0`)",
     ),
     (
         &["benchmark", "profile", "speed", "latency"],

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use vitesse::model::config::HistoryStep;
-use vitesse::model::spec::{AttentionSpec, BlockSpec, SwinSpec};
+use vitesse::model::spec::{AttentionSpec, BlockSpec, SwinSpec, Transformer};
 use vitesse::model::storage::pth::StateDict;
 use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
 use vitesse::report::format::{self, counted};
@@ -224,7 +224,9 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
                 .map(|block| sub_layer(vit.embed_dim, block, part))
                 .unwrap_or_default();
             match vit.layers.get(layer) {
-                Some(spec) if vit.is_shared() => format!("{text}, matrices of core {}", spec.core),
+                Some(spec) if Transformer::Vit(vit).is_shared() => {
+                    format!("{text}, matrices of core {}", spec.core)
+                }
                 _ => text,
             }
         }
@@ -260,7 +262,9 @@ fn of_swin(spec: &ModelSpec, swin: &SwinSpec, parts: &[&str]) -> String {
                 _ => text,
             };
             match swin.layers.get(layer) {
-                Some(spec) if swin.is_shared() => format!("{text}, matrices of core {}", spec.core),
+                Some(spec) if Transformer::Swin(swin).is_shared() => {
+                    format!("{text}, matrices of core {}", spec.core)
+                }
                 _ => text,
             }
         }

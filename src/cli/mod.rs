@@ -19,6 +19,7 @@ mod distill;
 mod doctor;
 mod eval;
 mod failure;
+mod features;
 mod habits;
 mod inspect;
 mod merge;
@@ -90,6 +91,7 @@ enum Verb {
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
+    Features(features::Args),
     #[cfg(feature = "train")]
     Analyze(analyze::Args),
     Bench(bench::Args),
@@ -135,6 +137,7 @@ impl Cli {
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),
             Verb::Run(args) => args.run(console),
+            Verb::Features(args) => args.run(console),
             #[cfg(feature = "train")]
             Verb::Analyze(args) => args.run(console),
             Verb::Bench(args) => args.run(console),

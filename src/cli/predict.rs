@@ -12,7 +12,7 @@ use vitesse::report::{Table, left, right};
 use vitesse::{Class, Classifier, ClassifierOptions, TextFeatures, train};
 
 use super::Console;
-use super::args::model::{ModelArgs, ReadArgs};
+use super::args::model::CheckpointArgs;
 use super::args::preprocess::{Joint, PreprocessArgs};
 use super::args::{DecodeArgs, RunArgs, positive};
 use super::failure::{Exit, Failure, Result};
@@ -31,16 +31,8 @@ Examples:
   vitesse predict --model ./my-run --labels labels.csv --topk 1 --json photos/*.jpg
   vitesse predict --model ./clip-vit-base-patch32 --text-features classes.safetensors photos")]
 pub(super) struct Args {
-    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
-    ///
-    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
-    /// that architecture with fresh, untrained weights.
-    #[arg(long, value_name = "MODEL", help_heading = "Model")]
-    model: String,
     #[command(flatten)]
-    read: ReadArgs,
-    #[command(flatten)]
-    load: ModelArgs,
+    model: CheckpointArgs,
     /// Image files: JPEG, PNG, WebP, BMP or GIF; of a folder, all that it holds
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -85,7 +77,7 @@ impl Args {
             .map(TextFeatures::read)
             .transpose()?;
         let zero_shot = text_features.is_some();
-        let mut checkpoint = self.load.load(&self.model, &self.read, None, console)?;
+        let mut checkpoint = self.model.load(console)?;
         let preprocess = self.preprocess.plan(&mut checkpoint)?;
         let (model, weights) = (checkpoint.spec.architecture.clone(), Weights::of(&checkpoint));
         let (backend, precision) = self.run.computed();

@@ -19,8 +19,8 @@ use super::transform::{self, OutputArgs, Written};
 ///
 /// For programs that know only plain vision transformers. The result gives the same logits, which is proved on images before
 /// anything is written. Every head comes back, and perceptrons become as wide as the widest that is left, so it is slower again, and at most
-/// as large as the model was before it was pruned. Blocks that are gone stay gone; a Swin's, which are empty, come back. Models that lost hidden units alone, as many in each block, are
-/// plain timm folders as they are.
+/// as large as the model was before it was pruned. Blocks that are gone stay gone; in a Swin a dropped block stays as an empty one, and
+/// `to-dense` fills it up again. Models that lost hidden units alone, as many in each block, are plain timm folders as they are.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

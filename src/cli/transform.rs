@@ -82,7 +82,8 @@ impl OutputArgs {
             "`{}` holds another model than this command makes, and its training is not gone on with",
             self.output.display()
         );
-        Err(Failure::usage(sentence).hint("give the flags with which it was begun, or another folder with -o"))
+        Err(Failure::usage(sentence)
+            .hint("give the flags with which it was begun, or another folder with -o"))
     }
 
     /// Looks whether the folder may be written, before any work; of a dry run it is only told if not.

@@ -14,8 +14,8 @@ use serde_json::Value;
 use vitesse::model::Tensors;
 use vitesse::model::storage::safetensors;
 
-/// The prefixes of keys that hold expected values.
-const EXPECTED: [&str; 5] = ["out", "grad", "gradin", "gradout", "merged"];
+/// The parts of keys that hold expected values.
+const EXPECTED: [&str; 7] = ["out", "grad", "gradin", "gradout", "merged", "buf", "piecewise"];
 
 /// The beginnings of keys that hold what is given.
 const GIVEN: [&str; 3] = ["w.", "a.", "in."];

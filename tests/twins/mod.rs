@@ -1,12 +1,14 @@
 //! Models whose blocks differ in everything, selections of whatever they have, and what network and engine say of both.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::compress::structure::{Kind, Selection, Sliced, groups, slice};
 use vitesse::engine::{Engine, Options};
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::spec::BlockSpec;
-use vitesse::model::{ModelSpec, Tensors};
+use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, Tensors};
 use vitesse::rng::{Key, Rng};
 
 pub(crate) const IMAGES: usize = 2;
@@ -123,4 +125,20 @@ pub(crate) fn sliced(spec: &ModelSpec, tensors: &Tensors, selection: &Selection)
         .check(&sliced.tensors, "sliced")
         .unwrap_or_else(|e| panic!("{e}"));
     sliced
+}
+
+/// Stores a sliced model in `folder`: what is read is the same, and answers the same, by engine and network.
+#[track_caller]
+pub(crate) fn stored_and_read(folder: &Path, sliced: &Sliced) {
+    let mut checkpoint = Checkpoint::fresh(&sliced.spec.architecture, Some(5), None, 0).unwrap();
+    (checkpoint.spec, checkpoint.tensors) = (sliced.spec.clone(), sliced.tensors.clone());
+    checkpoint.save(folder, false).unwrap();
+    let loaded = Checkpoint::load(folder, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((&loaded.spec, &loaded.tensors), (&sliced.spec, &sliced.tensors));
+    for answers in [by_engine, by_network] {
+        assert_eq!(
+            answers(&loaded.spec, &loaded.tensors),
+            answers(&sliced.spec, &sliced.tensors)
+        );
+    }
 }

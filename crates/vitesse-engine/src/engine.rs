@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vitesse_kernels::{Bf16, Isa, Real};
+use vitesse_model::spec::FeatureMap;
 use vitesse_model::{ModelSpec, Tensors};
 
 use crate::plan::Plan;
@@ -96,13 +97,13 @@ struct Compiled {
 impl Compiled {
     /// With all projections in one format.
     fn new<T: Real>(
-        spec: &ModelSpec,
-        tensors: &Tensors,
+        (spec, tensors): (&ModelSpec, &Tensors),
+        maps: &[FeatureMap],
         format: Format,
         isa: Isa,
         threads: usize,
     ) -> Result<Self> {
-        let plan = Plan::<T>::new(spec, tensors, &|_| format)?;
+        let plan = Plan::<T>::new(spec, tensors, maps, &|_| format)?;
         Ok(Compiled {
             packed_bytes: plan.bytes(),
             macs: plan.macs(),
@@ -137,6 +138,16 @@ impl Engine {
     /// more threads.
     pub fn new(spec: &ModelSpec, tensors: &Tensors, source: &str, options: Options) -> Result<Engine> {
         spec.check(tensors, source)?;
+        Engine::compile((spec, tensors), &[], options)
+    }
+
+    /// Compiles a model whose tensors were checked: for what its heads say or, where there are `maps`, for those, which stand one after
+    /// the other in the place of an image's logits.
+    pub(crate) fn compile(
+        (spec, tensors): (&ModelSpec, &Tensors),
+        maps: &[FeatureMap],
+        options: Options,
+    ) -> Result<Engine> {
         let isa = match options.isa {
             Some(isa) if isa.is_supported() => isa,
             Some(isa) => return Err(Error::Isa(format!("this processor does not have `{isa}`"))),
@@ -148,13 +159,14 @@ impl Engine {
         }
         .min(MOST_THREADS);
         // Where the processor has no products of bf16, what is not in 8 bits is in `f32`.
+        let model = (spec, tensors);
         let compiled = match options.precision {
-            Precision::F32 => Compiled::new::<f32>(spec, tensors, Format::Real, isa, threads),
-            Precision::Bf16 => Compiled::new::<Bf16>(spec, tensors, Format::Real, isa, threads),
+            Precision::F32 => Compiled::new::<f32>(model, maps, Format::Real, isa, threads),
+            Precision::Bf16 => Compiled::new::<Bf16>(model, maps, Format::Real, isa, threads),
             Precision::Int8 if isa < Isa::Avx512Bf16 => {
-                Compiled::new::<f32>(spec, tensors, Format::Int8, isa, threads)
+                Compiled::new::<f32>(model, maps, Format::Int8, isa, threads)
             }
-            Precision::Int8 => Compiled::new::<Bf16>(spec, tensors, Format::Int8, isa, threads),
+            Precision::Int8 => Compiled::new::<Bf16>(model, maps, Format::Int8, isa, threads),
         }?;
         Ok(Engine {
             spec: spec.clone(),
@@ -240,18 +252,26 @@ impl Engine {
     }
 
     fn check(&self, images: &[f32], count: usize) -> Result<()> {
-        let [channels, height, width] = self.spec.input_size();
-        let expected = count.saturating_mul(channels * height * width);
-        if images.len() == expected {
-            return Ok(());
-        }
-        Err(Error::Input {
-            images: count,
-            channels,
-            height,
-            width,
-            expected,
-            found: images.len(),
-        })
+        check_images(&self.spec, images, count)
     }
+}
+
+/// Whether `images` are the numbers of `count` images `[count, channels, height, width]` of the size that the model takes.
+///
+/// # Errors
+/// [`Error::Input`] where they are not.
+pub fn check_images(spec: &ModelSpec, images: &[f32], count: usize) -> Result<()> {
+    let [channels, height, width] = spec.input_size();
+    let expected = count.saturating_mul(channels * height * width);
+    if images.len() == expected {
+        return Ok(());
+    }
+    Err(Error::Input {
+        images: count,
+        channels,
+        height,
+        width,
+        expected,
+        found: images.len(),
+    })
 }

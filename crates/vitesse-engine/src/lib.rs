@@ -4,6 +4,8 @@
 //! read them, ops that are linear and per token are folded into their neighbours, and memory for all intermediates is set
 //! aside. Running it allocates nothing.
 //!
+//! A [`FeatureExtractor`] is the same for feature maps in the place of logits; it allocates the maps that it returns.
+//!
 //! A plan is a list of steps (`plan`, `steps`), made in one walk over the model (`compile`); running, describing and counting
 //! walk that list.
 //!
@@ -18,6 +20,7 @@ extern crate self as vitesse_engine;
 mod compile;
 mod engine;
 mod error;
+mod features;
 mod member;
 mod plan;
 mod profile;
@@ -28,7 +31,8 @@ mod team;
 mod tests;
 mod weights;
 
-pub use engine::{Engine, Options, Output, Precision};
+pub use engine::{Engine, Options, Output, Precision, check_images};
 pub use error::{Error, Result};
+pub use features::FeatureExtractor;
 pub use profile::{Profile, Stage};
 pub use vitesse_kernels::Isa;

@@ -75,7 +75,7 @@ pub(crate) struct Plan<T: Real> {
     pub(crate) tokens: usize,
     /// Layers, of which each has its line in a profile.
     pub(crate) layers: usize,
-    /// Vectors that an image becomes, and their width.
+    /// Vectors that an image becomes, and their width; its maps are one.
     pub(crate) answers: [usize; 2],
 }
 

@@ -20,7 +20,7 @@ pub enum Stage {
     Fc1,
     /// Second projection.
     Fc2,
-    /// Final norm, pooling and heads.
+    /// Final norm, pooling and heads; feature maps.
     Head,
 }
 

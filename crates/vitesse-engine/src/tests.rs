@@ -5,7 +5,8 @@
 mod common;
 
 use vitesse_kernels::{Isa, Real};
-use vitesse_model::ops::{OpKind, OpSpec, ScaleShift};
+use vitesse_model::ops::relative_positions::{Method, Mode};
+use vitesse_model::ops::{LocalConvolution, OpKind, OpSpec, QkvPart, RelativePositions, ScaleShift};
 use vitesse_model::spec::{Pool, PrefixToken, VitSpec};
 use vitesse_model::{ModelSpec, Site, Tensors};
 
@@ -18,7 +19,7 @@ use crate::weights::Format;
 use common::*;
 
 fn plan<T: Real>(spec: &ModelSpec, tensors: &Tensors) -> Plan<T> {
-    Plan::new(spec, tensors, &|_| Format::Real).unwrap()
+    Plan::new(spec, tensors, &[], &|_| Format::Real).unwrap()
 }
 
 fn run<T: Real>(plan: Plan<T>, isa: Isa, threads: usize, images: &[f32], count: usize) -> Vec<f32> {
@@ -128,7 +129,8 @@ fn each_projection_has_its_format() {
     let expected = forward(&spec, &tensors, &images).class;
     for isa in isas() {
         let compiled = |format: fn(&str) -> Format| {
-            let plan = Plan::<f32>::new(&spec, &tensors, &|projection| format(&projection.name)).unwrap();
+            let plan =
+                Plan::<f32>::new(&spec, &tensors, &[], &|projection| format(&projection.name)).unwrap();
             let rounded = plan.outline().iter().filter(|line| line.contains("int8")).count();
             (plan.bytes(), rounded, run(plan, isa, 2, &images, 1))
         };
@@ -170,7 +172,63 @@ fn an_op_that_finds_no_step_is_refused() {
             layer,
             kind: kind.clone(),
         }];
-        let error = Plan::<f32>::new(&spec, &plain, &|_| Format::Real).unwrap_err();
+        let error = Plan::<f32>::new(&spec, &plain, &[], &|_| Format::Real).unwrap_err();
         assert!(error.to_string().contains(text), "{error}");
     }
+}
+
+#[test]
+fn relative_positions_and_convolutions_without_a_step_are_refused() {
+    let positions = |edit: fn(&mut RelativePositions)| {
+        let mut kind = RelativePositions::published(true);
+        edit(&mut kind);
+        (kind.site(), OpKind::RelativePositions(kind))
+    };
+    let convolution = |norm, residual| {
+        OpKind::LocalConvolution(LocalConvolution {
+            norm,
+            residual,
+            ..LocalConvolution::published()
+        })
+    };
+    let keys = positions(|_| {});
+    for (what, ops, refused) in [
+        ("of queries", vec![positions(|kind| kind.of = QkvPart::Q)], 0),
+        ("of values", vec![positions(|kind| kind.of = QkvPart::V)], 0),
+        (
+            "of rows and of columns",
+            vec![positions(|kind| kind.method = Method::Cross)],
+            0,
+        ),
+        ("biases", vec![positions(|kind| kind.mode = Mode::Bias)], 0),
+        ("of keys twice", vec![keys.clone(), keys.clone()], 1),
+        (
+            "before the perceptron",
+            vec![(Site::MlpIn, convolution(false, false))],
+            0,
+        ),
+        ("without norm", vec![(Site::Mid, convolution(false, true))], 0),
+        ("without sum", vec![(Site::Mid, convolution(true, false))], 0),
+    ] {
+        let mut spec = model(vit(Pool::Token));
+        let ops = ops.into_iter().map(|(site, kind)| OpSpec {
+            site,
+            layer: Some(1),
+            kind,
+        });
+        spec.ops = ops.collect();
+        let (name, site) = (spec.ops[refused].kind.name(), spec.ops[refused].site);
+        let text = format!(
+            "ops[{refused}]: the engine has no step for `{name}` at `{site}` of layer 1; use the network"
+        );
+        let error = Plan::<f32>::new(&spec, &weights(&spec, 1), &[], &|_| Format::Real).unwrap_err();
+        assert!(error.to_string().contains(&text), "{what}: {error}");
+    }
+    let mut spec = model(vit(Pool::Token));
+    spec.ops = vec![OpSpec {
+        site: keys.0,
+        layer: Some(1),
+        kind: keys.1,
+    }];
+    assert!(Plan::<f32>::new(&spec, &weights(&spec, 1), &[], &|_| Format::Real).is_ok());
 }

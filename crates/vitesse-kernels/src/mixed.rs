@@ -14,7 +14,7 @@ use crate::real::Real;
 use crate::simd::Simd;
 use crate::tile::{COLUMNS, MAX_ROWS, Operands, Scratch};
 
-/// Places for what a query says to buckets: every number of 16 bits has one. The last is that of no bucket.
+/// Places for the products of a query with a table: every number of 16 bits has one. The last is that of no bucket.
 const PLACES: usize = 1 << 16;
 
 /// What is done to the maps of a run of queries. Queries are counted as keys are: `query` is the number of the first.
@@ -71,8 +71,8 @@ pub struct MixedAttention<T: Real> {
     /// Two sets of maps, of one head after the other.
     maps: [Panels<f32>; 2],
     probs: Panels<T>,
-    /// What a block of queries says to each bucket, and one query.
-    said: Panels<f32>,
+    /// Products of a block of queries with each bucket of a table, and those of one query.
+    by_bucket: Panels<f32>,
     row: Vec<f32>,
     /// The weights of a row's mixing.
     weights: Vec<f32>,
@@ -86,7 +86,7 @@ impl<T: Real> MixedAttention<T> {
         MixedAttention {
             maps: [Panels::zeros(0, 0), Panels::zeros(0, 0)],
             probs: Panels::zeros(0, 0),
-            said: Panels::zeros(0, 0),
+            by_bucket: Panels::zeros(0, 0),
             row: Vec::new(),
             weights: Vec::new(),
             inverse: Vec::new(),
@@ -136,7 +136,7 @@ impl<T: Real> MixedAttention<T> {
         self.probs.reshape(MAX_ROWS, heads * panels);
         if let Some(positions) = &how.positions {
             let wide = positions.tables[0].panels();
-            self.said.reshape(MAX_ROWS, wide);
+            self.by_bucket.reshape(MAX_ROWS, wide);
             self.row.resize(PLACES, 0.0);
         }
         self.weights.resize(heads * (heads + 1), 0.0);
@@ -252,9 +252,9 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                 }
                 if let Some(positions) = &how.positions {
                     let table = &positions.tables[if positions.tables.len() == 1 { 0 } else { h }];
-                    say::<S, T>((q, head.q), &block, table, &mut room.said);
+                    by_buckets::<S, T>((q, head.q), &block, table, &mut room.by_bucket);
                     let buckets = &positions.buckets[query * positions.stride..];
-                    let found = (&room.said, &mut room.row);
+                    let found = (&room.by_bucket, &mut room.row);
                     look_up(
                         found,
                         maps,
@@ -370,13 +370,13 @@ fn add<S: Simd>(maps: &mut Panels<f32>, panels: Range<usize>, count: usize, valu
     }
 }
 
-/// What each query of a block says to each bucket of a table.
+/// The product of each query of a block with each bucket of a table.
 #[inline(always)]
-fn say<S: Simd, T: Real>(
+fn by_buckets<S: Simd, T: Real>(
     (q, first): (&Panels<T>, usize),
     block: &Range<usize>,
     table: &Packed<T>,
-    said: &mut Panels<f32>,
+    by_bucket: &mut Panels<f32>,
 ) {
     for panel in 0..table.panels() {
         let operands = Operands {
@@ -391,7 +391,7 @@ fn say<S: Simd, T: Real>(
             ahead: &[],
             lines: 0,
         };
-        let to: &mut Scratch<f32> = match said.panel_mut(panel).try_into() {
+        let to: &mut Scratch<f32> = match by_bucket.panel_mut(panel).try_into() {
             Ok(to) => to,
             Err(_) => unreachable!("there are as many rows as a tile has"),
         };
@@ -399,10 +399,10 @@ fn say<S: Simd, T: Real>(
     }
 }
 
-/// Adds to each logit what its query said to its bucket.
+/// Adds to each logit the product of its query with its bucket.
 #[inline(always)]
 fn look_up(
-    (said, row): (&Panels<f32>, &mut Vec<f32>),
+    (by_bucket, row): (&Panels<f32>, &mut Vec<f32>),
     maps: &mut Panels<f32>,
     panels: Range<usize>,
     count: usize,
@@ -414,7 +414,7 @@ fn look_up(
     for query in 0..count {
         for (panel, to) in row[..wide].chunks_mut(COLUMNS).enumerate() {
             let len = to.len();
-            to.copy_from_slice(&said.panel(panel)[query][..len]);
+            to.copy_from_slice(&by_bucket.panel(panel)[query][..len]);
         }
         let buckets = &buckets[query * stride..];
         for (panel, buckets) in panels.clone().zip(buckets.chunks_exact(COLUMNS)) {

@@ -1,11 +1,13 @@
-//! How alike the features of two models are: linear centred kernel alignment (CKA).
+//! How similar the features of two models are: linear centred kernel alignment (CKA).
 //!
 //! Paper: Kornblith et al., *Similarity of Neural Network Representations Revisited*, ICML 2019, equations 1 to 3. Features of the same
 //! samples, of any two widths; neither a rotation of one of them nor its scale matters. MiniViT's authors look at it layer by layer: of
-//! models whose layers share matrices the last layers are least like those of the model they come from.
+//! models whose layers share matrices the last layers are least similar to those of the model they come from.
+
+use rayon::prelude::*;
 
 /// What features `X` `[samples, a]` and `Y` `[samples, b]`, columns centred, have in common: `‖YᵀX‖² / (samples − 1)²` and the same of each with
-/// itself.
+/// itself. Computed in `f64`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Alignment {
     /// Of both with each other.
@@ -18,23 +20,20 @@ pub struct Alignment {
 
 impl Alignment {
     /// Of `samples` rows each. Numbers of a row that is not whole are left out; fewer than two samples have nothing in common.
-    pub fn of(x: &[f64], y: &[f64], samples: usize) -> Alignment {
-        let (x, y) = (centred(x, samples), centred(y, samples));
-        let widest = x.width.max(y.width);
-        let square = |a: &Columns, b: &Columns| {
-            // The same number by way of samples, where those are fewer than features.
-            let sum = if samples < widest { gram(a, b) } else { cross(a, b) };
-            let degrees = samples.saturating_sub(1).max(1) as f64;
-            sum / (degrees * degrees)
-        };
-        Alignment {
-            xy: square(&x, &y),
-            xx: square(&x, &x),
-            yy: square(&y, &y),
+    pub fn of(x: &[f32], y: &[f32], samples: usize) -> Alignment {
+        let (x, y) = (Centred::new(x, samples), Centred::new(y, samples));
+        let degrees = samples.saturating_sub(1).max(1) as f64;
+        let [xy, xx, yy] = if samples < x.width().max(y.width()) {
+            // The same numbers by way of samples, where those are fewer than features.
+            by_samples(&x, &y)
+        } else {
+            by_features(&x, &y)
         }
+        .map(|sum| sum / (degrees * degrees));
+        Alignment { xy, xx, yy }
     }
 
-    /// Linear CKA, from 0 to 1. Features that are the same for all samples are like none: 0.
+    /// Linear CKA, from 0 to 1. Features that are the same for all samples have none in common with any: 0.
     pub fn cka(&self) -> f64 {
         match (self.xx * self.yy).sqrt() {
             0.0 => 0.0,
@@ -43,99 +42,138 @@ impl Alignment {
     }
 }
 
-/// Features whose means are zero, a column after the other.
-struct Columns {
+/// Features, and the mean of each column.
+struct Centred<'a> {
+    rows: &'a [f32],
     samples: usize,
-    width: usize,
-    values: Vec<f64>,
+    means: Vec<f64>,
 }
 
-impl Columns {
-    fn column(&self, number: usize) -> &[f64] {
-        let from = number * self.samples;
-        self.values.get(from..from + self.samples).unwrap_or_default()
-    }
-}
-
-fn centred(rows: &[f64], samples: usize) -> Columns {
-    let width = rows.len() / samples.max(1);
-    let mut values = Vec::with_capacity(samples * width);
-    for column in 0..width {
-        let own = rows.iter().skip(column).step_by(width).take(samples);
-        let mean = own.clone().sum::<f64>() / samples.max(1) as f64;
-        values.extend(own.map(|value| value - mean));
-    }
-    Columns {
-        samples,
-        width,
-        values,
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// `‖BᵀA‖²`
-fn cross(a: &Columns, b: &Columns) -> f64 {
-    let pairs = (0..a.width).flat_map(|i| (0..b.width).map(move |j| (i, j)));
-    pairs.map(|(i, j)| dot(a.column(i), b.column(j)).powi(2)).sum()
-}
-
-/// The same as the sum over all pairs of samples of the product of `AAᵀ` and `BBᵀ`.
-fn gram(a: &Columns, b: &Columns) -> f64 {
-    let products = |of: &Columns| {
-        let mut out = vec![0.0; of.samples * of.samples];
-        for number in 0..of.width {
-            let column = of.column(number);
-            for (row, value) in out.chunks_exact_mut(of.samples.max(1)).zip(column) {
-                row.iter_mut()
-                    .zip(column)
-                    .for_each(|(to, other)| *to += value * other);
+impl<'a> Centred<'a> {
+    fn new(rows: &'a [f32], samples: usize) -> Self {
+        let width = rows.len().checked_div(samples).unwrap_or(0);
+        let mut means = vec![0.0; width];
+        for row in rows.chunks_exact(width.max(1)).take(samples) {
+            for (sum, value) in means.iter_mut().zip(row) {
+                *sum += f64::from(*value);
             }
         }
+        means.iter_mut().for_each(|sum| *sum /= samples as f64);
+        Centred { rows, samples, means }
+    }
+
+    fn width(&self) -> usize {
+        self.means.len()
+    }
+
+    /// Some columns `[samples, columns]`, their means taken away.
+    fn columns(&self, from: usize, count: usize) -> Vec<f64> {
+        let means = self.means.iter().skip(from).take(count);
+        let rows = self.rows.chunks_exact(self.width().max(1)).take(self.samples);
+        let of_row = |row: &'a [f32]| {
+            let values = row.iter().skip(from);
+            values
+                .zip(means.clone())
+                .map(|(value, mean)| f64::from(*value) - mean)
+        };
+        rows.flat_map(of_row).collect()
+    }
+
+    /// Products of all pairs of samples, `[samples, samples]`.
+    fn gram(&self) -> Vec<f64> {
+        /// Columns at a time: of wide features no copy is made.
+        const COLUMNS: usize = 512;
+        let samples = self.samples;
+        let mut out = vec![0.0; samples * samples];
+        for from in (0..self.width()).step_by(COLUMNS) {
+            let count = COLUMNS.min(self.width() - from);
+            let block = self.columns(from, count);
+            let rows = out
+                .par_chunks_exact_mut(samples)
+                .zip(block.par_chunks_exact(count));
+            rows.for_each(|(to, own)| {
+                for (to, other) in to.iter_mut().zip(block.chunks_exact(count)) {
+                    *to += dot(own, other);
+                }
+            });
+        }
         out
+    }
+}
+
+/// The sum of products, in an order that depends on the length alone.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// `‖YᵀX‖²`, `‖XᵀX‖²` and `‖YᵀY‖²` as sums over all pairs of samples of products of `XXᵀ` and `YYᵀ`.
+fn by_samples(x: &Centred<'_>, y: &Centred<'_>) -> [f64; 3] {
+    let (x, y) = (x.gram(), y.gram());
+    [dot(&x, &y), dot(&x, &x), dot(&y, &y)]
+}
+
+/// `‖YᵀX‖²`, `‖XᵀX‖²` and `‖YᵀY‖²` as they stand.
+fn by_features(x: &Centred<'_>, y: &Centred<'_>) -> [f64; 3] {
+    let columns = |of: &Centred<'_>| -> Vec<Vec<f64>> { (0..of.width()).map(|i| of.columns(i, 1)).collect() };
+    let (x, y) = (columns(x), columns(y));
+    let square = |a: &[Vec<f64>], b: &[Vec<f64>]| -> f64 {
+        let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
+        pairs.map(|(a, b)| dot(a, b).powi(2)).sum()
     };
-    dot(&products(a), &products(b))
+    [square(&x, &y), square(&x, &x), square(&y, &y)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn features(samples: usize, width: usize, seed: f64) -> Vec<f64> {
+    fn features(samples: usize, width: usize, seed: f64) -> Vec<f32> {
         (0..samples * width)
-            .map(|i| (i as f64 * 0.7 + seed).sin())
+            .map(|i| (i as f64 * 0.7 + seed).sin() as f32)
             .collect()
     }
 
     #[test]
     fn neither_rotation_nor_scale_matters() {
         let x = features(9, 2, 0.1);
-        let (sin, cos) = 0.6f64.sin_cos();
-        let turned: Vec<f64> = x
-            .chunks_exact(2)
-            .flat_map(|row| {
-                [
-                    3.0 * (cos * row[0] - sin * row[1]),
-                    3.0 * (sin * row[0] + cos * row[1]),
-                ]
-            })
-            .collect();
-        assert!((Alignment::of(&x, &turned, 9).cka() - 1.0).abs() < 1e-12);
+        let (sin, cos) = 0.6f32.sin_cos();
+        let turn = |row: &[f32]| {
+            [
+                3.0 * (cos * row[0] - sin * row[1]),
+                3.0 * (sin * row[0] + cos * row[1]),
+            ]
+        };
+        let turned: Vec<f32> = x.chunks_exact(2).flat_map(turn).collect();
+        assert!((Alignment::of(&x, &turned, 9).cka() - 1.0).abs() < 1e-6);
         assert!(Alignment::of(&x, &features(9, 2, 2.0), 9).cka() < 0.999);
     }
 
     #[test]
     fn by_features_and_by_samples_it_is_the_same() {
-        let (x, y) = (centred(&features(6, 5, 0.3), 6), centred(&features(6, 4, 1.9), 6));
-        assert!((cross(&x, &y) - gram(&x, &y)).abs() < 1e-12);
+        // More columns than are taken at a time.
+        let (x, y) = (features(6, 1100, 0.3), features(6, 4, 1.9));
+        let (x, y) = (Centred::new(&x, 6), Centred::new(&y, 6));
+        for (one, other) in by_features(&x, &y).into_iter().zip(by_samples(&x, &y)) {
+            assert!(one > 0.0 && (one - other).abs() < 1e-12 * one, "{one} {other}");
+        }
     }
 
     #[test]
-    fn features_that_do_not_vary_are_like_none() {
-        let constant = vec![0.5; 12];
-        assert_eq!(Alignment::of(&constant, &features(6, 3, 0.0), 6).cka(), 0.0);
+    fn features_that_do_not_vary_have_nothing_in_common_with_any() {
+        for width in [2, 20] {
+            let constant = vec![0.1; 6 * width];
+            let found = Alignment::of(&constant, &features(6, 3, 0.0), 6);
+            assert_eq!((found.xx, found.cka()), (0.0, 0.0));
+        }
         assert_eq!(Alignment::of(&[], &[], 0).cka(), 0.0);
     }
 }

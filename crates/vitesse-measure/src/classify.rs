@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 #[cfg(feature = "train")]
 use burn::tensor::Device;
 use serde::Serialize;
-use vitesse_engine::{Engine, Options, Precision};
+use vitesse_engine::{Engine, Isa, Options, Precision};
 #[cfg(feature = "train")]
 use vitesse_model::network::Network;
 use vitesse_model::{Checkpoint, Fusion, ModelSpec};
@@ -76,39 +76,15 @@ impl Runner {
         options: Options,
         events: &mut dyn Events,
     ) -> Result<Runner> {
-        #[cfg(feature = "train")]
-        {
-            let known = checkpoint.spec.is_transformer();
-            if backend == Some(Backend::Network) || (backend.is_none() && !known) {
-                if options.precision != Precision::F32 {
-                    return Err(Error::NetworkPrecision(options.precision));
-                }
-                if backend.is_none() {
-                    let text = format!(
-                        "`{}` is not a vision transformer, so the network computes it and not the engine",
-                        checkpoint.spec.architecture
-                    );
-                    events.say("note", &text);
-                }
-                return Ok(Runner::Network(Box::new(network(checkpoint)?)));
+        match choose(checkpoint, backend, options.precision, events)? {
+            Backend::Engine => {
+                let (spec, tensors, origin) = (&checkpoint.spec, &checkpoint.tensors, origin(checkpoint));
+                let engine = Engine::new(spec, tensors, &origin, with_threads(options))?;
+                Ok(Runner::Engine(Box::new(engine)))
             }
+            #[cfg(feature = "train")]
+            Backend::Network => Ok(Runner::Network(Box::new(network(checkpoint)?))),
         }
-        #[cfg(not(feature = "train"))]
-        let _ = (backend, events);
-        let options = Options {
-            threads: match options.threads {
-                0 => rayon::current_num_threads(),
-                threads => threads,
-            },
-            ..options
-        };
-        let engine = Engine::new(
-            &checkpoint.spec,
-            &checkpoint.tensors,
-            &origin(checkpoint),
-            options,
-        )?;
-        Ok(Runner::Engine(Box::new(engine)))
     }
 
     /// What the heads say about images `[batch, channels, height, width]`, normalised.
@@ -129,18 +105,75 @@ impl Runner {
     /// How it computes.
     pub fn arithmetic(&self) -> Arithmetic {
         match self {
-            Runner::Engine(engine) => Arithmetic {
-                engine: "vitesse",
-                precision: engine.precision(),
-                isa: Some(engine.isa().name()),
-            },
+            Runner::Engine(engine) => Arithmetic::of_engine(engine.precision(), engine.isa()),
             #[cfg(feature = "train")]
-            Runner::Network(_) => Arithmetic {
-                engine: "burn",
-                precision: Precision::F32,
-                isa: None,
-            },
+            Runner::Network(_) => Arithmetic::of_network(),
         }
+    }
+}
+
+impl Arithmetic {
+    /// That of the engine.
+    pub(crate) fn of_engine(precision: Precision, isa: Isa) -> Arithmetic {
+        Arithmetic {
+            engine: "vitesse",
+            precision,
+            isa: Some(isa.name()),
+        }
+    }
+
+    /// That of the network.
+    #[cfg(feature = "train")]
+    pub(crate) fn of_network() -> Arithmetic {
+        Arithmetic {
+            engine: "burn",
+            precision: Precision::F32,
+            isa: None,
+        }
+    }
+}
+
+/// What computes a model: what is `asked` for, else the engine, and the network where the engine does not run the model, which is
+/// said.
+///
+/// # Errors
+/// [`Error::NetworkPrecision`].
+pub(crate) fn choose(
+    checkpoint: &Checkpoint,
+    asked: Option<Backend>,
+    precision: Precision,
+    events: &mut dyn Events,
+) -> Result<Backend> {
+    #[cfg(feature = "train")]
+    {
+        let known = checkpoint.spec.is_transformer();
+        if asked == Some(Backend::Network) || (asked.is_none() && !known) {
+            if precision != Precision::F32 {
+                return Err(Error::NetworkPrecision(precision));
+            }
+            if asked.is_none() {
+                let text = format!(
+                    "`{}` is not a vision transformer, so the network computes it and not the engine",
+                    checkpoint.spec.architecture
+                );
+                events.say("note", &text);
+            }
+            return Ok(Backend::Network);
+        }
+    }
+    #[cfg(not(feature = "train"))]
+    let _ = (checkpoint, asked, precision, events);
+    Ok(Backend::Engine)
+}
+
+/// The same with as many threads as rayon has, where no number is given.
+pub(crate) fn with_threads(options: Options) -> Options {
+    Options {
+        threads: match options.threads {
+            0 => rayon::current_num_threads(),
+            threads => threads,
+        },
+        ..options
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vitesse_model::DType;
+use vitesse_model::{DType, ModelSpec};
 use vitesse_words::counted;
 
 use crate::proof::Difference;
@@ -380,6 +380,18 @@ pub(crate) fn check(stop: &AtomicBool) -> Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// An error where images are `found`, `[channels, height, width]`, and the model takes others.
+pub(crate) fn check_size(spec: &ModelSpec, found: [usize; 3]) -> Result<()> {
+    if found == spec.input_size() {
+        return Ok(());
+    }
+    Err(Error::Train(vitesse_train::Error::InputSize {
+        architecture: spec.architecture.clone(),
+        expected: spec.input_size(),
+        found,
+    }))
 }
 
 /// The same for who is asked whether to go on.

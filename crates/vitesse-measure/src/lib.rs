@@ -5,13 +5,14 @@
 //! | the machine: what it is, what it can | [`machine`] |
 //! | how good it is | [`accuracy`]; what it sees in pictures, [`Classifier`], by likeness to texts too, [`TextFeatures`] |
 //! | raw tensors in, raw logits out | [`raw`] |
+//! | feature maps of images, into a file | [`features`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
 //! | how good a model is before and after a transform | `judge` |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | a study: several recipes with several seeds, tested alike | `sweep` |
-//! | how alike the features of two models are | [`cka`]; layer by layer, `likeness` |
+//! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -28,12 +29,11 @@ pub mod contest;
 pub mod dense;
 mod error;
 mod events;
+pub mod features;
 pub mod images;
 #[cfg(feature = "train")]
 pub mod judge;
 mod labels;
-#[cfg(feature = "train")]
-pub mod likeness;
 pub mod machine;
 pub mod merge;
 mod origin;
@@ -43,6 +43,8 @@ pub mod proof;
 pub mod prune;
 pub mod raw;
 pub mod share;
+#[cfg(feature = "train")]
+pub mod similarity;
 #[cfg(feature = "train")]
 pub mod sweep;
 #[cfg(feature = "train")]

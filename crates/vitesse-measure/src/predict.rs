@@ -14,7 +14,7 @@ use vitesse_model::config::Scores;
 use vitesse_model::{Checkpoint, Fusion, LoadOptions};
 
 use crate::classify::{Backend, Runner};
-use crate::error::check;
+use crate::error::{check, check_size};
 use crate::{Error, Events, Labels, Progress, Result, TextFeatures};
 
 /// A model that says what it sees in pictures: from a file to labelled scores.
@@ -291,13 +291,7 @@ impl Classifier {
             }
             _ => {}
         }
-        if preprocess.input_size != spec.input_size() {
-            return Err(Error::Train(vitesse_train::Error::InputSize {
-                architecture: spec.architecture.clone(),
-                expected: spec.input_size(),
-                found: preprocess.input_size,
-            }));
-        }
+        check_size(spec, preprocess.input_size)?;
         let (scores, fusion) = match &texts {
             // Features of an image are no logits, so that nothing is asked of a second head.
             Some(_) => (Scores::Softmax, Fusion::Class),
@@ -392,10 +386,7 @@ impl Classifier {
     }
 
     fn forward(&self, pictures: &[Picture<'_>]) -> Result<Vec<Result<Vec<Class>>>> {
-        let prepared: Vec<Result<Vec<f32>>> = pictures
-            .par_iter()
-            .map(|&picture| self.prepare(picture))
-            .collect();
+        let prepared = prepare_all(pictures, &self.decode, &self.preprocess);
         let [channels, height, width] = self.preprocess.input_size;
         let images: Vec<f32> = prepared.iter().flatten().flatten().copied().collect();
         let readable = prepared.iter().flatten().count();
@@ -413,15 +404,6 @@ impl Classifier {
             .into_iter()
             .map(|image| image.map(|_| rows.next().unwrap_or_default()));
         Ok(found.collect())
-    }
-
-    fn prepare(&self, picture: Picture<'_>) -> Result<Vec<f32>> {
-        let decoded = match picture {
-            Picture::File(path) => decode_file(path, &self.decode)?,
-            Picture::Bytes(bytes) => decode(bytes, "bytes", &self.decode)?,
-            Picture::Image(image) => return Ok(self.preprocess.run(image)?),
-        };
-        Ok(self.preprocess.run(&decoded)?)
     }
 
     /// The likeliest classes of a row of scores, best first; of equal ones, the lower index.
@@ -451,6 +433,27 @@ impl Classifier {
         let sum: f64 = powers.iter().sum();
         powers.into_iter().map(|power| power / sum).collect()
     }
+}
+
+/// Each picture as a model takes it, `[channels, height, width]`, normalised, or why it cannot be read.
+pub(crate) fn prepare_all(
+    pictures: &[Picture<'_>],
+    options: &DecodeOptions,
+    preprocess: &Preprocess,
+) -> Vec<Result<Vec<f32>>> {
+    let pictures = pictures.par_iter();
+    pictures
+        .map(|&picture| prepare(picture, options, preprocess))
+        .collect()
+}
+
+fn prepare(picture: Picture<'_>, options: &DecodeOptions, preprocess: &Preprocess) -> Result<Vec<f32>> {
+    let decoded = match picture {
+        Picture::File(path) => decode_file(path, options)?,
+        Picture::Bytes(bytes) => decode(bytes, "bytes", options)?,
+        Picture::Image(image) => return Ok(preprocess.run(image)?),
+    };
+    Ok(preprocess.run(&decoded)?)
 }
 
 /// So many threads, if a number is asked for.

@@ -1,5 +1,6 @@
 //! Raw tensors in, raw logits out, to compare with other programs or to feed them.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -93,6 +94,22 @@ impl Images {
             expected,
             found,
         })
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// `[channels, height, width]` of each.
+    pub(crate) fn size(&self) -> [usize; 3] {
+        let [_, channels, height, width] = self.shape;
+        [channels, height, width]
+    }
+
+    /// Some of them, one after the other.
+    pub(crate) fn pixels(&self, images: Range<usize>) -> Result<Vec<f32>> {
+        Ok(self.tensor.rows(images)?.to_f32().into_owned())
     }
 
     /// Writes what the model says about them to the safetensors file `output`: `logits` `[images, classes]`, and for a

@@ -199,11 +199,7 @@ impl Sweep {
         {
             if let Some(name) = value.1.as_str().and_then(|text| text.strip_prefix('@')) {
                 if !self.first.contains_key(name) {
-                    return Err(refused(
-                        value.0,
-                        &format!("@{name}"),
-                        "a name under [first]",
-                    ));
+                    return Err(refused(value.0, &format!("@{name}"), "a name under [first]"));
                 }
                 *value.1 = Value::String(trained(name));
             }
@@ -248,12 +244,7 @@ impl Sweep {
     ///
     /// # Errors
     /// Whatever keeps a run from being finished; [`Error::Interrupted`] when `stop` was set.
-    pub fn run(
-        &self,
-        out: &Path,
-        stop: &AtomicBool,
-        events: &mut dyn TrainEvents,
-    ) -> Result<Study> {
+    pub fn run(&self, out: &Path, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Study> {
         let mut study = Study {
             runs: Vec::new(),
             missing: Vec::new(),

@@ -73,6 +73,9 @@ impl At {
     }
 }
 
+/// The verdict on two models that compile to one plan.
+pub(crate) const SAME_PLAN: &str = "the same plan";
+
 /// Latency of a batch, both models taking turns.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Speed {
@@ -178,11 +181,7 @@ impl Transform {
                     ratio: after.ratio,
                     before_packed_bytes: *packed_before,
                     after_packed_bytes: *packed_after,
-                    verdict: if same {
-                        "the same plan"
-                    } else {
-                        after.ratio.verdict()
-                    },
+                    verdict: if same { SAME_PLAN } else { after.ratio.verdict() },
                     warning: warning(&self.plan, after.ratio),
                 });
             }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use vitesse_words::count;
@@ -129,6 +130,24 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+    /// Rows were asked for that a tensor does not have.
+    #[error("a tensor of shape {shape:?} has no rows {rows:?}, counted from 0")]
+    TensorRows {
+        /// The shape.
+        shape: Vec<usize>,
+        /// The rows asked for.
+        rows: Range<usize>,
+    },
+    /// A tensor of a file was given other values than it takes.
+    #[error("`{path}`: the tensor `{name}` {detail}", path = .path.display())]
+    TensorValues {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What it takes and what it was given.
+        detail: String,
+    },
     /// Two tensors would have one name.
     #[error("two tensors would be named `{name}`; names must be unique")]
     TensorDuplicate {
@@ -156,6 +175,20 @@ pub enum Error {
         /// The length announced.
         found: u64,
         /// The length that the file, or the format, allows.
+        limit: u64,
+    },
+    /// A file to be written would have a longer header than any may have.
+    #[error(
+        "`{path}` cannot be written: its header, the names and shapes of tensors and the metadata, would take {found} bytes, and \
+         safetensors allows {limit}; split it into several files",
+        path = .path.display()
+    )]
+    HeaderRoom {
+        /// The file.
+        path: PathBuf,
+        /// The length that the header would have.
+        found: u64,
+        /// The length that the format allows.
         limit: u64,
     },
     /// The header is not the JSON object it should be.
@@ -453,11 +486,12 @@ impl Error {
             Error::InvalidSpec(_) => "E_SPEC",
             Error::Unsupported { .. } => "E_UNSUPPORTED",
             Error::TensorMissing { .. } => "E_TENSOR_MISSING",
-            Error::TensorShape { .. } => "E_TENSOR_SHAPE",
-            Error::TensorBytes { .. } => "E_TENSOR_BYTES",
+            Error::TensorShape { .. } | Error::TensorRows { .. } => "E_TENSOR_SHAPE",
+            Error::TensorBytes { .. } | Error::TensorValues { .. } => "E_TENSOR_BYTES",
             Error::TensorDuplicate { .. } => "E_TENSOR_DUPLICATE",
             Error::HeaderMissing { .. }
             | Error::HeaderLength { .. }
+            | Error::HeaderRoom { .. }
             | Error::HeaderSyntax { .. }
             | Error::HeaderDuplicate { .. } => "E_SAFETENSORS_HEADER",
             Error::HeaderType { .. } => "E_SAFETENSORS_TYPE",

@@ -245,6 +245,25 @@ impl Tensor {
         }
     }
 
+    /// These of its rows, the slices along the first axis.
+    ///
+    /// # Errors
+    /// Rows that it does not have.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let (&count, inner) = self.shape.split_first().unwrap_or((&1, &[]));
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::TensorRows {
+                shape: self.shape.clone(),
+                rows,
+            });
+        }
+        let bytes = self.range.len() / count.max(1);
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(inner.iter().copied()).collect();
+        let start = self.range.start;
+        let range = start + rows.start * bytes..start + rows.end * bytes;
+        Tensor::from_source(self.dtype, &shape, Arc::clone(&self.source), range)
+    }
+
     /// The same elements in another shape with as many.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
         Tensor::from_source(self.dtype, shape, Arc::clone(&self.source), self.range.clone())
@@ -435,6 +454,20 @@ mod tests {
             let tensor = Tensor::from_source(DType::F32, &[3], Arc::new(bytes), range).unwrap();
             assert_eq!(*tensor.to_f32(), *values);
         }
+    }
+
+    #[test]
+    fn rows_are_slices_of_the_same_bytes() {
+        let tensor = Tensor::from_f32(&[3, 2], (0..6).map(|i| i as f32).collect()).unwrap();
+        let rows = tensor.rows(1..3).unwrap();
+        assert_eq!(
+            (rows.shape(), &*rows.to_f32()),
+            (&[2, 2][..], &[2.0, 3.0, 4.0, 5.0][..])
+        );
+        assert_eq!(*rows.rows(1..2).unwrap().to_f32(), [4.0, 5.0]);
+        assert_eq!(tensor.rows(3..3).unwrap().shape(), [0, 2]);
+        let error = tensor.rows(2..4).unwrap_err().to_string();
+        assert_eq!(error, "a tensor of shape [3, 2] has no rows 2..4, counted from 0");
     }
 
     #[test]

@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use vitesse_model::network::{Ctx, DropPath, Fusion, Network};
+use vitesse_model::network::{AttentionState, Ctx, DropPath, Fusion, Network};
 use vitesse_model::ops::relative_positions::{Method, Mode};
 use vitesse_model::ops::{
-    self, Activation, Bottleneck, HeadMixing, LocalConvolution, LowRank, NormPlace, OpKind, OpSpec, Prompts,
-    QkvPart, RelativePositions,
+    self, Activation, Bottleneck, HeadMixing, LocalConvolution, LowRank, NormPlace, Op, OpKind, OpSpec,
+    Prompts, QkvPart, RelativePositions,
 };
-use vitesse_model::spec::{NetworkSpec, PrefixToken, SwinSpec, VitSpec};
+use vitesse_model::spec::{AttentionSpec, NetworkSpec, PrefixToken, SwinSpec, VitSpec};
 use vitesse_model::{ModelSpec, Site, Sites, Tensors};
 use vitesse_rng::Key;
 
@@ -371,6 +371,29 @@ fn relative_positions_need_one_map_and_heads_of_one_width() {
     for (spec, expected) in [(uneven, "heads of one width"), (swin, "attends in windows")] {
         let error = spec.validate().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn relative_positions_add_nothing_for_tokens_that_came_behind_the_patches() {
+    let spec = spec(vec![at(Site::AttnLogits, 0, positions(|op| op.special = false))]);
+    let device = Device::flex();
+    let op = Op::alone(&spec.ops[0], 0, &spec, &weights(&spec), &device).unwrap();
+    let added = |tail: usize| {
+        let tokens = 17 + tail;
+        let mut ctx = Ctx::eval();
+        (ctx.stream.grid, ctx.stream.prefix, ctx.stream.tail) = ([4, 4], 1, tail);
+        let qkv: Vec<f32> = (0..tokens * 3 * DIM).map(|i| (i as f32 * 0.37).sin()).collect();
+        let qkv = Tensor::from_data(TensorData::new(qkv, [1, tokens, 3 * DIM]), &device);
+        ctx.attention = Some(AttentionState::new(qkv, &AttentionSpec::uniform(DIM, 3)));
+        op.forward_map(Tensor::<4>::zeros([1, 3, tokens, tokens], &device), &mut ctx)
+    };
+    let values = |x: Tensor<4>| -> Vec<f32> { x.into_data().try_to_vec().unwrap() };
+    let (plain, longer) = (values(added(0)), added(1));
+    assert!(plain.iter().any(|x| *x != 0.0));
+    assert_eq!(values(longer.clone().narrow(2, 0, 17).narrow(3, 0, 17)), plain);
+    for of_last in [longer.clone().narrow(2, 17, 1), longer.narrow(3, 17, 1)] {
+        assert!(values(of_last).iter().all(|x| *x == 0.0));
     }
 }
 

@@ -1,11 +1,11 @@
-//! `analyze cka`: how alike two models are, layer by layer.
+//! `analyze cka`: how similar two models are, layer by layer.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vitesse::measure::likeness::{Features, Likeness, likeness};
+use vitesse::measure::similarity::{Features, Similarity, similarity};
 use vitesse::report::{Table, format, left, right};
 
 use crate::cli::Console;
@@ -15,16 +15,16 @@ use crate::cli::failure::Result;
 use crate::cli::outcome::{Outcome, pairs};
 use crate::cli::show::Show;
 
-/// How alike two models are, layer by layer: linear CKA of what leaves each block
+/// How similar two models are, layer by layer: linear CKA of what leaves each block
 ///
 /// 1 for features that differ by a rotation and a scale, 0 for features that have nothing in common, or are the same for all images. Of a
-/// layer's tokens the mean is compared, or all of them with --flatten. Models whose layers share matrices are said to be least alike in the last
+/// layer's tokens the mean is compared, or all of them with --flatten. Models whose layers share matrices are said to be least similar in the last
 /// layers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vitesse analyze cka ./base ./shared --data shapes
-  vitesse analyze cka ./base ./shared --flatten --images 512 --json")]
+  vitesse analyze cka ./base ./shared --flatten --json")]
 pub(super) struct Args {
     /// Two checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
     #[arg(required = true, num_args = 2, value_names = ["MODEL", "MODEL"])]
@@ -58,7 +58,7 @@ impl Args {
         };
         let counts = (self.images.get(), self.compute.batch_size.get());
         let (stop, mut show) = (console.stop(), Show::new(console));
-        let found = likeness([a, b], self.data.as_deref(), counts, features, stop, &mut show)?;
+        let found = similarity([a, b], self.data.as_deref(), counts, features, stop, &mut show)?;
         Outcome::new(&Report {
             models: self.models,
             cka: found,
@@ -70,12 +70,12 @@ impl Args {
 struct Report {
     models: Vec<String>,
     #[serde(flatten)]
-    cka: Likeness,
+    cka: Similarity,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Likeness {
+        let Similarity {
             images,
             data,
             source,

@@ -30,7 +30,7 @@ use super::show::Show;
 #[command(next_help_heading = "Computing")]
 pub(super) struct ComputeArgs {
     /// Images in one forward pass
-    #[arg(short, long, value_name = "N", default_value = "16", value_parser = positive)]
+    #[arg(short, long, value_name = "N", default_value = "16", value_parser = batch_size)]
     pub(super) batch_size: NonZeroUsize,
     #[command(flatten)]
     threads: ThreadsArgs,
@@ -197,7 +197,7 @@ pub(super) fn thread_count(text: &str) -> std::result::Result<NonZeroUsize, Stri
 }
 
 /// A batch size.
-fn batch_size(text: &str) -> std::result::Result<NonZeroUsize, String> {
+pub(super) fn batch_size(text: &str) -> std::result::Result<NonZeroUsize, String> {
     text.parse()
         .ok()
         .filter(|size: &NonZeroUsize| size.get() <= 4096)

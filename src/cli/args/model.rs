@@ -186,6 +186,29 @@ pub(in crate::cli) struct ModelArgs {
     size: SizeArgs,
 }
 
+/// A model by its flag, as typed, of verbs whose other arguments are files.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(in crate::cli) struct CheckpointArgs {
+    /// A checkpoint folder, a `.safetensors` or `.pth` file, or a name from `vitesse inspect --list`
+    ///
+    /// Folders of Vitesse, timm and transformers are read, and of the folder of a run its best epoch. A name alone stands for
+    /// that architecture with fresh, untrained weights.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    read: ReadArgs,
+    #[command(flatten)]
+    load: ModelArgs,
+}
+
+impl CheckpointArgs {
+    /// As [`ModelArgs::load`].
+    pub(in crate::cli) fn load(&self, console: &Console) -> Result<Checkpoint> {
+        self.load.load(&self.model, &self.read, None, console)
+    }
+}
+
 impl WhichArgs {
     /// What is meant, as typed.
     pub(in crate::cli) fn name(&self) -> &str {

@@ -17,7 +17,7 @@ use vitesse::model::storage::atomic_write;
 use super::Console;
 use super::args::model::{ReadArgs, WhichArgs};
 use super::args::output::may_write;
-use super::args::{LabelsBy, Number, ThreadsArgs, positive, share};
+use super::args::{LabelsBy, Number, ThreadsArgs, batch_size, positive, share};
 use super::failure::{Exit, Failure, Result};
 use super::outcome::Outcome;
 use super::recovery::Recovery;
@@ -35,7 +35,8 @@ const RANKING: &str = "ranking.json";
 /// labels, say which units matter (`--method obs`), and by them every projection behind a cut is solved anew, without training, so that
 /// most of what was lost comes back. Before anything is written, the same images go through the result and through its masked twin, a model as
 /// large as before with zeros where something was cut, and logits must agree; then model and result take turns and are timed.
-/// A few epochs with the old model as the teacher (`--finetune`) win back most of the rest.
+/// A few epochs with the old model as the teacher (`--finetune`) win back part of what a deep cut lost; after a light cut so short a training
+/// can cost a little.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -91,7 +92,7 @@ struct BudgetArgs {
     #[arg(long, value_name = "SHARE", value_delimiter = ',', value_parser = share, conflicts_with_all = ["macs", "params", "bytes"])]
     latency: Vec<f64>,
     /// Images in a forward pass whose latency counts [default: 1]
-    #[arg(short, long, value_name = "N", value_parser = positive)]
+    #[arg(short, long, value_name = "N", value_parser = batch_size)]
     batch_size: Option<NonZeroUsize>,
     /// Number format in which latency counts [default: f32]
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -294,7 +295,8 @@ impl Args {
             .which
             .trained(&self.read, "none of them is worth more than another")?;
         if self.finetune.is_some() {
-            self.recovery(&model, self.output.folder()).check(Some(&self.read))?;
+            self.recovery(&model, self.output.folder())
+                .check(Some(&self.read))?;
         }
         let prune = Prune::open(&model, &self.read.options(), &mut show)?;
         let look = prune.look(&settings, console.stop(), &mut show)?;

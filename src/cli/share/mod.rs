@@ -6,9 +6,8 @@ mod teach;
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use serde::Serialize;
-use vitesse::compress::share::multiplex::{Start, Transformation};
+use vitesse::compress::share::multiplex::{Start, Transformation, listed};
 #[cfg(feature = "train")]
 use vitesse::measure::share::Lesson;
 use vitesse::measure::share::{FromBase, Share, Shared, Sharing};
@@ -23,7 +22,7 @@ use super::outcome::{Outcome, pairs};
 use super::show::Show;
 use super::transform::{self, OutputArgs, Written};
 #[cfg(feature = "train")]
-use teach::{TeachArgs, Taught};
+use teach::{Taught, TeachArgs};
 
 /// Let layers of a model share their matrices, with transformations that keep them different (MiniViT)
 ///
@@ -57,9 +56,11 @@ pub(super) struct Args {
     /// What a group's matrices start as: those of its first layer, the mean of all, or those of the layer with this number in its group
     #[arg(long, value_name = "first|mean|N", default_value = "first", value_parser = start)]
     init: Start,
-    /// What keeps the layers of a group different [default: as published, positions,mixing; of a Swin mixing,local]
-    #[arg(long, value_enum, value_name = "NAMES", value_delimiter = ',')]
-    transform: Vec<Named>,
+    /// What keeps the layers of a group different: `none` (plain sharing), or some of `positions` (relative positions of keys, Mini-DeiT), `mixing`
+    /// (heads mixed before and after the softmax), `local` (a norm and a convolution between the sub-layers, Mini-Swin) [default: as published,
+    /// positions,mixing; of a Swin mixing,local]
+    #[arg(long, value_name = "NAMES", value_parser = listed)]
+    transform: Option<Transformations>,
     /// Data set whose images are compared, and learned from with --epochs [default: the built-in `shapes`]
     #[arg(long, value_name = "DATA")]
     data: Option<PathBuf>,
@@ -73,29 +74,8 @@ pub(super) struct Args {
     threads: ThreadsArgs,
 }
 
-/// A transformation, as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Named {
-    /// Nothing: plain sharing
-    None,
-    /// Relative positions of keys (Mini-DeiT)
-    Positions,
-    /// Heads mixed before and after the softmax
-    Mixing,
-    /// A norm and a convolution between the sub-layers (Mini-Swin)
-    Local,
-}
-
-impl Named {
-    fn meant(self) -> Option<Transformation> {
-        match self {
-            Named::None => None,
-            Named::Positions => Some(Transformation::Positions),
-            Named::Mixing => Some(Transformation::Mixing),
-            Named::Local => Some(Transformation::Local),
-        }
-    }
-}
+/// A list of them, as typed: for clap one value.
+type Transformations = Vec<Transformation>;
 
 fn start(text: &str) -> std::result::Result<Start, String> {
     match text {
@@ -142,8 +122,7 @@ impl Args {
                 false => NormsOf::Layer,
             },
             start: self.init,
-            transformations: (!self.transform.is_empty())
-                .then(|| self.transform.iter().filter_map(|one| one.meant()).collect()),
+            transformations: self.transform.clone(),
         }
     }
 

@@ -115,7 +115,9 @@ impl TeachArgs {
         data: Option<&'a Path>,
         console: &Console,
     ) -> Result<Option<Teaching<'a>>> {
-        let Some(epochs) = self.epochs else { return Ok(None) };
+        let Some(epochs) = self.epochs else {
+            return Ok(None);
+        };
         keep_memory();
         let recovery = Recovery {
             flag: "--epochs",
@@ -202,7 +204,9 @@ fn whole(number: NonZeroUsize) -> Value {
 fn lesson_in_words(lesson: &Lesson) -> String {
     let teacher = &lesson.teacher;
     match (&lesson.method, &lesson.student_layers[..]) {
-        (None, _) => format!("the teacher `{teacher}` is no transformer: only its predictions are learned, as DeiT does"),
+        (None, _) => format!(
+            "the teacher `{teacher}` is no transformer: only its predictions are learned, as DeiT does"
+        ),
         (Some(_), []) => format!("only predictions of the teacher `{teacher}` are learned, and no relations"),
         (Some(_), layers) => format!(
             "layers {} learn the relations of the teacher `{teacher}` at layers {}",
@@ -264,7 +268,10 @@ impl Teaching<'_> {
                 })
             }
         };
-        Ok(Taught { accuracy, run: report })
+        Ok(Taught {
+            accuracy,
+            run: report,
+        })
     }
 }
 

@@ -34,8 +34,10 @@ pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outc
     let study = sweep
         .run(&args.output, console.stop(), &mut ShowRuns::new(console))
         .map_err(|error| match error {
-            Error::Train(TrainError::Interrupted) => Failure::stopped("interrupted; every run's state is saved".to_owned())
-                .hint("continue with the same command".to_owned()),
+            Error::Train(TrainError::Interrupted) => {
+                Failure::stopped("interrupted; every run's state is saved".to_owned())
+                    .hint("continue with the same command".to_owned())
+            }
             other => other.into(),
         })?;
     let report = Report {

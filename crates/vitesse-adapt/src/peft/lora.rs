@@ -4,7 +4,8 @@
 //! kernels, `[rank, in, height, width]` and `[out, rank, 1, 1]`. Which modules those are, the names in the file say; the
 //! configuration says ranks and factors, which `rank_pattern` and `alpha_pattern` change for modules whose path's end
 //! matches a key, the first in the order of the file. Beside the factors stand whole tensors: modules that learned whole,
-//! and with `bias` the biases. No op stands on a module that classifies, so its update goes into its weight at once.
+//! and with `bias` the biases. No op stands on a module that classifies, nor on one that merges patches, so their updates go
+//! into their weights at once.
 //!
 //! A field that could change what is computed and is not implemented is refused, whatever its name, unless it is off.
 
@@ -24,7 +25,8 @@ use crate::pattern::{available, end, ends_with, key_matches};
 type Result<T> = std::result::Result<T, String>;
 
 /// The fields that are read.
-const READ: [&str; 10] = [
+const READ: [&str; 11] = [
+    "auto_mapping",
     "peft_type",
     "r",
     "lora_alpha",
@@ -39,8 +41,7 @@ const READ: [&str; 10] = [
 
 /// Fields that change nothing of what a saved adapter computes: where it comes from, what chose its modules, what goes with
 /// an option that is refused when it is on, and how its factors were drawn.
-const PASSED_OVER: [&str; 18] = [
-    "auto_mapping",
+const PASSED_OVER: [&str; 17] = [
     "base_model_name_or_path",
     "corda_config",
     "ensure_weight_tying",
@@ -80,6 +81,8 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// As in the file.
     pub target_modules: Value,
+    /// The class of the base, as in the file: its name and the module of Python's that it stands in.
+    pub auto_mapping: Value,
     /// Which biases are in the file: `none`, `all` or `lora_only`.
     pub bias: String,
 }
@@ -128,6 +131,7 @@ impl LoraConfig {
             rank_pattern: pattern(config, "rank_pattern")?,
             alpha_pattern: pattern(config, "alpha_pattern")?,
             target_modules: config.get("target_modules").cloned().unwrap_or_default(),
+            auto_mapping: config.get("auto_mapping").cloned().unwrap_or_default(),
             bias: match get::<String>(config, "bias", "`none`, `all` or `lora_only`")?.as_deref() {
                 Some(bias @ ("all" | "lora_only")) => bias.to_owned(),
                 None | Some("none") => "none".to_owned(),
@@ -161,10 +165,7 @@ impl LoraConfig {
             .collect();
         let config = json!({
             "peft_type": "LORA",
-            "auto_mapping": {
-                "base_model_class": "VisionTransformer",
-                "parent_library": "timm.models.vision_transformer",
-            },
+            "auto_mapping": self.auto_mapping,
             "base_model_name_or_path": null,
             "bias": self.bias,
             "fan_in_fan_out": false,
@@ -299,8 +300,8 @@ pub(super) struct Updates {
     pub(super) ops: Vec<OpSpec>,
     /// Their tensors.
     pub(super) tensors: Tensors,
-    /// New weights of modules that classify, by name.
-    pub(super) heads: Tensors,
+    /// New weights of modules on which no op can stand: those that classify, and those that merge patches; by name.
+    pub(super) updated: Tensors,
 }
 
 /// What the factors are in this model.
@@ -337,10 +338,10 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             parts: None,
             dropout: config.dropout,
         };
-        if let Some(head) = names::head(path, &model.spec) {
-            let name = format!("{head}.weight");
+        let head = names::head(path, &model.spec).map(|head| format!("{head}.weight"));
+        if let Some(name) = head.or_else(|| names::without_site(path, model)) {
             let weight = updated(&name, &kind, [a, b], model)?;
-            if out.heads.insert(name, weight).is_some() {
+            if out.updated.insert(name, weight).is_some() {
                 return Err(twice(path));
             }
         } else if let Some(module) = names::module(path, &model.spec) {
@@ -352,7 +353,7 @@ pub(super) fn updates(config: &LoraConfig, factors: &Tensors, model: &Checkpoint
             ));
         }
     }
-    if found.is_empty() && out.heads.is_empty() {
+    if found.is_empty() && out.updated.is_empty() {
         return Err("it holds no factors `lora_A` and `lora_B`".into());
     }
     found.sort_by_key(|(module, ..)| (module.layer, module.site, module.part));
@@ -391,7 +392,7 @@ fn twice(path: &str) -> String {
     )
 }
 
-/// The weight `name` of a module that classifies, with its update.
+/// The weight `name` of a module on which no op can stand, one that classifies or merges patches, with its update.
 fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint) -> Result<Tensor> {
     let weight = model.tensors.get(name).map_err(|_| {
         format!(
@@ -403,9 +404,16 @@ fn updated(name: &str, kind: &LowRank, [a, b]: [&Tensor; 2], model: &Checkpoint)
         kind.rank,
     );
     if *a.shape() != [rank, columns] || *b.shape() != [rows, rank] {
+        let mut heads = model.spec.classifiers().into_iter();
+        let classifies = heads.any(|head| name.strip_suffix(".weight") == Some(head));
+        let or = if classifies {
+            ", or to one with another number of classes"
+        } else {
+            ""
+        };
         return Err(format!(
             "its factors of `{name}` have shapes {:?} and {:?}, but the weight of the base has {:?}; it belongs to another \
-             model, or to one with another number of classes",
+             model{or}",
             a.shape(),
             b.shape(),
             weight.shape()
@@ -507,6 +515,10 @@ pub(super) fn express(
             .map(|(path, kind)| (path.clone(), kind.alpha))
             .collect(),
         target_modules: json!(targets(&modules, sites)),
+        auto_mapping: {
+            let [module, class] = spec.timm_class();
+            json!({ "base_model_class": class, "parent_library": module })
+        },
         bias: "none".into(),
     };
     Some((config, out))

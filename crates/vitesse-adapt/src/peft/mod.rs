@@ -101,7 +101,7 @@ enum Content {
     /// Ops, and their tensors as if they were a model's only ops.
     Ops(Vec<OpSpec>, Tensors),
     /// PEFT's LoRA: what its modules are is known with the base.
-    Lora(LoraConfig, Tensors),
+    Lora(Box<LoraConfig>, Tensors),
 }
 
 impl Adapter {
@@ -132,7 +132,7 @@ impl Adapter {
             replaced.insert(name, tensors.get(name)?.clone());
         }
         let content = match lora::express(&own, &own_tensors, &replaced, spec) {
-            Some((config, factors)) => Content::Lora(config, factors),
+            Some((config, factors)) => Content::Lora(Box::new(config), factors),
             None => Content::Ops(own, own_tensors),
         };
         Ok(Adapter {
@@ -187,7 +187,7 @@ impl Adapter {
                 let read = LoraConfig::read(&config).map_err(fail)?;
                 let (factors, replaced) = lora::split(tensors).map_err(fail)?;
                 lora::nested(&config, &replaced).map_err(fail)?;
-                (Content::Lora(read, factors), replaced)
+                (Content::Lora(Box::new(read), factors), replaced)
             }
             OWN_TYPE => read_own(&config, tensors).map_err(fail)?,
             other => {
@@ -301,8 +301,12 @@ impl Adapter {
         let mut out = base.clone();
         self.set_classes(&mut out)?;
         self.replace(&mut out)?;
-        let Updates { ops, tensors, heads } = self.updates(&out)?;
-        for (name, weight) in heads {
+        let Updates {
+            ops,
+            tensors,
+            updated,
+        } = self.updates(&out)?;
+        for (name, weight) in updated {
             out.tensors.insert(name, weight);
         }
         self.add(&mut out, ops, &tensors)?;
@@ -328,7 +332,16 @@ impl Adapter {
             )));
         }
         let mut out = merged.clone();
-        let Updates { ops, tensors, .. } = self.updates(&out)?;
+        let Updates {
+            ops,
+            tensors,
+            updated,
+        } = self.updates(&out)?;
+        if let Some(name) = updated.names().find(|name| !heads.contains(*name)) {
+            return Err(self.fail(format!(
+                "its update of `{name}` went into the weight, and what the base had there is not in the merged model; load the base"
+            )));
+        }
         self.add(&mut out, ops, &tensors)?;
         Ok(out)
     }
@@ -442,13 +455,13 @@ impl Adapter {
         Ok(())
     }
 
-    /// The ops and new heads in a model that has the whole tensors.
+    /// The ops and updated weights in a model that has the whole tensors.
     fn updates(&self, model: &Checkpoint) -> Result<Updates> {
         match &self.content {
             Content::Ops(ops, tensors) => Ok(Updates {
                 ops: ops.clone(),
                 tensors: tensors.clone(),
-                heads: Tensors::new(),
+                updated: Tensors::new(),
             }),
             Content::Lora(config, factors) => {
                 lora::updates(config, factors, model).map_err(|sentence| self.fail(sentence))

@@ -2,13 +2,13 @@
 //! transformers'.
 
 use vitesse_model::ops::QkvPart;
-use vitesse_model::{ModelSpec, Site, Sites, Target, transformers_target, transformers_unread};
+use vitesse_model::{Checkpoint, ModelSpec, Site, Sites, Target, transformers_targets, transformers_unread};
 
 /// Modules around a whole model, whose names stand before its own.
 const AROUND: [&str; 3] = ["_orig_mod", "module", "timm_model"];
 
-/// Where transformers' names of a ViT may begin, behind the names of modules around it.
-const INSIDE: [&str; 4] = ["vit.", "deit.", "encoder.layer.", "vision_model."];
+/// Where transformers' names of a model may begin, behind the names of modules around it.
+const INSIDE: [&str; 5] = ["vit.", "deit.", "encoder.layer.", "vision_model.", "swin."];
 
 /// A projection, or the part of a fused one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,9 @@ pub(super) fn unwrapped(name: &str) -> Option<String> {
 /// The names that a tensor may have in a model, with the part of a fused one; `distilled` is a model with two heads.
 fn candidates(name: &str, distilled: bool) -> impl Iterator<Item = (String, Option<QkvPart>)> {
     let own = std::iter::once((name.to_owned(), None));
-    own.chain(transformers(name).filter_map(move |name| {
-        Some(match transformers_target(name, distilled)? {
+    let theirs = transformers(name).flat_map(move |name| transformers_targets(name, distilled));
+    own.chain(theirs.filter_map(|target| {
+        Some(match target {
             Target::Whole(name) => (name, None),
             Target::Third(name, third) => {
                 let part = [QkvPart::Q, QkvPart::K, QkvPart::V].get(third)?;
@@ -61,7 +62,7 @@ fn candidates(name: &str, distilled: bool) -> impl Iterator<Item = (String, Opti
     }))
 }
 
-/// The name itself, and what follows the modules around a ViT.
+/// The name itself, and what follows the modules around a model.
 fn transformers(name: &str) -> impl Iterator<Item = &str> {
     let inside = name
         .match_indices('.')
@@ -107,6 +108,25 @@ pub(super) fn head(path: &str, spec: &ModelSpec) -> Option<&'static str> {
 
 fn distilled(spec: &ModelSpec) -> bool {
     spec.classifiers().len() > 1
+}
+
+/// The weight of the matrix on which no op can stand that `path` names in this model: that of a patch merging.
+pub(super) fn without_site(path: &str, model: &Checkpoint) -> Option<String> {
+    let (weight, sites) = (format!("{path}.weight"), model.spec.sites());
+    let is_matrix = |name: &str| {
+        model
+            .tensors
+            .get(name)
+            .is_ok_and(|tensor| tensor.shape().len() == 2)
+    };
+    let has_site = |name: &str| {
+        let mut projections = sites.projections();
+        projections.any(|(_, _, projection)| name.strip_suffix(".weight") == Some(&projection.name))
+    };
+    candidates(&weight, distilled(&model.spec))
+        .filter(|(_, part)| part.is_none())
+        .map(|(name, _)| name)
+        .find(|name| is_matrix(name) && !has_site(name))
 }
 
 /// What the tensor `name` takes the place of in this model, among whose tensors are the names for which `known` holds.

@@ -351,6 +351,82 @@ fn names_of_every_writer_mean_the_same_projections() {
     }
 }
 
+/// A Swin under the names that transformers' files have had, and that its modules have.
+#[test]
+fn transformers_names_of_a_swin_are_read() {
+    let place = tempfile::tempdir().unwrap();
+    let base = Checkpoint::fresh("swin_nano_patch2_window4_32", Some(3), None, 1).unwrap();
+    let attached = |modules: [&str; 5]| {
+        let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
+        // The second stage is 64 wide.
+        for (module, [inputs, outputs]) in
+            modules
+                .iter()
+                .zip([[64, 64], [64, 64], [64, 256], [256, 64], [128, 64]])
+        {
+            tensors.push((format!("{module}.lora_A.weight"), vec![2, inputs]));
+            tensors.push((format!("{module}.lora_B.weight"), vec![outputs, 2]));
+        }
+        tensors.push(("swin.layernorm.bias".into(), vec![128]));
+        tensors.push(("classifier.weight".into(), vec![4, 128]));
+        tensors.push(("classifier.bias".into(), vec![4]));
+        let tensors: Vec<(&str, &[usize])> = tensors
+            .iter()
+            .map(|(name, shape)| (name.as_str(), &shape[..]))
+            .collect();
+        let adapter = Adapter::read(&folder(place.path(), &tensors, json!({}))).unwrap();
+        let attached = adapter.attach(&base).unwrap();
+        (attached, adapter)
+    };
+    let block = "swin.encoder.layers.1.blocks.1";
+    let named = |ends: [&str; 4]| ends.map(|end| format!("{block}.{end}"));
+    let merging = "swin.encoder.layers.0.downsample.reduction";
+    let of = |[a, b, c, d]: [String; 4]| attached([&a, &b, &c, &d, merging]);
+    let (new, adapter) = of(named([
+        "attention.v_proj",
+        "attention.o_proj",
+        "mlp.fc1",
+        "mlp.fc2",
+    ]));
+    let (old, _) = of(named([
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]));
+    assert_eq!((&new.spec, &new.tensors), (&old.spec, &old.tensors));
+    let found: Vec<_> = new.spec.ops.iter().map(|op| (op.site, op.layer)).collect();
+    assert_eq!(
+        found,
+        [Site::Qkv, Site::Proj, Site::Fc1, Site::Fc2].map(|site| (site, Some(3)))
+    );
+    assert!(matches!(
+        &new.spec.ops[0].kind,
+        vitesse_model::ops::OpKind::LowRank(kind) if kind.parts == Some(vec![vitesse_model::ops::QkvPart::V])
+    ));
+    assert_eq!(new.spec.num_classes, 4);
+    assert_eq!(new.tensors.get("norm.bias").unwrap().to_f32()[5], 0.1);
+    // No op stands at the merging: its weight has the update.
+    let name = "layers.1.downsample.reduction.weight";
+    let [before, after] = [&base, &new].map(|model| model.tensors.get(name).unwrap().to_f32()[7]);
+    assert!((after - before - 2.0 * 2.0 * 0.1 * 0.1).abs() < 1e-6);
+    let error = adapter.attach_again(&new).unwrap_err().to_string();
+    assert!(
+        error.contains("norm.bias") && error.contains("load the base"),
+        "{error}"
+    );
+    let alone = folder(
+        place.path(),
+        &[
+            (&format!("{merging}.lora_A.weight"), &[2, 128]),
+            (&format!("{merging}.lora_B.weight"), &[64, 2]),
+        ],
+        json!({}),
+    );
+    let error = Adapter::read(&alone).unwrap().attach_again(&new).unwrap_err();
+    assert!(error.to_string().contains(name), "{error}");
+}
+
 #[test]
 fn what_peft_and_others_wrap_modules_in_is_no_part_of_a_name() {
     for (in_file, name) in [

@@ -64,23 +64,53 @@ pub struct WeightDistillation {
     pairs: Vec<Pair>,
 }
 
-/// A layer of each model, with the widths of its queries, keys and values.
-#[derive(Debug, Clone)]
+/// A layer of each model.
+#[derive(Debug, Clone, Copy)]
 struct Pair {
-    student: (usize, [usize; 3]),
-    teacher: (usize, [usize; 3]),
+    student: usize,
+    teacher: usize,
 }
 
 fn refuse<T>(sentence: String) -> Result<T> {
     Err(Error::Unsuited(sentence))
 }
 
+impl Config {
+    fn check(&self) -> Result<()> {
+        if !self.temperature.is_finite() || self.temperature <= 0.0 {
+            return refuse(format!(
+                "the temperature must be a number above 0, but it is {}",
+                self.temperature
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.alpha) {
+            return refuse(format!("alpha must be from 0 to 1, but it is {}", self.alpha));
+        }
+        let weights = [("attention", self.attn_weight), ("hidden", self.hidden_weight)];
+        match weights
+            .into_iter()
+            .find(|(_, weight)| !weight.is_finite() || *weight < 0.0)
+        {
+            Some((name, weight)) => refuse(format!(
+                "the weight of the {name} relations must be a number from 0, but it is {weight}"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether outputs of layers are compared, and not predictions alone.
+    fn compares_layers(&self) -> bool {
+        self.attn_weight != 0.0 || self.hidden_weight != 0.0
+    }
+}
+
 impl WeightDistillation {
     /// `layers` of the student and of the teacher are compared in ascending order, however they are listed.
     ///
     /// # Errors
-    /// Lists of different lengths, layers that a model has not, layers with other tokens, and in windows shifted in another way;
-    /// relation heads that do not divide the widths.
+    /// Weights and temperatures that are none; lists of different lengths, and empty ones where relations have a weight; layers that a model has
+    /// not, layers with other tokens, and in windows shifted by another offset; queries, keys and values of different widths; relation heads that
+    /// do not divide them.
     pub fn new(
         config: Config,
         (student, teacher): (&ModelSpec, &ModelSpec),
@@ -93,10 +123,11 @@ impl WeightDistillation {
                 of_teacher.len()
             ));
         }
-        if config.temperature.is_nan() || config.temperature <= 0.0 || !(0.0..=1.0).contains(&config.alpha) {
+        config.check()?;
+        if of_student.is_empty() && config.compares_layers() {
             return refuse(format!(
-                "the temperature must be above 0 and alpha from 0 to 1, but they are {} and {}",
-                config.temperature, config.alpha
+                "no layers are listed, but relations have the weights {} (attention) and {} (hidden); list layers, or set both weights to 0",
+                config.attn_weight, config.hidden_weight
             ));
         }
         let ascending = |layers: &[usize]| {
@@ -108,10 +139,14 @@ impl WeightDistillation {
         let pairs = pairs.map(|(own, other)| {
             let found = [("student", student, own), ("teacher", teacher, other)];
             check_pair(&found)?;
-            let [widths, others] = found.map(|(who, spec, layer)| widths(who, spec, layer, &config));
+            if config.attn_weight != 0.0 {
+                found.iter().try_for_each(|(who, spec, layer)| {
+                    check_widths(who, spec, *layer, config.relation_heads)
+                })?;
+            }
             Ok(Pair {
-                student: (own, widths?),
-                teacher: (other, others?),
+                student: own,
+                teacher: other,
             })
         });
         Ok(WeightDistillation {
@@ -185,8 +220,8 @@ impl WeightDistillation {
     }
 
     fn hidden(&self, student: &Pass, teacher: &Pass, pair: &Pair) -> vitesse_train::Result<Tensor<1>> {
-        let own = student.tokens(Site::BlockOut, Some(pair.student.0))?;
-        let other = teacher.tokens(Site::BlockOut, Some(pair.teacher.0))?;
+        let own = student.tokens(Site::BlockOut, Some(pair.student))?;
+        let other = teacher.tokens(Site::BlockOut, Some(pair.teacher))?;
         Ok(match self.config.hidden {
             Hidden::CosineMse => relations::cosines(&own, &other),
             Hidden::SoftmaxCe => relations::products(&own, &other),
@@ -239,28 +274,33 @@ fn check_pair(pair: &[(&str, &ModelSpec, usize); 2]) -> Result<()> {
     ))
 }
 
-/// The widths of queries, keys and values of a layer.
-fn widths(who: &str, spec: &ModelSpec, layer: usize, config: &Config) -> Result<[usize; 3]> {
+/// Refuses a layer whose queries, keys and values cannot be multiplied with each other in this many relation heads.
+fn check_widths(who: &str, spec: &ModelSpec, layer: usize, heads: usize) -> Result<()> {
     let parts = spec
         .projection(Site::Qkv, layer)
         .and_then(|projection| projection.parts);
-    let Some(parts) = parts else {
+    let Some([queries, keys, values]) = parts else {
         return refuse(format!("layer {layer} of the {who} has no attention to compare"));
     };
-    let heads = config.relation_heads;
-    match parts.iter().find(|&&width| heads == 0 || width % heads != 0) {
-        Some(width) => refuse(format!(
-            "{heads} relation heads do not divide the width {width} of layer {layer} of the {who}"
-        )),
-        None => Ok(parts),
+    if queries != keys || keys != values {
+        return refuse(format!(
+            "queries, keys and values of layer {layer} of the {who} have the widths {queries}, {keys} and {values}, but relations multiply \
+             each with each; choose a layer where all three are equal, or set the weight of the attention relations to 0"
+        ));
     }
+    if heads == 0 || values % heads != 0 {
+        return refuse(format!(
+            "{heads} relation heads do not divide the width {values} of layer {layer} of the {who}"
+        ));
+    }
+    Ok(())
 }
 
-/// Queries, keys and values of a layer, `[samples, tokens, width]` each.
-fn parts(pass: &Pass, (layer, [q, k, v]): (usize, [usize; 3])) -> vitesse_train::Result<[Tensor<3>; 3]> {
+/// Queries, keys and values of a layer in which all three have one width, `[samples, tokens, width]` each.
+fn parts(pass: &Pass, layer: usize) -> vitesse_train::Result<[Tensor<3>; 3]> {
     let qkv = pass.tokens(Site::AttnQkv, Some(layer))?;
-    let part = |from, width| qkv.clone().narrow(2, from, width);
-    Ok([part(0, q), part(q, k), part(q + k, v)])
+    let width = qkv.dims()[2] / 3;
+    Ok([0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width)))
 }
 
 impl Objective for WeightDistillation {
@@ -270,8 +310,8 @@ impl Objective for WeightDistillation {
 
     fn wants(&self) -> Wants {
         Wants {
-            student: self.places(|pair| pair.student.0),
-            teacher: Some(self.places(|pair| pair.teacher.0)),
+            student: self.places(|pair| pair.student),
+            teacher: Some(self.places(|pair| pair.teacher)),
             ..Wants::default()
         }
     }
@@ -335,6 +375,78 @@ mod tests {
         assert_eq!(wants.student, expected.concat());
         let expected = [at(Site::AttnQkv, [1, 5]), at(Site::BlockOut, [1, 5])];
         assert_eq!(wants.teacher.unwrap(), expected.concat());
+    }
+
+    #[test]
+    fn numbers_that_weigh_nothing_or_less_are_refused() {
+        let (student, teacher) = (vit(16), vit(16));
+        let found = |config: Config, layers: [&[usize]; 2]| {
+            WeightDistillation::new(config, (&student, &teacher), layers)
+        };
+        let one: [&[usize]; 2] = [&[0], &[1]];
+        let plain = Config::default;
+        for (config, layers, expected) in [
+            (
+                Config {
+                    alpha: f64::NAN,
+                    ..plain()
+                },
+                one,
+                "alpha must be",
+            ),
+            (
+                Config {
+                    temperature: f64::INFINITY,
+                    ..plain()
+                },
+                one,
+                "the temperature must be",
+            ),
+            (
+                Config {
+                    attn_weight: -1.0,
+                    ..plain()
+                },
+                one,
+                "the attention relations must be a number from 0",
+            ),
+            (
+                Config {
+                    hidden_weight: f64::NAN,
+                    ..plain()
+                },
+                one,
+                "the hidden relations must be a number from 0",
+            ),
+            (plain(), [&[], &[]], "no layers are listed"),
+        ] {
+            let error = found(config, layers).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let predictions = Config {
+            attn_weight: 0.0,
+            hidden_weight: 0.0,
+            ..plain()
+        };
+        assert!(found(predictions, [&[], &[]]).is_ok());
+    }
+
+    #[test]
+    fn queries_and_values_of_different_widths_are_refused_for_attention_alone() {
+        let (mut pruned, teacher) = (vit(16), vit(16));
+        let NetworkSpec::Vit(body) = &mut pruned.network else {
+            panic!("a ViT")
+        };
+        body.cores[1].attn.as_mut().unwrap().qk_dims = vec![2, 2];
+        let of = |config, layers: [&[usize]; 2]| WeightDistillation::new(config, (&pruned, &teacher), layers);
+        let error = of(Config::default(), [&[1], &[1]]).unwrap_err().to_string();
+        assert!(error.contains("the widths 4, 4 and 6"), "{error}");
+        assert!(of(Config::default(), [&[0], &[1]]).is_ok());
+        let hidden = Config {
+            attn_weight: 0.0,
+            ..Config::default()
+        };
+        assert!(of(hidden, [&[1], &[1]]).is_ok());
     }
 
     #[test]

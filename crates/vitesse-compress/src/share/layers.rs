@@ -35,7 +35,11 @@ pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]
         ));
     }
     let windows = |spec: &ModelSpec| matches!(spec.network, NetworkSpec::Swin(_));
-    let step = if windows(student) || windows(teacher) { 2 } else { 1 };
+    let step = if windows(student) || windows(teacher) {
+        2
+    } else {
+        1
+    };
     let mut found = [Vec::new(), Vec::new()];
     let (mut first, mut other_first) = (0, 0);
     for (stage, (&depth, &other_depth)) in own.iter().zip(&other).enumerate() {
@@ -47,7 +51,8 @@ pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]
                  that are compared in `student_layers` and `teacher_layers`"
             ));
         };
-        let lasts = |first: usize, depth: usize| (1..=shares).map(move |share| first + share * depth / shares - 1);
+        let lasts =
+            |first: usize, depth: usize| (1..=shares).map(move |share| first + share * depth / shares - 1);
         let [of_student, of_teacher] = &mut found;
         of_student.extend(lasts(first, depth));
         of_teacher.extend(lasts(other_first, other_depth));
@@ -86,11 +91,17 @@ mod tests {
         let pairs = |student, teacher| usual(&spec(student), &spec(teacher)).unwrap();
         let long = vec![1, 3, 9, 15, 21, 23];
         assert_eq!(
-            pairs("mini_swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224"),
+            pairs(
+                "mini_swin_tiny_patch4_window7_224",
+                "swin_base_patch4_window7_224"
+            ),
             [vec![1, 3, 5, 7, 9, 11], long.clone()]
         );
         assert_eq!(
-            pairs("mini_swin_small_patch4_window7_224", "swin_base_patch4_window7_224"),
+            pairs(
+                "mini_swin_small_patch4_window7_224",
+                "swin_base_patch4_window7_224"
+            ),
             [long.clone(), long]
         );
         let thirds = vec![3, 7, 11];
@@ -104,7 +115,10 @@ mod tests {
     fn other_structures_are_refused() {
         let refused = |student, teacher| usual(&spec(student), &spec(teacher)).unwrap_err().to_string();
         let told = refused("deit_tiny_patch16_224", "regnety_160");
-        assert!(told.contains("the teacher `regnety_160` has no layers of tokens"), "{told}");
+        assert!(
+            told.contains("the teacher `regnety_160` has no layers of tokens"),
+            "{told}"
+        );
         let told = refused("deit_tiny_patch16_224", "swin_base_patch4_window7_224");
         assert!(told.contains("1 stages of layers and the teacher 4"), "{told}");
     }

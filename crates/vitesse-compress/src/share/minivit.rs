@@ -98,7 +98,9 @@ impl Config {
                     ("transform", self.transform.is_some()),
                 ];
                 return match idle.into_iter().find(|(_, set)| *set) {
-                    Some((key, _)) => refuse(format!("`{key}` is set, but no layers come to share; set `group` too")),
+                    Some((key, _)) => refuse(format!(
+                        "`{key}` is set, but no layers come to share; set `group` too"
+                    )),
                     None => Ok(None),
                 };
             }
@@ -220,7 +222,12 @@ mod tests {
         let values = |begun: &Begun, name: &str| begun.tensors.get(name).unwrap().to_f32().into_owned();
         let (own, mixing) = ("blocks.1.mlp.fc1.weight", "ops.1.0.attn.logits.weight");
         let first = begun(&[("group", "2")]);
-        let expected = base.tensors.get("blocks.2.mlp.fc1.weight").unwrap().to_f32().into_owned();
+        let expected = base
+            .tensors
+            .get("blocks.2.mlp.fc1.weight")
+            .unwrap()
+            .to_f32()
+            .into_owned();
         assert_eq!(values(&first, own), expected);
         assert_eq!(values(&first, mixing), [1.0, 0.0, 0.0, 1.0]);
         let layer = begun(&[("group", "2"), ("init", "{\"layer\": 1}"), ("transform", "[]")]);
@@ -236,7 +243,10 @@ mod tests {
     fn settings_that_say_nothing_or_too_much_are_refused() {
         let base = base();
         for (settings, said) in [
-            (&[("transform", "[\"mixing\"]")][..], "`transform` is set, but no layers"),
+            (
+                &[("transform", "[\"mixing\"]")][..],
+                "`transform` is set, but no layers",
+            ),
             (&[("init", "fresh")], "`init` is set, but no layers"),
             (&[("group", "2"), ("groups", "[2,2]")], "leave one of them out"),
             (&[("group", "3")], "groups of 3 do not divide the 4 layers"),
@@ -248,7 +258,10 @@ mod tests {
 
     #[test]
     fn a_teacher_is_compared_layer_by_layer_or_by_predictions_alone() {
-        let (base, deeper) = (base(), Checkpoint::fresh("deit_micro_patch4_32", Some(4), None, 1).unwrap());
+        let (base, deeper) = (
+            base(),
+            Checkpoint::fresh("deit_micro_patch4_32", Some(4), None, 1).unwrap(),
+        );
         let wants = |settings: &[(&str, &str)], teacher: &Checkpoint| {
             let objective = method(settings).objective(&base.spec, &teacher.spec);
             objective.map(|found| found.unwrap().wants())
@@ -256,14 +269,22 @@ mod tests {
         let both = wants(&[], &base).unwrap();
         assert_eq!(both.student.len(), 4);
         assert_eq!(both.teacher.unwrap().len(), 4);
-        let listed = [("student_layers", "[3]"), ("teacher_layers", "[2]"), ("hidden_weight", "0")];
+        let listed = [
+            ("student_layers", "[3]"),
+            ("teacher_layers", "[2]"),
+            ("hidden_weight", "0"),
+        ];
         assert_eq!(wants(&listed, &base).unwrap().student.len(), 1);
         let none = [("attn_weight", "0"), ("hidden_weight", "0")];
         assert!(wants(&none, &deeper).unwrap().student.is_empty());
         for (settings, teacher, said) in [
             (&[][..], &deeper, "17 tokens and layer"),
             (&[("student_layers", "[1]")], &base, "needs `teacher_layers`"),
-            (&[("relation_heads", "5")], &base, "5 relation heads do not divide"),
+            (
+                &[("relation_heads", "5")],
+                &base,
+                "5 relation heads do not divide",
+            ),
         ] {
             let told = wants(settings, teacher).unwrap_err().to_string();
             assert!(told.contains(said), "{told}");

@@ -3,12 +3,12 @@
 //!
 //! Paper: Zhang et al., *MiniViT: Compressing Vision Transformers with Weight Multiplexing*, CVPR 2022. What shares is a matter of the
 //! description ([`ModelSpec::share`](vitesse_model::ModelSpec::share)), and the transformations are ops
-//! ([`transformations`](vitesse_model::zoo::transformations)). Parameters become fewer; what is computed does not, so that time does not either.
+//! ([`Transformation`](vitesse_model::ops::Transformation)). Parameters become fewer; what is computed does not, so that time does not either.
 //!
 //! | idea | module |
 //! | --- | --- |
 //! | from a pretrained model to one that shares | [`multiplex`] |
-//! | what two networks say about which tokens belong together, compared | `relations` |
+//! | relations between tokens in two networks, compared | `relations` |
 //! | the loss of weight distillation | `distill` |
 //! | which layers it compares, where nobody says | `layers` |
 //! | the method: sharing and weight distillation as a recipe says them | `minivit` |

@@ -2,16 +2,18 @@
 //! nothing at first.
 //!
 //! MiniViT's own code begins from random weights and learns everything from a teacher; this is for those who have a model. A group's
-//! matrices are those of one of its layers, or the mean of all. Norms stay each layer's. Mixing of heads starts as the identity and
-//! relative positions as zeros, so that both change nothing; a local convolution starts with a kernel of zeros, and changes the model all the same,
-//! because of its norm.
+//! matrices are those of one of its layers, or the mean of all; the table of relative positions that the layers of a Swin share is always the mean
+//! of theirs. Norms stay each layer's. Mixing of heads starts as the identity and relative positions as zeros, so that both change nothing; a
+//! local convolution starts with a kernel of zeros, and changes the model all the same, because of its norm. Masks of a Swin stay its own: in layers
+//! that are not shifted there are none, unlike in the published Mini-Swins (`mask_unshifted`).
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-use vitesse_model::ops::{HeadMixing, LocalConvolution, OpKind, OpSpec, RelativePositions};
+use serde::Serialize;
+pub use vitesse_model::ops::Transformation;
+use vitesse_model::ops::{OpKind, OpSpec};
 use vitesse_model::spec::{Groups, NormsOf, TensorSpec};
-use vitesse_model::{ModelSpec, NetworkSpec, Site, Sites, Tensor, Tensors};
+use vitesse_model::{ModelSpec, Site, Sites, Tensor, Tensors};
 
 use crate::{Error, Result};
 
@@ -27,18 +29,6 @@ pub enum Start {
     Layer(usize),
 }
 
-/// A transformation that keeps layers with the same matrices different.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Transformation {
-    /// Relative positions of keys, as Mini-DeiT has them; a Swin has its own already.
-    Positions,
-    /// Mixing of heads before and after the softmax; in a Swin with biases.
-    Mixing,
-    /// Mini-Swin's norm and convolution between the sub-layers. It does not start as the identity.
-    Local,
-}
-
 /// A model whose layers share matrices.
 #[derive(Debug, Clone)]
 pub struct Multiplexed {
@@ -48,59 +38,28 @@ pub struct Multiplexed {
     pub tensors: Tensors,
 }
 
-impl Transformation {
-    /// All of them, as they stand in a layer.
-    pub const ALL: [Transformation; 3] = [
-        Transformation::Positions,
-        Transformation::Mixing,
-        Transformation::Local,
-    ];
-
-    /// Those of the published model of a family.
-    pub fn published(spec: &ModelSpec) -> Vec<Transformation> {
-        match spec.network {
-            NetworkSpec::Swin(_) => vec![Transformation::Mixing, Transformation::Local],
-            _ => vec![Transformation::Positions, Transformation::Mixing],
-        }
+/// The transformations that a list names, separated by commas; none for `none`.
+///
+/// # Errors
+/// Unknown names; `none` beside others.
+pub fn listed(names: &str) -> Result<Vec<Transformation>> {
+    let names: Vec<&str> = names.split(',').map(str::trim).collect();
+    if names == ["none"] {
+        return Ok(Vec::new());
     }
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Transformation::Positions => "positions",
-            Transformation::Mixing => "mixing",
-            Transformation::Local => "local",
-        }
-    }
-
-    /// Whether it changes nothing at first.
-    pub fn starts_as_identity(self) -> bool {
-        self != Transformation::Local
-    }
-
-    fn ops(self, spec: &ModelSpec, layer: usize) -> Vec<OpSpec> {
-        let at = |site, kind| OpSpec {
-            site,
-            layer: Some(layer),
-            kind,
-        };
-        match self {
-            Transformation::Positions => {
-                let patches = spec.grid_at(layer).map(|grid| grid.iter().product::<usize>());
-                let positions = RelativePositions::published(patches != Some(spec.tokens_at(layer)));
-                vec![at(positions.site(), OpKind::RelativePositions(positions))]
-            }
-            Transformation::Mixing => {
-                let bias = matches!(spec.network, NetworkSpec::Swin(_));
-                let mixing = |site| at(site, OpKind::HeadMixing(HeadMixing { bias }));
-                [Site::AttnLogits, Site::AttnProbs].map(mixing).to_vec()
-            }
-            Transformation::Local => {
-                let local = OpKind::LocalConvolution(LocalConvolution::published());
-                vec![at(Site::Mid, local)]
-            }
-        }
-    }
+    let known = Transformation::ALL.map(Transformation::name).join(", ");
+    let named = |name: &&str| {
+        let mut all = Transformation::ALL.into_iter();
+        let found = all.find(|one| one.name() == *name);
+        found.ok_or_else(|| {
+            Error::Unsuited(match *name {
+                "none" => "`none` stands beside other transformations; give `none` alone, or leave it away"
+                    .to_owned(),
+                other => format!("there is no transformation `{other}`; choose of {known}, or `none`"),
+            })
+        })
+    };
+    names.iter().map(named).collect()
 }
 
 /// What a model becomes whose layers share their matrices, with transformations in each.
@@ -126,10 +85,7 @@ pub fn describe(
     }
     let mut spec = base.share(groups, norms)?;
     let wanted: BTreeSet<Transformation> = transformations.iter().copied().collect();
-    for layer in 0..spec.depth() {
-        let ops: Vec<OpSpec> = wanted.iter().flat_map(|one| one.ops(&spec, layer)).collect();
-        spec.ops.extend(ops);
-    }
+    spec.ops = spec.transformed_by(&wanted.into_iter().collect::<Vec<_>>());
     spec.validate()?;
     Ok(spec)
 }
@@ -148,8 +104,8 @@ pub fn multiplex(
     let spec = describe(base, sharing, transformations)?;
     let mut out = Tensors::new();
     for tensor in spec.tensors()? {
-        let value = match op_of(&spec, &tensor.name) {
-            Some(op) => begun(op, &tensor)?,
+        let value = match spec.op_of(&tensor.name) {
+            Some((_, op)) => begun(op, &tensor)?,
             None => shared(base, &spec, tensors, &tensor.name, start)?,
         };
         out.insert(tensor.name, value);
@@ -173,12 +129,6 @@ pub fn untied(base: &ModelSpec, shared: &ModelSpec, tensors: &Tensors) -> Result
         out.insert(tensor.name, tensors.get(&name)?.clone());
     }
     Ok(out)
-}
-
-/// The op to which a tensor belongs.
-fn op_of<'a>(spec: &'a ModelSpec, name: &str) -> Option<&'a OpSpec> {
-    let (number, _) = name.strip_prefix("ops.")?.split_once('.')?;
-    spec.ops.get(number.parse::<usize>().ok()?)
 }
 
 /// How a transformation's tensor starts.
@@ -254,9 +204,13 @@ fn shared(base: &ModelSpec, spec: &ModelSpec, tensors: &Tensors, name: &str, sta
         })
     };
     let number = match start {
-        Start::First => 0,
-        Start::Layer(number) => number,
-        Start::Mean => return mean(&group.iter().map(|&layer| of(layer)).collect::<Result<Vec<_>>>()?),
+        Start::First => Some(0),
+        Start::Layer(number) => Some(number),
+        Start::Mean => None,
+    };
+    // The biases of positions are all layers' together, whichever layer gives the matrices.
+    let Some(number) = number.filter(|_| table.is_none()) else {
+        return mean(&group.iter().map(|&layer| of(layer)).collect::<Result<Vec<_>>>()?);
     };
     match group.get(number) {
         Some(&layer) => Ok(of(layer)?.clone()),
@@ -291,8 +245,8 @@ fn mean(tensors: &[&Tensor]) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use vitesse_model::spec::PrefixToken;
-    use vitesse_model::spec::{SwinSpec, VitSpec};
+    use vitesse_model::NetworkSpec;
+    use vitesse_model::spec::{PrefixToken, SwinSpec, VitSpec};
 
     use super::*;
 
@@ -351,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_a_swin_are_shared_and_come_back() {
+    fn the_table_of_a_swins_group_is_the_mean_whatever_its_matrices_are() {
         let (spec, tensors) = swin();
         let groups = (&Groups::Of(2), NormsOf::Layer);
         let found = multiplex(
@@ -363,7 +317,15 @@ mod tests {
         )
         .unwrap();
         let table = |block| format!("layers.1.blocks.{block}.attn.relative_position_bias_table");
-        assert_eq!(values(&found.tensors, &table(0)), values(&tensors, &table(1)));
+        let pairs = values(&tensors, &table(0))
+            .into_iter()
+            .zip(values(&tensors, &table(1)));
+        let mean: Vec<f32> = pairs
+            .map(|(a, b)| ((f64::from(a) + f64::from(b)) / 2.0) as f32)
+            .collect();
+        assert_eq!(values(&found.tensors, &table(0)), mean);
+        let matrix = |block| format!("layers.1.blocks.{block}.attn.qkv.weight");
+        assert_eq!(values(&found.tensors, &matrix(0)), values(&tensors, &matrix(1)));
         found.spec.check(&found.tensors, "the shared model").unwrap();
         let untied = untied(&spec, &found.spec, &found.tensors).unwrap();
         spec.check(&untied, "the untied model").unwrap();
@@ -377,6 +339,27 @@ mod tests {
         );
         let error = error.unwrap_err().to_string();
         assert!(error.contains("attends in windows"), "{error}");
+    }
+
+    #[test]
+    fn lists_name_transformations_or_none() {
+        assert_eq!(listed("none").unwrap(), []);
+        assert_eq!(
+            listed("mixing, local").unwrap(),
+            [Transformation::Mixing, Transformation::Local]
+        );
+        for (list, expected) in [
+            ("none,mixing", "`none` stands beside other transformations"),
+            ("mixing,none", "`none` stands beside other transformations"),
+            (
+                "mixing,convolution",
+                "no transformation `convolution`; choose of positions, mixing, local",
+            ),
+            ("", "no transformation ``"),
+        ] {
+            let error = listed(list).unwrap_err().to_string();
+            assert!(error.contains(expected), "{list}: {error}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! | `Ĥ Ĥᵀ`, rows of unit length | a layer's output; compared by the squared difference, as the published code does |
 //! | `softmax(H Hᵀ / √C)` | a layer's output; compared by cross-entropy, as the paper writes |
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{FloatDType, Tensor};
 
 /// What the squared differences of cosines are multiplied by in the published code: the tokens of a window of 7 by 7, whatever the
 /// windows are.
@@ -20,8 +20,8 @@ const FACTOR: f64 = 49.0;
 const LEAST_LENGTH: f64 = 1e-12;
 
 /// Cross-entropy of a student's attention relations against a teacher's: the mean over the nine pairs of queries, keys and values,
-/// samples, relation heads and rows, `[1]`. Each is `[samples, tokens, width]` as it left the projection, queries not scaled; the number of
-/// relation heads divides both widths.
+/// samples, relation heads and rows, `[1]`. Each is `[samples, tokens, width]` as it left the projection, queries not scaled; all three of a model
+/// have one width, which the number of relation heads divides.
 pub fn attention(student: &[Tensor<3>; 3], teacher: &[Tensor<3>; 3], heads: usize) -> Tensor<1> {
     let split = |x: &Tensor<3>| {
         let [samples, tokens, width] = x.dims();
@@ -35,8 +35,8 @@ pub fn attention(student: &[Tensor<3>; 3], teacher: &[Tensor<3>; 3], heads: usiz
     };
     let pairs = (0..3).flat_map(|i| (0..3).map(move |j| (i, j)));
     let terms = pairs.map(|(i, j)| {
-        let (says, wanted) = (products(&student, i, j), products(&teacher, i, j));
-        cross_entropy(says, wanted) / 9.0
+        let (learned, wanted) = (products(&student, i, j), products(&teacher, i, j));
+        cross_entropy(learned, wanted) / 9.0
     });
     sum(terms)
 }
@@ -51,14 +51,17 @@ pub fn cosines(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
         let difference = gram(&student) - gram(&teacher);
         return (difference.clone() * difference).mean() * FACTOR;
     }
-    // ‖SSᵀ − TTᵀ‖² = ‖SᵀS‖² − 2‖SᵀT‖² + ‖TᵀT‖²: of long maps no matrix with a number for each pair is made.
+    // ‖SSᵀ − TTᵀ‖² = ‖SᵀS‖² − 2‖SᵀT‖² + ‖TᵀT‖²: of long maps no matrix with a number for each pair is made. The three are large and nearly
+    // cancel where the student is close to its teacher, so they are computed in f64.
+    let dtype = student.dtype();
+    let [student, teacher] = [student, teacher].map(|x| x.cast(FloatDType::F64));
     let square = |a: &Tensor<3>, b: &Tensor<3>| {
         let product = a.clone().swap_dims(1, 2).matmul(b.clone());
         (product.clone() * product).sum()
     };
     let samples = student.dims()[0];
     let whole = square(&student, &student) - square(&student, &teacher) * 2.0 + square(&teacher, &teacher);
-    whole * (FACTOR / (samples * tokens * tokens) as f64)
+    (whole * (FACTOR / (samples * tokens * tokens) as f64)).cast(dtype)
 }
 
 /// Cross-entropy of the softmax of products between tokens, mean over samples and rows, `[1]`; of outputs `[samples, tokens, width]`. A number
@@ -72,10 +75,10 @@ pub fn products(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
     cross_entropy(of(student), of(teacher))
 }
 
-/// `−Σ softmax(wanted) · log softmax(says)` over the last axis, mean over the others.
-fn cross_entropy(says: Tensor<4>, wanted: Tensor<4>) -> Tensor<1> {
-    let [samples, heads, rows, _] = says.dims();
-    let sum = (softmax(wanted, 3) * log_softmax(says, 3)).sum();
+/// `−Σ softmax(wanted) · log softmax(learned)` over the last axis, mean over the others.
+fn cross_entropy(learned: Tensor<4>, wanted: Tensor<4>) -> Tensor<1> {
+    let [samples, heads, rows, _] = learned.dims();
+    let sum = (softmax(wanted, 3) * log_softmax(learned, 3)).sum();
     sum / -((samples * heads * rows) as f64)
 }
 
@@ -104,6 +107,33 @@ mod tests {
             .map(|i| ((i as f32) * 0.37 + seed).sin())
             .collect();
         Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    }
+
+    #[test]
+    fn small_differences_of_long_maps_are_not_lost() {
+        let (shape, count) = ([1, 400, 4], 400.0);
+        let teacher = values(shape, 0.3);
+        let student = teacher.clone() + values(shape, 1.1) * 1e-3;
+        let rows = |x: &Tensor<3>| -> Vec<Vec<f64>> {
+            let values: Vec<f32> = x.clone().into_data().try_to_vec().unwrap();
+            let unit = |row: &[f32]| {
+                let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                row.iter().map(|x| f64::from(*x) / length).collect()
+            };
+            values.chunks_exact(4).map(unit).collect()
+        };
+        let cosine = |of: &[Vec<f64>], i: usize, j: usize| -> f64 {
+            of[i].iter().zip(&of[j]).map(|(a, b)| a * b).sum()
+        };
+        let (own, other) = (rows(&student), rows(&teacher));
+        let pairs = (0..400).flat_map(|i| (0..400).map(move |j| (i, j)));
+        let differences = pairs.map(|(i, j)| (cosine(&own, i, j) - cosine(&other, i, j)).powi(2));
+        let expected = FACTOR * differences.sum::<f64>() / (count * count);
+        let found: f32 = cosines(&student, &teacher).into_scalar();
+        assert!(
+            (f64::from(found) - expected).abs() < 1e-3 * expected,
+            "{found} {expected}"
+        );
     }
 
     #[test]

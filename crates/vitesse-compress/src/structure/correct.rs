@@ -39,6 +39,7 @@ use super::slice::{Sliced, slice};
 use super::streams::Streams;
 use super::units::{Kind, bounds, unshared};
 use super::write::{add_behind, add_to, store};
+use crate::linalg::dot;
 use crate::{Error, Result};
 
 /// What is solved anew where units of a kind are cut; `None` where nothing is.
@@ -312,13 +313,17 @@ impl<'a> Walk<'a> {
         targets: &mut Streams,
     ) -> Result<()> {
         self.differ = true;
+        let before_block = match &self.last {
+            Some(last) => last.layer != layer,
+            None => !self.begins(layer),
+        };
         let stream = self.kept.stream(self.body.dim(layer));
         let mut moments = Moments::new(stream.len(), 0);
         let mut energy = 0.0;
         for batch in 0..targets.len() {
             let mut before = self.streams[1].get(batch)?;
             // Behind this block's own attention, or behind patch merging, the stream is inside the pruned block.
-            if let Some(to) = to {
+            if let Some(to) = to.filter(|_| !before_block) {
                 let site = (half.stream()[0], Some(to));
                 let mut ctx = Ctx::tracing(Trace::pairs([site]));
                 self.pruned.block(to, before.clone(), &mut ctx)?;
@@ -330,8 +335,7 @@ impl<'a> Walk<'a> {
         }
         let mut mean = moments.seen();
         let variance: f64 = moments.covariance().iter().step_by(mean.len() + 1).sum();
-        let square = |mean: &[f64]| mean.iter().map(|mean| mean * mean).sum::<f64>();
-        let whole = variance + square(&mean);
+        let whole = variance + dot(&mean, &mean);
         if let Some(Written {
             out_idx: Some(idx), ..
         }) = &self.last
@@ -342,22 +346,18 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        if !self.add_before(layer, &mean)? {
-            mean.fill(0.0);
-        }
+        let added = self.add_before(layer, &mean)?;
+        let left = whole - 2.0 * dot(&mean, &added) + dot(&added, &added);
         self.fits.push(Fit {
             module: module(self.body, layer, half.projection()),
             cut: whole / energy.max(f64::MIN_POSITIVE),
-            corrected: (whole - square(&mean)) / energy.max(f64::MIN_POSITIVE),
+            corrected: left / energy.max(f64::MIN_POSITIVE),
         });
         self.pruned = network(&self.sliced)?;
-        let before_block = match &self.last {
-            Some(last) => last.layer != layer,
-            None => !self.begins(layer),
-        };
         if before_block {
-            let added: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
-            let added = Tensor::<1>::from_data(added.as_slice(), &Device::flex()).reshape([1, 1, mean.len()]);
+            let added: Vec<f32> = added.iter().map(|added| *added as f32).collect();
+            let added =
+                Tensor::<1>::from_data(added.as_slice(), &Device::flex()).reshape([1, 1, added.len()]);
             for batch in 0..self.streams[1].len() {
                 let x = self.streams[1].get(batch)? + added.clone();
                 self.streams[1].put(batch, &x)?;
@@ -371,9 +371,9 @@ impl<'a> Walk<'a> {
         layer > 0 && self.body.merging(layer) != self.body.merging(layer - 1)
     }
 
-    /// Adds to the stream of a layer, for every token, before the next half: to what wrote last, or to what makes the stream. Says whether there
-    /// was a way; if not, the next projection takes it on.
-    fn add_before(&mut self, layer: usize, mean: &[f64]) -> Result<bool> {
+    /// Adds to the stream of a layer, for every token, before the next half: to what wrote last, or to what makes the stream. Returns what it came
+    /// to; the next projection takes the rest on.
+    fn add_before(&mut self, layer: usize, mean: &[f64]) -> Result<Vec<f64>> {
         let tensors = &mut self.sliced.tensors;
         if let Some(last) = &self.last {
             let written: Vec<f64> = match &last.out_idx {
@@ -381,10 +381,10 @@ impl<'a> Walk<'a> {
                 None => mean.to_vec(),
             };
             add_to(tensors, &format!("{}.bias", last.module), &written)?;
-            return Ok(true);
+            return Ok(mean.to_vec());
         }
         if let Some(merging) = self.body.merging(layer) {
-            return add_behind(tensors, &merging, mean);
+            return add_behind(tensors, &merging, mean, self.settings.damping);
         }
         let names: &[&str] = match self.body {
             Transformer::Swin(_) => &["patch_embed.norm.bias"],
@@ -393,7 +393,7 @@ impl<'a> Walk<'a> {
             Transformer::Vit(_) => &["cls_token", "dist_token", "reg_token", "pos_embed"],
         };
         names.iter().try_for_each(|name| add_to(tensors, name, mean))?;
-        Ok(true)
+        Ok(mean.to_vec())
     }
 
     /// Solves the queries of heads that lost dimensions of queries and keys: `A·q` in the place of `q`, with the least mean of
@@ -411,11 +411,16 @@ impl<'a> Walk<'a> {
         }
         self.differ = true;
         let embed = self.kept.stream(self.body.dim(layer)).len();
+        // The tokens attend to the zeros with which a map is filled up, too: their keys are the bias.
+        let filled_up = self.body.windows(layer).map_or(0, |windows| {
+            windows.tokens().iter().filter(|token| token.is_none()).count()
+        });
         let mut moments = Moments::new(embed, 0);
         for batch in 0..self.streams[1].len() {
             let mut ctx = Ctx::tracing(Trace::pairs([(Site::AttnIn, Some(to))]));
             self.pruned.block(to, self.streams[1].get(batch)?, &mut ctx)?;
             if let Some(x) = ctx.trace.tokens(Site::AttnIn, Some(to)) {
+                moments.see_zeros(x.dims()[0] * filled_up);
                 moments.see(x);
             }
         }

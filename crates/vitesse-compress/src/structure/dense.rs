@@ -22,7 +22,7 @@ pub struct Dense {
 }
 
 /// Fills heads, hidden units, written channels and absent sub-layers up with zeros until all blocks are alike, and gives the same logits:
-/// what is added adds nothing. Blocks that are gone stay gone; a Swin's are empty ones, and come back.
+/// what is added adds nothing. Blocks that are gone stay gone; in a Swin a dropped block stays as an empty one, and `to-dense` fills it up again.
 ///
 /// A head is as wide as its scale says, `scale⁻²`, so that timm derives the scale that the model has. Perceptrons of all stages of a Swin
 /// have the same ratio to the width of the stream.

@@ -24,7 +24,7 @@ pub struct Readmitted {
 pub(super) struct Kept {
     /// Channels of the stream; all where `None`.
     pub(super) embed: Option<Vec<usize>>,
-    /// Those that are layers of the smaller model, too.
+    /// Layers of the source that are layers of the smaller model; in a Swin all, since emptied blocks keep their place.
     pub(super) layers: Vec<usize>,
     /// One for each core of the source, with nothing in it where no layer uses it any more.
     pub(super) cores: Vec<KeptCore>,
@@ -87,9 +87,8 @@ impl Kept {
             |layer: &&usize| stay.binary_search(layer).is_err() && body.core(**layer).is_some_and(used);
         if let (Transformer::Swin(_), Some(layer)) = (body, all.iter().find(halved)) {
             return Err(Error::Selection(format!(
-                "block {layer} shares its matrices with one that stays, so it cannot become an empty one, as blocks of `{}` do that go, \
-                 since windows are shifted in every second one; drop all blocks of these matrices",
-                spec.architecture
+                "block {layer} shares its matrices with a block that stays; a dropped block of a Swin stays as an empty one and needs \
+                 matrices of its own: drop all blocks that share them"
             )));
         }
         let mut cutter = Cutter {

@@ -70,6 +70,11 @@ impl Moments {
         sum(&mut self.xx, &x.clone().transpose().matmul(x));
     }
 
+    /// Adds rows of zeros, where nothing is to be written.
+    pub(super) fn see_zeros(&mut self, rows: usize) {
+        self.rows += rows as f64;
+    }
+
     /// Adds `x` `[batch, tokens, inputs]` and `y` `[batch, tokens, outputs]`.
     pub(super) fn add(&mut self, x: Tensor<3>, y: Tensor<3>) {
         let y = rows(y);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use vitesse_model::ModelSpec;
+use vitesse_model::spec::Transformer;
 use vitesse_words::counted;
 
 use super::units::{Group, Id, Kind, groups};
@@ -79,10 +80,10 @@ impl Selection {
         let groups: BTreeMap<Id, Group> = groups(spec)?.into_iter().map(|group| (group.id, group)).collect();
         for (id, units) in self.iter() {
             let Some(group) = groups.get(&id) else {
-                if id.kind == Kind::Embed {
+                if let (Kind::Embed, Transformer::Swin(_)) = (id.kind, spec.transformer()?) {
                     return Err(Error::Selection(format!(
-                        "channels of the stream cannot be cut out of `{}`: its stages differ in width, and patch merging makes each \
-                         stage's channels of all those before it; cut heads and hidden units",
+                        "channels of the stream cannot be cut out of `{}`: patch merging mixes all channels, so no channel runs through \
+                         the whole model; cut heads and hidden units",
                         spec.architecture
                     )));
                 }

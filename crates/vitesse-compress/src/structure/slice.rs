@@ -25,8 +25,9 @@ pub struct Sliced {
 
 /// Keeps what `selection` keeps and cuts everything else out.
 ///
-/// The attention scale stays what it was. Blocks are counted anew, but for those of a Swin, which are empty where they are gone. A head without values is gone; one that has values but would have no
-/// queries and keys, and a sub-layer that would have no unit, get the one with the largest weights back.
+/// The attention scale stays what it was. Blocks are counted anew; in a Swin a dropped block stays as an empty one, and `to-dense` fills it up
+/// again. A head without values is gone; one that has values but would have no queries and keys, and a sub-layer that would have no unit, get
+/// the one with the largest weights back.
 ///
 /// # Errors
 /// A model with ops or of another family; units that it does not have; a selection without any embedding channel; a
@@ -65,7 +66,7 @@ pub(super) fn smaller(spec: &ModelSpec, kept: &Kept) -> Result<ModelSpec> {
         Some(block(body.cores().get(core)?, kept.cores.get(core)?, &stream))
     };
     let cores = used.iter().filter_map(block).collect();
-    let layers = layers(body, &kept.layers, &used);
+    let layers = layers(body, kept, &used);
     Ok(ModelSpec {
         network: match body {
             Transformer::Vit(vit) => NetworkSpec::Vit(VitSpec {
@@ -113,16 +114,20 @@ fn channels(out_idx: Option<&[usize]>, rows: &[usize], embed: &[usize]) -> Optio
     (out.len() < embed.len()).then_some(out)
 }
 
-/// The kept layers around their cores. Where the layer that owned shared norms is gone, the next one that used them owns them.
-fn layers(body: Transformer<'_>, kept: &[usize], used: &[usize]) -> Vec<LayerSpec> {
+/// The kept layers around their cores. Where the layer that owned shared norms is gone or empty, the next one that used them owns them.
+fn layers(body: Transformer<'_>, kept: &Kept, used: &[usize]) -> Vec<LayerSpec> {
     let mut owners: BTreeMap<usize, usize> = BTreeMap::new();
     let layer = |(to, &from): (usize, &usize)| {
         let layer = body.layers().get(from)?;
-        let owner = *owners.entry(layer.norms.unwrap_or(from)).or_insert(to);
+        let core = kept.cores.get(layer.core)?;
+        let owner = match core.attn.is_some() || core.mlp.is_some() {
+            true => *owners.entry(layer.norms.unwrap_or(from)).or_insert(to),
+            false => to,
+        };
         Some(LayerSpec {
             core: used.binary_search(&layer.core).ok()?,
             norms: (owner != to).then_some(owner),
         })
     };
-    kept.iter().enumerate().filter_map(layer).collect()
+    kept.layers.iter().enumerate().filter_map(layer).collect()
 }

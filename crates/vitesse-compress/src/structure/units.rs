@@ -13,7 +13,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A channel of the token stream, through the whole model. Not of a Swin, whose patch merging puts four tokens beside each other.
+    /// A channel of the token stream, through the whole model. Not of a Swin: patch merging mixes all channels, so no channel runs
+    /// through the whole model.
     Embed,
     /// A block: one of [`Transformer::layers`]. In a Swin, where every second block shifts its windows, one that goes leaves an empty one
     /// behind.
@@ -128,7 +129,7 @@ pub struct Group {
 /// Every group of a transformer: those of the whole model, then core by core.
 ///
 /// # Errors
-/// Another family; a model with ops, which would have to be cut as well.
+/// Another family; a model with ops, which would have to be cut as well: the sentence says whether merging folds them.
 pub fn groups(spec: &ModelSpec) -> Result<Vec<Group>> {
     let body = prunable(spec)?;
     let whole = |kind, units| Group {
@@ -173,6 +174,19 @@ pub fn groups(spec: &ModelSpec) -> Result<Vec<Group>> {
 /// # Errors
 /// As [`groups`].
 pub(super) fn prunable(spec: &ModelSpec) -> Result<Transformer<'_>> {
+    let mut ops = spec.ops.iter();
+    if let Some((op, reason)) = ops.find_map(|op| Some((op, op.nonlinear()?))) {
+        let at = op
+            .layer
+            .map_or(String::new(), |layer| format!(" of layer {layer}"));
+        return Err(Error::Unsuited(format!(
+            "`{}` has the op `{}` at `{}`{at}, which structured pruning does not cut and merging does not fold: {reason}; prune the model before \
+             it gets this op",
+            spec.architecture,
+            op.kind.name(),
+            op.site
+        )));
+    }
     if !spec.ops.is_empty() {
         return Err(Error::Unsuited(format!(
             "`{}` has {}, which structured pruning does not cut; merge first",
@@ -352,7 +366,8 @@ fn embedding(spec: &ModelSpec, vit: &VitSpec) -> Vec<Member> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vitesse_model::Checkpoint;
+    use vitesse_model::ops::{HeadMixing, OpKind, OpSpec, ScaleShift};
+    use vitesse_model::{Checkpoint, Site};
 
     fn model(name: &str) -> ModelSpec {
         Checkpoint::fresh(name, Some(5), None, 0).unwrap().spec
@@ -388,6 +403,30 @@ mod tests {
             let all: Vec<usize> = (0..2 * attn.qk_width() + attn.v_width()).collect();
             assert_eq!(rows, all, "{kind}");
         }
+    }
+
+    #[test]
+    fn ops_are_refused_with_what_helps() {
+        let mut spec = model("deit_micro_patch4_32");
+        let at = |site, kind| OpSpec {
+            site,
+            layer: Some(1),
+            kind,
+        };
+        spec.ops = vec![at(Site::Mid, OpKind::ScaleShift(ScaleShift { shift: true }))];
+        let refused = |spec: &ModelSpec| groups(spec).unwrap_err().to_string();
+        assert!(refused(&spec).ends_with("does not cut; merge first"));
+        spec.ops.push(at(
+            Site::AttnLogits,
+            OpKind::HeadMixing(HeadMixing { bias: false }),
+        ));
+        let error = refused(&spec);
+        assert!(
+            error.contains("the op `head-mixing` at `attn.logits` of layer 1")
+                && error.contains("it mixes the attention maps of different heads")
+                && !error.contains("merge first"),
+            "{error}"
+        );
     }
 
     #[test]

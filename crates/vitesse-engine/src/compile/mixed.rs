@@ -194,6 +194,12 @@ impl<T: Real> Compiler<'_, T> {
         Ok(())
     }
 
+    /// Whether patches of a layer see those beside them.
+    pub(super) fn convolves(&self, layer: usize) -> bool {
+        let mut ops = self.sites.ops_at(Site::Mid, Some(layer));
+        ops.any(|(_, op)| matches!(op.kind, OpKind::LocalConvolution(_)))
+    }
+
     /// Whether tokens still need each other behind the attention of a layer, or of a later one.
     pub(super) fn looks_around(&self, layer: usize) -> bool {
         let mut ops = self.sites.ops().iter().filter(|op| op.layer >= Some(layer));

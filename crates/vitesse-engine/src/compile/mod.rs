@@ -17,12 +17,12 @@ use std::sync::Arc;
 use vitesse_kernels::{Real, panels_of};
 use vitesse_model::ops::OpKind;
 use vitesse_model::site::Site;
-use vitesse_model::spec::{Projection, Transformer};
+use vitesse_model::spec::{FeatureMap, Projection, Transformer};
 use vitesse_model::{ModelSpec, Sites, Tensors};
 
 use crate::plan::{Placed, Plan, Step};
 use crate::profile::Stage;
-use crate::steps::Heads;
+use crate::steps::{Heads, Take};
 use crate::weights::{Format, NormRows, Outputs, Product, Weights, rows};
 use crate::{Error, Result};
 use ops::{Folded, folded};
@@ -38,6 +38,8 @@ struct Compiler<'a, T: Real> {
     /// What the sites do not say.
     body: Transformer<'a>,
     tensors: &'a Tensors,
+    /// What is taken of the stream, in the order of the layers; nothing where the heads are computed.
+    maps: &'a [FeatureMap],
     formats: Formats<'a>,
     /// Packed weights of projections by name: those that layers share are packed once.
     packed: HashMap<String, Arc<Weights<T>>>,
@@ -48,8 +50,13 @@ struct Compiler<'a, T: Real> {
 }
 
 impl<T: Real> Plan<T> {
-    /// Compiles. `tensors` were checked against `spec`.
-    pub(crate) fn new(spec: &ModelSpec, tensors: &Tensors, formats: Formats<'_>) -> Result<Plan<T>> {
+    /// Compiles for what the heads say, or where there are `maps`, for those. `tensors` were checked against `spec`.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        tensors: &Tensors,
+        maps: &[FeatureMap],
+        formats: Formats<'_>,
+    ) -> Result<Plan<T>> {
         let body = spec.transformer().map_err(|_| {
             Error::Unsupported(format!(
                 "the engine runs only vision transformers, and `{}` is another kind of network; run it with `--engine burn`",
@@ -62,6 +69,7 @@ impl<T: Real> Plan<T> {
             sites,
             body,
             tensors,
+            maps,
             formats,
             packed: HashMap::new(),
             consumed: vec![false; sites.ops().len()],
@@ -78,9 +86,10 @@ impl<T: Real> Plan<T> {
             pixels: spec.input_size().iter().product(),
             tokens: sites.tokens_at(0),
             layers: sites.depth(),
-            answers: match spec.num_classes {
-                0 => [rows, width],
-                classes => [spec.classifiers().len(), classes],
+            answers: match (maps.is_empty(), spec.num_classes) {
+                (false, _) => [1, maps.iter().map(FeatureMap::numel).sum()],
+                (true, 0) => [rows, width],
+                (true, classes) => [spec.classifiers().len(), classes],
             },
         })
     }
@@ -93,6 +102,21 @@ impl<'a, T: Real> Compiler<'a, T> {
             stage,
             step: Box::new(step),
         });
+    }
+
+    /// How many layers are computed: all, or those up to the last map.
+    fn depth(&self) -> usize {
+        let last = self.maps.last();
+        last.map_or(self.sites.depth(), |map| map.layer + 1)
+    }
+
+    /// The map after `layer`, where one is taken; of each row of the stream the position in the map that it is, or none.
+    fn take(&mut self, layer: usize, positions: impl Iterator<Item = Option<usize>>) {
+        let map = self.maps.iter().find(|map| map.layer == layer);
+        if let Some(map) = map.cloned() {
+            let positions = positions.collect();
+            self.push(Stage::Head, Take { map, positions });
+        }
     }
 
     fn get(&self, name: &str) -> Result<Cow<'a, [f32]>> {

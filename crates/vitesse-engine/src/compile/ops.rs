@@ -252,6 +252,16 @@ impl<T: Real> Compiler<'_, T> {
         })
     }
 
+    /// Passes over the ops behind the last map, which do nothing to it.
+    pub(super) fn pass_over(&mut self) {
+        let depth = self.depth();
+        for (op, consumed) in self.sites.ops().iter().zip(&mut self.consumed) {
+            *consumed |= op
+                .layer
+                .map_or(op.site == Site::FinalNorm, |layer| layer >= depth);
+        }
+    }
+
     /// That every op of the model has found its place.
     pub(super) fn check(&self) -> Result<()> {
         let Some(index) = self.consumed.iter().position(|consumed| !consumed) else {

@@ -33,25 +33,37 @@ impl<'a, T: Real> Compiler<'a, T> {
         let mut rows: Rows = (0..patches).map(Some).collect();
         // A perceptron takes tokens in any order.
         let attends = |layer| swin.block(layer).is_some_and(|block| block.attn.is_some());
-        for layer in 0..self.sites.depth() {
+        let ordered: Vec<bool> = (0..self.depth())
+            .map(|layer| attends(layer) || self.convolves(layer))
+            .collect();
+        for layer in 0..self.depth() {
             let (Some(place), Some(windows)) = (swin.place(layer), swin.windows(layer)) else {
                 continue;
             };
             self.layer = Some(layer);
             let wanted = windows.tokens();
             if place.stage > 0 && place.within == 0 {
+                // Into the order that its first attention or convolution wants.
+                let of_stage = layer..swin.first_layer(place.stage + 1);
+                let first = of_stage.into_iter().find(|&layer| ordered[layer]);
+                let windows = first.and_then(|layer| swin.windows(layer)).unwrap_or(windows);
                 self.merge(swin, place.stage, &rows, &windows)?;
-                rows = wanted;
-            } else if wanted != rows && attends(layer) {
+                rows = windows.tokens();
+            } else if wanted != rows && ordered[layer] {
                 let dim = swin.stage_dim(place.stage);
                 let order = order(&rows, wanted.iter().copied(), windows.area());
                 self.push(Stage::Qkv, Arrange { order, dim });
                 rows = wanted;
             }
             self.block(layer, None, Some(&windows))?;
+            self.take(layer, rows.iter().copied());
         }
         self.layer = None;
         let dim = swin.stage_dim(swin.stages().saturating_sub(1));
+        if !self.maps.is_empty() {
+            self.pass_over();
+            return Ok([1, dim]);
+        }
         if rows.contains(&None) {
             // The mean is that of the map.
             let tokens = self.sites.tokens_at(self.sites.depth());
@@ -89,7 +101,7 @@ impl<'a, T: Real> Compiler<'a, T> {
         Ok(WindowBias::new(windows, &self.window_table(layer)?, heads))
     }
 
-    /// The table of relative positions of a layer, `[ways, heads]`.
+    /// The table of relative positions of a layer, `[offsets, heads]`.
     pub(super) fn window_table(&self, layer: usize) -> Result<Cow<'a, [f32]>> {
         let table = self.body.core(layer).and_then(|core| self.body.bias_table(core));
         self.get(&table.unwrap_or_default())

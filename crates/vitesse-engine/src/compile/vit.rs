@@ -14,7 +14,7 @@ impl<T: Real> Compiler<'_, T> {
     pub(super) fn vit(&mut self, vit: &VitSpec) -> Result<[usize; 2]> {
         let embed = self.embed(vit)?;
         self.push(Stage::Embed, embed);
-        let layers = self.sites.depth();
+        let layers = self.depth();
         let attends = |i: &usize| vit.block(*i).is_some_and(|block| block.attn.is_some());
         let last_attention = (0..layers).rev().find(attends);
         if vit.pre_norm {
@@ -34,12 +34,18 @@ impl<T: Real> Compiler<'_, T> {
             }
             let last = last_attention == Some(layer) && !late;
             self.block(layer, last.then_some(read), None)?;
+            let (tokens, before) = (self.sites.tokens_at(layer), self.before(vit));
+            self.take(layer, (0..tokens).map(|token| token.checked_sub(before)));
         }
         self.layer = None;
-        if late {
-            self.cut(Stage::Head, read);
+        if self.maps.is_empty() {
+            if late {
+                self.cut(Stage::Head, read);
+            }
+            self.end(vit)?;
+        } else {
+            self.pass_over();
         }
-        self.end(vit)?;
         let rows = match vit.pool {
             Pool::Token => read,
             Pool::Avg | Pool::AvgThenNorm => 1,
@@ -47,9 +53,15 @@ impl<T: Real> Compiler<'_, T> {
         Ok([rows, vit.embed_dim])
     }
 
-    /// How many of the first tokens the heads read; all, where they read the mean.
+    /// Tokens before the patches.
+    fn before(&self, vit: &VitSpec) -> usize {
+        vit.prefix.len() + self.sites.prompts()
+    }
+
+    /// How many of the first tokens are read in the end; all, by maps and by heads that read the mean.
     fn read(&self, vit: &VitSpec) -> usize {
         match vit.pool {
+            _ if !self.maps.is_empty() => self.sites.tokens_at(0),
             Pool::Token => 1 + usize::from(vit.is_distilled()),
             Pool::Avg | Pool::AvgThenNorm => self.sites.tokens_at(0),
         }
@@ -67,7 +79,7 @@ impl<T: Real> Compiler<'_, T> {
         Ok(Embed {
             image: self.spec.input_size(),
             side: vit.patch_size,
-            prefix: vit.prefix.len() + self.sites.prompts(),
+            prefix: self.before(vit),
             start: self.start(vit)?,
             product: self.embedding(op.as_ref())?,
         })
@@ -115,7 +127,7 @@ impl<T: Real> Compiler<'_, T> {
     fn end(&mut self, vit: &VitSpec) -> Result<()> {
         let norm = self.norm_at(Site::FinalNorm, None)?;
         let mean = Mean {
-            prefix: vit.prefix.len() + self.sites.prompts(),
+            prefix: self.before(vit),
             dim: vit.embed_dim,
         };
         if vit.pool == Pool::AvgThenNorm {

@@ -130,7 +130,7 @@ impl<T: Real> Step<T> for AttendMixed<T> {
         let qk: usize = self.heads.iter().map(|head| head.qk).sum();
         let mixings = usize::from(self.before.is_some()) + usize::from(self.after.is_some());
         let pair = widths + mixings * self.heads.len() * self.heads.len();
-        let said = self.buckets.as_ref().map_or(0, |buckets| qk * buckets.count);
-        counts.tokens * (counts.keys.min(self.area) * pair + said)
+        let looked_up = self.buckets.as_ref().map_or(0, |buckets| qk * buckets.count);
+        counts.tokens * (counts.keys.min(self.area) * pair + looked_up)
     }
 }

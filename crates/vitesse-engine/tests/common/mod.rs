@@ -608,7 +608,10 @@ pub fn distance(found: &[f32], expected: &[f64]) -> f64 {
         .zip(expected)
         .map(|(&found, expected)| (f64::from(found) - expected).abs());
     // Not `f64::max`, which overlooks NaN.
-    differences.fold(0.0, |most, x| if x <= most { most } else { x }) / most
+    differences.fold(
+        0.0,
+        |most: f64, x| if most.is_nan() || x <= most { most } else { x },
+    ) / most
 }
 
 /// The cosine of the angle between the two.

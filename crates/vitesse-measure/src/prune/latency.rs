@@ -94,9 +94,9 @@ impl<'a> Latencies<'a> {
             let (Some(block), Some(place)) = (swin.block(layer), swin.place(layer)) else {
                 continue;
             };
-            let beside = self.time(&of_stage(spec, swin, place.stage, EMPTY))?;
+            let beside = self.time(&of_stage(spec, swin, place.stage, &EMPTY))?;
             for half in halves(block) {
-                let copies = self.time(&of_stage(spec, swin, place.stage, half))?;
+                let copies = self.time(&of_stage(spec, swin, place.stage, &half))?;
                 sum += (copies - beside) / COPIES as f64;
             }
         }
@@ -151,12 +151,16 @@ fn of_blocks(spec: &ModelSpec, vit: &VitSpec, blocks: &[BlockSpec]) -> ModelSpec
 
 /// Copies of a half, and behind them an attention that reads all tokens: without it the engine would leave out those that no head reads.
 fn before_a_reader(half: &[BlockSpec]) -> Vec<BlockSpec> {
-    let reader = BlockSpec {
+    let copies = half.iter().flat_map(|half| vec![half.clone(); COPIES]);
+    copies.chain([small_attention()]).collect()
+}
+
+/// An attention whose size is always the same.
+fn small_attention() -> BlockSpec {
+    BlockSpec {
         attn: Some(AttentionSpec::uniform(32, 1)),
         mlp: None,
-    };
-    let copies = half.iter().flat_map(|half| vec![half.clone(); COPIES]);
-    copies.chain([reader]).collect()
+    }
 }
 
 /// A block without anything in it.
@@ -178,15 +182,17 @@ fn around(spec: &ModelSpec, swin: &SwinSpec) -> ModelSpec {
     }
 }
 
-/// A Swin of one stage that has the map of this one, and in it copies of a half, whose windows are shifted in turn.
-fn of_stage(spec: &ModelSpec, swin: &SwinSpec, stage: usize, half: BlockSpec) -> ModelSpec {
+/// A Swin of one stage that has the map of this one, and in it copies of a half, whose windows are shifted in turn. Before them stands an
+/// attention: it makes whole windows of the map, as many rows as the half has amid a model.
+fn of_stage(spec: &ModelSpec, swin: &SwinSpec, stage: usize, half: &BlockSpec) -> ModelSpec {
+    let copies = vec![half.clone(); COPIES];
     ModelSpec {
         network: NetworkSpec::Swin(SwinSpec {
             img_size: swin.stage_map(stage).map(|side| side * swin.patch_size),
             embed_dim: swin.stage_dim(stage),
-            depths: vec![COPIES],
-            cores: vec![half; COPIES],
-            layers: (0..COPIES).map(LayerSpec::of).collect(),
+            depths: vec![1 + COPIES],
+            cores: [small_attention()].into_iter().chain(copies).collect(),
+            layers: (0..=COPIES).map(LayerSpec::of).collect(),
             ..swin.clone()
         }),
         ..spec.clone()
@@ -202,8 +208,11 @@ fn key(model: &ModelSpec) -> Result<String> {
             (
                 vit.img_size,
                 vit.patch_size,
+                vit.in_chans,
                 vit.embed_dim,
                 vit.prefix.len(),
+                vit.is_distilled(),
+                vit.pool,
                 vit.activation,
                 vit.pre_norm,
                 model.num_classes,
@@ -214,6 +223,7 @@ fn key(model: &ModelSpec) -> Result<String> {
             (
                 swin.img_size,
                 swin.patch_size,
+                swin.in_chans,
                 swin.embed_dim,
                 &swin.depths,
                 swin.window_size,
@@ -278,6 +288,7 @@ fn name(at: At) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vitesse_model::spec::Pool;
     use vitesse_model::zoo;
 
     /// What is timed is what a half computes amid a model: all of its tokens, also in a perceptron.
@@ -306,25 +317,48 @@ mod tests {
         }
     }
 
-    /// What is timed of a Swin adds up to it.
+    /// The pool says how many tokens go on behind the last attention.
+    #[test]
+    fn models_that_pool_otherwise_are_timed_apart() {
+        let spec = zoo::get("deit_micro_patch4_32").unwrap().spec;
+        let mut other = spec.clone();
+        if let NetworkSpec::Vit(vit) = &mut other.network {
+            vit.pool = Pool::Avg;
+        }
+        assert_ne!(key(&spec).unwrap(), key(&other).unwrap());
+    }
+
+    /// What is timed of a Swin adds up to it, also where maps are filled up to whole windows.
     #[test]
     fn halves_in_their_stages_add_up() {
-        let spec = zoo::get("swin_nano_patch2_window4_32").unwrap().spec;
+        let fitting = zoo::get("swin_nano_patch2_window4_32").unwrap().spec;
+        let mut filled_up = fitting.clone();
+        if let NetworkSpec::Swin(swin) = &mut filled_up.network {
+            swin.window_size = [3, 3];
+        }
+        for (spec, pads) in [(fitting, false), (filled_up, true)] {
+            add_up(&spec, pads);
+        }
+    }
+
+    #[track_caller]
+    fn add_up(spec: &ModelSpec, pads: bool) {
         let Transformer::Swin(swin) = spec.transformer().unwrap() else {
             panic!("no Swin")
         };
+        assert!((0..swin.layers.len()).all(|layer| swin.windows(layer).unwrap().pads() == pads));
         let macs = |model: &ModelSpec| {
             let engine = Engine::new(model, &model.init(0).unwrap(), "a test", Options::default()).unwrap();
             engine.macs()
         };
-        let mut sum = macs(&around(&spec, swin));
+        let mut sum = macs(&around(spec, swin));
         for layer in 0..swin.layers.len() {
             let stage = swin.place(layer).unwrap().stage;
-            let beside = macs(&of_stage(&spec, swin, stage, EMPTY));
+            let beside = macs(&of_stage(spec, swin, stage, &EMPTY));
             for half in halves(swin.block(layer).unwrap()) {
-                sum += (macs(&of_stage(&spec, swin, stage, half)) - beside) / COPIES as u64;
+                sum += (macs(&of_stage(spec, swin, stage, &half)) - beside) / COPIES as u64;
             }
         }
-        assert_eq!(sum, macs(&spec));
+        assert_eq!(sum, macs(spec));
     }
 }

@@ -28,7 +28,7 @@ pub use correct::Fit as Correction;
 
 use crate::images::Images;
 use crate::judge::{Accuracy, Judge, Scored};
-use crate::transform::{At, Transform};
+use crate::transform::{At, SAME_PLAN, Transform};
 use crate::{Error, Events, Progress, Result};
 use calibration::Calibration;
 use choice::{Ranked, Worth, blocks};
@@ -471,7 +471,11 @@ impl Look<'_> {
             return None;
         };
         let mut speeds = pruned.transform.speed.iter();
-        let ratio = speeds.find(|speed| speed.batch == at.batch)?.ratio;
+        let speed = speeds.find(|speed| speed.batch == at.batch)?;
+        if speed.verdict == SAME_PLAN {
+            return None;
+        }
+        let ratio = speed.ratio;
         let noise = ((ratio.max - ratio.min) / 4.0).min(0.02 * share);
         (ratio.median > share + noise).then_some(ratio.median)
     }

@@ -9,6 +9,7 @@ use vitesse_train::Recipe;
 use vitesse_train::loss::{Kind, Normaliser};
 use vitesse_train::method::{self, Method, named};
 use vitesse_train::recipe::DistillConfig;
+use vitesse_train::teacher::fits;
 
 use crate::trial::table;
 use crate::{Error, Result};
@@ -38,6 +39,10 @@ impl Lesson {
         let Some(teacher) = recipe.distill.teacher_spec(student)? else {
             return Err(vitesse_train::Error::TeacherMissing.into());
         };
+        let mut learner = student.clone();
+        let classes = recipe.data.open()?.0.class_names().len();
+        learner.num_classes = recipe.model.num_classes.unwrap_or(classes);
+        fits((&teacher.architecture, &teacher), &learner)?;
         let mut lesson = Lesson {
             teacher: teacher.architecture.clone(),
             method: None,

@@ -59,6 +59,18 @@ pub(super) fn global_pool(spec: &ModelSpec) -> &'static str {
     }
 }
 
+impl ModelSpec {
+    /// The Python module and class of timm's implementation.
+    pub fn timm_class(&self) -> [&'static str; 2] {
+        match &self.network {
+            NetworkSpec::Vit(vit) if vit.is_distilled() => ["timm.models.deit", "VisionTransformerDistilled"],
+            NetworkSpec::Vit(_) => ["timm.models.vision_transformer", "VisionTransformer"],
+            NetworkSpec::RegNet(_) => ["timm.models.regnet", "RegNet"],
+            NetworkSpec::Swin(_) => ["timm.models.swin_transformer", "SwinTransformer"],
+        }
+    }
+}
+
 /// The network that `architecture` and `model_args` stand for. `input_size` is what `pretrained_cfg` says; it counts
 /// where the arguments do not say otherwise.
 pub(super) fn read_base(

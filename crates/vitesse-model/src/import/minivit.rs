@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::swin;
 use crate::ops::{OpKind, OpSpec, QkvPart};
-use crate::spec::{LayerSpec, ModelSpec, NetworkSpec, SwinSpec, VitSpec};
+use crate::spec::{LayerSpec, ModelSpec, NetworkSpec, SwinSpec, Transformer, VitSpec};
 use crate::tensors::{Tensor, Tensors};
 use crate::{Error, Result, Site};
 
@@ -57,7 +57,7 @@ pub fn write(spec: &ModelSpec, tensors: &Tensors) -> Result<Tensors> {
         .into_iter()
         .map(|name| (name.memory.clone(), name))
         .collect();
-    let old = matches!(&spec.network, NetworkSpec::Swin(swin) if swin.is_shared());
+    let old = matches!(&spec.network, NetworkSpec::Swin(swin) if Transformer::Swin(swin).is_shared());
     let renamed = tensors.iter().map(|(name, tensor)| match names.get(name) {
         Some(known) => (known.file.clone(), fitted(tensor, &known.file_shape())),
         None if old => (swin::original_name(name), tensor.clone()),
@@ -101,8 +101,8 @@ impl Name {
 /// The names that differ.
 fn names(spec: &ModelSpec) -> Result<Vec<Name>> {
     let differ = match &spec.network {
-        NetworkSpec::Vit(vit) => vit.is_shared() || !in_order(&vit.layers),
-        NetworkSpec::Swin(swin) => swin.is_shared(),
+        NetworkSpec::Vit(vit) => Transformer::Vit(vit).is_shared() || !in_order(&vit.layers),
+        NetworkSpec::Swin(swin) => Transformer::Swin(swin).is_shared(),
         NetworkSpec::RegNet(_) => false,
     };
     if !differ {
@@ -118,7 +118,7 @@ fn names(spec: &ModelSpec) -> Result<Vec<Name>> {
     };
     let (mut out, mut taken) = (Vec::new(), BTreeSet::new());
     for tensor in spec.tensors()? {
-        let found = match op_of(spec, &tensor.name) {
+        let found = match spec.op_of(&tensor.name) {
             Some((index, op)) => own(index, op, &tensor.name),
             None => match &spec.network {
                 NetworkSpec::Vit(vit) => vit_block(&tensor.name, vit).map(|name| (name, false)),
@@ -145,13 +145,6 @@ fn in_order(layers: &[LayerSpec]) -> bool {
     layers.iter().enumerate().all(|(i, layer)| layer.core == i)
 }
 
-/// The op to which a tensor in memory belongs, and its number.
-fn op_of<'a>(spec: &'a ModelSpec, name: &str) -> Option<(usize, &'a OpSpec)> {
-    let (number, _) = name.strip_prefix("ops.")?.split_once('.')?;
-    let number = number.parse().ok()?;
-    Some((number, spec.ops.get(number)?))
-}
-
 /// The core of a layer, and how many layers before it use the same, of those that `count`.
 fn instance(layers: &[LayerSpec], layer: usize, count: impl Fn(&LayerSpec) -> bool) -> Option<[usize; 2]> {
     let core = layers.get(layer)?.core;
@@ -166,7 +159,7 @@ fn vit_block(name: &str, vit: &VitSpec) -> Option<String> {
     let number: usize = number.parse().ok()?;
     let (part, end) = rest.split_once('.')?;
     let is_norm = part.starts_with("norm");
-    Some(match (is_norm, vit.is_shared()) {
+    Some(match (is_norm, Transformer::Vit(vit).is_shared()) {
         (false, true) => format!("blocks.{number}.block.{rest}"),
         (false, false) => name.to_owned(),
         (true, false) => format!("blocks.{}.{rest}", vit.layers.get(number)?.core),
@@ -179,7 +172,7 @@ fn vit_block(name: &str, vit: &VitSpec) -> Option<String> {
 
 /// The name in the file of an op's tensor `end` in a shared ViT, and whether a matrix is a convolution there; `None` for what MiniViT does not have.
 fn vit_op(vit: &VitSpec, op: &OpSpec, end: &str) -> Option<(String, bool)> {
-    if !vit.is_shared() {
+    if !Transformer::Vit(vit).is_shared() {
         return None;
     }
     let module = match (&op.kind, op.site) {
@@ -239,6 +232,7 @@ mod tests {
     fn model(layers: &[usize], norms: Option<usize>) -> ModelSpec {
         let mut vit = VitSpec::plain(8, 4, 4, 2, 2, vec![PrefixToken::Class]);
         vit.layers = layers.iter().map(|&core| LayerSpec::of(core)).collect();
+        vit.cores.truncate(layers.iter().max().map_or(0, |last| last + 1));
         if let Some(last) = vit.layers.last_mut() {
             last.norms = norms;
         }

@@ -36,15 +36,20 @@ use crate::config::Config;
 use crate::pos_embed::Flavour;
 use crate::spec::ModelSpec;
 
-/// timm's name for one of transformers', ViT, DeiT or CLIP, as adapters of PEFT's have them; `None` for a name that is unknown. `distilled` is a model
-/// with two heads.
-pub fn transformers_target(name: &str, distilled: bool) -> Option<Target> {
-    vit::target(name, distilled).or_else(|| clip::target(name))
+/// What one of transformers' names, as adapters of PEFT's have them, is called by timm: in a ViT or DeiT, a CLIP, a Swin, where such a
+/// model has it. `distilled` is a model with two heads.
+pub fn transformers_targets(name: &str, distilled: bool) -> impl Iterator<Item = Target> {
+    let targets = [
+        vit::target(name, distilled),
+        clip::target(name),
+        swin::target(name),
+    ];
+    targets.into_iter().flatten()
 }
 
 /// Whether this is one of transformers' tensors that no model here reads.
 pub fn transformers_unread(name: &str) -> bool {
-    vit::unread(name) || clip::unread(name)
+    vit::unread(name) || clip::unread(name) || swin::unread(name)
 }
 
 /// What an import makes of a file.

@@ -107,8 +107,8 @@ pub(super) fn describe(
     tensors: &mut Tensors,
     notes: &mut Vec<String>,
 ) -> Result<Described> {
-    let unread = |name: &&str| DROPPED.contains(&body(name)) || BUFFERS.iter().any(|end| name.ends_with(end));
-    let dropped: Vec<String> = tensors.names().filter(unread).map(str::to_owned).collect();
+    let dropped = tensors.names().filter(|name| unread(name));
+    let dropped: Vec<String> = dropped.map(str::to_owned).collect();
     for name in &dropped {
         tensors.remove(name)?;
     }
@@ -238,6 +238,11 @@ fn architecture(swin: &SwinSpec) -> &'static str {
 /// A name without the prefix that models with a head give to their body.
 fn body(name: &str) -> &str {
     name.strip_prefix("swin.").unwrap_or(name)
+}
+
+/// Whether this is one of transformers' tensors that nothing here reads.
+pub(super) fn unread(name: &str) -> bool {
+    DROPPED.contains(&body(name)) || BUFFERS.iter().any(|end| name.ends_with(end))
 }
 
 /// timm's name for one of transformers' Swin; `None` for a name that is unknown.

@@ -11,6 +11,7 @@ mod block;
 mod ctx;
 pub mod fused;
 pub(crate) mod layers;
+mod maps;
 mod pack;
 mod params;
 pub mod profile;

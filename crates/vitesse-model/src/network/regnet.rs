@@ -19,6 +19,7 @@ use super::fused::{self, Compute, Convolution, Layout};
 use super::layers::Linear;
 use super::params::Parameters;
 use crate::Result;
+use crate::site::Site;
 use crate::spec::RegNetSpec;
 use crate::spec::regnet::{ConvNormSpec, RegNetBlock};
 
@@ -101,7 +102,7 @@ impl RegNet {
         let mut x = relu(self.stem.forward(images.swap_dims(0, 1), ctx));
         for (i, block) in self.blocks.iter().enumerate() {
             ctx.layer = Some(i);
-            x = block.forward(x, self.blocks.len(), ctx);
+            x = recorded(block.forward(x, self.blocks.len(), ctx), ctx);
         }
         ctx.layer = None;
         mean_by_image(x).transpose()
@@ -194,6 +195,19 @@ impl SqueezeExcite {
         let gate = sigmoid(dense(hidden, &self.fc2_weight, &self.fc2_bias));
         x * gate.reshape([channels, batch, 1, 1])
     }
+}
+
+/// Records what leaves a block `[channels, batch, height, width]`, its positions as tokens, if the trace wants it, and hands it on.
+fn recorded(x: Tensor<4>, ctx: &mut Ctx) -> Tensor<4> {
+    if !ctx.trace.wants(Site::BlockOut, ctx.layer) {
+        return x;
+    }
+    let [channels, batch, height, width] = x.dims();
+    let tokens = x.reshape([channels, batch, height * width]).permute([1, 2, 0]);
+    let tokens = ctx.record(Site::BlockOut, tokens);
+    tokens
+        .permute([2, 0, 1])
+        .reshape([channels, batch, height, width])
 }
 
 /// The mean over positions: `[channels, batch, height, width]` to `[channels, batch]`.

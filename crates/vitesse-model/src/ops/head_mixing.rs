@@ -2,7 +2,7 @@
 //!
 //! Papers: Zhang et al., *MiniViT*, CVPR 2022, section 3.2 (`F1` before the softmax, `F2` after it); Shazeer et al., *Talking-Heads
 //! Attention*, 2020. Mini-DeiT has no bias, Mini-Swin has one. After the softmax, rows of what comes out do not sum to 1. As the identity
-//! it changes nothing; published models start from small random weights instead, so that at first attention says almost nothing.
+//! it changes nothing; published models start from small random weights instead, so that at first attention contributes almost nothing.
 
 use serde::{Deserialize, Serialize};
 

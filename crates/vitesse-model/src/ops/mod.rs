@@ -15,6 +15,7 @@ mod network;
 mod prompts;
 pub mod relative_positions;
 mod scale_shift;
+mod transformation;
 
 pub use crate::spec::Activation;
 pub use bottleneck::{Bottleneck, NORM_EPS, NormPlace};
@@ -24,6 +25,7 @@ pub use low_rank::{LowRank, QkvPart};
 pub use prompts::Prompts;
 pub use relative_positions::RelativePositions;
 pub use scale_shift::ScaleShift;
+pub use transformation::Transformation;
 
 #[cfg(feature = "train")]
 pub(crate) use network::AttentionPart;
@@ -65,7 +67,7 @@ pub enum OpKind {
     Prompts(Prompts),
     /// `new[h] = Σ_g W[h, g] · old[g] (+ b[h])`, over the heads of attention maps.
     HeadMixing(HeadMixing),
-    /// Numbers that depend on the way from one token to the other, in attention.
+    /// Numbers that depend on the offset between two tokens, in attention.
     RelativePositions(RelativePositions),
     /// `y = x̃ + conv(x̃)`, over the map of the patches.
     LocalConvolution(LocalConvolution),

@@ -1,7 +1,7 @@
-//! RELATIVE POSITIONS — numbers that depend on the way from one token to the other, in attention (iRPE).
+//! RELATIVE POSITIONS — numbers that depend on the offset between two tokens, in attention (iRPE).
 //!
 //! Paper: Wu et al., *Rethinking and Improving Relative Position Encoding for Vision Transformer*, ICCV 2021. Mini-DeiT has it on keys:
-//! method product, contextual, one table for all heads, ratio 1.9. With `b(i, j)` for the bucket of the way from key `j` to
+//! method product, contextual, one table for all heads, ratio 1.9. With `b(i, j)` for the bucket of the offset from key `j` to
 //! query `i`, queries scaled:
 //!
 //! | of | contextual | bias |
@@ -29,7 +29,7 @@ use crate::{Error, Result};
 pub struct RelativePositions {
     /// To which of queries, keys and values they belong.
     pub of: QkvPart,
-    /// How ways are put into buckets.
+    /// How offsets are put into buckets.
     pub method: Method,
     /// What stands in a bucket.
     pub mode: Mode,
@@ -42,7 +42,7 @@ pub struct RelativePositions {
     pub special: bool,
 }
 
-/// How the ways between patches are put into buckets.
+/// How the offsets between patches are put into buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -60,7 +60,7 @@ pub enum Method {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// A vector, which is multiplied with what the token says.
+    /// A vector, which is multiplied with the query, key or probability of the pair.
     Contextual,
     /// A number.
     Bias,
@@ -191,8 +191,10 @@ pub(super) use network::RelativePositionsOp;
 
 #[cfg(feature = "train")]
 mod network {
+    use std::borrow::Cow;
+
     use burn::module::{Module, Param};
-    use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+    use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
     use super::buckets::Buckets;
     use super::{Mode, RelativePositions};
@@ -207,6 +209,9 @@ mod network {
         tables: Vec<Table>,
         #[module(skip)]
         buckets: Vec<Buckets>,
+        /// For each table, in the stream that the model has here.
+        #[module(skip)]
+        places: Vec<Places>,
         #[module(skip)]
         spec: RelativePositions,
     }
@@ -220,9 +225,12 @@ mod network {
     }
 
     /// Where in a token's row of buckets each pair of its own looks, all rows one after the other.
+    #[derive(Debug, Clone)]
     struct Places {
+        /// Tokens before the patches, and behind them.
+        beside: [usize; 2],
         /// `[tokens · tokens]`
-        at: Tensor<1, Int>,
+        at: Vec<i64>,
         /// Numbers in a row.
         stride: usize,
         /// Whether the last of them is a zero for pairs that have no bucket.
@@ -237,10 +245,12 @@ mod network {
             sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let (names, buckets): (Vec<_>, Vec<_>) = spec
-                .tables(sites.grid_at(layer).unwrap_or([0; 2]))
-                .into_iter()
-                .unzip();
+            let grid = sites.grid_at(layer).unwrap_or([0; 2]);
+            let (names, buckets): (Vec<_>, Vec<_>) = spec.tables(grid).into_iter().unzip();
+            let before = sites.tokens_at(layer).saturating_sub(grid[0] * grid[1]);
+            let places = buckets
+                .iter()
+                .map(|buckets| Places::new(spec, buckets, [before, 0]));
             let table = |end: &String| {
                 let name = format!("{prefix}.{end}");
                 Ok(match spec.mode {
@@ -250,34 +260,44 @@ mod network {
             };
             Ok(RelativePositionsOp {
                 tables: names.iter().map(table).collect::<Result<_>>()?,
+                places: places.collect(),
                 buckets,
                 spec: spec.clone(),
             })
+        }
+
+        /// Each table, and where the pairs of this stream look in it. They are made again only for a stream to which another op gave other tokens
+        /// than the model has here.
+        fn places(&self, stream: &Stream) -> impl Iterator<Item = (&Table, Cow<'_, Places>)> {
+            let beside = [stream.prefix, stream.tail];
+            let places = self.places.iter().zip(&self.buckets);
+            let places = places.map(move |(places, buckets)| match places.beside == beside {
+                true => Cow::Borrowed(places),
+                false => Cow::Owned(Places::new(&self.spec, buckets, beside)),
+            });
+            self.tables.iter().zip(places)
         }
 
         /// What each table adds to the logits, `[batch | 1, heads | 1, tokens, tokens]`; of keys where `rows`
         /// `[batch, heads, tokens, width]` are the queries.
         fn looked_up(&self, rows: &Tensor<4>, stream: &Stream) -> Vec<Tensor<4>> {
             let [batch, heads, tokens, _] = rows.dims();
-            let tables = self.tables.iter().zip(&self.buckets);
-            let each = tables.map(|(table, buckets)| {
-                let count = self.spec.count();
-                match table {
-                    Table::Contextual(table) => {
-                        let said = through(rows.clone(), table.val());
-                        let places = Places::new(buckets, tokens, count, (stream, tokens), &said);
-                        let said = places.with_zero(said.reshape([batch * heads, tokens, count]));
-                        let said = said.reshape([batch * heads, tokens * places.stride]);
-                        said.select(1, places.at).reshape([batch, heads, tokens, tokens])
-                    }
-                    Table::Bias(table) => {
-                        let table = table.val();
-                        let own = table.dims()[0];
-                        let places = Places::new(buckets, 1, count, (stream, tokens), &table);
-                        let table = places.with_zero(table.reshape([own, 1, count]));
-                        let table = table.reshape([own, places.stride]);
-                        table.select(1, places.at).reshape([1, own, tokens, tokens])
-                    }
+            let count = self.spec.count();
+            let each = self.places(stream).map(|(table, places)| match table {
+                Table::Contextual(table) => {
+                    let products = through(rows.clone(), table.val());
+                    let products = places.with_zero(products.reshape([batch * heads, tokens, count]));
+                    let products = products.reshape([batch * heads, tokens * places.stride]);
+                    let at = places.at(&products.device());
+                    products.select(1, at).reshape([batch, heads, tokens, tokens])
+                }
+                Table::Bias(table) => {
+                    let table = table.val();
+                    let own = table.dims()[0];
+                    let table = places.with_zero(table.reshape([own, 1, count]));
+                    let table = table.reshape([own, places.stride]);
+                    let at = places.at(&table.device());
+                    table.select(1, at).reshape([1, own, tokens, tokens])
                 }
             });
             each.collect()
@@ -293,33 +313,37 @@ mod network {
             return rows.matmul(table).reshape([batch, heads, tokens, out]);
         }
         let rows = rows.swap_dims(0, 1).reshape([heads, batch * tokens, width]);
-        let said = rows.matmul(table).reshape([heads, batch, tokens, out]);
-        said.swap_dims(0, 1)
+        let products = rows.matmul(table).reshape([heads, batch, tokens, out]);
+        products.swap_dims(0, 1)
     }
 
     impl Places {
-        /// For a stream of so many tokens, of which each has one of `rows` rows; all share one where there is but one.
-        fn new<const D: usize>(
-            buckets: &Buckets,
-            rows: usize,
-            count: usize,
-            (stream, tokens): (&Stream, usize),
-            like: &Tensor<D>,
-        ) -> Self {
-            let patches: usize = stream.grid.iter().product();
-            let pairs = buckets.pairs(stream.prefix, tokens - stream.prefix - patches);
+        /// With so many tokens before the patches and behind them. Of a contextual table each token has a row of its own; biases are one row.
+        fn new(spec: &RelativePositions, buckets: &Buckets, beside: [usize; 2]) -> Self {
+            let [before, behind] = beside;
+            let (pairs, count) = (buckets.pairs(before, behind), spec.count());
             let zero = pairs.contains(&None);
             let stride = count + usize::from(zero);
+            let tokens = buckets.patches() + before + behind;
             let at = pairs.iter().enumerate().map(|(pair, bucket)| {
-                let row = if rows == 1 { 0 } else { pair / tokens };
+                let row = match spec.mode {
+                    Mode::Contextual => pair / tokens,
+                    Mode::Bias => 0,
+                };
                 (row * stride + bucket.unwrap_or(count)) as i64
             });
-            let at = TensorData::new(at.collect(), [tokens * tokens]);
             Places {
-                at: Tensor::from_data(at, &like.device()),
+                beside,
+                at: at.collect(),
                 stride,
                 zero,
             }
+        }
+
+        /// `[tokens · tokens]`
+        fn at(&self, device: &Device) -> Tensor<1, Int> {
+            let at = TensorData::new(self.at.clone(), [self.at.len()]);
+            Tensor::from_data(at, device)
         }
 
         /// `[.., .., buckets]` with the zero behind, where one is needed.
@@ -361,14 +385,13 @@ mod network {
             };
             let ([batch, heads, tokens, _], count) = (probs.dims(), self.spec.count());
             let probs = probs.reshape([batch * heads, tokens * tokens]);
-            let tables = self.tables.iter().zip(&self.buckets);
-            tables.fold(x, |x, (table, buckets)| {
+            self.places(&ctx.stream).fold(x, |x, (table, places)| {
                 let Table::Contextual(table) = table else {
                     return x;
                 };
-                let places = Places::new(buckets, tokens, count, (&ctx.stream, tokens), &probs);
                 let sums = Tensor::zeros([batch * heads, tokens * places.stride], &probs.device());
-                let sums = sums.select_assign(1, places.at, probs.clone(), IndexingUpdateOp::Add);
+                let at = places.at(&probs.device());
+                let sums = sums.select_assign(1, at, probs.clone(), IndexingUpdateOp::Add);
                 let sums = sums.reshape([batch, heads, tokens, places.stride]);
                 let found = through(sums.narrow(3, 0, count), table.val());
                 let width = found.dims()[3];

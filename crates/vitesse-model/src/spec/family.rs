@@ -1,6 +1,6 @@
 //! What every family's description says of itself besides its sites.
 
-use super::{Cost, Sites, TensorSpec};
+use super::{Cost, FeatureMaps, Sites, TensorSpec};
 use crate::Result;
 
 /// A family of networks: one file in `spec/` implements it, and [`NetworkSpec`](super::NetworkSpec) lists it.
@@ -22,4 +22,7 @@ pub(crate) trait Family: Sites {
 
     /// The names of the modules that classify.
     fn classifiers(&self) -> Vec<&'static str>;
+
+    /// The feature maps that can be taken, in the order of the forward pass.
+    fn maps(&self) -> FeatureMaps;
 }

@@ -10,6 +10,7 @@ mod block;
 mod cost;
 mod family;
 pub(crate) mod limits;
+mod maps;
 pub(crate) mod regnet;
 mod share;
 mod sites;
@@ -20,6 +21,7 @@ mod vit;
 pub use activation::Activation;
 pub use block::{AttentionSpec, BlockSpec, LayerSpec, MlpSpec};
 pub use cost::{Cost, LayerCost};
+pub use maps::FeatureMap;
 pub use regnet::{RegNetSpec, RegNetStage};
 pub use share::{Groups, NormsOf};
 pub use sites::{Projection, Sites};
@@ -30,6 +32,7 @@ pub use vit::{Pool, PrefixToken, VitSpec};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use family::Family;
+pub(crate) use maps::FeatureMaps;
 
 use crate::ops::{self, OpSpec};
 use crate::site::Site;
@@ -195,6 +198,13 @@ impl ModelSpec {
     /// The ops at `site` of `layer` (`None` for the sites outside blocks), with their index in [`ModelSpec::ops`].
     pub fn ops_at(&self, site: Site, layer: Option<usize>) -> impl Iterator<Item = (usize, &OpSpec)> {
         self.sites().ops_at(site, layer)
+    }
+
+    /// The op to which a tensor belongs, and its index in [`ModelSpec::ops`]; `None` for a tensor of no op.
+    pub fn op_of(&self, tensor: &str) -> Option<(usize, &OpSpec)> {
+        let (number, _) = tensor.strip_prefix("ops.")?.split_once('.')?;
+        let number = number.parse().ok()?;
+        Some((number, self.ops.get(number)?))
     }
 
     /// Says whether the projections to queries, keys and values of all blocks have a bias.

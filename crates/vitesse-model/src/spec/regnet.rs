@@ -8,10 +8,10 @@ mod sites;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Family, Init, Role, TensorSpec};
+use super::{Cost, Family, FeatureMap, FeatureMaps, Init, Role, TensorSpec};
 use crate::{Error, Result};
 
-/// The largest image side, width or stride that is believed, so that costs cannot overflow.
+/// The largest image side, width or stride, of a stage or of them all, that is believed, so that costs cannot overflow.
 const LARGEST: usize = 4096;
 /// The largest number of blocks that is believed.
 const MOST_BLOCKS: usize = 256;
@@ -253,13 +253,15 @@ impl Family for RegNetSpec {
             return fail("a RegNet needs at least one stage".into());
         }
         let mut blocks = 0;
-        let mut in_chans = self.stem_width;
+        let (mut in_chans, mut stride) = (self.stem_width, self.stem_stride);
         for (i, stage) in self.stages.iter().enumerate() {
             let name = format!("s{}", i + 1);
             sized(&format!("the depth of stage {name}"), stage.depth)?;
             sized(&format!("the width of stage {name}"), stage.width)?;
             sized(&format!("the group width of stage {name}"), stage.group_width)?;
             sized(&format!("the stride of stage {name}"), stage.stride)?;
+            stride *= stage.stride;
+            sized(&format!("the product of the strides up to stage {name}"), stride)?;
             if stage.width % stage.group_width != 0 {
                 return fail(format!(
                     "stage {name} has {} channels, which cannot be split into groups of {}",
@@ -335,6 +337,27 @@ impl Family for RegNetSpec {
 
     fn classifiers(&self) -> Vec<&'static str> {
         vec!["head.fc"]
+    }
+
+    fn maps(&self) -> FeatureMaps {
+        let blocks = self.blocks();
+        let (mut maps, mut ends, mut stride) = (Vec::new(), 0, self.stem_stride);
+        for (stage, spec) in self.stages.iter().enumerate() {
+            ends += spec.depth;
+            stride *= spec.stride;
+            let Some(block) = blocks.get(ends.wrapping_sub(1)) else {
+                continue;
+            };
+            maps.push(FeatureMap {
+                name: format!("stage{}", stage + 1),
+                module: format!("s{}", stage + 1),
+                layer: ends - 1,
+                channels: spec.width,
+                size: block.conv3.in_size,
+                stride,
+            });
+        }
+        FeatureMaps::OfStages(maps)
     }
 }
 
@@ -484,6 +507,10 @@ mod tests {
         check(
             &|spec| spec.stages[1].group_width = 24,
             "stage s2 has 64 channels, which cannot be split into groups of 24",
+        );
+        check(
+            &|spec| spec.stages[1].stride = 4096,
+            "the product of the strides up to stage s2 must be between 1 and 4096, but is 8192",
         );
         check(&|spec| spec.se_ratio = 0.01, "0 of 16 channels");
         check(&|spec| spec.se_ratio = f64::NAN, "se_ratio NaN");

@@ -225,11 +225,6 @@ impl SwinSpec {
         windows.map_or(0, |windows| windows.relative_positions())
     }
 
-    /// Whether several layers share a core.
-    pub fn is_shared(&self) -> bool {
-        self.layers.len() > self.cores.len()
-    }
-
     /// timm's rule for the windows, where it says the same as the rule at hand.
     pub fn settle_rule(&mut self) {
         let timms = SwinSpec {
@@ -254,6 +249,7 @@ fn doubled(dim: usize, stage: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Transformer;
     use super::*;
 
     #[test]
@@ -269,7 +265,7 @@ mod tests {
         swin.layers = [0, 1, 2, 2, 2].map(LayerSpec::of).to_vec();
         assert_eq!(swin.core_name(2), "layers.1.blocks.0");
         assert_eq!(swin.norm_name(4, 2), "layers.1.blocks.2.norm2");
-        assert!(swin.is_shared());
+        assert!(Transformer::Swin(&swin).is_shared());
     }
 
     #[test]

@@ -144,11 +144,6 @@ impl VitSpec {
         self.prefix.contains(&PrefixToken::Distillation)
     }
 
-    /// Whether several layers share a core.
-    pub fn is_shared(&self) -> bool {
-        self.layers.len() > self.cores.len()
-    }
-
     fn registers(&self) -> usize {
         self.prefix
             .iter()

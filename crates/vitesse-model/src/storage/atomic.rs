@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
@@ -17,18 +17,47 @@ use crate::error::{Error, Result};
 /// An existing file is replaced, in one step, and one that is mapped or open elsewhere keeps its content there.
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let all = || -> io::Result<()> {
-        let (folder, name) = split(path)?;
-        let temporary = temporaries(&hidden(&name, ".new-"), 0o666).tempfile_in(&folder)?;
-        let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file());
+        let mut file = AtomicFile::create(path)?;
+        let mut writer = BufWriter::with_capacity(1 << 20, file.file());
         write(&mut writer)?;
         writer.flush()?;
         drop(writer);
-        temporary.as_file().sync_all()?;
-        temporary.persist(path)?;
-        sync_folder(&folder);
-        Ok(())
+        file.commit()
     };
     all().map_err(Error::io("write", path))
+}
+
+/// A file in the making: fill [`AtomicFile::file`], then [`AtomicFile::commit`]. Dropped before that, it vanishes.
+#[derive(Debug)]
+pub(super) struct AtomicFile {
+    temporary: NamedTempFile,
+    folder: PathBuf,
+    target: PathBuf,
+}
+
+impl AtomicFile {
+    /// Begins the file `target`.
+    pub(super) fn create(target: &Path) -> io::Result<AtomicFile> {
+        let (folder, name) = split(target)?;
+        Ok(AtomicFile {
+            temporary: temporaries(&hidden(&name, ".new-"), 0o666).tempfile_in(&folder)?,
+            folder,
+            target: target.to_owned(),
+        })
+    }
+
+    /// The temporary file, to be filled.
+    pub(super) fn file(&mut self) -> &mut File {
+        self.temporary.as_file_mut()
+    }
+
+    /// Brings the file to the disk and gives it its name, that of a file that was there before too.
+    pub(super) fn commit(self) -> io::Result<()> {
+        self.temporary.as_file().sync_all()?;
+        self.temporary.persist(&self.target)?;
+        sync_folder(&self.folder);
+        Ok(())
+    }
 }
 
 /// A folder in the making: fill [`AtomicDir::path`], then [`AtomicDir::commit`]. Dropped before that, it vanishes.

@@ -3,6 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | [`safetensors`] | read and write safetensors, the format of every checkpoint folder |
+//! | [`streamed`] | write safetensors that grow row by row, larger than memory |
 //! | [`pth`] | read PyTorch's `.pth`, which is a program, without running it |
 //! | [`shards`] | read the index of a checkpoint in several files |
 //! | [`atomic`] | write files and folders that are whole or absent |
@@ -16,5 +17,6 @@ mod map;
 pub mod pth;
 pub mod safetensors;
 pub mod shards;
+pub mod streamed;
 
 pub use atomic::{AtomicDir, atomic_write};

@@ -78,41 +78,51 @@ pub fn read_header(path: &Path) -> Result<Header> {
 ///
 /// `format: pt` is added to metadata without a `format`: Python loaders ask for it.
 pub fn write(path: &Path, tensors: &Tensors, metadata: &Metadata) -> Result<()> {
-    let mut metadata = metadata.clone();
-    metadata
-        .entry("format".to_owned())
-        .or_insert_with(|| "pt".to_owned());
-    if tensors.contains(METADATA) {
-        return Err(Error::Unsupported {
-            what: format!("a tensor named `{METADATA}`"),
-            why: "safetensors files keep their metadata under this name; rename the tensor".to_owned(),
-        });
-    }
     // Wide types first, so that each tensor is aligned to its elements.
     let mut order: Vec<(&str, &Tensor)> = tensors.iter().collect();
     order.sort_by(|(a, x), (b, y)| y.dtype().cmp(&x.dtype()).then(a.cmp(b)));
-
-    let mut header = serde_json::to_vec(&Layout {
-        metadata: &metadata,
-        order: &order,
-    })
-    .map_err(|error| Error::io("write", path)(error.into()))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let length = header.len() as u64;
-    if length > MAX_HEADER {
-        return Err(Error::HeaderLength {
-            path: path.to_owned(),
-            found: length,
-            limit: MAX_HEADER,
-        });
-    }
+    let listed = order
+        .iter()
+        .map(|(name, tensor)| (*name, tensor.dtype(), tensor.shape()));
+    let header = header(path, &listed.collect::<Vec<_>>(), metadata)?;
     atomic_write(path, |writer: &mut dyn Write| -> io::Result<()> {
-        writer.write_all(&length.to_le_bytes())?;
         writer.write_all(&header)?;
         order
             .iter()
             .try_for_each(|(_, tensor)| writer.write_all(tensor.bytes()))
     })
+}
+
+/// A tensor in a header: its name, its element type, its shape.
+pub(super) type Listed<'a> = (&'a str, DType, &'a [usize]);
+
+/// What stands before the tensors of a file, which follow one another in this order; `path` is its name in errors.
+pub(super) fn header(path: &Path, order: &[Listed<'_>], metadata: &Metadata) -> Result<Vec<u8>> {
+    let mut metadata = metadata.clone();
+    metadata
+        .entry("format".to_owned())
+        .or_insert_with(|| "pt".to_owned());
+    if order.iter().any(|(name, ..)| *name == METADATA) {
+        return Err(Error::Unsupported {
+            what: format!("a tensor named `{METADATA}`"),
+            why: "safetensors files keep their metadata under this name; rename the tensor".to_owned(),
+        });
+    }
+    let layout = Layout {
+        metadata: &metadata,
+        order,
+    };
+    let mut json = serde_json::to_vec(&layout).map_err(|error| Error::io("write", path)(error.into()))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let length = json.len() as u64;
+    if length > MAX_HEADER {
+        return Err(Error::HeaderRoom {
+            path: path.to_owned(),
+            found: length,
+            limit: MAX_HEADER,
+        });
+    }
+    Ok([&length.to_le_bytes(), json.as_slice()].concat())
 }
 
 /// Checks a file that is in memory already; `path` is its name in errors.
@@ -327,7 +337,7 @@ impl<'de> Deserialize<'de> for RawHeader {
 /// The header to be written: metadata, then the tensors in the order of their bytes.
 struct Layout<'a> {
     metadata: &'a Metadata,
-    order: &'a [(&'a str, &'a Tensor)],
+    order: &'a [Listed<'a>],
 }
 
 impl Serialize for Layout<'_> {
@@ -341,11 +351,16 @@ impl Serialize for Layout<'_> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry(METADATA, self.metadata)?;
         let mut begin = 0;
-        for (name, tensor) in self.order {
-            let end = begin + tensor.bytes().len();
+        for (name, dtype, shape) in self.order {
+            let end = byte_len(*dtype, shape).and_then(|bytes| bytes.checked_add(begin));
+            let end = end.ok_or_else(|| {
+                serde::ser::Error::custom(format!(
+                    "tensor `{name}` of shape {shape:?} takes more bytes than a file has"
+                ))
+            })?;
             let info = Info {
-                dtype: tensor.dtype().name(),
-                shape: tensor.shape(),
+                dtype: dtype.name(),
+                shape,
                 data_offsets: (begin, end),
             };
             map.serialize_entry(name, &info)?;

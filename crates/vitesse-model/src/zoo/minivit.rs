@@ -5,9 +5,8 @@
 
 use super::Entry;
 use crate::config::PretrainedCfg;
-use crate::ops::{HeadMixing, LocalConvolution, OpKind, OpSpec, RelativePositions};
-use crate::site::Site;
-use crate::spec::{Groups, ModelSpec, NetworkSpec, NormsOf, Pool, Sites};
+use crate::ops::{OpSpec, Transformation};
+use crate::spec::{Groups, ModelSpec, NetworkSpec, NormsOf, Pool};
 
 /// Name, the model that it is made of, sizes of its groups.
 type Row = (&'static str, &'static str, &'static [usize]);
@@ -65,28 +64,5 @@ pub(super) fn get(name: &str) -> Option<Entry> {
 /// What the published models put into each layer so that layers with the same matrices differ. In a ViT relative positions of keys
 /// and the mixing of heads before and after the softmax; in a Swin the mixing, with biases, and a local convolution between the sub-layers.
 pub fn transformations(spec: &ModelSpec) -> Vec<OpSpec> {
-    let (swin, depth) = (matches!(spec.network, NetworkSpec::Swin(_)), spec.depth());
-    let special = |layer| {
-        let patches = spec.grid_at(layer).map(|grid| grid.iter().product::<usize>());
-        patches != Some(spec.tokens_at(layer))
-    };
-    let of_layer = |layer: usize| {
-        let at = |site, kind| OpSpec {
-            site,
-            layer: Some(layer),
-            kind,
-        };
-        let mixing = |site| at(site, OpKind::HeadMixing(HeadMixing { bias: swin }));
-        let mixings = [Site::AttnLogits, Site::AttnProbs].map(mixing);
-        let (mut before, mut after) = (None, None);
-        if swin {
-            let local = OpKind::LocalConvolution(LocalConvolution::published());
-            after = Some(at(Site::Mid, local));
-        } else {
-            let positions = RelativePositions::published(special(layer));
-            before = Some(at(positions.site(), OpKind::RelativePositions(positions)));
-        }
-        before.into_iter().chain(mixings).chain(after)
-    };
-    (0..depth).flat_map(of_layer).collect()
+    spec.transformed_by(&Transformation::published(spec))
 }

@@ -1,4 +1,4 @@
-//! Which bucket the way from one patch to another falls into.
+//! Which bucket the offset between two patches falls into.
 //!
 //! Numbers only, for network and engine alike. Equations of Wu et al., *Rethinking and Improving Relative Position Encoding for Vision
 //! Transformer*, ICCV 2021, computed in `f32` as the published code does.
@@ -83,6 +83,11 @@ impl Buckets {
             offsets: offsets.map(|(down, across)| bucket(down, across)).collect(),
             special: special.then(|| patches(method, ratio)),
         }
+    }
+
+    /// Patches of the map.
+    pub fn patches(&self) -> usize {
+        self.grid.iter().product()
     }
 
     /// The bucket of each pair of a query and a key, `[tokens, tokens]`, where `before` tokens stand before the patches and

@@ -4,7 +4,7 @@ use super::sites::PATCH_EMBED;
 use super::{Place, SwinSpec};
 use crate::Result;
 use crate::spec::block::{TRUNC, linear, norm};
-use crate::spec::{AttentionSpec, Cost, Family, Init, TensorSpec};
+use crate::spec::{AttentionSpec, Cost, Family, FeatureMap, FeatureMaps, Init, TensorSpec};
 
 /// The name of the module that classifies.
 const HEAD: &str = "head.fc";
@@ -123,6 +123,18 @@ impl Family for SwinSpec {
 
     fn classifiers(&self) -> Vec<&'static str> {
         vec![HEAD]
+    }
+
+    fn maps(&self) -> FeatureMaps {
+        let map = |stage| FeatureMap {
+            name: format!("stage{}", stage + 1),
+            module: format!("layers.{stage}"),
+            layer: self.first_layer(stage + 1).saturating_sub(1),
+            channels: self.stage_dim(stage),
+            size: self.stage_map(stage),
+            stride: self.patch_size << stage,
+        };
+        FeatureMaps::OfStages((0..self.stages()).map(map).collect())
     }
 }
 

@@ -4,7 +4,7 @@ use super::sites::PATCH_EMBED;
 use super::{PrefixToken, VitSpec};
 use crate::Result;
 use crate::spec::block::{TRUNC, linear, norm};
-use crate::spec::{Cost, Family, Init, TensorSpec};
+use crate::spec::{Cost, Family, FeatureMap, FeatureMaps, Init, TensorSpec};
 
 impl Family for VitSpec {
     fn validate(&self) -> Result<()> {
@@ -104,6 +104,18 @@ impl Family for VitSpec {
         } else {
             vec!["head"]
         }
+    }
+
+    fn maps(&self) -> FeatureMaps {
+        let map = |layer| FeatureMap {
+            name: format!("layer{}", layer + 1),
+            module: format!("blocks.{layer}"),
+            layer,
+            channels: self.embed_dim,
+            size: self.grid(),
+            stride: self.patch_size,
+        };
+        FeatureMaps::OfLayers((0..self.layers.len()).map(map).collect())
     }
 }
 
