@@ -156,7 +156,7 @@ fn lessons_that_do_not_fit_are_refused_before_anything_is_made() {
         ),
         ("--set attn_wieght=2", 2, "minivit has no setting `attn_wieght`"),
         ("--set alpha=2", 1, "alpha must be from 0 to 1"),
-        ("--set group=2", 1, "share their matrices already"),
+        ("--set group=2", 1, "has ops of its own; share its matrices first"),
         (
             "--recipe lora.toml",
             2,

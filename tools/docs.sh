@@ -77,7 +77,7 @@ for page in "$root"/README.md "$root"/docs/*.md "$root"/docs/methods/*.md "$root
             *…* | *vtab* | *DEIT_TINY* | *FASHION_MNIST* | *runs/distillation*)
                 left=$((left + 1)) && echo "left out: $typed (data of its own)" && continue ;;
             *" recipes/"*)
-                file=$(grep -oE 'recipes/[a-z0-9/-]+\.toml' <<<"$command")
+                file=$(grep -oE 'recipes/[a-z0-9_/-]+\.toml' <<<"$command")
                 data=$(sed -nE 's/^path = "(.*)"$/\1/p' "$file" | head -n 1)
                 # Paths in recipes are relative to the project.
                 if [[ $data == ../* && ! -e $root/$data || $command == *" --compare "* || $command == *" --sweep "* ]]; then

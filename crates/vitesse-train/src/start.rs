@@ -313,6 +313,7 @@ impl ModelConfig {
                 }),
                 num_classes: Some(classes),
                 img_size,
+                window_size: self.window_size.map(|side| [side; 2]),
                 seed,
                 ..LoadOptions::default()
             };

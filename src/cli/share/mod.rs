@@ -127,10 +127,14 @@ impl Args {
     }
 
     /// Whether the output folder is there already, and is gone on with.
+    #[cfg(feature = "train")]
     fn resumes(&self) -> bool {
-        #[cfg(feature = "train")]
-        return self.teach.resumes();
-        #[cfg(not(feature = "train"))]
+        self.teach.resumes()
+    }
+
+    /// Without training there is nothing to go on with.
+    #[cfg(not(feature = "train"))]
+    fn resumes(&self) -> bool {
         false
     }
 

@@ -105,6 +105,11 @@ fn mistakes_are_found_before_anything_runs() {
         ("seeds = [3, 4]", "seeds = []", "seed"),
         ("budget_hours", "budget", "budget"),
         ("name = \"token\"", "name = \"none\"", "a name of its own"),
+        (
+            "[arm.set.distill]",
+            "[arm.set.method]\nname = \"minivti\"\n[arm.set.distill]",
+            "there is no method `minivti`",
+        ),
     ] {
         let (_folder, path) = study(&STUDY.replace(from, to));
         let error = Sweep::read(&path).unwrap_err().to_string();
@@ -136,4 +141,38 @@ fn finished_runs_are_kept_and_the_budget_ends_a_study() {
     assert_eq!(std::fs::read(&teacher).unwrap(), before);
     assert!(study.runs[2].tokens.is_some() && study.runs[2].distillation_top1.is_some());
     assert!(study.spread("token", |run| Some(run.top1)).unwrap().mean > 0.0);
+}
+
+#[test]
+fn arms_follow_methods_from_what_was_trained_first() {
+    let (base, _) = STUDY.split_once("[first.teacher.model]").unwrap();
+    let arms = r#"
+        [first.pretrained.model]
+        name = "deit_nano_patch8_32"
+        [[arm]]
+        name = "whole"
+        [[arm]]
+        name = "pairs"
+        [arm.set.model]
+        checkpoint = "@pretrained"
+        [arm.set.distill]
+        teacher = "@pretrained"
+        [arm.set.method]
+        name = "minivit"
+        group = 2
+    "#;
+    let (folder, path) = study(&format!(
+        "{}{arms}",
+        base.replace("seeds = [3, 4]", "seeds = [3]")
+    ));
+    let out = folder.path().join("out");
+    let sweep = Sweep::read(&path).unwrap();
+    let study = sweep.run(&out, &AtomicBool::new(false), &mut ()).unwrap();
+    let parameters: Vec<usize> = study.runs.iter().map(|run| run.param_count.unwrap()).collect();
+    assert!(parameters[2] < parameters[1] * 6 / 10, "{parameters:?}");
+    let log = std::fs::read_to_string(out.join("pairs/seed3/metrics.jsonl")).unwrap();
+    assert!(log.contains("\"attn\"") && log.contains("\"hidden\""), "{log}");
+    // Again: whatever is finished is kept.
+    let again = sweep.run(&out, &AtomicBool::new(true), &mut ()).unwrap();
+    assert_eq!(again.runs.len(), 3);
 }

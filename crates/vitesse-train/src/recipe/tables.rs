@@ -36,6 +36,9 @@ pub struct ModelConfig {
     /// Side of the square images, in pixels; a checkpoint's position embedding is resized. Default: the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub img_size: Option<usize>,
+    /// Side of a Swin's windows, in tokens; a checkpoint's tables of relative positions are resized. Default: the checkpoint's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_size: Option<usize>,
     /// Probability of dropping a residual branch in the last block; it grows linearly from 0 in the first. Default 0.1.
     pub drop_path: f64,
     /// Whether the model computes as in evaluation while it learns: no drop path, running statistics in batch norms.
@@ -53,6 +56,7 @@ impl Default for ModelConfig {
             head_dim: None,
             num_classes: None,
             img_size: None,
+            window_size: None,
             drop_path: 0.1,
             eval_mode: false,
         }
@@ -85,6 +89,10 @@ impl ModelConfig {
         if let (Some(heads), None) = (&self.num_heads, &self.checkpoint) {
             let expected = "absent where no `model.checkpoint` is set";
             return Err(Error::recipe("model.num_heads", &format!("{heads:?}"), expected));
+        }
+        if let (Some(side), None) = (self.window_size, &self.checkpoint) {
+            let expected = "absent where no `model.checkpoint` is set";
+            return Err(Error::recipe("model.window_size", &side, expected));
         }
         if let (Some(width), None) = (self.head_dim, &self.num_heads) {
             let expected = "absent where no `model.num_heads` is set";
