@@ -174,7 +174,9 @@ fn lessons_that_do_not_fit_are_refused_before_anything_is_made() {
     }
     let refused = place.run("share base --group 2 --epochs 1 -o shared").ended(2);
     refused.says(&["--data"]);
-    place.model("held/teacher", "deit_nano_patch8_32", 8);
+    for name in ["held", "held/teacher"] {
+        place.model(name, "deit_nano_patch8_32", 8);
+    }
     let refused = place
         .run(&format!(
             "{TAUGHT} --epochs 1 --teacher held/teacher --force -o held"
