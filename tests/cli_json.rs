@@ -86,6 +86,10 @@ fn one_vocabulary() {
          name = \"deit_nano_patch8_32\"\n[base.data]\npath = \"shapes\"\nlimit = 32\nval_fraction = 0.0\n\
          validation_limit = 16\n[base.train]\nepochs = 1\nbatch_size = 16\n[base.schedule]\nwarmup_epochs = 0\n[[arm]]\nname = \"a\"\n",
     );
+    place.write(
+        "short.toml",
+        "[data]\nlimit = 32\nvalidation_limit = 16\n[train]\nbatch_size = 16\n",
+    );
     let short = "--data shapes --limit 32 -b 16 --epochs 1 --warmup-epochs 0";
     let mut seen = BTreeSet::new();
     for command in [
@@ -115,6 +119,8 @@ fn one_vocabulary() {
         "merge --model m --adapter adapted -o merged",
         "prune m --method magnitude --macs 0.8 --dry-run -o half",
         "prune m --macs 0.8 --data shapes --calibration 32 --round-to 4 --eval-images 16 -o half",
+        "share m --data shapes --images 4 --epochs 1 --recipe short.toml --dry-run -o shared",
+        "share m --data shapes --images 4 --epochs 1 --recipe short.toml -o shared",
         "train --sweep study.toml --dry-run -o study",
         "train --sweep study.toml -o study",
     ] {
