@@ -134,11 +134,15 @@ pub fn global_norm(gradients: &[Option<Vec<f32>>]) -> f64 {
 /// In eight sums side by side, as vectors have them.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let mut sums = [0f64; 8];
-    for values in values.chunks(8) {
+    let mut add = |values: &[f32]| {
         for (sum, x) in sums.iter_mut().zip(values) {
             *sum += f64::from(*x) * f64::from(*x);
         }
-    }
+    };
+    // Of known length, or they would be added one by one.
+    let (whole, rest) = values.as_chunks::<8>();
+    whole.iter().for_each(|values| add(values));
+    add(rest);
     sums.iter().sum()
 }
 

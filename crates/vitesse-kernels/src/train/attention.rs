@@ -14,7 +14,6 @@
 //! are added in order.
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -121,18 +120,6 @@ impl Attention<'_> {
         }
     }
 
-    /// What is added to the logits of a head of a sample.
-    fn added(&self, sample: usize, head: Head) -> Option<Added<'_>> {
-        let (terms, map) = (self.terms.as_ref()?, self.tokens * self.tokens);
-        let windows = terms.mask.len() / map;
-        let mask = (windows > 0).then(|| &terms.mask[sample % windows * map..][..map]);
-        Some(Added {
-            bias: &terms.bias[head.index * map..][..map],
-            mask,
-            tokens: self.tokens,
-        })
-    }
-
     /// `[batch, tokens, Σv]`, and the log of the sum of exponentials of each row of logits, `[batch, heads, tokens]`.
     ///
     /// # Panics
@@ -162,6 +149,9 @@ impl Attention<'_> {
         let (width, out_width) = self.widths();
         let mut out = unwritten(self.batch * self.tokens * out_width);
         let mut lse = vec![0f32; self.batch * self.qk.len() * self.tokens];
+        let terms = self
+            .terms
+            .map(|terms| Padded::new(&terms, terms.bias, self.tokens));
         out.par_chunks_mut(self.tokens * out_width)
             .zip(lse.par_chunks_mut(self.qk.len() * self.tokens))
             .zip(self.qkv.par_chunks(self.tokens * width))
@@ -169,7 +159,8 @@ impl Attention<'_> {
             .for_each(|(sample, ((out, lse), qkv))| {
                 for head in self.heads() {
                     let lse = &mut lse[head.index * self.tokens..][..self.tokens];
-                    isa.run(Forward::<K>(Job::new(self, sample, qkv, head), out, lse));
+                    let added = terms.as_ref().map(|terms| terms.of(sample, head));
+                    isa.run(Forward::<K>(Job::new(self, qkv, head, added), out, lse));
                 }
             });
         // SAFETY: the heads' columns are all there are, and every head writes its own of every token.
@@ -182,8 +173,10 @@ impl Attention<'_> {
         let image = self.tokens * out_width;
         assert!(out.len() == self.batch * image && grad.len() == out.len());
         assert!(lse.len() == self.batch * self.qk.len() * self.tokens);
-        let terms = self.terms.map(|terms| self.transposed(terms.bias));
-        let map = self.tokens * self.tokens;
+        // A row for each key.
+        let terms = self
+            .terms
+            .map(|terms| Padded::new(&terms, &self.transposed(terms.bias), self.tokens));
         // Without biases every sample is a part of its own.
         let each = terms
             .as_ref()
@@ -197,7 +190,9 @@ impl Attention<'_> {
             .zip(lse.par_chunks(each * self.qk.len() * self.tokens))
             .enumerate()
             .map(|(part, (((to, qkv), (out, grad)), lse))| {
-                let mut sums = terms.as_ref().map_or(Vec::new(), |bias| vec![0f32; bias.len()]);
+                let mut sums = terms
+                    .as_ref()
+                    .map_or(Vec::new(), |terms| vec![0f32; terms.bias.len()]);
                 let samples = to
                     .chunks_mut(self.tokens * width)
                     .zip(qkv.chunks(self.tokens * width))
@@ -206,15 +201,12 @@ impl Attention<'_> {
                 for (i, (((to, qkv), (out, grad)), lse)) in samples.enumerate() {
                     let sample = part * each + i;
                     for head in self.heads() {
-                        let mut job = Job::new(self, sample, qkv, head);
-                        if let (Some(added), Some(bias)) = (&mut job.added, &terms) {
-                            // A row for each key.
-                            added.bias = &bias[head.index * map..][..map];
-                        }
+                        let added = terms.as_ref().map(|terms| terms.of(sample, head));
+                        let first = added.map_or(0, |added| head.index * added.bias.len());
+                        let sums = sums.get_mut(first..).unwrap_or_default();
                         let lse = &lse[head.index * self.tokens..][..self.tokens];
-                        let sums = sums.get_mut(head.index * map..).unwrap_or_default();
                         isa.run(Backward::<K> {
-                            job,
+                            job: Job::new(self, qkv, head, added),
                             out,
                             lse,
                             grad,
@@ -228,12 +220,18 @@ impl Attention<'_> {
             .collect();
         // SAFETY: as above, for queries, keys and values.
         let qkv = unsafe { written(all) };
-        let bias = terms.map(|bias| {
-            let mut total = vec![0f32; bias.len()];
+        let bias = terms.map(|terms| {
+            let mut total = vec![0f32; terms.bias.len()];
             for part in &sums {
                 total.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
             }
-            self.transposed(&total)
+            let rows = total.chunks_exact(terms.stride);
+            self.transposed(
+                &rows
+                    .flat_map(|row| &row[..self.tokens])
+                    .copied()
+                    .collect::<Vec<f32>>(),
+            )
         });
         AttentionGradients { qkv, bias }
     }
@@ -252,26 +250,67 @@ impl Attention<'_> {
 /// Into how many parts the samples are cut at most, each of which sums the gradients of biases by itself.
 const MOST_PARTS: usize = 16;
 
-/// What is added to the logits of one head of one sample, `[tokens, tokens]` each.
+/// What is added to logits in rows of whole blocks, so that all of it is added by vectors.
+#[derive(Debug)]
+struct Padded {
+    /// `[heads, tokens, stride]`; past the last token what makes exponentials zero.
+    bias: Vec<f32>,
+    /// `[windows, tokens, stride]`; nothing where a window hides nothing.
+    masks: Vec<Option<Vec<f32>>>,
+    tokens: usize,
+    stride: usize,
+}
+
+impl Padded {
+    fn new(of: &Terms<'_>, bias: &[f32], tokens: usize) -> Self {
+        let stride = tokens.next_multiple_of(SIDE);
+        let padded = |map: &[f32], past: f32| {
+            let mut rows = vec![past; map.len() / tokens * stride];
+            for (to, from) in rows.chunks_exact_mut(stride).zip(map.chunks_exact(tokens)) {
+                to[..tokens].copy_from_slice(from);
+            }
+            rows
+        };
+        let mask = |map: &[f32]| map.iter().any(|&x| x != 0.0).then(|| padded(map, 0.0));
+        Padded {
+            bias: padded(bias, f32::NEG_INFINITY),
+            masks: of.mask.chunks_exact(tokens * tokens).map(mask).collect(),
+            tokens,
+            stride,
+        }
+    }
+
+    /// What is added to the logits of one head of one sample.
+    fn of(&self, sample: usize, head: Head) -> Added<'_> {
+        let map = self.tokens * self.stride;
+        Added {
+            bias: &self.bias[head.index * map..][..map],
+            mask: self
+                .masks
+                .get(sample % self.masks.len().max(1))
+                .and_then(Option::as_deref),
+            stride: self.stride,
+        }
+    }
+}
+
+/// The rows of a [`Padded`] for one head of one sample, `[tokens, stride]` each.
 #[derive(Debug, Clone, Copy)]
 struct Added<'a> {
     bias: &'a [f32],
     mask: Option<&'a [f32]>,
-    tokens: usize,
+    stride: usize,
 }
 
 impl Added<'_> {
-    /// Adds to some columns of a row, from the first of `to` on.
+    /// To a vector of logits, which begin at a row and a column.
     #[inline(always)]
-    fn to(&self, row: usize, columns: Range<usize>, to: &mut [f32; SIDE]) {
-        let at = row * self.tokens + columns.start..row * self.tokens + columns.end;
-        for (to, bias) in to.iter_mut().zip(&self.bias[at.clone()]) {
-            *to += bias;
-        }
-        if let Some(mask) = self.mask {
-            for (to, mask) in to.iter_mut().zip(&mask[at]) {
-                *to += mask;
-            }
+    fn to<S: Simd>(&self, row: usize, column: usize, logits: S::F) -> S::F {
+        let at = row * self.stride + column;
+        let sum = S::add(logits, S::load(&self.bias[at..]));
+        match self.mask {
+            Some(mask) => S::add(sum, S::load(&mask[at..])),
+            None => sum,
         }
     }
 }
@@ -289,7 +328,7 @@ struct Job<'a, K> {
 }
 
 impl<'a, K: Kind> Job<'a, K> {
-    fn new(of: &'a Attention<'_>, sample: usize, qkv: &'a [f32], head: Head) -> Self {
+    fn new(of: &Attention<'_>, qkv: &'a [f32], head: Head, added: Option<Added<'a>>) -> Self {
         let (width, out_width) = of.widths();
         Job {
             qkv,
@@ -298,7 +337,7 @@ impl<'a, K: Kind> Job<'a, K> {
             width,
             out_width,
             scale: of.scale,
-            added: of.added(sample, head),
+            added,
             kind: std::marker::PhantomData,
         }
     }
@@ -389,7 +428,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             }
             let mut inverse = [0f32; SIDE];
             for row in 0..rows {
-                let added = job.added.as_ref().map(|added| (added, first + row));
+                let added = job.added.map(|added| (added, first + row));
                 let (most, sum) = softmax::<S>(&mut maps, row, tokens, job.scale, added);
                 lse[first + row] = most + sum.ln();
                 inverse[row] = 1.0 / sum;
@@ -414,6 +453,17 @@ impl<K: Kind> Kernel for Forward<'_, K> {
     }
 }
 
+/// From `SIDE − n` on: what leaves `n` logits as they are and makes the exponentials of the others zero.
+static EDGE: [f32; 2 * SIDE] = {
+    let mut edge = [0.0; 2 * SIDE];
+    let mut i = SIDE;
+    while i < 2 * SIDE {
+        edge[i] = f32::NEG_INFINITY;
+        i += 1;
+    }
+    edge
+};
+
 /// Turns a row of products, cut into blocks, into `exp(scale · x + added − most)` with zeros past the last column; returns the
 /// greatest logit and the sum. What is added comes with the number of the query.
 #[inline(always)]
@@ -422,25 +472,23 @@ fn softmax<S: Simd>(
     row: usize,
     columns: usize,
     scale: f32,
-    added: Option<(&Added<'_>, usize)>,
+    added: Option<(Added<'_>, usize)>,
 ) -> (f32, f32) {
     let factor = S::splat(scale);
     let mut greatest = S::splat(f32::NEG_INFINITY);
     for (i, map) in maps.iter_mut().enumerate() {
         let row = &mut map.0[row];
-        for at in (0..SIDE).step_by(S::LANES) {
-            S::store(S::mul(S::load(&row[at..]), factor), &mut row[at..]);
-        }
-        if let Some((added, query)) = added {
-            added.to(query, i * SIDE..columns.min((i + 1) * SIDE), row);
-        }
         let width = columns - i * SIDE;
-        if width < SIDE {
-            row[width..].fill(f32::NEG_INFINITY);
-        }
         for at in (0..SIDE).step_by(S::LANES) {
+            let mut logits = S::mul(S::load(&row[at..]), factor);
+            if let Some((added, query)) = added {
+                logits = added.to::<S>(query, i * SIDE + at, logits);
+            } else if width < SIDE {
+                logits = S::add(logits, S::load(&EDGE[SIDE - width + at..]));
+            }
+            S::store(logits, &mut row[at..]);
             // What is not a number gets lost here, but not below, where it makes the sum so.
-            greatest = S::max(greatest, S::load(&row[at..]));
+            greatest = S::max(greatest, logits);
         }
     }
     let most = S::greatest(greatest);
@@ -532,17 +580,8 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                 K::tile::<S>(keys, &q_t[i * qk * K::PACKED..], &deep_qk, size, &[], &mut p.0);
                 K::tile::<S>(vals, &g_t[i * v * K::PACKED..], &deep_v, size, &[], &mut r.0);
                 let (logs, dots) = (&logs[i * SIDE..][..SIDE], &dots[i * SIDE..][..SIDE]);
-                let columns = i * SIDE..tokens.min((i + 1) * SIDE);
-                let added = job.added.as_ref().map(|added| (added, first, columns.clone()));
+                let added = job.added.map(|added| (added, first, i * SIDE, &mut *bias_sums));
                 map_gradient::<S>(&mut p, &mut r, rows, logs, dots, job.scale, added);
-                if job.added.is_some() {
-                    for (row, slopes) in r.0[..rows].iter_mut().enumerate() {
-                        let at = (first + row) * tokens;
-                        let sums = &mut bias_sums[at + columns.start..at + columns.end];
-                        sums.iter_mut().zip(&*slopes).for_each(|(sum, x)| *sum += x);
-                        slopes.iter_mut().for_each(|x| *x *= job.scale);
-                    }
-                }
                 S::awake();
                 let at = i * K::PACKED..(i + 1) * K::PACKED;
                 K::left::<S>(&p, &mut probs[at.clone()]);
@@ -590,8 +629,8 @@ impl<K: Kind> Kernel for Backward<'_, K> {
 }
 
 /// From products of keys and queries in `p` and of values and gradients in `r`, the probabilities in `p` and the
-/// gradients of the products in `r`: a row for each key, a column for each query. Where something was added to the logits,
-/// which comes with the first key and the queries, `r` is the gradient of that sum, and the scale is yet to come.
+/// gradients of the products in `r`: a row for each key, a column for each query. What is added to the logits comes with the
+/// first key, the first query, and the sums of its gradients.
 #[inline(always)]
 fn map_gradient<S: Simd>(
     p: &mut Block,
@@ -600,26 +639,23 @@ fn map_gradient<S: Simd>(
     logs: &[f32],
     dots: &[f32],
     scale: f32,
-    added: Option<(&Added<'_>, usize, Range<usize>)>,
+    mut added: Option<(Added<'_>, usize, usize, &mut [f32])>,
 ) {
     let factor = S::splat(scale);
-    let last = if added.is_some() { S::splat(1.0) } else { factor };
     for (row, (p, r)) in p.0[..rows].iter_mut().zip(&mut r.0[..rows]).enumerate() {
-        if let Some((added, key, queries)) = &added {
-            for at in (0..SIDE).step_by(S::LANES) {
-                S::store(S::mul(S::load(&p[at..]), factor), &mut p[at..]);
-            }
-            added.to(key + row, queries.clone(), p);
-        }
         for at in (0..SIDE).step_by(S::LANES) {
-            let logit = match added {
-                Some(_) => S::load(&p[at..]),
-                None => S::mul(S::load(&p[at..]), factor),
-            };
+            let mut logit = S::mul(S::load(&p[at..]), factor);
+            if let Some((added, key, query, _)) = &added {
+                logit = added.to::<S>(key + row, query + at, logit);
+            }
             let probability = exp::<S>(S::sub(logit, S::load(&logs[at..])));
             S::store(probability, &mut p[at..]);
-            let slope = S::sub(S::load(&r[at..]), S::load(&dots[at..]));
-            S::store(S::mul(S::mul(probability, slope), last), &mut r[at..]);
+            let slope = S::mul(probability, S::sub(S::load(&r[at..]), S::load(&dots[at..])));
+            if let Some((added, key, query, sums)) = &mut added {
+                let sums = &mut sums[(*key + row) * added.stride + *query + at..];
+                S::store(S::add(S::load(sums), slope), sums);
+            }
+            S::store(S::mul(slope, factor), &mut r[at..]);
         }
     }
     for block in [p, r] {
