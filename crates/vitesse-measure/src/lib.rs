@@ -11,6 +11,7 @@
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
+//! | norms of gradients, layer by layer | `gradients` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -28,7 +29,13 @@ pub mod dense;
 mod error;
 mod events;
 pub mod features;
+#[cfg(feature = "train")]
+mod finite;
+#[cfg(feature = "train")]
+pub mod gradients;
 pub mod images;
+#[cfg(feature = "train")]
+mod labelled;
 mod labels;
 pub mod machine;
 pub mod merge;

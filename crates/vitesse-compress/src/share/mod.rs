@@ -10,9 +10,11 @@
 //! | from a pretrained model to one that shares | [`multiplex`] |
 //! | relations between tokens in two networks, compared | `relations` |
 //! | the loss of weight distillation, and which layers it compares | `distill` |
+//! | what each layer contributes to the gradients of matrices that it shares | [`uses`] |
 
 #[cfg(feature = "train")]
 pub mod distill;
 pub mod multiplex;
 #[cfg(feature = "train")]
 pub mod relations;
+pub mod uses;
