@@ -368,9 +368,11 @@ fn split_products_are_as_exact_as_multiplied_ones() {
 
 #[test]
 fn attention_is_the_plain_one() {
-    let cases: [(usize, usize, &[usize], &[usize]); 6] = [
+    let cases: [(usize, usize, &[usize], &[usize]); 7] = [
         (1, 1, &[1], &[1]),
         (2, 33, &[32, 32], &[32, 32]),
+        // More samples than parts, into which the gradients of biases are cut.
+        (36, 9, &[8], &[8]),
         (1, 70, &[64], &[64]),
         (2, 17, &[24, 8], &[40, 16]),
         (3, 50, &[16, 48, 5], &[33, 7, 64]),
@@ -381,11 +383,12 @@ fn attention_is_the_plain_one() {
         .flat_map(|case| [0, 1, 2].map(|terms| (case, terms)));
     for (i, ((batch, tokens, qk, v), terms)) in cases.enumerate() {
         let mut rng = rng("attention", i as u64);
-        // Biases in the second turn, and in the third masks of two windows, where samples come in pairs.
+        // Biases in the second turn, and in the third masks of two windows, where samples come in pairs. The first window hides
+        // nothing.
         let bias = normals(&mut rng, qk.len() * tokens * tokens);
         let windows = if terms == 2 && batch % 2 == 0 { 2 } else { 0 };
         let mut mask = vec![0.0; windows * tokens * tokens];
-        for (at, x) in mask.iter_mut().enumerate() {
+        for (at, x) in mask.iter_mut().enumerate().skip(tokens * tokens) {
             let (row, column) = (at / tokens % tokens, at % tokens);
             *x = if (row < tokens / 2) == (column < tokens / 2) {
                 0.0
@@ -496,6 +499,8 @@ fn cross_entropy_is_the_plain_one() {
 fn the_number_of_threads_changes_no_bit() {
     let mut rng = rng("threads", 0);
     let bias = normals(&mut rng, 2 * 40 * 40);
+    let mut mask = vec![0.0; 2 * 40 * 40];
+    mask[40 * 40..].fill(-100.0);
     let mut case = Case::new(&mut rng, 1, [8, 110, 70, 96]);
     case.bias = true;
     let hidden = Hidden::new(&mut rng, [5, 210, 70, 130]);
@@ -517,7 +522,7 @@ fn the_number_of_threads_changes_no_bit() {
                 scale: 0.25,
                 terms: Some(Terms {
                     bias: &bias,
-                    mask: &[],
+                    mask: &mask,
                 }),
             };
             let (out, lse) = attention.forward(math);

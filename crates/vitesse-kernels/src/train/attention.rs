@@ -253,7 +253,8 @@ const MOST_PARTS: usize = 16;
 /// What is added to logits in rows of whole blocks, so that all of it is added by vectors.
 #[derive(Debug)]
 struct Padded {
-    /// `[heads, tokens, stride]`; past the last token what makes exponentials zero.
+    /// `[heads, tokens, stride]`, a row for each query, or in the backward pass for each key; −∞ past the last token, which
+    /// makes exponentials zero.
     bias: Vec<f32>,
     /// `[windows, tokens, stride]`; nothing where a window hides nothing.
     masks: Vec<Option<Vec<f32>>>,
@@ -303,7 +304,7 @@ struct Added<'a> {
 }
 
 impl Added<'_> {
-    /// To a vector of logits, which begin at a row and a column.
+    /// Adds to a vector of logits, the first of which is at `row` and `column`.
     #[inline(always)]
     fn to<S: Simd>(&self, row: usize, column: usize, logits: S::F) -> S::F {
         let at = row * self.stride + column;
@@ -424,6 +425,12 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             let rows = SIDE.min(tokens - first);
             for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
                 let width = SIDE.min(tokens - i * SIDE);
+                if width <= SIDE / 2 {
+                    // Half a tile may leave the other half as it was: what is not a number there would stay so.
+                    maps[i].0[..rows]
+                        .iter_mut()
+                        .for_each(|row| row[SIDE / 2..].fill(0.0));
+                }
                 K::tile::<S>(queries, keys, &deep_qk, [rows, width], &[], &mut maps[i].0);
             }
             let mut inverse = [0f32; SIDE];
@@ -453,7 +460,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
     }
 }
 
-/// From `SIDE − n` on: what leaves `n` logits as they are and makes the exponentials of the others zero.
+/// Added from `SIDE − n` on, it leaves the first `n` logits of a block as they are and makes the others −∞.
 static EDGE: [f32; 2 * SIDE] = {
     let mut edge = [0.0; 2 * SIDE];
     let mut i = SIDE;
