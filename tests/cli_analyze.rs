@@ -148,9 +148,14 @@ fn several_models_are_compared_with_the_first() {
     assert!(cka(&results[0]).iter().all(|cka| (cka - 1.0).abs() < 1e-9));
     for result in &results[1..] {
         // The first layer of a group is as in the model that it comes from.
-        let [first, others @ ..] = &cka(result)[..] else { panic!("no layers") };
+        let [first, others @ ..] = &cka(result)[..] else {
+            panic!("no layers")
+        };
         assert!((first - 1.0).abs() < 1e-4, "{first}");
-        assert!(others.iter().all(|cka| (0.0..1.0 - 1e-4).contains(cka)), "{others:?}");
+        assert!(
+            others.iter().all(|cka| (0.0..1.0 - 1e-4).contains(cka)),
+            "{others:?}"
+        );
     }
     let page = fs::read_to_string(place.path("cka.html")).unwrap();
     draws(&page, 1, &["base", "shared", "multiplexed"]);

@@ -76,20 +76,23 @@ pub(super) fn gradients(report: &Gradients) -> String {
         .render()
 }
 
-/// How even the norms of each model are.
+/// From where to where the norms of each model's layers go.
 fn summary(report: &Gradients) -> String {
     let of = |found: &Found| {
         let spreads = found.spreads(|layer| &layer.summed);
         let means: Vec<f64> = spreads.iter().map(|(_, spread)| spread.mean).collect();
         let Spread { least, most, .. } = Spread::of(&means)?;
         let (least, most) = (format::number(least), format::number(most));
-        Some(format!(
-            "Of `{}` the layers' norms are from {least} to {most}.",
-            found.model
-        ))
+        Some(format!("from {least} to {most} in `{}`", found.model))
     };
-    let sentences: Vec<String> = report.results.iter().filter_map(of).collect();
-    sentences.join(" ")
+    let models: Vec<String> = report.results.iter().filter_map(of).collect();
+    match models.is_empty() {
+        true => String::new(),
+        false => format!(
+            "Summed where layers share, norms of layers are {}.",
+            format::listed(models)
+        ),
+    }
 }
 
 /// The norm of all gradients, and the loss of models that learn.

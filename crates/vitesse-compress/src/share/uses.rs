@@ -125,7 +125,8 @@ impl Uses {
     }
 }
 
-#[cfg(all(test, feature = "train"))]
+#[cfg(test)]
+#[cfg(feature = "train")]
 mod tests {
     use burn::tensor::Device;
     use vitesse_model::NetworkSpec;
@@ -160,7 +161,7 @@ mod tests {
         model(NetworkSpec::Swin(SwinSpec::plain(32, 4, 2, 8, &[2, 2], &[2, 4])))
     }
 
-    fn shared(base: ModelSpec, norms: NormsOf, transformations: &[Transformation]) -> ModelSpec {
+    fn shared(base: &ModelSpec, norms: NormsOf, transformations: &[Transformation]) -> ModelSpec {
         let mut spec = base.share(&Groups::Of(2), norms).unwrap();
         spec.ops = spec.transformed_by(transformations);
         spec
@@ -198,7 +199,7 @@ mod tests {
     #[test]
     fn a_shared_gradient_is_the_sum_over_its_uses_element_by_element() {
         let mut mini_swin = shared(
-            swin(),
+            &swin(),
             NormsOf::Layer,
             &[Transformation::Mixing, Transformation::Local],
         );
@@ -207,16 +208,16 @@ mod tests {
         }
         for (model, several) in [
             (vit(), false),
-            (shared(vit(), NormsOf::Group, &[]), true),
+            (shared(&vit(), NormsOf::Group, &[]), true),
             (
                 shared(
-                    vit(),
+                    &vit(),
                     NormsOf::Layer,
                     &[Transformation::Positions, Transformation::Mixing],
                 ),
                 true,
             ),
-            (shared(swin(), NormsOf::Layer, &[]), true),
+            (shared(&swin(), NormsOf::Layer, &[]), true),
             (mini_swin, true),
         ] {
             let tensors = weights(&model);
