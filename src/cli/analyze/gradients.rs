@@ -22,7 +22,7 @@ use crate::cli::show::Show;
 
 use super::page;
 
-/// Norms of gradients, layer by layer: what a layer's matrices are pulled by, and what each layer that shares them adds
+/// Norms of gradients, layer by layer: of a layer's matrices, and of what each layer that shares them contributes
 ///
 /// Differentiated is the loss on the labels, mean over a batch, with respect to the matrices of each layer (biases and a Swin's table of
 /// relative positions with them). Where layers share matrices two norms are told: that of the sum over all these layers, which is the
