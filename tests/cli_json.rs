@@ -101,6 +101,8 @@ fn one_vocabulary() {
         "features --model m -o maps.safetensors a.png",
         "run m --input x.safetensors --output y.safetensors",
         "analyze tokens m --data shapes --limit 16",
+        "analyze cka m m --images 8",
+        "analyze gradients m --data shapes --batches 1 --lr 1e-3",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --profile",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --train --profile",
         "compare m m@int8 --seconds 0.01 --rounds 2 --batch-size 1 --data shapes --limit 16",

@@ -59,7 +59,7 @@ short() {
             case "$1" in *" --epochs "*) ;; *) printf ' --epochs 1' ;; esac
             case "$1" in *" --limit "* | *" --shots "*) ;; *) printf ' --limit 48' ;; esac
             case "$1" in *" --compare "* | *" --search "*) printf ' --rounds 1' ;; esac ;;
-        "vitesse eval "* | "vitesse analyze "*)
+        "vitesse eval "* | "vitesse analyze tokens "*)
             case "$1" in *" --limit "*) ;; *) printf ' --limit 32' ;; esac ;;
         "vitesse bench "*) printf ' --seconds 0.02 --min-runs 2' ;;
         "vitesse compare "*) printf ' --rounds 1 --seconds 0.01' ;;

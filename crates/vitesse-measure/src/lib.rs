@@ -13,6 +13,7 @@
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
 //! | a study: several recipes with several seeds, tested alike | `sweep` |
 //! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
+//! | norms of gradients, layer by layer | `gradients` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -30,9 +31,15 @@ pub mod dense;
 mod error;
 mod events;
 pub mod features;
+#[cfg(feature = "train")]
+mod finite;
+#[cfg(feature = "train")]
+pub mod gradients;
 pub mod images;
 #[cfg(feature = "train")]
 pub mod judge;
+#[cfg(feature = "train")]
+mod labelled;
 mod labels;
 pub mod machine;
 pub mod merge;

@@ -12,6 +12,7 @@
 //! | the loss of weight distillation | `distill` |
 //! | which layers it compares, where nobody says | `layers` |
 //! | the method: sharing and weight distillation as a recipe says them | `minivit` |
+//! | what each layer contributes to the gradients of matrices that it shares | [`uses`] |
 
 #[cfg(feature = "train")]
 pub mod distill;
@@ -22,3 +23,4 @@ pub mod minivit;
 pub mod multiplex;
 #[cfg(feature = "train")]
 pub mod relations;
+pub mod uses;

@@ -120,15 +120,23 @@ pub fn multiplex(
 pub fn untied(base: &ModelSpec, shared: &ModelSpec, tensors: &Tensors) -> Result<Tensors> {
     let mut out = Tensors::new();
     for tensor in base.tensors()? {
-        let table = bias_beside(&tensor.name);
-        let name = match matrix(base, table.as_deref().unwrap_or(&tensor.name)) {
-            Some((site, layer, _)) if table.is_some() => table_beside(&module(shared, site, layer)?),
-            Some((site, layer, end)) => format!("{}{end}", module(shared, site, layer)?),
-            None => norm(base, shared, &tensor.name),
-        };
+        let (_, name) = source(base, shared, &tensor.name)?;
         out.insert(tensor.name, tensors.get(&name)?.clone());
     }
     Ok(out)
+}
+
+/// Of a tensor of `base` the layer whose matrix it is, or whose table of relative positions, if it is one, and its name in the model that
+/// shares.
+pub(super) fn source(base: &ModelSpec, shared: &ModelSpec, name: &str) -> Result<(Option<usize>, String)> {
+    let table = bias_beside(name);
+    Ok(match matrix(base, table.as_deref().unwrap_or(name)) {
+        Some((site, layer, _)) if table.is_some() => {
+            (Some(layer), table_beside(&module(shared, site, layer)?))
+        }
+        Some((site, layer, end)) => (Some(layer), format!("{}{end}", module(shared, site, layer)?)),
+        None => (None, norm(base, shared, name)),
+    })
 }
 
 /// How a transformation's tensor starts.
