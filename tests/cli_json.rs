@@ -86,6 +86,10 @@ fn one_vocabulary() {
          name = \"deit_nano_patch8_32\"\n[base.data]\npath = \"shapes\"\nlimit = 32\nval_fraction = 0.0\n\
          validation_limit = 16\n[base.train]\nepochs = 1\nbatch_size = 16\n[base.schedule]\nwarmup_epochs = 0\n[[arm]]\nname = \"a\"\n",
     );
+    place.write(
+        "short.toml",
+        "[data]\nlimit = 32\nvalidation_limit = 16\n[train]\nbatch_size = 16\n",
+    );
     let short = "--data shapes --limit 32 -b 16 --epochs 1 --warmup-epochs 0";
     let mut seen = BTreeSet::new();
     for command in [
@@ -97,6 +101,8 @@ fn one_vocabulary() {
         "features --model m -o maps.safetensors a.png",
         "run m --input x.safetensors --output y.safetensors",
         "analyze tokens m --data shapes --limit 16",
+        "analyze cka m m --images 8",
+        "analyze gradients m --data shapes --batches 1 --lr 1e-3",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --profile",
         "bench m --seconds 0.01 --min-runs 1 --batch-size 1 --train --profile",
         "compare m m@int8 --seconds 0.01 --rounds 2 --batch-size 1 --data shapes --limit 16",
@@ -115,6 +121,8 @@ fn one_vocabulary() {
         "merge --model m --adapter adapted -o merged",
         "prune m --method magnitude --macs 0.8 --dry-run -o half",
         "prune m --macs 0.8 --data shapes --calibration 32 --round-to 4 --eval-images 16 -o half",
+        "share m --data shapes --images 4 --epochs 1 --recipe short.toml --dry-run -o shared",
+        "share m --data shapes --images 4 --epochs 1 --recipe short.toml -o shared",
         "train --sweep study.toml --dry-run -o study",
         "train --sweep study.toml -o study",
     ] {

@@ -53,7 +53,7 @@ fn a_model_is_shared_proved_and_loaded_again() {
         .run("analyze cka base shared --images 24 --json")
         .ended(0)
         .json();
-    let layers = alike["layers"].as_array().unwrap();
+    let layers = alike["results"][0]["layers"].as_array().unwrap();
     assert!(layers.len() == 4 && layers.iter().all(|cka| cka.as_f64().unwrap() <= 1.0 + 1e-9));
     let same = place
         .run("analyze cka base base --images 24 --flatten")

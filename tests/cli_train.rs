@@ -410,7 +410,9 @@ teacher = "@teacher"
     let kept = |name: &str| std::fs::read_to_string(place.path("study").join(name)).unwrap();
     let csv = kept("study.csv");
     assert!(
-        csv.starts_with("arm,seed,top1,class_top1,distillation_top1,epochs,seconds\nteacher,1,"),
+        csv.starts_with(
+            "arm,seed,param_count,weight_bytes,top1,class_top1,distillation_top1,epochs,seconds\nteacher,1,"
+        ),
         "{csv}"
     );
     assert_eq!(csv.lines().count(), 6);
@@ -452,9 +454,9 @@ teacher = "@teacher"
     );
     changed(
         arm,
-        "[arm.set.method]\nname = \"lora\"\n[arm.set.distill]\n",
+        "[arm.set.method]\nname = \"lroa\"\n[arm.set.distill]\n",
         2,
-        &["`method.name` is `lora`"],
+        &["there is no method `lroa`"],
     );
 }
 

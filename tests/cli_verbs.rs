@@ -8,12 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules beside the verbs that all of them may use, and what each is to several: none has `Args` that a verb's name runs.
-const SHARED: [(&str, &str); 9] = [
+const SHARED: [(&str, &str); 10] = [
     ("args", "what is typed in the same way"),
     ("console", "lines and bars on standard error"),
     ("failure", "errors, hints and exit statuses"),
     ("habits", "flags of other programs"),
     ("outcome", "documents on standard output"),
+    (
+        "recovery",
+        "the run with a teacher that follows `prune` and `share`",
+    ),
     ("shell", "commands to paste"),
     ("show", "what a library tells while it works"),
     (

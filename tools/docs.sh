@@ -61,7 +61,7 @@ short() {
             case "$1" in *" --epochs "*) ;; *) printf ' --epochs 1' ;; esac
             case "$1" in *" --limit "* | *" --shots "*) ;; *) printf ' --limit 48' ;; esac
             case "$1" in *" --compare "* | *" --search "*) printf ' --rounds 1' ;; esac ;;
-        "vitesse eval "* | "vitesse analyze "*)
+        "vitesse eval "* | "vitesse analyze tokens "*)
             case "$1" in *" --limit "*) ;; *) printf ' --limit 32' ;; esac ;;
         "vitesse bench "*) printf ' --seconds 0.02 --min-runs 2' ;;
         "vitesse compare "*) printf ' --rounds 1 --seconds 0.01' ;;
@@ -79,7 +79,7 @@ for page in "$root"/README.md "$root"/docs/*.md "$root"/docs/methods/*.md "$root
             *…* | *vtab* | *DEIT_TINY* | *FASHION_MNIST* | *runs/distillation*)
                 left=$((left + 1)) && echo "left out: $typed (data of its own)" && continue ;;
             *" recipes/"*)
-                file=$(grep -oE 'recipes/[a-z0-9/-]+\.toml' <<<"$command")
+                file=$(grep -oE 'recipes/[a-z0-9_/-]+\.toml' <<<"$command")
                 data=$(sed -nE 's/^path = "(.*)"$/\1/p' "$file" | head -n 1)
                 # Paths in recipes are relative to the project.
                 if [[ $data == ../* && ! -e $root/$data || $command == *" --compare "* || $command == *" --sweep "* ]]; then

@@ -29,6 +29,8 @@ mod predict;
 mod prune;
 #[cfg(feature = "train")]
 mod quickstart;
+#[cfg(feature = "train")]
+mod recovery;
 mod run;
 mod share;
 #[cfg(feature = "train")]

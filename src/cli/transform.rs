@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::measure::transform::{Speed, Transform};
-use vitesse::model::Checkpoint;
+use vitesse::model::{Checkpoint, LoadOptions};
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left};
 use vitesse::train::method::Change;
 
-use super::failure::{Exit, Result};
+use super::failure::{Exit, Failure, Result};
 
 /// Where the result goes, as typed.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,6 +64,29 @@ impl OutputArgs {
 }
 
 impl OutputArgs {
+    /// The folder of a result that was written before, and is gone on with.
+    pub(super) fn found(&self) -> Written {
+        Written {
+            output: self.output.display().to_string(),
+            dry_run: false,
+            occupied: None,
+        }
+    }
+
+    /// Refuses a folder that does not hold `checkpoint`, which was to be written there.
+    pub(super) fn holds(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let found = Checkpoint::load(&self.output, &LoadOptions::default())?;
+        if found.spec == checkpoint.spec && found.tensors == checkpoint.tensors {
+            return Ok(());
+        }
+        let sentence = format!(
+            "`{}` holds another model than this command makes, and its training is not gone on with",
+            self.output.display()
+        );
+        Err(Failure::usage(sentence)
+            .hint("give the flags with which it was begun, or another folder with -o"))
+    }
+
     /// Looks whether the folder may be written, before any work; of a dry run it is only told if not.
     pub(super) fn look(&self) -> Result<Written> {
         Ok(Written {

@@ -46,6 +46,19 @@ impl fmt::Debug for Error {
     }
 }
 
+impl From<Error> for vitesse_train::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Model(error) => error.into(),
+            Error::Train(error) => error,
+            other => vitesse_train::Error::Method {
+                code: other.code(),
+                sentence: other.to_string(),
+            },
+        }
+    }
+}
+
 impl Error {
     /// A stable code for programs, such as `E_SELECTION`.
     pub fn code(&self) -> &'static str {

@@ -14,3 +14,15 @@ pub mod share;
 pub mod structure;
 
 pub use error::{Error, Result};
+
+#[cfg(feature = "train")]
+use share::minivit;
+
+#[cfg(feature = "train")]
+vitesse_train::methods! {
+    /// The methods of this crate that train, with their settings.
+    pub enum Method {
+        /// Layers that share their matrices, and what they learn from a teacher's relations.
+        Minivit(minivit),
+    }
+}

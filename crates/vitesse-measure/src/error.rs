@@ -143,16 +143,39 @@ pub enum Error {
     /// Settings of pruning that contradict each other.
     #[error("{0}")]
     Together(String),
-    /// A data set without the labels that a method learns from.
+    /// A data set without the labels that something goes by.
+    #[error("`{data}` has no labels, {why}")]
+    NoLabels {
+        /// The data set.
+        data: String,
+        /// What goes by labels, and what to take.
+        why: &'static str,
+    },
+    /// A model that scores each class by itself, where classes must exclude each other.
+    #[error("`{architecture}` scores each class by itself, {why}")]
+    NotSoftmax {
+        /// The model.
+        architecture: String,
+        /// What follows a loss of classes of which an image has one, and what to take.
+        why: &'static str,
+    },
+    /// Weights that nothing can be computed with.
     #[error(
-        "`{0}` has no labels, by which `taylor` and `fisher` choose; take labelled images, or `obs`, which needs none"
+        "`{model}`: tensor `{name}` holds infinities or NaN in {count} of {numel} places, first in place {first}; the model has diverged, or its \
+         file is damaged"
     )]
-    NoLabels(String),
-    /// A model that scores each class by itself, where a method needs classes that exclude each other.
-    #[error(
-        "`taylor` and `fisher` follow the loss of classes of which an image has one, and `{0}` scores each by itself; take `obs`, which needs no labels"
-    )]
-    NotSoftmax(String),
+    NotFinite {
+        /// The weights file.
+        model: String,
+        /// The tensor.
+        name: String,
+        /// How many of its numbers are not finite.
+        count: usize,
+        /// Of so many.
+        numel: usize,
+        /// The first of them, from 0, row by row.
+        first: usize,
+    },
     /// A folder without picture files.
     #[error("`{path}` holds no picture files: JPEG, PNG, WebP, BMP or GIF, known by their extensions", path = .0.display())]
     NoFiles(PathBuf),
@@ -196,16 +219,6 @@ pub enum Error {
     /// Text features beside a model whose outputs are no features of images.
     #[error("`{0}` is a classifier: its head gives classes and no image features")]
     NoImageFeatures(String),
-    /// Weights that hold what is no number.
-    #[error(
-        "tensor `{tensor}` of `{file}` holds NaN or infinity, and so the logits of the model do: train it again, or convert it again"
-    )]
-    NotFinite {
-        /// The weights file.
-        file: String,
-        /// The tensor, by its name in memory.
-        tensor: String,
-    },
     /// Logits that are no numbers, of weights that are.
     #[error(
         "the logits of `{0}` hold NaN or infinity, though all its weights are finite: on the way to them values are too large for \
@@ -338,9 +351,11 @@ impl Error {
             | Error::Unlabelled { .. }
             | Error::UnknownClass { .. } => "E_DATA_LABEL",
             Error::NoImages { .. } | Error::NoFiles(_) => "E_DATA_EMPTY",
-            Error::Together(_) | Error::NoCalibration(_) | Error::NoLabels(_) | Error::NotSoftmax(_) => {
-                "E_METHOD"
-            }
+            Error::Together(_)
+            | Error::NoCalibration(_)
+            | Error::NoLabels { .. }
+            | Error::NotSoftmax { .. } => "E_METHOD",
+            Error::NotFinite { .. } => "E_TENSOR_NOT_FINITE",
             Error::NotMerged { .. } => "E_ADAPTER_BASE",
             Error::Labels { .. } => "E_LABELS",
             Error::TextFeatures { .. } | Error::TextWidth { .. } | Error::NoImageFeatures(_) => {
@@ -353,7 +368,7 @@ impl Error {
             Error::NothingToCompare | Error::NoValidation | Error::JointSoftmax { .. } => "E_USAGE",
             Error::Occupied(_) | Error::SingleRun(_) => "E_RUN_EXISTS",
             Error::Settings { .. } => "E_RECIPE",
-            Error::NotFinite { .. } | Error::Overflow(_) => "E_NOT_FINITE",
+            Error::Overflow(_) => "E_LOGITS_NOT_FINITE",
             Error::Unreadable { .. } => "E_RESUME",
             Error::Unequal { .. } => "E_MERGE",
             Error::Interrupted | Error::Stopped => "E_INTERRUPTED",

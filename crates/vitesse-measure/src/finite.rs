@@ -1,4 +1,4 @@
-//! Whether answers are numbers, and where they are not, what is to blame.
+//! Whether weights and answers are numbers, and where answers are not, what is to blame.
 
 use vitesse_model::{Checkpoint, ModelSpec, Tensors};
 use vitesse_train::evaluate::{Classify, Heads};
@@ -32,15 +32,30 @@ impl Finite {
         if logits.copied().all(f32::is_finite) {
             return Ok(());
         }
-        let strange = self.tensors.iter().find(|(_, tensor)| !tensor.is_finite());
-        Err(match strange {
-            Some((tensor, _)) => Error::NotFinite {
-                file: self.file.clone(),
-                tensor: tensor.to_owned(),
-            },
-            None => Error::Overflow(self.architecture.clone()),
-        })
+        check(&self.file, &self.tensors)?;
+        Err(Error::Overflow(self.architecture.clone()))
     }
+}
+
+/// Refuses infinities and NaN among the weights, which would make every number of an analysis one of them.
+#[cfg(feature = "train")]
+pub(crate) fn check_finite(checkpoint: &Checkpoint) -> Result<()> {
+    check(&origin(checkpoint), &checkpoint.tensors)
+}
+
+fn check(model: &str, tensors: &Tensors) -> Result<()> {
+    let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| !tensor.is_finite()) else {
+        return Ok(());
+    };
+    let values = tensor.to_f32();
+    let broken = values.iter().filter(|value| !value.is_finite());
+    Err(Error::NotFinite {
+        model: model.to_owned(),
+        name: name.to_owned(),
+        count: broken.count(),
+        numel: values.len(),
+        first: values.iter().position(|value| !value.is_finite()).unwrap_or(0),
+    })
 }
 
 /// A model whose answers are checked.
@@ -95,7 +110,7 @@ mod tests {
         let (shape, mut values) = (tensor.shape().to_vec(), tensor.to_f32().into_owned());
         values[3] = f32::NAN;
         model.tensors.insert_f32(name, &shape, values).unwrap();
-        assert!(said(&model, &bad).contains("tensor `blocks.1.norm1.bias` of `fresh weights`"));
+        assert!(said(&model, &bad).contains("`fresh weights`: tensor `blocks.1.norm1.bias`"));
         // Either head.
         let second = heads([0.0, 0.0], Some(vec![f32::NAN, 0.0]));
         assert!(said(&model, &second).contains(name));

@@ -8,9 +8,12 @@
 //! | feature maps of images, into a file | [`features`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
 //! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
+//! | how good a model is before and after a transform | `judge` |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
+//! | a study: several recipes with several seeds, tested alike | `sweep` |
 //! | how similar the features of two models are | [`cka`]; layer by layer, `similarity` |
+//! | norms of gradients, layer by layer | `gradients` |
 //! | times of runs | [`timing`]; one model after the other in [`mod@bench`], several in turns in [`contest`] |
 //! | a model ready to classify | [`classify`] |
 //!
@@ -29,7 +32,13 @@ mod error;
 mod events;
 pub mod features;
 mod finite;
+#[cfg(feature = "train")]
+pub mod gradients;
 pub mod images;
+#[cfg(feature = "train")]
+pub mod judge;
+#[cfg(feature = "train")]
+mod labelled;
 mod labels;
 pub mod machine;
 pub mod merge;
@@ -42,6 +51,8 @@ pub mod raw;
 pub mod share;
 #[cfg(feature = "train")]
 pub mod similarity;
+#[cfg(feature = "train")]
+pub mod sweep;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;

@@ -4,6 +4,9 @@
 //! transformation that starts as the identity. How far both are from the model they come from is what training has to make good for, and is
 //! told beside it.
 
+#[cfg(feature = "train")]
+mod lesson;
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +22,8 @@ use crate::images::Images;
 use crate::proof::{Difference, compare};
 use crate::transform::{At, Transform};
 use crate::{Events, Result};
+#[cfg(feature = "train")]
+pub use lesson::Lesson;
 
 /// How matrices are shared.
 #[derive(Debug, Clone)]
@@ -78,6 +83,11 @@ impl Share {
             events.say("note", note);
         }
         Ok(Share { model, sharing })
+    }
+
+    /// The model that is shared.
+    pub fn model(&self) -> &Checkpoint {
+        &self.model
     }
 
     fn transformations(&self) -> Vec<Transformation> {

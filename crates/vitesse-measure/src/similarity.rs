@@ -11,6 +11,7 @@ use vitesse_model::{Checkpoint, ModelSpec, Site, Sites};
 
 use crate::cka::Alignment;
 use crate::error::check;
+use crate::finite::check_finite;
 use crate::images::{Images, Source};
 use crate::{Error, Events, Progress, Result, origin};
 
@@ -49,7 +50,7 @@ pub struct Similarity {
 /// Compares layer by layer, on `count` images of `data`, drawn ones if there is none, `batch` at a time.
 ///
 /// # Errors
-/// Models with other images or another depth; images that cannot be read; [`Error::Interrupted`] once `stop` was set.
+/// Models with other images or another depth, weights that are not finite; images that cannot be read; [`Error::Interrupted`] once `stop` was set.
 pub fn similarity(
     [a, b]: [&Checkpoint; 2],
     data: Option<&Path>,
@@ -75,6 +76,7 @@ pub fn similarity(
             b.spec.depth()
         )));
     }
+    [a, b].into_iter().try_for_each(check_finite)?;
     let images = Images::find(data, None, count, a, events)?;
     let size: usize = a.spec.input_size().iter().product();
     let count = images.pixels.len() / size;

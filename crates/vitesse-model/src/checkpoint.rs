@@ -407,17 +407,7 @@ impl Checkpoint {
                 });
             }
         }
-        if let NetworkSpec::Vit(vit) = &self.spec.network
-            && vit.prefix.is_empty()
-            && self.tensors.contains("cls_token")
-        {
-            return Err(Error::Unsupported {
-                what: format!("loading `{file}` as `{}`", self.spec.architecture),
-                why: "the file holds a class token, and the architecture has none and reads the mean of the patches; load it as the \
-                      architecture it was trained as"
-                    .to_owned(),
-            });
-        }
+        bare::refuse_class_token(&self.spec, &self.tensors, &file)?;
         self.spec.check(&self.tensors, &file)
     }
 }

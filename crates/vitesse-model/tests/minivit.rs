@@ -227,6 +227,11 @@ fn a_class_token_is_not_dropped() {
         error.contains("class token") && error.contains("mean of the patches"),
         "{error}"
     );
+    // A whole DeiT, whose table of positions has a row more.
+    let deit = Checkpoint::fresh("deit_tiny_patch16_224", None, None, 1).unwrap();
+    safetensors::write(&path, &deit.tensors, &Default::default()).unwrap();
+    let error = Checkpoint::load(&path, &options).unwrap_err().to_string();
+    assert!(error.contains("the file holds a class token"), "{error}");
 }
 
 #[test]

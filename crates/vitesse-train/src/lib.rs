@@ -81,8 +81,6 @@ mod start;
 #[cfg(feature = "train")]
 pub mod state;
 #[cfg(feature = "train")]
-pub mod sweep;
-#[cfg(feature = "train")]
 pub mod teacher;
 #[cfg(test)]
 #[cfg(feature = "train")]

@@ -29,6 +29,11 @@ pub trait Objective: Debug + Send + Sync {
         Wants::default()
     }
 
+    /// Whether it is all that is minimised, in the place of the recipe's loss.
+    fn is_whole(&self) -> bool {
+        false
+    }
+
     /// The terms for some samples, each the mean over them. Names are as in `metrics.jsonl`, and are no fields of a step.
     ///
     /// # Errors
@@ -200,6 +205,10 @@ fn missing(who: &str, (site, layer): Place) -> Error {
 
 /// Several objectives are one: all of their terms.
 impl Objective for Vec<Box<dyn Objective>> {
+    fn is_whole(&self) -> bool {
+        self.iter().any(|objective| objective.is_whole())
+    }
+
     fn wants(&self) -> Wants {
         let mut all = Wants::default();
         for wants in self.iter().map(|objective| objective.wants()) {

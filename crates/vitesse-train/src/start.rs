@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use vitesse_data::{DataSet, Loader, LoaderOptions, OnError, OpenOptions, Preprocess, Replica, Split, open};
-use vitesse_model::{Checkpoint, Heads, LoadOptions};
+use vitesse_model::{Checkpoint, Heads, LoadOptions, ModelSpec};
 use vitesse_words::counted;
 
 use crate::adamw::Slot;
@@ -114,8 +114,10 @@ pub fn run_begun(
                 .into(),
         });
     }
-    let mut objective: Vec<Box<dyn Objective>> = vec![Box::new(recipe.distill.distillation())];
-    objective.extend(begun.objective);
+    let mut objective: Vec<Box<dyn Objective>> = Vec::from_iter(begun.objective);
+    if !objective.iter().any(|own| own.is_whole()) {
+        objective.insert(0, Box::new(recipe.distill.distillation()));
+    }
     let device = Device::flex();
     let start = Start {
         teacher: recipe.distill.teacher(&objective, &state, &device)?,
@@ -250,6 +252,23 @@ impl Recipe {
 }
 
 impl DistillConfig {
+    /// What the teacher of `student` is, if one is named and learned from: with the student's input size.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be loaded or resized.
+    pub fn teacher_spec(&self, student: &ModelSpec) -> Result<Option<ModelSpec>> {
+        let Some(path) = self.teacher.as_ref().filter(|_| self.distils()) else {
+            return Ok(None);
+        };
+        let [_, height, width] = student.input_size();
+        let options = LoadOptions {
+            img_size: Some([height, width]),
+            key: self.key.clone(),
+            ..LoadOptions::default()
+        };
+        Ok(Some(Checkpoint::load(path, &options)?.spec))
+    }
+
     /// The teacher of the model that `state` trains, if one is named and the objective asks it.
     ///
     /// # Errors

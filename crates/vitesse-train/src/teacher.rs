@@ -68,24 +68,7 @@ impl Teacher {
             .as_ref()
             .map(|path| path.display().to_string());
         let name = source.unwrap_or_else(|| spec.architecture.clone());
-        let refuse = |reason: String| Error::Teacher {
-            teacher: name.clone(),
-            reason,
-        };
-        if spec.num_classes != student.num_classes {
-            return Err(refuse(format!(
-                "it knows {} and the student {}; distillation compares them one by one, so train the teacher on \
-                 the student's classes first",
-                counted(spec.num_classes, "class"),
-                student.num_classes
-            )));
-        }
-        if spec.input_size() != student.input_size() {
-            let (found, wanted) = (spec.input_size(), student.input_size());
-            return Err(refuse(format!(
-                "it takes images of {found:?} and the student of {wanted:?}"
-            )));
-        }
+        fits((&name, spec), student)?;
         let own = checkpoint.preprocess()?;
         let same = own.mean == prepared.mean && own.std == prepared.std;
         let [mean, std, own_mean, own_std] = [&prepared.mean, &prepared.std, &own.mean, &own.std]
@@ -190,6 +173,34 @@ impl Teacher {
             reason,
         })
     }
+}
+
+/// Refuses a teacher, called `name`, that has other classes than `student` or takes images of another size.
+///
+/// # Errors
+/// [`Error::Teacher`].
+pub fn fits((name, teacher): (&str, &ModelSpec), student: &ModelSpec) -> Result<()> {
+    let refuse = |reason: String| {
+        Err(Error::Teacher {
+            teacher: name.to_owned(),
+            reason,
+        })
+    };
+    if teacher.num_classes != student.num_classes {
+        return refuse(format!(
+            "it knows {} and the student {}; distillation compares them one by one, so train the teacher on \
+             the student's classes first",
+            counted(teacher.num_classes, "class"),
+            student.num_classes
+        ));
+    }
+    if teacher.input_size() != student.input_size() {
+        let (found, wanted) = (teacher.input_size(), student.input_size());
+        return refuse(format!(
+            "it takes images of {found:?} and the student of {wanted:?}"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,21 +1,25 @@
-//! `analyze cka`: how similar two models are, layer by layer.
+//! `analyze cka`: how similar models are to one, layer by layer.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vitesse::measure::similarity::{Features, Similarity, similarity};
+use vitesse::measure::images::Source;
+use vitesse::measure::similarity::{Features, similarity};
 use vitesse::report::{Table, format, left, right};
 
 use crate::cli::Console;
 use crate::cli::args::model::{ModelArgs, ReadArgs};
+use crate::cli::args::output::PageArgs;
 use crate::cli::args::{ComputeArgs, positive};
 use crate::cli::failure::Result;
 use crate::cli::outcome::{Outcome, pairs};
 use crate::cli::show::Show;
 
-/// How similar two models are, layer by layer: linear CKA of what leaves each block
+use super::page;
+
+/// How similar models are to one, layer by layer: linear CKA of what leaves each block
 ///
 /// 1 for features that differ by a rotation and a scale, 0 for features that have nothing in common, or are the same for all images. Of a
 /// layer's tokens the mean is compared, or all of them with --flatten. Models whose layers share matrices are said to be least similar in the last
@@ -24,10 +28,13 @@ use crate::cli::show::Show;
 #[command(after_help = "\
 Examples:
   vitesse analyze cka ./base ./shared --data shapes
+  vitesse analyze cka ./base ./shared ./multiplexed -o cka.html
   vitesse analyze cka ./base ./shared --flatten --json")]
 pub(super) struct Args {
-    /// Two checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
-    #[arg(required = true, num_args = 2, value_names = ["MODEL", "MODEL"])]
+    /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
+    ///
+    /// The first is what the others are compared with. All have as many layers, and take the same images.
+    #[arg(required = true, num_args = 2.., value_names = ["BASE", "MODEL"])]
     models: Vec<String>,
     #[command(flatten)]
     model: ModelArgs,
@@ -42,72 +49,125 @@ pub(super) struct Args {
     flatten: bool,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.compute.start()?;
+        self.page.look()?;
         let load = |name: &String| self.model.load(name, &ReadArgs::default(), None, console);
         let models = self.models.iter().map(load).collect::<Result<Vec<_>>>()?;
-        let [a, b] = &models[..] else {
-            unreachable!("two models are asked for")
-        };
         let features = match self.flatten {
             true => Features::Flattened,
             false => Features::Mean,
         };
         let counts = (self.images.get(), self.compute.batch_size.get());
         let (stop, mut show) = (console.stop(), Show::new(console));
-        let found = similarity([a, b], self.data.as_deref(), counts, features, stop, &mut show)?;
-        Outcome::new(&Report {
+        let [base, others @ ..] = &models[..] else {
+            unreachable!("two models are asked for")
+        };
+        let mut report = Report {
             models: self.models,
-            cka: found,
-        })
+            images: 0,
+            data: String::new(),
+            source: Source::Drawn,
+            features,
+            results: Vec::new(),
+            page: self.page.name(),
+        };
+        for (other, name) in others.iter().zip(report.models.iter().skip(1)) {
+            let pair = [base, other];
+            let found = similarity(pair, self.data.as_deref(), counts, features, stop, &mut show)?;
+            // The same for each pair.
+            (report.images, report.data, report.source) = (found.images, found.data, found.source);
+            report.results.push(Compared {
+                model: name.clone(),
+                layers: found.layers,
+                constant: found.constant,
+            });
+        }
+        self.page.save(|| page::cka(&report))?;
+        Outcome::new(&report)
     }
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
-    models: Vec<String>,
-    #[serde(flatten)]
-    cka: Similarity,
+pub(super) struct Report {
+    /// As typed; the first is what the others are compared with.
+    pub(super) models: Vec<String>,
+    images: usize,
+    data: String,
+    source: Source,
+    features: Features,
+    pub(super) results: Vec<Compared>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    page: Option<String>,
+}
+
+/// One of the others.
+#[derive(Debug, Serialize)]
+pub(super) struct Compared {
+    pub(super) model: String,
+    /// CKA after each layer.
+    pub(super) layers: Vec<f64>,
+    /// Layers whose features are the same for all images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    constant: Vec<usize>,
+}
+
+impl Report {
+    /// What was compared with what.
+    pub(super) fn about(&self) -> Vec<(&'static str, String)> {
+        let what = match self.features {
+            Features::Mean => "mean over the tokens of each image",
+            Features::Flattened => "all tokens of each image",
+        };
+        let images = format::count(self.images as u64);
+        let mut rows = vec![
+            ("models", self.models.join(", ")),
+            ("images", format!("{images} of {} ({})", self.data, self.source)),
+            ("features", what.to_owned()),
+        ];
+        for result in &self.results {
+            if !result.constant.is_empty() {
+                let numbers: Vec<String> = result.constant.iter().map(usize::to_string).collect();
+                let told = format!(
+                    "{}: the same for all images in layers {}; 0 by definition",
+                    result.model,
+                    numbers.join(", ")
+                );
+                rows.push(("warning", told));
+            }
+        }
+        rows
+    }
+
+    /// CKA with the first model, a column for each of the others.
+    pub(super) fn table(&self) -> Table {
+        let heads = self.results.iter().map(|result| match self.results.len() {
+            1 => right("CKA"),
+            _ => right(result.model.clone()),
+        });
+        let mut table = Table::new([left("layer")].into_iter().chain(heads));
+        let depth = self.results.first().map_or(0, |result| result.layers.len());
+        for layer in 0..depth {
+            let cka = self.results.iter().filter_map(|result| result.layers.get(layer));
+            let cells = cka.map(|cka| format!("{cka:.4}"));
+            table.push([layer.to_string()].into_iter().chain(cells));
+        }
+        table
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Similarity {
-            images,
-            data,
-            source,
-            features,
-            layers,
-            constant,
-        } = &self.cka;
-        let what = match features {
-            Features::Mean => "mean over the tokens of each image",
-            Features::Flattened => "all tokens of each image",
-        };
-        let mut rows = vec![
-            ("models", self.models.join(", ")),
-            (
-                "images",
-                format!("{} of {data} ({source})", format::count(*images as u64)),
-            ),
-            ("features", what.to_owned()),
-        ];
-        if !constant.is_empty() {
-            let numbers: Vec<String> = constant.iter().map(|layer| layer.to_string()).collect();
-            let told = format!(
-                "the same for all images in layers {}; 0 by definition",
-                numbers.join(", ")
-            );
-            rows.push(("warning", told));
+        f.write_str(&pairs(self.about()))?;
+        write!(f, "\n{}", self.table())?;
+        match &self.page {
+            Some(page) => writeln!(f, "\n`{page}` shows it with a chart"),
+            None => Ok(()),
         }
-        f.write_str(&pairs(rows))?;
-        let mut table = Table::new([left("layer"), right("CKA")]);
-        for (layer, cka) in layers.iter().enumerate() {
-            table.push([layer.to_string(), format!("{cka:.4}")]);
-        }
-        write!(f, "\n{table}")
     }
 }

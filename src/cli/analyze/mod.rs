@@ -1,6 +1,8 @@
-//! `analyze`: look inside models. One file for each analysis.
+//! `analyze`: look inside models. One file for each analysis; the pages of those that draw are in `page`.
 
 mod cka;
+mod gradients;
+mod page;
 mod tokens;
 
 use clap::Subcommand;
@@ -21,6 +23,7 @@ pub(super) struct Args {
 enum Analysis {
     Tokens(tokens::Args),
     Cka(cka::Args),
+    Gradients(gradients::Args),
 }
 
 impl Args {
@@ -28,6 +31,7 @@ impl Args {
         match self.analysis {
             Analysis::Tokens(args) => args.run(console),
             Analysis::Cka(args) => args.run(console),
+            Analysis::Gradients(args) => args.run(console),
         }
     }
 }

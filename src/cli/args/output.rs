@@ -1,8 +1,46 @@
 //! Where a file may be written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use vitesse::model::storage::atomic_write;
 
 use crate::cli::failure::{Failure, Result};
+
+/// A page to write, as typed.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(in crate::cli) struct PageArgs {
+    /// HTML page to write
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the page if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+impl PageArgs {
+    /// Refuses a place where it may not be written, before any work is done.
+    pub(in crate::cli) fn look(&self) -> Result<()> {
+        match &self.output {
+            Some(path) => may_write(path, self.force),
+            None => Ok(()),
+        }
+    }
+
+    /// Where it is written, if it is.
+    pub(in crate::cli) fn name(&self) -> Option<String> {
+        self.output.as_ref().map(|path| path.display().to_string())
+    }
+
+    /// Writes it, if it was asked for.
+    pub(in crate::cli) fn save(&self, page: impl FnOnce() -> String) -> Result<()> {
+        if let Some(path) = &self.output {
+            let page = page();
+            atomic_write(path, |file| file.write_all(page.as_bytes()))?;
+        }
+        Ok(())
+    }
+}
 
 /// Whether `path` may become the output: a new file in a folder that exists, or with `force` in the place of a file.
 pub(in crate::cli) fn may_write(path: &Path, force: bool) -> Result<()> {

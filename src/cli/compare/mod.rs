@@ -17,11 +17,10 @@ use vitesse::engine::Precision;
 use vitesse::measure::contest::{Contest, Contestant};
 use vitesse::measure::machine::{peak_memory, processor};
 use vitesse::measure::timing::Budget;
-use vitesse::model::storage::atomic_write;
 
 use super::Console;
 use super::args::model::{ModelArgs, named_precision};
-use super::args::output::may_write;
+use super::args::output::PageArgs;
 use super::args::{DecodeArgs, FormsArgs, LabelsBy, ThreadsArgs, positive, seconds, split};
 use super::failure::{Failure, Result};
 use super::outcome::Outcome;
@@ -81,12 +80,8 @@ pub(super) struct Args {
     labels_by: LabelsBy,
     #[command(flatten)]
     decode: DecodeArgs,
-    /// HTML page to write
-    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
-    output: Option<PathBuf>,
-    /// Replace the page if it exists
-    #[arg(long, help_heading = "Output")]
-    force: bool,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 /// The fewest timed runs in a turn.
@@ -97,9 +92,7 @@ const EVAL_BATCH: usize = 16;
 impl Args {
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.threads.start()?;
-        if let Some(output) = &self.output {
-            may_write(output, self.force)?;
-        }
+        self.page.look()?;
         let entries = self.entries()?;
         let data = self.data.as_deref().map(|path| self.open(path)).transpose()?;
         let (stop, mut show) = (console.stop(), Show::new(console));
@@ -137,12 +130,9 @@ impl Args {
             batches,
             evaluated,
             peak_memory_bytes: peak_memory(),
-            page: self.output.as_ref().map(|path| path.display().to_string()),
+            page: self.page.name(),
         };
-        if let Some(path) = &self.output {
-            let page = page::page(&report);
-            atomic_write(path, |file| file.write_all(page.as_bytes()))?;
-        }
+        self.page.save(|| page::page(&report))?;
         Outcome::new(&report)
     }
 

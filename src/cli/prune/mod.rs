@@ -1,13 +1,13 @@
 //! `prune`: structures are cut out of a model until it meets a budget, what is left is corrected, and the result is proved.
 
 mod page;
-mod recover;
 mod report;
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use toml::{Table, Value};
 use vitesse::compress::structure::Kind;
 use vitesse::compress::structure::rank::Scope;
 use vitesse::measure::prune::{self, Prune, Pruned, Quantity, Settings};
@@ -20,7 +20,9 @@ use super::args::output::may_write;
 use super::args::{LabelsBy, Number, ThreadsArgs, batch_size, positive, share};
 use super::failure::{Exit, Failure, Result};
 use super::outcome::Outcome;
+use super::recovery::Recovery;
 use super::show::Show;
+use super::training::RunArgs;
 use super::transform::OutputArgs;
 use report::{Remedy, Report, ResultOf};
 
@@ -293,7 +295,8 @@ impl Args {
             .which
             .trained(&self.read, "none of them is worth more than another")?;
         if self.finetune.is_some() {
-            recover::check(&self, &model)?;
+            self.recovery(&model, self.output.folder())
+                .check(Some(&self.read))?;
         }
         let prune = Prune::open(&model, &self.read.options(), &mut show)?;
         let look = prune.look(&settings, console.stop(), &mut show)?;
@@ -317,8 +320,13 @@ impl Args {
             }
             let mut result = ResultOf::new(share, pruned, written);
             let epochs = self.finetune.filter(|_| proved);
-            let recovered =
-                epochs.map(|epochs| recover::run(&self, &model, output.folder(), epochs, console));
+            let recovered = epochs.map(|epochs| {
+                let recovery = self.recovery(&model, output.folder());
+                let epochs = vec![("train.epochs", Value::Integer(epochs.get() as i64))];
+                let recipe = recovery.recipe(Table::new(), epochs, "the preset `recover`", console)?;
+                let run = RunArgs::after(recovery.run(), false, false);
+                recovery.learn(recipe, run, console)
+            });
             let failed = match recovered.transpose() {
                 Ok(recovered) => {
                     result.recovered = recovered;
@@ -351,6 +359,19 @@ impl Args {
             atomic_write(path, |file| file.write_all(text.as_bytes()))?;
         }
         Ok(Outcome::new(&report)?.with_exit(exit))
+    }
+
+    /// What may follow: the model as the teacher of what is left of it in `student`.
+    fn recovery<'a>(&'a self, teacher: &'a Path, student: &'a Path) -> Recovery<'a> {
+        Recovery {
+            flag: "--finetune",
+            student,
+            folder: "recovered",
+            teacher,
+            key: self.read.key(),
+            data: self.images.data.as_deref(),
+            labels_by: self.images.labels_by,
+        }
     }
 
     fn settings(&self, quantity: Quantity) -> Settings {

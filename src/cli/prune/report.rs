@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 use vitesse::compress::structure::Kind;
-use vitesse::measure::prune::{Accuracy, Correction, Method, Pruned, Quantity, Sensitivity};
+use vitesse::measure::judge::Accuracy;
+use vitesse::measure::prune::{Correction, Method, Pruned, Quantity, Sensitivity};
 use vitesse::measure::transform::Transform;
 use vitesse::model::Checkpoint;
 use vitesse::model::spec::BlockSpec;

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use vitesse::compress::structure::rank::Scope;
-use vitesse::measure::prune::{Accuracy, Method as By, Prune, Quantity, Settings};
+use vitesse::measure::judge::Accuracy;
+use vitesse::measure::prune::{Method as By, Prune, Quantity, Settings};
 use vitesse::measure::transform::Transform;
 use vitesse::model::LoadOptions;
 use vitesse::report::{Content, Table, format, left, right};

@@ -3,23 +3,21 @@
 use std::fmt;
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde::Serialize;
+use vitesse::measure::Error;
+use vitesse::measure::sweep::{Finished, Planned, Progress, Study, Sweep};
 use vitesse::measure::trial::keep;
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left, right};
-use vitesse_train::Error;
-use vitesse_train::evaluate::EvalProgress;
-use vitesse_train::events::{self, Events};
-use vitesse_train::run::{EpochRecord, StepRecord};
-use vitesse_train::sweep::{Finished, Planned, Progress, Study, Sweep, SweepEvents};
+use vitesse_train::Error as TrainError;
 use vitesse_train::tokens::TokenSimilarity;
 
 use super::page;
 use crate::cli::Console;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::outcome::Outcome;
-use crate::cli::training::{RunArgs, Watch};
+use crate::cli::show::ShowRuns;
+use crate::cli::training::RunArgs;
 
 /// Runs the study in `file`, or goes on with it: what is finished in the output folder is kept.
 pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outcome> {
@@ -33,15 +31,13 @@ pub(super) fn run(file: &Path, args: &RunArgs, console: &Console) -> Result<Outc
             runs,
         });
     }
-    let mut show = Show {
-        console,
-        watch: Watch::new(console),
-    };
     let study = sweep
-        .run(&args.output, &Device::flex(), console.stop(), &mut show)
+        .run(&args.output, console.stop(), &mut ShowRuns::new(console))
         .map_err(|error| match error {
-            Error::Interrupted => Failure::stopped("interrupted; every run's state is saved".to_owned())
-                .hint("continue with the same command".to_owned()),
+            Error::Train(TrainError::Interrupted) => {
+                Failure::stopped("interrupted; every run's state is saved".to_owned())
+                    .hint("continue with the same command".to_owned())
+            }
             other => other.into(),
         })?;
     let report = Report {
@@ -102,54 +98,6 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Shows one run after another.
-struct Show<'a> {
-    console: &'a Console,
-    watch: Watch<'a>,
-}
-
-impl Events for Show<'_> {
-    fn begin(&mut self, plan: &events::Plan) {
-        self.watch.begin(plan);
-    }
-
-    fn step(&mut self, record: &StepRecord) {
-        self.watch.step(record);
-    }
-
-    fn evaluating(&mut self, at: EvalProgress) {
-        self.watch.evaluating(at);
-    }
-
-    fn epoch(&mut self, record: &EpochRecord, best: bool) {
-        self.watch.epoch(record, best);
-    }
-
-    fn warning(&mut self, text: &str) {
-        self.watch.warning(text);
-    }
-}
-
-impl SweepEvents for Show<'_> {
-    fn as_events(&mut self) -> &mut dyn Events {
-        self
-    }
-
-    fn run(&mut self, arm: &str, seed: u64, index: usize, of: usize) {
-        self.watch = Watch::new(self.console);
-        self.console
-            .say("run", &format!("{} of {of}: {arm}, seed {seed}", index + 1));
-    }
-
-    fn finished(&mut self, run: &Finished) {
-        let time = format::duration(run.seconds);
-        self.console.say(
-            "tested",
-            &format!("{}, seed {}: top-1 {:.2} %, {time}", run.arm, run.seed, run.top1),
-        );
-    }
-}
-
 /// A table of the arms, and one of their tokens.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -182,6 +130,8 @@ impl Report {
         let mut table = Table::new([
             left("arm"),
             right("seed"),
+            right("param_count"),
+            right("weight_bytes"),
             right("top1"),
             right("class_top1"),
             right("distillation_top1"),
@@ -189,10 +139,13 @@ impl Report {
             right("seconds"),
         ]);
         let cell = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+        let whole = |value: Option<usize>| value.map(|value| value.to_string()).unwrap_or_default();
         for run in &self.study.runs {
             table.push([
                 run.arm.clone(),
                 run.seed.to_string(),
+                whole(run.param_count),
+                whole(run.weight_bytes),
                 run.top1.to_string(),
                 cell(run.class_top1),
                 cell(run.distillation_top1),
@@ -236,7 +189,7 @@ impl Report {
     }
 
     pub(super) fn accuracies(&self) -> Table {
-        let mut columns = vec![left("arm"), right("seeds"), right("top-1 %")];
+        let mut columns = vec![left("arm"), right("parameters"), right("seeds"), right("top-1 %")];
         let heads = self.has_heads();
         if heads {
             columns.extend([right("class head %"), right("distillation head %")]);
@@ -245,8 +198,11 @@ impl Report {
         for row in self.rows() {
             let cell =
                 |number: &dyn Fn(&Finished) -> Option<f64>| self.cell(row, 2, number).unwrap_or_default();
-            let seeds = self.study.runs.iter().filter(|run| run.arm == *row).count();
-            let mut cells = vec![row.clone(), seeds.to_string(), cell(&|run| Some(run.top1))];
+            let runs: Vec<&Finished> = self.study.runs.iter().filter(|run| run.arm == *row).collect();
+            let parameters = runs.iter().find_map(|run| run.param_count);
+            let parameters = parameters.map(|n| format::si(n as f64, "")).unwrap_or_default();
+            let mut cells = vec![row.clone(), parameters, runs.len().to_string()];
+            cells.push(cell(&|run| Some(run.top1)));
             if heads {
                 cells.extend([cell(&|run| run.class_top1), cell(&|run| run.distillation_top1)]);
             }

@@ -15,13 +15,13 @@ use crate::cli::show::Show;
 
 /// What a run came to.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     method: Table,
     trainable: Trainable,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<String>,
     #[serde(flatten)]
-    run: RunReport,
+    pub(super) run: RunReport,
 }
 
 /// What would be done.
@@ -36,40 +36,50 @@ struct Dry {
 
 impl Training<'_> {
     pub(super) fn run_by(&self, method: &dyn Method) -> Result<Outcome> {
-        let job = Job {
-            method,
-            recipe: &self.recipe,
-            output: &self.args.output,
-            existing: self.args.existing(),
-            base: None,
-        };
+        if !self.args.dry_run {
+            return Outcome::new(&self.learn_by(method)?);
+        }
+        let job = self.job(method);
+        let ready = job.ready(&mut Show::new(self.console))?;
+        let (plan, run) = job.plan(&ready, self.console.team(), &mut Watch::new(self.console))?;
+        Outcome::new(&Dry {
+            method: named(method),
+            plan,
+            run: DryRun::new(&self.recipe, run)?,
+        })
+    }
+
+    /// Trains by a method.
+    pub(super) fn learn_by(&self, method: &dyn Method) -> Result<Report> {
+        let job = self.job(method);
         let ready = job.ready(&mut Show::new(self.console))?;
         let mut watch = Watch::new(self.console);
-        let (team, stop) = (self.console.team(), self.console.stop());
-        if self.args.dry_run {
-            let (plan, run) = job.plan(&ready, team, &mut watch)?;
-            return Outcome::new(&Dry {
-                method: named(method),
-                plan,
-                run: DryRun::new(&self.recipe, run)?,
-            });
-        }
         for note in &ready.base.source.notes {
             self.console.note(note);
         }
         self.console.note(&ready.trainable().to_string());
         let done = job
-            .run(ready, team, stop, &mut watch)
+            .run(ready, self.console.team(), self.console.stop(), &mut watch)
             .map_err(|error| match error {
                 measure::Error::Train(error) => self.failure(error),
                 other => other.into(),
             })?;
-        Outcome::new(&Report {
+        Ok(Report {
             run: self.finish(&done.outcome, watch)?,
             adapter: done.adapter.map(|folder| folder.display().to_string()),
             trainable: done.trainable,
             method: named(method),
         })
+    }
+
+    fn job<'a>(&'a self, method: &'a dyn Method) -> Job<'a> {
+        Job {
+            method,
+            recipe: &self.recipe,
+            output: &self.args.output,
+            existing: self.args.existing(),
+            base: None,
+        }
     }
 }
 

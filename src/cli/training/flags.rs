@@ -181,14 +181,16 @@ pub(in crate::cli) struct RunArgs {
 }
 
 impl RunArgs {
-    /// A run that follows something else, in a folder of its own.
-    pub(in crate::cli) fn after(output: PathBuf) -> RunArgs {
+    /// A run that follows something else, in a folder of its own: gone on with where it is there and `resume` is meant, and tested at the very
+    /// end if `test` is.
+    pub(in crate::cli) fn after(output: PathBuf, resume: bool, test: bool) -> RunArgs {
+        let resume = resume && output.exists();
         RunArgs {
             output,
-            resume: false,
-            force: true,
+            resume,
+            force: !resume,
             dry_run: false,
-            test: false,
+            test,
             threads: None,
         }
     }
@@ -228,10 +230,7 @@ impl RecipeArgs {
             Some(entry) => self.resolve_by(resumed, &entry, more)?,
             None => {
                 let (name, table) = self.table(resumed)?;
-                let tuned = table
-                    .get("model")
-                    .is_some_and(|model| model.get("checkpoint").is_some());
-                let preset = (tuned && !self.is_whole(resumed)).then(|| ("preset", Value::from("finetune")));
+                let preset = self.tuned(&table, resumed);
                 Recipe::layered(&Vec::from_iter(preset), table, more, &name)?
             }
         };
@@ -258,6 +257,13 @@ impl RecipeArgs {
         Ok(note.is_some())
     }
 
+    /// The preset of a run that begins with a checkpoint, where nobody says another.
+    fn tuned(&self, table: &Table, resumed: Option<&Path>) -> Option<(&'static str, Value)> {
+        let model = table.get("model");
+        let tuned = model.is_some_and(|model| model.get("checkpoint").is_some());
+        (tuned && !self.is_whole(resumed)).then(|| ("preset", Value::from("finetune")))
+    }
+
     /// Whether the recipe is that of a run that is resumed, which has every value already.
     fn is_whole(&self, resumed: Option<&Path>) -> bool {
         resumed.is_some() && self.recipe.is_none()
@@ -272,8 +278,11 @@ impl RecipeArgs {
     ) -> Result<Recipe> {
         let (name, table) = self.table(resumed)?;
         let whole = self.is_whole(resumed);
-        let defaults: Vec<_> = defaults(&*entry.method()?)
+        let method = entry.method()?;
+        let preset = self.tuned(&table, resumed).filter(|_| !method.adapts());
+        let defaults: Vec<_> = defaults(&*method)
             .into_iter()
+            .chain(preset)
             .filter(|(key, _)| !whole || key.contains('.'))
             .collect();
         let mut keys = entry.overrides()?;

@@ -72,8 +72,11 @@ impl<'a> Training<'a> {
         Outcome::new(&self.learn()?)
     }
 
-    /// Trains a model whole, without a method.
+    /// Trains a model, by the recipe's method if it has one.
     pub(super) fn learn(&self) -> Result<Report> {
+        if let Some(table) = &self.recipe.method {
+            return Ok(self.learn_by(&*Entry::of(table).method()?)?.run);
+        }
         let mut watch = Watch::new(self.console);
         let learned = run_together(
             self.console.team(),

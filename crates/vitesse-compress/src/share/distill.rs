@@ -304,6 +304,10 @@ fn parts(pass: &Pass, layer: usize) -> vitesse_train::Result<[Tensor<3>; 3]> {
 }
 
 impl Objective for WeightDistillation {
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     fn wants(&self) -> Wants {
         Wants {
             student: self.places(|pair| pair.student),

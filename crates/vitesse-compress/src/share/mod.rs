@@ -9,10 +9,18 @@
 //! | --- | --- |
 //! | from a pretrained model to one that shares | [`multiplex`] |
 //! | relations between tokens in two networks, compared | `relations` |
-//! | the loss of weight distillation, and which layers it compares | `distill` |
+//! | the loss of weight distillation | `distill` |
+//! | which layers it compares, where nobody says | `layers` |
+//! | the method: sharing and weight distillation as a recipe says them | `minivit` |
+//! | what each layer contributes to the gradients of matrices that it shares | [`uses`] |
 
 #[cfg(feature = "train")]
 pub mod distill;
+#[cfg(feature = "train")]
+pub mod layers;
+#[cfg(feature = "train")]
+pub mod minivit;
 pub mod multiplex;
 #[cfg(feature = "train")]
 pub mod relations;
+pub mod uses;

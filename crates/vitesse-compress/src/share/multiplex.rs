@@ -62,17 +62,15 @@ pub fn listed(names: &str) -> Result<Vec<Transformation>> {
     names.iter().map(named).collect()
 }
 
-/// Lets the layers of a model share their matrices, with transformations in each.
+/// What a model becomes whose layers share their matrices, with transformations in each.
 ///
 /// # Errors
-/// Groups that do not fit, as [`ModelSpec::share`] says; a layer that a group has not; transformations that the model cannot have, or has.
-pub fn multiplex(
+/// Groups that do not fit, as [`ModelSpec::share`] says; transformations that the model cannot have, or has.
+pub fn describe(
     base: &ModelSpec,
-    tensors: &Tensors,
     (groups, norms): (&Groups, NormsOf),
-    start: Start,
     transformations: &[Transformation],
-) -> Result<Multiplexed> {
+) -> Result<ModelSpec> {
     if !base.ops.is_empty() {
         return Err(Error::Unsuited(format!(
             "`{}` has ops of its own; share its matrices first, and adapt it then",
@@ -89,6 +87,21 @@ pub fn multiplex(
     let wanted: BTreeSet<Transformation> = transformations.iter().copied().collect();
     spec.ops = spec.transformed_by(&wanted.into_iter().collect::<Vec<_>>());
     spec.validate()?;
+    Ok(spec)
+}
+
+/// Lets the layers of a model share their matrices, with transformations in each.
+///
+/// # Errors
+/// As [`describe`]; a layer that a group has not.
+pub fn multiplex(
+    base: &ModelSpec,
+    tensors: &Tensors,
+    sharing: (&Groups, NormsOf),
+    start: Start,
+    transformations: &[Transformation],
+) -> Result<Multiplexed> {
+    let spec = describe(base, sharing, transformations)?;
     let mut out = Tensors::new();
     for tensor in spec.tensors()? {
         let value = match spec.op_of(&tensor.name) {
@@ -107,15 +120,23 @@ pub fn multiplex(
 pub fn untied(base: &ModelSpec, shared: &ModelSpec, tensors: &Tensors) -> Result<Tensors> {
     let mut out = Tensors::new();
     for tensor in base.tensors()? {
-        let table = bias_beside(&tensor.name);
-        let name = match matrix(base, table.as_deref().unwrap_or(&tensor.name)) {
-            Some((site, layer, _)) if table.is_some() => table_beside(&module(shared, site, layer)?),
-            Some((site, layer, end)) => format!("{}{end}", module(shared, site, layer)?),
-            None => norm(base, shared, &tensor.name),
-        };
+        let (_, name) = source(base, shared, &tensor.name)?;
         out.insert(tensor.name, tensors.get(&name)?.clone());
     }
     Ok(out)
+}
+
+/// Of a tensor of `base` the layer whose matrix it is, or whose table of relative positions, if it is one, and its name in the model that
+/// shares.
+pub(super) fn source(base: &ModelSpec, shared: &ModelSpec, name: &str) -> Result<(Option<usize>, String)> {
+    let table = bias_beside(name);
+    Ok(match matrix(base, table.as_deref().unwrap_or(name)) {
+        Some((site, layer, _)) if table.is_some() => {
+            (Some(layer), table_beside(&module(shared, site, layer)?))
+        }
+        Some((site, layer, end)) => (Some(layer), format!("{}{end}", module(shared, site, layer)?)),
+        None => (None, norm(base, shared, name)),
+    })
 }
 
 /// How a transformation's tensor starts.

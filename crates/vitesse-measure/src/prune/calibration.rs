@@ -6,16 +6,21 @@ use std::sync::atomic::AtomicBool;
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse_data::{DataSet, OpenOptions, Preprocess, Split, open};
 use vitesse_model::Checkpoint;
-use vitesse_model::config::Scores;
-use vitesse_train::classes::{ClassNames, LabelsBy};
+use vitesse_train::classes::LabelsBy;
 use vitesse_train::learner::Lesson;
 use vitesse_train::loss::target_rows;
 use vitesse_words::counted;
 
 use crate::error::check;
 use crate::images::unreadable;
+use crate::labelled::{Need, labelled};
 use crate::{Error, Events, Result};
 
+/// Why criteria need labels.
+const NEED: Need = Need {
+    labels: "by which `taylor` and `fisher` choose; take labelled images, or `obs`, which needs none",
+    softmax: "and `taylor` and `fisher` follow the loss of classes of which an image has one; take `obs`, which needs no labels",
+};
 /// Images of a forward pass.
 const BATCH: usize = 16;
 /// Images of a backward pass.
@@ -52,23 +57,7 @@ impl Calibration {
         let mut data = open(path, &options)?;
         let classes = model.spec.num_classes;
         if let Some(by) = labels_by {
-            if model.config.scores(classes) != Scores::Softmax {
-                return Err(Error::NotSoftmax(model.spec.architecture.clone()));
-            }
-            let asked = data.class_names().len();
-            if asked > classes {
-                return Err(Error::Classes {
-                    data: name,
-                    asked,
-                    known: classes,
-                });
-            }
-            let matched = ClassNames::of(&model.config, classes).matched(&data, classes, by)?;
-            matched.note.iter().for_each(|note| events.say("note", note));
-            data = matched.data;
-            if !(0..data.len()).any(|index| data.label(index).is_some()) {
-                return Err(Error::NoLabels(name));
-            }
+            data = labelled(&data, &name, model, by, NEED, events)?;
         }
         let data = data.limit(count, seed);
         let broken = unreadable(&data, stop, events)?;

@@ -6,7 +6,6 @@
 
 mod calibration;
 mod choice;
-mod judge;
 mod latency;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use vitesse_compress::structure::budget::{Budget, Fit, share_gone};
 use vitesse_compress::structure::correct::{self, Corrected, correct};
 use vitesse_compress::structure::rank::{Scope, matching};
 use vitesse_compress::structure::{Group, Kind, Selection, Sliced, groups, outline, slice, widen};
+use vitesse_data::Split;
 use vitesse_model::checkpoint::sha256;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
@@ -27,11 +27,11 @@ use vitesse_train::method::Check;
 pub use correct::Fit as Correction;
 
 use crate::images::Images;
+use crate::judge::{Accuracy, Judge, Scored};
 use crate::transform::{At, SAME_PLAN, Transform};
 use crate::{Error, Events, Progress, Result};
 use calibration::Calibration;
 use choice::{Ranked, Worth, blocks};
-use judge::Judge;
 use latency::Latencies;
 
 /// How often the search goes on from a model that was measured to be too slow.
@@ -159,6 +159,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// On what models are judged.
+    fn scored(&self) -> Scored<'_> {
+        Scored {
+            data: self.data.as_deref(),
+            split: Split::Validation,
+            images: self.scored,
+            labels_by: self.labels_by,
+        }
+    }
+
     /// Refuses what does not go together.
     fn check(&self) -> Result<()> {
         let refuse = |sentence: &str| Err(Error::Together(sentence.to_owned()));
@@ -232,19 +242,6 @@ pub struct Pruned {
     pub accuracy: Option<Accuracy>,
     /// Sizes, proof and speed.
     pub transform: Transform,
-}
-
-/// How good a model is before and after, in percent: the engine in bf16, where the processor has it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Accuracy {
-    /// The data set.
-    pub data: String,
-    /// Images: of the validation split, or of a part that was held back from what it is pruned by.
-    pub images: usize,
-    /// Before.
-    pub before_top1: f64,
-    /// After, without any training.
-    pub after_top1: f64,
 }
 
 /// How much the units of one group matter.
@@ -377,7 +374,7 @@ impl Look<'_> {
         mut done: impl FnMut(f64, Pruned, &mut dyn Events) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let groups: Vec<&Group> = self.groups.iter().collect();
-        let judge = Judge::open(&self.settings, self.model, self.stop, events)?;
+        let judge = Judge::open(self.settings.scored(), self.model, self.stop, events)?;
         let worth = match self.settings.steps {
             0 | 1 => Some(self.worth(&groups, events)?),
             _ => None,
@@ -406,7 +403,7 @@ impl Look<'_> {
     pub fn sensitivity(&self, events: &mut dyn Events) -> Result<Vec<Sensitivity>> {
         let groups: Vec<&Group> = self.groups.iter().collect();
         let worth = self.worth(&groups, events)?;
-        let Some(judge) = Judge::open(&self.settings, self.model, self.stop, events)? else {
+        let Some(judge) = Judge::open(self.settings.scored(), self.model, self.stop, events)? else {
             events.say(
                 "note",
                 "sensitivity is accuracy, which takes validation images with labels: there are none",

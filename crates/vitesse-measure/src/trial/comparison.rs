@@ -207,7 +207,7 @@ impl Comparison {
         let folder = format!("seed{}", recipe.train.seed);
         Ok(Setup {
             label: label.to_owned(),
-            method: entry.method()?.into(),
+            method: entry.method()?,
             folder: self.output.join(entry.folder()).join(folder),
             recipe,
             base: None,

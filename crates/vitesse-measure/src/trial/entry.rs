@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use toml::{Table, Value};
 use vitesse_adapt::Method;
+use vitesse_compress::Method as Trained;
 use vitesse_train::method::{self, named};
 
 use crate::{Error, Result};
@@ -82,7 +83,7 @@ impl Entry {
 
     /// Whether `key` can be set: it is the recipe's or the method's.
     pub fn knows(&self, key: &str) -> bool {
-        let Ok(method) = Method::parse(&self.method, &[]) else {
+        let Ok(method) = of_any_list(&self.method, &[]) else {
             return false;
         };
         key.contains('.') || method.fields().iter().any(|field| field.key == key)
@@ -97,10 +98,10 @@ impl Entry {
     ///
     /// # Errors
     /// A setting that it does not have, or not so.
-    pub fn method(&self) -> Result<Method> {
+    pub fn method(&self) -> Result<Box<dyn method::Method>> {
         let own = self.settings.iter().filter(|(key, _)| !key.contains('.'));
         let own: Vec<(&str, String)> = own.map(|(key, value)| (key.as_str(), value.clone())).collect();
-        Ok(Method::parse(&self.method, &own)?)
+        of_any_list(&self.method, &own)
     }
 
     /// The keys of the recipe: those that were set, and `method`.
@@ -126,9 +127,24 @@ impl Entry {
     }
 }
 
+/// The method of this name, of whatever list it is on.
+fn of_any_list(name: &str, settings: &[(&str, String)]) -> Result<Box<dyn method::Method>> {
+    if Method::NAMES.contains(&name) {
+        return Ok(Method::parse(name, settings)?.into());
+    }
+    if Trained::NAMES.contains(&name) {
+        return Ok(Trained::parse(name, settings)?.into());
+    }
+    let known: Vec<&str> = Method::NAMES.into_iter().chain(Trained::NAMES).collect();
+    Err(method::unknown(name, &known).into())
+}
+
 /// Keys of the recipe that follow from the method where nothing else is said.
 pub fn defaults(method: &dyn method::Method) -> Vec<(&'static str, Value)> {
-    let mut defaults = vec![("preset", Value::String("adapt".into()))];
+    let mut defaults = Vec::new();
+    if method.adapts() {
+        defaults.push(("preset", Value::String("adapt".into())));
+    }
     let own = method.recipe().iter();
     defaults.extend(own.map(|&(key, value)| (key, Value::Float(value))));
     defaults.push(("model.eval_mode", Value::Boolean(method.eval_mode())));
@@ -199,17 +215,15 @@ mod tests {
     #[test]
     fn an_entry_is_a_method_with_settings() {
         let entry: Entry = "lora:rank=4:targets=qkv+fc1:optim.lr=5e-3".parse().unwrap();
-        let Method::Lora(config) = entry.method().unwrap() else {
-            panic!("another method")
-        };
-        assert_eq!(config.rank, 4);
+        assert_eq!(entry.method().unwrap().settings()["rank"], 4);
         let [("optim.lr", Value::Float(5e-3)), ("method", Value::Table(table))] =
             &entry.overrides().unwrap()[..]
         else {
             panic!("other keys")
         };
         assert_eq!(table["name"].as_str(), Some("lora"));
-        assert_eq!(Entry::of(table).method().unwrap(), entry.method().unwrap());
+        let settings = |entry: &Entry| entry.method().unwrap().settings();
+        assert_eq!(settings(&Entry::of(table)), settings(&entry));
         assert_eq!(entry.folder(), "lora-rank=4-targets=qkv-fc1-optim.lr=5e-3");
         assert_eq!(
             entry.with("rank", "8").label,
@@ -228,6 +242,8 @@ mod tests {
         let refused = |text: &str| text.parse::<Entry>().unwrap_err();
         assert!(refused("lroa").contains("`lroa`") && refused("lroa").contains("lora"));
         assert!(refused("lora:rank").contains("`rank`"));
+        let told = Entry::new("lroa", &[]).method().unwrap_err().to_string();
+        assert!(told.contains("`lroa`") && told.contains("`minivit`"), "{told}");
         let unknown: Entry = "lora:scale=2".parse().unwrap();
         assert!(unknown.method().unwrap_err().to_string().contains("scale"));
         assert!(

@@ -34,7 +34,7 @@ pub struct Job<'a> {
 /// A base with a method on it, and what it learns from.
 #[derive(Debug)]
 pub struct Ready {
-    /// With a fresh head for the classes of the data.
+    /// With the classes of the data; with a fresh head, where the method adapts it to another task.
     pub base: Checkpoint,
     begun: Begun,
     learn: DataSet,
@@ -75,18 +75,25 @@ impl Job<'_> {
         let mut model = recipe.model.clone();
         model.checkpoint = self.base.map(Path::to_owned).or(model.checkpoint);
         let mut base = model.checkpoint(&learn, recipe.train.seed)?;
-        if base.source.weights.is_none() {
-            events.say(
-                "note",
-                "the model is a name: its weights are fresh, and there is little to adapt",
-            );
+        if self.method.adapts() {
+            if base.source.weights.is_none() {
+                events.say(
+                    "note",
+                    "the model is a name: its weights are fresh, and there is little to adapt",
+                );
+            }
+            // The head is always new, also where the number of classes is the same by chance. That needs no telling.
+            let told = base.source.notes.len();
+            base.set_num_classes(0, recipe.train.seed)?;
+            base.set_num_classes(classes, recipe.train.seed)?;
+            base.source.notes.truncate(told);
         }
-        // The head is always new, also where the number of classes is the same by chance. That needs no telling.
-        let told = base.source.notes.len();
-        base.set_num_classes(0, recipe.train.seed)?;
-        base.set_num_classes(classes, recipe.train.seed)?;
-        base.source.notes.truncate(told);
-        let begun = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
+        let mut begun = self.method.begin(&base.spec, &base.tensors, recipe.train.seed)?;
+        if let Some(teacher) = recipe.distill.teacher_spec(&begun.spec)?
+            && let Some(objective) = self.method.objective(&begun.spec, &teacher)?
+        {
+            begun.objective = Some(objective);
+        }
         Ok(Ready {
             base,
             begun,
@@ -162,6 +169,9 @@ impl Job<'_> {
 
     /// Writes what was learned as an adapter, the head included, where the base is still in the model.
     fn keep(&self, base: &Checkpoint, trainable: &Trainable, team: &Team) -> Result<Option<PathBuf>> {
+        if !self.method.adapts() {
+            return Ok(None);
+        }
         let found = RunFolder::checkpoint_in(self.output);
         let found = Checkpoint::load(found, &LoadOptions::default())?;
         if found.spec.network != base.spec.network || !found.spec.ops.starts_with(&base.spec.ops) {

@@ -67,6 +67,7 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
     if let Some(heads) = known.heads {
         notes.push(sliced::fit(&mut spec, &tensors, file, heads)?);
     }
+    refuse_class_token(&spec, &tensors, &file.display().to_string())?;
     let usual = spec.input_size();
     let (spec, grid) = fitted(spec, &tensors, known.img_size);
     if let Grid::Unknown(patches) = grid {
@@ -114,6 +115,21 @@ pub(crate) fn import(tensors: Tensors, file: &Path, known: &Known<'_>) -> Result
         pos_embed,
         notes,
     })
+}
+
+/// Refuses a class token where the architecture has none, and a head that reads something else.
+pub(crate) fn refuse_class_token(spec: &ModelSpec, tensors: &Tensors, file: &str) -> Result<()> {
+    match &spec.network {
+        NetworkSpec::Vit(vit) if vit.prefix.is_empty() && tensors.contains("cls_token") => {
+            Err(Error::Unsupported {
+                what: format!("loading `{file}` as `{}`", spec.architecture),
+                why: "the file holds a class token, and the architecture has none and reads the mean of the patches; load it as the \
+                      architecture it was trained as"
+                    .to_owned(),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The entry of the zoo that has these tensors, but for what [`fitted`] reads off them.

@@ -3,14 +3,14 @@
 //! Paper: Zhang et al., *MiniViT: Compressing Vision Transformers with Weight Multiplexing*, CVPR 2022, section 3.2. What the published
 //! models have is said here once, for the zoo and for models that are made to share.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{HeadMixing, LocalConvolution, OpKind, OpSpec, RelativePositions};
 use crate::site::Site;
 use crate::spec::{ModelSpec, NetworkSpec, Sites};
 
 /// A transformation that keeps layers with the same matrices different.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transformation {
     /// Relative positions of keys, as Mini-DeiT has them; a Swin has its own already.

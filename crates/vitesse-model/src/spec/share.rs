@@ -70,6 +70,22 @@ impl ModelSpec {
         Ok(shared)
     }
 
+    /// The same function with a core for each layer: where layers share matrices, each has a copy. Norms that layers share stay shared.
+    pub fn untie(&self) -> ModelSpec {
+        let mut untied = self.clone();
+        match &mut untied.network {
+            NetworkSpec::Vit(vit) => own_cores(&mut vit.cores, &mut vit.layers),
+            NetworkSpec::Swin(swin) => {
+                swin.masked = (0..swin.layers.len())
+                    .filter(|&layer| swin.has_mask(layer))
+                    .collect();
+                own_cores(&mut swin.cores, &mut swin.layers);
+            }
+            NetworkSpec::RegNet(_) => {}
+        }
+        untied
+    }
+
     /// The layers that have the matrices of `layer`, that one included, in the order of the forward pass.
     pub fn group_of(&self, layer: usize) -> Vec<usize> {
         let layers = match &self.network {
@@ -80,6 +96,15 @@ impl ModelSpec {
         let core = |layer: usize| layers.get(layer).map(|layer| layer.core);
         let all = 0..self.depth();
         all.filter(|&other| core(other) == core(layer)).collect()
+    }
+}
+
+/// Gives each layer a core like the one that it names.
+fn own_cores(cores: &mut Vec<BlockSpec>, layers: &mut [LayerSpec]) {
+    let copies = layers.iter().filter_map(|layer| cores.get(layer.core).cloned());
+    *cores = copies.collect();
+    for (core, layer) in layers.iter_mut().enumerate() {
+        layer.core = core;
     }
 }
 
@@ -206,6 +231,39 @@ mod tests {
             count(&vit(4)) - count(&share(vit(4), Groups::Of(4), NormsOf::Group)),
             3 * 12
         );
+    }
+
+    #[test]
+    fn an_untied_copy_has_a_core_a_layer_and_the_same_masks() {
+        let shared = vit(4).share(&Groups::Of(2), NormsOf::Group).unwrap();
+        let untied = shared.untie();
+        assert_eq!(cores(&untied), [0, 1, 2, 3]);
+        // Norms stay the group's.
+        assert!(
+            !untied
+                .tensors()
+                .unwrap()
+                .iter()
+                .any(|one| one.name == "blocks.1.norm1.weight")
+        );
+        assert_eq!(vit(4).untie(), vit(4));
+        for masks in [false, true] {
+            let mut shared = swin()
+                .share(&Groups::Sizes(vec![1, 1, 2, 2]), NormsOf::Layer)
+                .unwrap();
+            if let NetworkSpec::Swin(swin) = &mut shared.network {
+                swin.mask_unshifted = masks;
+            }
+            let untied = shared.untie();
+            assert_eq!(cores(&untied), [0, 1, 2, 3, 4, 5]);
+            let windows = |spec: &ModelSpec| match &spec.network {
+                NetworkSpec::Swin(swin) => (0..6).map(|layer| swin.windows(layer)).collect(),
+                _ => Vec::new(),
+            };
+            assert_eq!(windows(&untied), windows(&shared));
+            let unlike = windows(&untied) != windows(&swin());
+            assert_eq!(unlike, masks);
+        }
     }
 
     #[test]

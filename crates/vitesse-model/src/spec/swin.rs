@@ -40,6 +40,10 @@ pub struct SwinSpec {
     /// published weights were trained.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mask_unshifted: bool,
+    /// Layers that have the mask of a shifted one, whatever shares their matrices: those that have it through `mask_unshifted` in the
+    /// model of which this one is the [untied copy](super::ModelSpec::untie).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masked: Vec<usize>,
     /// Epsilon of every layer norm.
     pub norm_eps: f64,
     /// The matrices of the blocks, those of the first stage first.
@@ -101,6 +105,7 @@ impl SwinSpec {
             window_size: [window_size; 2],
             window_rule: WindowRule::PerAxis,
             mask_unshifted: false,
+            masked: Vec::new(),
             norm_eps: 1e-5,
             layers: (0..cores.len()).map(LayerSpec::of).collect(),
             cores,
@@ -182,11 +187,16 @@ impl SwinSpec {
         let Place { stage, within } = self.place(layer)?;
         let of = |shifted| Windows::of(self.stage_map(stage), self.window_size, shifted, self.window_rule);
         let windows = of(within % 2 == 1);
-        if self.mask_unshifted && self.is_shifted_elsewhere(layer) {
+        if self.has_mask(layer) {
             let masked = of(true).shift;
             return Some(Windows { masked, ..windows });
         }
         Some(windows)
+    }
+
+    /// Whether a layer has the mask of a shifted one.
+    pub(super) fn has_mask(&self, layer: usize) -> bool {
+        self.masked.contains(&layer) || (self.mask_unshifted && self.is_shifted_elsewhere(layer))
     }
 
     /// Whether a shifted layer has the matrices of this one.

@@ -1,4 +1,4 @@
-//! Swins by name: the published ones, and a small one of our own for images of 32 pixels.
+//! Swins by name: the published ones, and small ones of our own for images of 32 pixels.
 //!
 //! Paper: Liu et al., *Swin Transformer*, ICCV 2021. Crops are those with which timm evaluates the published weights.
 
@@ -29,8 +29,9 @@ const TIMM: [Row; 6] = [
 ];
 
 #[rustfmt::skip]
-const OURS: [Row; 1] = [
+const OURS: [Row; 2] = [
     ("swin_nano_patch2_window4_32",     32, 2,  4,  32, &[2, 2,  2],    &[1,  2,  4],     1.0),
+    ("swin_micro_patch2_window4_32",    32, 2,  4,  64, &[2, 2,  2],    &[2,  4,  8],     1.0),
 ];
 
 /// The names that [`get`] knows: ours, then timm's.

@@ -6,7 +6,7 @@
 use super::Entry;
 use crate::config::PretrainedCfg;
 use crate::config::preprocessor::{CLIP_MEAN, CLIP_STD};
-use crate::spec::{Activation, ModelSpec, NetworkSpec, PrefixToken, VitSpec};
+use crate::spec::{Activation, ModelSpec, NetworkSpec, Pool, PrefixToken, VitSpec};
 
 /// What the rows of one family have in common.
 #[derive(Clone, Copy, PartialEq)]
@@ -17,12 +17,14 @@ enum Family {
     Deit,
     /// As [`Family::Deit`], with a distillation token and its head.
     Distilled,
+    /// As [`Family::Deit`], without a class token: the head reads the mean of the patches, as Mini-DeiT's does.
+    Pooled,
     /// CLIP's mean and deviation, a norm before the blocks; 1000 classes of later training.
     Clip,
     /// As [`Family::Clip`] with the quick GELU; the head is the projection to what images and texts have in common.
     ClipQuick,
 }
-use Family::{Clip, ClipQuick, Deit, Distilled, Vit};
+use Family::{Clip, ClipQuick, Deit, Distilled, Pooled, Vit};
 
 /// Name, family, image side, patch side, width, blocks, heads, crop ratio.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, f64);
@@ -56,13 +58,17 @@ const TIMM: [Row; 24] = [
 ];
 
 #[rustfmt::skip]
-const OURS: [Row; 7] = [
+const OURS: [Row; 10] = [
     ("deit_nano_patch8_32",              Deit,       32,  8,   64,  4,  2, 1.0),
     ("deit_nano_distilled_patch8_32",    Distilled,  32,  8,   64,  4,  2, 1.0),
     ("vit_nano_patch4_32",               Vit,        32,  4,   64,  4,  2, 1.0),
     ("vit_micro_patch4_32",              Vit,        32,  4,   96,  6,  3, 1.0),
     ("deit_micro_patch4_32",             Deit,       32,  4,   96,  6,  3, 1.0),
     ("deit_micro_distilled_patch4_32",   Distilled,  32,  4,   96,  6,  3, 1.0),
+    // For layers that share, of four, with about as many parameters as eight in pairs, and a wider teacher.
+    ("deit_micro_depth8_patch4_gap_32",  Pooled,     32,  4,   96,  8,  3, 1.0),
+    ("deit_micro_depth4_patch4_gap_32",  Pooled,     32,  4,   96,  4,  3, 1.0),
+    ("deit_tiny_depth8_patch4_gap_32",   Pooled,     32,  4,  192,  8,  3, 1.0),
     ("vit_nano_patch8_clip_quickgelu_32", ClipQuick, 32,  8,   64,  4,  2, 1.0),
 ];
 
@@ -78,12 +84,13 @@ pub(super) fn get(name: &str) -> Option<Entry> {
         timm.or_else(|| OURS.iter().find(|row| row.0 == name))?;
     let prefix = match family {
         Distilled => vec![PrefixToken::Class, PrefixToken::Distillation],
+        Pooled => Vec::new(),
         Vit | Deit | Clip | ClipQuick => vec![PrefixToken::Class],
     };
     let timm_name = match family {
         _ if timm.is_some() => name,
         Vit => "vit_tiny_patch16_224",
-        Deit => "deit_tiny_patch16_224",
+        Deit | Pooled => "deit_tiny_patch16_224",
         Distilled => "deit_tiny_distilled_patch16_224",
         Clip => "vit_base_patch32_clip_224",
         ClipQuick => "vit_base_patch32_clip_quickgelu_224",
@@ -93,12 +100,16 @@ pub(super) fn get(name: &str) -> Option<Entry> {
         Vit => (vec![0.5; 3], vec![0.5; 3]),
         // Published weights of this name were trained with images scaled to ±1.
         Clip if dim == 1024 => (vec![0.5; 3], vec![0.5; 3]),
-        Deit | Distilled => (imagenet.mean.clone(), imagenet.std.clone()),
+        Deit | Distilled | Pooled => (imagenet.mean.clone(), imagenet.std.clone()),
         Clip | ClipQuick => (CLIP_MEAN.to_vec(), CLIP_STD.to_vec()),
     };
     let plain = VitSpec::plain(image, patch, dim, depth, heads, prefix);
     let vit = match family {
         Vit | Deit | Distilled => plain,
+        Pooled => VitSpec {
+            pool: Pool::Avg,
+            ..plain
+        },
         Clip => plain.into_clip(Activation::Gelu),
         ClipQuick => plain.into_clip(Activation::QuickGelu),
     };

@@ -52,6 +52,12 @@ pub trait Method: Settings + fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// Whether it adapts a model to another task: the head is new then, recipes begin with the preset `adapt`, and what was learned is kept as
+    /// an adapter where it stands beside the model's own weights.
+    fn adapts(&self) -> bool {
+        true
+    }
+
     /// Whether the model computes as in evaluation while it learns, without drop path.
     fn eval_mode(&self) -> bool {
         false
@@ -69,6 +75,16 @@ pub trait Method: Settings + fmt::Debug + Send + Sync {
     /// As [`Method::plan`], and tensors that are not the spec's.
     fn begin(&self, spec: &ModelSpec, tensors: &Tensors, seed: u64) -> Result<Begun> {
         self.plan(spec)?.begin(tensors, seed)
+    }
+
+    /// What the model that it has begun, `student`, minimises besides the recipe's loss, or instead of it, where the recipe names a
+    /// `teacher`; `None` for methods that learn from a teacher's answers alone.
+    ///
+    /// # Errors
+    /// A teacher that cannot be compared with the student, in a sentence.
+    #[cfg(feature = "train")]
+    fn objective(&self, _student: &ModelSpec, _teacher: &ModelSpec) -> Result<Option<Box<dyn Objective>>> {
+        Ok(None)
     }
 
     /// What remains of the trained model: what the method added is folded into the weights, sliced away or kept.

@@ -48,7 +48,7 @@ fn put(root: &mut Table, key: &str, value: Value) {
 }
 
 /// Puts the values of `over` over those of `base`, table by table.
-pub(crate) fn merge(base: &mut Table, over: Table) {
+pub(super) fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),

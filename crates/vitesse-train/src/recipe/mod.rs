@@ -23,7 +23,6 @@ mod keys;
 mod tables;
 
 pub use augment::AugmentConfig;
-pub(crate) use keys::merge;
 pub use keys::set;
 pub use tables::{Amp, DataConfig, DistillConfig, ModelConfig, TrainConfig};
 
@@ -141,7 +140,7 @@ impl Recipe {
     }
 
     /// Whether the key of a table can have this value, as far as its type says; of unknown tables nothing is said.
-    pub(crate) fn takes(table: &str, key: &str, value: &Value) -> bool {
+    pub fn takes(table: &str, key: &str, value: &Value) -> bool {
         match table {
             "model" => keys::takes::<ModelConfig>(key, value),
             "data" => keys::takes::<DataConfig>(key, value),

@@ -1,6 +1,9 @@
-//! How good a model is before and after.
+//! How good a model is before and after it is made into another one.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
 
 use vitesse_data::{DataSet, OpenOptions, Split, open};
 use vitesse_engine::Precision;
@@ -10,7 +13,6 @@ use vitesse_model::network::fused::has_bf16;
 use vitesse_train::classes::{ClassNames, LabelsBy};
 use vitesse_words::counted;
 
-use super::{Accuracy, Settings};
 use crate::contest::{Contest, Contestant};
 use crate::timing::Budget;
 use crate::{Events, Result};
@@ -18,32 +20,62 @@ use crate::{Events, Result};
 /// Images of a forward pass.
 const BATCH: usize = 32;
 
-/// Validation images with labels, and how good the model is on them.
-pub(super) struct Judge {
+/// How good a model is before and after, in percent: the engine in bf16, where the processor has it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// The data set.
+    pub data: String,
+    /// Images: of the validation split, or of a part that was held back from training; of the test split where that was asked for.
+    pub images: usize,
+    /// Before.
+    pub before_top1: f64,
+    /// After, without any training.
+    pub after_top1: f64,
+}
+
+/// Images with labels, and how good the model is on them.
+#[derive(Debug)]
+pub struct Judge {
     name: String,
     data: DataSet,
     by: LabelsBy,
     before: f64,
 }
 
+/// On what models are judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Scored<'a> {
+    /// The data set; nothing is judged without one.
+    pub data: Option<&'a Path>,
+    /// Which part of it.
+    pub split: Split,
+    /// The most images.
+    pub images: usize,
+    /// How the classes of data and model find each other.
+    pub labels_by: LabelsBy,
+}
+
 impl Judge {
-    /// Of the settings' data set, if it has labels; the dense model is tested first.
-    pub(super) fn open(
-        settings: &Settings,
+    /// Of a data set, if it has labels; `model` is tested first.
+    ///
+    /// # Errors
+    /// Data that cannot be read; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn open(
+        scored: Scored<'_>,
         model: &Checkpoint,
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Option<Judge>> {
-        let Some(path) = settings.data.as_deref().filter(|_| settings.scored > 0) else {
+        let Some(path) = scored.data.filter(|_| scored.images > 0) else {
             return Ok(None);
         };
         let options = OpenOptions {
-            split: Some(Split::Validation),
+            split: Some(scored.split),
             ..OpenOptions::default()
         };
         let classes = model.spec.num_classes;
         let data = match open(path, &options) {
-            Ok(data) => data.limit(settings.scored, 0),
+            Ok(data) => data.limit(scored.images, 0),
             // Of a few images nothing is held back; those without labels have no parts.
             Err(vitesse_data::Error::NoSplit { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -61,7 +93,7 @@ impl Judge {
             ))
         } else {
             known
-                .matched(&data, classes, settings.labels_by)
+                .matched(&data, classes, scored.labels_by)
                 .err()
                 .map(|error| error.to_string())
         };
@@ -75,15 +107,18 @@ impl Judge {
         let mut judge = Judge {
             name: path.display().to_string(),
             data,
-            by: settings.labels_by,
+            by: scored.labels_by,
             before: 0.0,
         };
         (judge.before, _) = judge.test(model, stop, events)?;
         Ok(Some(judge))
     }
 
-    /// Both.
-    pub(super) fn accuracy(
+    /// Of the model that was tested first and of this one.
+    ///
+    /// # Errors
+    /// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    pub fn accuracy(
         &self,
         model: &Checkpoint,
         stop: &AtomicBool,

@@ -3,7 +3,8 @@
 //! One file says it all: a `base` recipe, what is trained once before (`first`, teachers), the arms with the keys in which
 //! they differ, the seeds, the data that everything is tested on once at the end, and a budget. Runs go seed by seed, so
 //! that whatever is finished when the budget ends compares all arms. A sweep that is killed is resumed by running it
-//! again: finished runs are kept, the one that was under way goes on where it was.
+//! again: finished runs are kept, the one that was under way goes on where it was. A recipe with a `[method]` is followed by that
+//! method.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -20,14 +21,17 @@ use vitesse_model::spec::VitSpec;
 use vitesse_model::storage::atomic_write;
 use vitesse_model::{Checkpoint, LoadOptions};
 
-use crate::classes::ClassNames;
-use crate::evaluate::{EvalOptions, Evaluated, evaluate};
-use crate::events::Events;
-use crate::metrics::Spread;
-use crate::recipe::{DataConfig, Recipe, merge, set};
-use crate::run::{Existing, FINAL, RunFolder};
-use crate::tokens::{TokenSimilarity, token_similarity};
-use crate::{Error, Result, start};
+use vitesse_train::classes::ClassNames;
+use vitesse_train::evaluate::{EvalOptions, Evaluated, evaluate};
+use vitesse_train::metrics::Spread;
+use vitesse_train::parallel::Team;
+use vitesse_train::recipe::{DataConfig, set};
+use vitesse_train::run::{Existing, FINAL, RESULT, RunFolder};
+use vitesse_train::tokens::{TokenSimilarity, token_similarity};
+use vitesse_train::{Error as TrainError, Recipe, run};
+
+use crate::trial::{Entry, Job};
+use crate::{Error, Result, TrainEvents};
 
 /// A study, as its file says it.
 #[derive(Debug, Clone, Deserialize)]
@@ -69,6 +73,10 @@ pub struct Finished {
     pub arm: String,
     /// The seed.
     pub seed: u64,
+    /// Parameters of the model, shared ones counted once; absent in results of earlier versions.
+    pub param_count: Option<usize>,
+    /// Bytes of its tensors; absent likewise.
+    pub weight_bytes: Option<usize>,
     /// Test accuracy in percent: both heads together by the mean of logits, or the one head there is.
     pub top1: f64,
     /// The class head alone.
@@ -106,22 +114,6 @@ pub enum Progress {
     New,
 }
 
-/// Is told how a study goes.
-pub trait SweepEvents: Events {
-    /// Those of the single runs.
-    fn as_events(&mut self) -> &mut dyn Events;
-    /// A run begins, or goes on.
-    fn run(&mut self, _arm: &str, _seed: u64, _index: usize, _of: usize) {}
-    /// A run is finished, perhaps long ago.
-    fn finished(&mut self, _: &Finished) {}
-}
-
-impl SweepEvents for () {
-    fn as_events(&mut self) -> &mut dyn Events {
-        self
-    }
-}
-
 /// What a study came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Study {
@@ -130,9 +122,6 @@ pub struct Study {
     /// Runs for which the budget did not last, as `arm/seed`.
     pub missing: Vec<String>,
 }
-
-/// What stands beside a finished run.
-const RESULT: &str = "result.json";
 
 /// Samples a batch of the final test.
 const TEST_BATCH: usize = 128;
@@ -145,12 +134,12 @@ impl Sweep {
     pub fn read(path: &Path) -> Result<Sweep> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let mut sweep: Sweep = toml::from_str(&text).map_err(|error| Error::RecipeSyntax {
+        let mut sweep: Sweep = toml::from_str(&text).map_err(|error| TrainError::RecipeSyntax {
             name: name.clone(),
             detail: error.to_string(),
         })?;
         if sweep.seeds.is_empty() || sweep.arm.is_empty() {
-            return Err(Error::recipe(
+            return Err(refused(
                 "seeds, arm",
                 &"nothing",
                 "at least one seed and one [[arm]]",
@@ -160,11 +149,13 @@ impl Sweep {
         let mut names = BTreeSet::new();
         let all = sweep.first.keys().chain(sweep.arm.iter().map(|arm| &arm.name));
         if let Some(twice) = all.into_iter().find(|name| !names.insert(name.as_str())) {
-            return Err(Error::recipe("arm.name", twice, "a name of its own for each arm"));
+            return Err(refused("arm.name", twice, "a name of its own for each arm"));
         }
         for (arm, seed, keys) in sweep.runs() {
             let recipe = sweep.recipe(keys, seed, Path::new(arm), &format!("{name}, {arm}"))?;
-            recipe.refuse_method()?;
+            if let Some(table) = &recipe.method {
+                Entry::of(table).method()?;
+            }
         }
         Ok(sweep)
     }
@@ -189,8 +180,7 @@ impl Sweep {
 
     /// The recipe of one run, with `@NAME` looked up in `out`; `source` names it in an error.
     fn recipe(&self, keys: &Table, seed: u64, out: &Path, source: &str) -> Result<Recipe> {
-        let mut table = self.base.clone();
-        merge(&mut table, keys.clone());
+        let mut table = over(&self.base, keys);
         set(
             &mut table,
             "train.seed",
@@ -209,16 +199,12 @@ impl Sweep {
         {
             if let Some(name) = value.1.as_str().and_then(|text| text.strip_prefix('@')) {
                 if !self.first.contains_key(name) {
-                    return Err(Error::recipe(
-                        value.0,
-                        &format!("@{name}"),
-                        "a name under [first]",
-                    ));
+                    return Err(refused(value.0, &format!("@{name}"), "a name under [first]"));
                 }
                 *value.1 = Value::String(trained(name));
             }
         }
-        Recipe::from_table(table, source)
+        Ok(Recipe::from_table(table, source)?)
     }
 
     /// Refuses a folder `out` with runs that are not of this study.
@@ -258,13 +244,7 @@ impl Sweep {
     ///
     /// # Errors
     /// Whatever keeps a run from being finished; [`Error::Interrupted`] when `stop` was set.
-    pub fn run(
-        &self,
-        out: &Path,
-        device: &Device,
-        stop: &AtomicBool,
-        events: &mut dyn SweepEvents,
-    ) -> Result<Study> {
+    pub fn run(&self, out: &Path, stop: &AtomicBool, events: &mut dyn TrainEvents) -> Result<Study> {
         let mut study = Study {
             runs: Vec::new(),
             missing: Vec::new(),
@@ -283,22 +263,24 @@ impl Sweep {
                     continue;
                 }
                 None => {
-                    events.run(name, seed, index, runs.len());
+                    let number = index + 1;
+                    events.say("run", &format!("{number} of {}: {name}, seed {seed}", runs.len()));
                     let recipe = self.recipe(keys, seed, out, name)?;
                     let existing = if path.exists() {
                         Existing::Resume
                     } else {
                         Existing::Refuse
                     };
-                    start::run(&recipe, &path, existing, device, stop, events.as_events())?;
+                    follow(&recipe, &path, existing, stop, events)?;
                     let finished = self.test((name, seed), &recipe.data, &path, stop)?;
                     let text = serde_json::to_string_pretty(&finished)
-                        .map_err(|error| Error::Backend(format!("writing a result: {error}")))?;
+                        .map_err(|error| TrainError::Backend(format!("writing a result: {error}")))?;
                     atomic_write(&path.join(RESULT), |file| file.write_all(text.as_bytes()))?;
                     finished
                 }
             };
-            events.finished(&finished);
+            let top1 = finished.top1;
+            events.say("tested", &format!("{name}, seed {seed}: top-1 {top1:.2} %"));
             study.runs.push(finished);
         }
         Ok(study)
@@ -352,6 +334,8 @@ impl Sweep {
         Ok(Finished {
             arm: arm.to_owned(),
             seed,
+            param_count: Some(checkpoint.spec.costs()?.parameters()),
+            weight_bytes: Some(checkpoint.tensors.total_bytes()),
             top1: found.joint.top1,
             class_top1: found.heads.as_ref().map(|heads| heads.class.top1),
             distillation_top1: found.heads.as_ref().map(|heads| heads.distillation.top1),
@@ -365,8 +349,7 @@ impl Sweep {
 impl Arm {
     /// An arm for each value of the lists, here or in `base`, that stand where one value should.
     fn spread(&self, base: &Table) -> Vec<Arm> {
-        let mut whole = base.clone();
-        merge(&mut whole, self.set.clone());
+        let whole = over(base, &self.set);
         let mut arms = vec![self.clone()];
         for (table, keys) in &whole {
             for (key, value) in keys.as_table().into_iter().flatten() {
@@ -420,6 +403,49 @@ impl Study {
     }
 }
 
+/// Follows a recipe, by its method if it has one.
+fn follow(
+    recipe: &Recipe,
+    path: &Path,
+    existing: Existing,
+    stop: &AtomicBool,
+    events: &mut dyn TrainEvents,
+) -> Result<()> {
+    let Some(table) = &recipe.method else {
+        run(recipe, path, existing, &Device::flex(), stop, events.training())?;
+        return Ok(());
+    };
+    let job = Job {
+        method: &*Entry::of(table).method()?,
+        recipe,
+        output: path,
+        existing,
+        base: None,
+    };
+    let ready = job.ready(events.as_events())?;
+    job.run(ready, &Team::alone(), stop, events.training())?;
+    Ok(())
+}
+
+/// A recipe's tables with other keys over them; of two keys that exclude each other, the one above stays.
+fn over(base: &Table, keys: &Table) -> Table {
+    let mut table = base.clone();
+    for (name, value) in keys {
+        match value {
+            Value::Table(inner) => inner
+                .iter()
+                .for_each(|(key, value)| set(&mut table, &format!("{name}.{key}"), value.clone())),
+            value => set(&mut table, name, value.clone()),
+        }
+    }
+    table
+}
+
+fn refused(key: &str, found: &impl ToString, expected: &str) -> Error {
+    let (key, found, expected) = (key.to_owned(), found.to_string(), expected.to_owned());
+    TrainError::Recipe { key, found, expected }.into()
+}
+
 /// The folder of one run.
 fn run_path(out: &Path, name: &str, seed: u64) -> PathBuf {
     out.join(name).join(format!("seed{seed}"))
@@ -432,7 +458,7 @@ fn read_result(path: &Path) -> Result<Option<Finished>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", path)(error)),
     };
-    let broken = |error: serde_json::Error| Error::Resume {
+    let broken = |error: serde_json::Error| Error::Unreadable {
         path: path.to_owned(),
         reason: error.to_string(),
     };
@@ -440,145 +466,4 @@ fn read_result(path: &Path) -> Result<Option<Finished>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STUDY: &str = r#"
-        name = "two arms"
-        seeds = [3, 4]
-        budget_hours = 1.0
-        test = "shapes"
-        [base]
-        preset = "small"
-        [base.model]
-        name = "deit_nano_patch8_32"
-        [base.data]
-        path = "shapes"
-        limit = 64
-        validation_limit = 32
-        [base.train]
-        epochs = 1
-        batch_size = 32
-        [first.teacher.model]
-        name = "regnety_nano_32"
-        [[arm]]
-        name = "none"
-        [[arm]]
-        name = "token"
-        [arm.set.model]
-        name = "deit_nano_distilled_patch8_32"
-        [arm.set.distill]
-        kind = "hard"
-        teacher = "@teacher"
-    "#;
-
-    fn study(text: &str) -> (tempfile::TempDir, PathBuf) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("study.toml");
-        std::fs::write(&path, text).unwrap();
-        (folder, path)
-    }
-
-    #[test]
-    fn arms_differ_from_the_base_in_their_keys_alone() {
-        let (_folder, path) = study(STUDY);
-        let sweep = Sweep::read(&path).unwrap();
-        let runs: Vec<(&str, u64)> = sweep.runs().iter().map(|run| (run.0, run.1)).collect();
-        assert_eq!(
-            runs,
-            [
-                ("teacher", 3),
-                ("none", 3),
-                ("token", 3),
-                ("none", 4),
-                ("token", 4)
-            ]
-        );
-        let of = |index: usize| {
-            let (name, seed, keys) = sweep.runs()[index];
-            sweep.recipe(keys, seed, Path::new("out"), name).unwrap()
-        };
-        let (teacher, none, token) = (of(0), of(3), of(4));
-        assert_eq!(teacher.model.name.as_deref(), Some("regnety_nano_32"));
-        assert_eq!((none.train.seed, none.distill.teacher.is_none()), (4, true));
-        let at = Path::new("out/teacher/seed3/final");
-        assert_eq!(token.distill.teacher.as_deref(), Some(at));
-        assert_eq!(token.optim, none.optim);
-    }
-
-    #[test]
-    fn lists_where_one_value_should_be_make_arms() {
-        let text = STUDY
-            .replace("epochs = 1\n", "epochs = [1, 2]\n")
-            .replace(
-                "[first.teacher.model]",
-                "[base.optim]\nbetas = [0.9, 0.98]\n[first.teacher.train]\nepochs = 3\n[first.teacher.model]",
-            )
-            .replace(
-                "name = \"none\"\n",
-                "name = \"none\"\n[arm.set.optim]\nlr = [1e-3, 0.5]\n[arm.set.train]\nepochs = 1\n",
-            );
-        let (_folder, path) = study(&text);
-        let sweep = Sweep::read(&path).unwrap();
-        let names: Vec<&str> = sweep.arm.iter().map(|arm| arm.name.as_str()).collect();
-        assert_eq!(
-            names,
-            [
-                "none, optim.lr=1e-3",
-                "none, optim.lr=0.5",
-                "token, train.epochs=1",
-                "token, train.epochs=2"
-            ]
-        );
-        let of = |name: &str| {
-            let arm = sweep.arm.iter().find(|arm| arm.name == name).unwrap();
-            sweep.recipe(&arm.set, 3, Path::new("out"), name).unwrap()
-        };
-        // A list by nature stays one.
-        assert_eq!(of("none, optim.lr=0.5").optim.betas, [0.9, 0.98]);
-        assert_eq!(of("none, optim.lr=0.5").optim.lr, 0.5);
-        assert_eq!(of("token, train.epochs=2").train.epochs, 2);
-    }
-
-    #[test]
-    fn mistakes_are_found_before_anything_runs() {
-        for (from, to, say) in [
-            ("@teacher", "@techer", "techer"),
-            ("kind = \"hard\"", "kidn = \"hard\"", "kidn"),
-            ("seeds = [3, 4]", "seeds = []", "seed"),
-            ("budget_hours", "budget", "budget"),
-            ("name = \"token\"", "name = \"none\"", "a name of its own"),
-        ] {
-            let (_folder, path) = study(&STUDY.replace(from, to));
-            let error = Sweep::read(&path).unwrap_err().to_string();
-            assert!(error.contains(say), "{error}");
-        }
-    }
-
-    #[test]
-    fn finished_runs_are_kept_and_the_budget_ends_a_study() {
-        let text = STUDY.replace("seeds = [3, 4]", "seeds = [3]");
-        let (folder, path) = study(&text);
-        let out = folder.path().join("out");
-        let run =
-            |sweep: &Sweep| sweep.run(&out, &Device::flex().autodiff(), &AtomicBool::new(false), &mut ());
-        let sweep = Sweep::read(&path).unwrap();
-        let broke = Sweep {
-            budget_hours: 0.0,
-            ..sweep.clone()
-        };
-        let study = run(&broke).unwrap();
-        assert_eq!(
-            (study.runs.len(), study.missing.len()),
-            (1, 2),
-            "the first run begins, the others do not"
-        );
-        let teacher = out.join("teacher/seed3/result.json");
-        let before = std::fs::read(&teacher).unwrap();
-        let study = run(&sweep).unwrap();
-        assert_eq!((study.runs.len(), study.missing.len()), (3, 0));
-        assert_eq!(std::fs::read(&teacher).unwrap(), before);
-        assert!(study.runs[2].tokens.is_some() && study.runs[2].distillation_top1.is_some());
-        assert!(study.spread("token", |run| Some(run.top1)).unwrap().mean > 0.0);
-    }
-}
+mod tests;

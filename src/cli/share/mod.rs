@@ -1,10 +1,15 @@
-//! `share`: layers of a model get the same matrices, and the result is proved.
+//! `share`: layers of a model get the same matrices, the result is proved, and learns from a teacher.
+
+#[cfg(feature = "train")]
+mod teach;
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::compress::share::multiplex::{Start, Transformation, listed};
+#[cfg(feature = "train")]
+use vitesse::measure::share::Lesson;
 use vitesse::measure::share::{FromBase, Share, Shared, Sharing};
 use vitesse::measure::transform::Transform;
 use vitesse::model::spec::{Groups, NormsOf};
@@ -16,16 +21,20 @@ use super::failure::Result;
 use super::outcome::{Outcome, pairs};
 use super::show::Show;
 use super::transform::{self, OutputArgs, Written};
+#[cfg(feature = "train")]
+use teach::{Taught, TeachArgs};
 
 /// Let layers of a model share their matrices, with transformations that keep them different (MiniViT)
 ///
 /// Parameters become fewer; what is computed and how long it takes does not: each layer is still executed. The result is a model to be
-/// trained: `vitesse distill --model OUT --teacher BASE` lets it learn from the one that it comes from. Proved is what is exact: with equal
+/// trained: with --epochs it learns from the one that it comes from, or from --teacher, by weight distillation. Proved is what is exact: with equal
 /// matrices, and all transformations that start as the identity, the shared model answers as the one without sharing. A local convolution does not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vitesse share ./deit-small --group 2 -o ./shared
+  vitesse share ./deit-small --group 2 --data ./photos --epochs 10 --test -o ./shared
+  vitesse share ./deit-small --group 2 --data ./photos --epochs 10 --teacher ./deit-base --set hidden_weight=0 -o ./shared
   vitesse share ./deit-small --groups 2,2,2,2,2,1,1 --init mean --transform mixing -o ./shared
   vitesse share ./deit-small --group 3 --transform none --dry-run -o ./shared")]
 pub(super) struct Args {
@@ -52,12 +61,15 @@ pub(super) struct Args {
     /// positions,mixing; of a Swin mixing,local]
     #[arg(long, value_name = "NAMES", value_parser = listed)]
     transform: Option<Transformations>,
-    /// Data set whose images are compared [default: the built-in `shapes`]
+    /// Data set whose images are compared, and learned from with --epochs [default: the built-in `shapes`]
     #[arg(long, value_name = "DATA")]
     data: Option<PathBuf>,
     /// Images that are compared
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     images: u32,
+    #[cfg(feature = "train")]
+    #[command(flatten)]
+    teach: TeachArgs,
     #[command(flatten)]
     threads: ThreadsArgs,
 }
@@ -87,6 +99,14 @@ struct Report {
     from_base: Option<FromBase>,
     #[serde(flatten)]
     transform: Transform,
+    /// What is learned from whom.
+    #[cfg(feature = "train")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lesson: Option<Lesson>,
+    /// What came of it.
+    #[cfg(feature = "train")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    distilled: Option<Taught>,
 }
 
 impl Args {
@@ -106,14 +126,42 @@ impl Args {
         }
     }
 
+    /// Whether the output folder is there already, and is gone on with.
+    #[cfg(feature = "train")]
+    fn resumes(&self) -> bool {
+        self.teach.resumes()
+    }
+
+    /// Without training there is nothing to go on with.
+    #[cfg(not(feature = "train"))]
+    fn resumes(&self) -> bool {
+        false
+    }
+
     pub(super) fn run(self, console: &Console) -> Result<Outcome> {
         self.threads.start()?;
-        let written = self.output.look()?;
+        let written = match self.resumes() {
+            true => self.output.found(),
+            false => self.output.look()?,
+        };
         let mut show = Show::new(console);
         let model = self.which.trained(&self.read, "it has no weights to share")?;
         let share = Share::open(&model, &self.read.options(), self.sharing(), &mut show)?;
+        let plan = share.plan()?;
+        if self.resumes() {
+            self.output.holds(&plan.checkpoint)?;
+        }
+        #[cfg(feature = "train")]
+        let teaching = self.teach.meant(
+            (&model, &self.read),
+            (self.output.folder(), &plan.checkpoint.spec),
+            self.data.as_deref(),
+            console,
+        )?;
+        #[cfg(feature = "train")]
+        teaching.as_ref().map_or(Ok(()), |teaching| teaching.check())?;
         let (shared, exit) = if self.output.dry_run {
-            (share.plan()?, written.exit(true))
+            (plan, written.exit(true))
         } else {
             let shared = share.run(
                 self.data.as_deref(),
@@ -121,7 +169,9 @@ impl Args {
                 console.stop(),
                 &mut show,
             )?;
-            self.output.save(&shared.checkpoint, &shared.transform)?;
+            if !self.resumes() {
+                self.output.save(&shared.checkpoint, &shared.transform)?;
+            }
             let exit = written.exit(shared.transform.is_proved());
             (shared, exit)
         };
@@ -137,6 +187,13 @@ impl Args {
             step: "share",
             transformations,
             from_base,
+            #[cfg(feature = "train")]
+            distilled: match &teaching {
+                Some(teaching) if transform.is_proved() => Some(teaching.run(share.model(), console)?),
+                _ => None,
+            },
+            #[cfg(feature = "train")]
+            lesson: teaching.map(|teaching| teaching.lesson().clone()),
             transform,
         };
         Ok(Outcome::new(&report)?.with_exit(exit))
@@ -163,8 +220,14 @@ impl fmt::Display for Report {
             let told = format!("names the same class on {agreeing} of {images} images, before any training");
             rows.push(("beside the base", told));
         }
+        #[cfg(feature = "train")]
+        rows.extend(self.distilled.as_ref().and_then(Taught::row));
         rows.push(self.written.row(&self.transform));
         f.write_str(&pairs(rows))?;
+        #[cfg(feature = "train")]
+        if let Some(taught) = &self.distilled {
+            write!(f, "\nDistillation:\n{}", taught.run())?;
+        }
         if self.written.dry_run {
             f.write_str(&transform::tensors(&self.transform.plan))?;
         }
