@@ -424,7 +424,7 @@ fn what_cannot_be_meant_is_refused_in_sentences() {
     );
     refused(
         "--method repadapter --set groups=5",
-        1,
+        2,
         &["groups is 5, but must divide both"],
     );
     place.write("one/train/only/a.png", b"");

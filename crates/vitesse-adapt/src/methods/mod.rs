@@ -117,7 +117,7 @@ fn insert(method: &'static str, spec: &ModelSpec, sites: &[Site], ops: Vec<OpSpe
         return match error {
             vitesse_model::Error::InvalidSpec(sentence) => {
                 let sentence = without_number(&sentence);
-                refuse(method, format!("on `{}` {sentence}", spec.architecture))
+                refuse(method, format!("on `{}`, {sentence}", spec.architecture))
             }
             other => Err(other.into()),
         };
