@@ -65,11 +65,11 @@ pub enum Error {
     )]
     WrongBase {
         /// The architecture it was trained on and the base's, where they differ, as the beginning of what it was trained on.
-        architectures: String,
+        architectures: Box<str>,
         /// The adapter folder.
         path: PathBuf,
         /// The weights file given.
-        base: String,
+        base: Box<str>,
         /// The hash recorded in the adapter.
         expected: String,
         /// The hash of the weights given.

@@ -292,12 +292,18 @@ impl Adapter {
         Err(Error::WrongBase {
             architectures: self
                 .other_architecture(base)
-                .map_or_else(String::new, |both| format!("{both}on ")),
+                .map_or_else(String::new, |both| format!("{both}on "))
+                .into(),
             path: self.path.clone(),
-            base: base.source.weights.as_ref().map_or_else(
-                || base.spec.architecture.clone(),
-                |path| path.display().to_string(),
-            ),
+            base: base
+                .source
+                .weights
+                .as_ref()
+                .map_or_else(
+                    || base.spec.architecture.clone(),
+                    |path| path.display().to_string(),
+                )
+                .into(),
             expected: expected.clone(),
             found,
             hint: if merged {
