@@ -137,7 +137,7 @@ fn lessons_that_do_not_fit_are_refused_before_anything_is_made() {
     place.write("lora.toml", format!("{SHORT}[method]\nname = \"lora\"\n"));
     for (args, code, said) in [
         ("--teacher finer", 1, "17 tokens and layer 2 of the teacher 65"),
-        ("--teacher windows", 1, "1 stages of layers and the teacher 3"),
+        ("--teacher windows", 1, "1 stage of layers and the teacher 3"),
         ("--set relation_heads=5", 1, "5 relation heads"),
         (
             "--set student_layers=[1]",

@@ -43,43 +43,56 @@ pub struct Judge {
 }
 
 /// On what models are judged.
-#[derive(Debug, Clone, Copy)]
-pub struct Scored<'a> {
-    /// The data set; nothing is judged without one.
-    pub data: Option<&'a Path>,
-    /// Which part of it.
-    pub split: Split,
-    /// The most images.
-    pub images: usize,
+#[derive(Debug)]
+pub struct Scored {
+    /// What the data set is called.
+    pub name: String,
+    /// The images: none that a model learns from.
+    pub data: DataSet,
     /// How the classes of data and model find each other.
     pub labels_by: LabelsBy,
 }
 
-impl Judge {
-    /// Of a data set, if it has labels; `model` is tested first.
+impl Scored {
+    /// At most so many images of the validation split, or of what is held back where nothing else is said; `None` of too few images.
     ///
     /// # Errors
-    /// Data that cannot be read; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+    /// Data that cannot be read.
+    pub fn validation(path: &Path, images: usize, labels_by: LabelsBy) -> Result<Option<Scored>> {
+        let options = OpenOptions {
+            split: Some(Split::Validation),
+            ..OpenOptions::default()
+        };
+        match open(path, &options) {
+            Ok(data) => Ok(Some(Scored {
+                name: path.display().to_string(),
+                data: data.limit(images, 0),
+                labels_by,
+            })),
+            // Of a few images nothing is held back; those without labels have no parts.
+            Err(vitesse_data::Error::NoSplit { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Judge {
+    /// Of images, if they have labels; `model` is tested first.
+    ///
+    /// # Errors
+    /// Images that cannot be read; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
     pub fn open(
-        scored: Scored<'_>,
+        scored: Scored,
         model: &Checkpoint,
         stop: &AtomicBool,
         events: &mut dyn Events,
     ) -> Result<Option<Judge>> {
-        let Some(path) = scored.data.filter(|_| scored.images > 0) else {
-            return Ok(None);
-        };
-        let options = OpenOptions {
-            split: Some(scored.split),
-            ..OpenOptions::default()
-        };
+        let Scored {
+            name,
+            data,
+            labels_by,
+        } = scored;
         let classes = model.spec.num_classes;
-        let data = match open(path, &options) {
-            Ok(data) => data.limit(scored.images, 0),
-            // Of a few images nothing is held back; those without labels have no parts.
-            Err(vitesse_data::Error::NoSplit { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
         if !(0..data.len()).any(|index| data.label(index).is_some()) {
             return Ok(None);
         }
@@ -93,21 +106,18 @@ impl Judge {
             ))
         } else {
             known
-                .matched(&data, classes, scored.labels_by)
+                .matched(&data, classes, labels_by)
                 .err()
                 .map(|error| error.to_string())
         };
         if let Some(why) = why {
-            events.say(
-                "note",
-                &format!("accuracy is not measured on `{}`: {why}", path.display()),
-            );
+            events.say("note", &format!("accuracy is not measured on `{name}`: {why}"));
             return Ok(None);
         }
         let mut judge = Judge {
-            name: path.display().to_string(),
+            name,
             data,
-            by: scored.labels_by,
+            by: labels_by,
             before: 0.0,
         };
         (judge.before, _) = judge.test(model, stop, events)?;

@@ -165,13 +165,14 @@ impl Share {
 
 impl Sharing {
     fn config(&self, transformations: &[Transformation]) -> Map<String, Value> {
+        // As the method's settings are called.
         let groups = match &self.groups {
-            Groups::Of(size) => json!(size),
-            Groups::Sizes(sizes) => json!(sizes),
+            Groups::Of(size) => ("group", json!(size)),
+            Groups::Sizes(sizes) => ("groups", json!(sizes)),
         };
         let values = [
-            ("group", groups),
-            ("private_norms", json!(self.norms == NormsOf::Layer)),
+            groups,
+            ("shared_norms", json!(self.norms == NormsOf::Group)),
             ("init", json!(self.start)),
             ("transform", json!(transformations)),
         ];

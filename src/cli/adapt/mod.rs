@@ -104,6 +104,7 @@ impl Args {
         } else {
             self.compare.clone()
         };
+        entries.iter().try_for_each(adapting)?;
         if let Some(search) = &self.search
             && !entries.iter().any(|entry| entry.knows(&search.key))
         {
@@ -184,7 +185,9 @@ impl Args {
             }
         };
         let typed = self.settings.iter();
-        Ok(typed.fold(entry, |entry, (key, value)| entry.with(key, value)))
+        let entry = typed.fold(entry, |entry, (key, value)| entry.with(key, value));
+        adapting(&entry)?;
+        Ok(entry)
     }
 
     fn single(self, console: &Console) -> Result<Outcome> {
@@ -193,6 +196,16 @@ impl Args {
         self.recipe.fit(&mut recipe, resumed, console)?;
         Training::new("adapt", recipe, self.run, console)?.run()
     }
+}
+
+/// Refuses a method that makes no adapter and no new head.
+fn adapting(entry: &Entry) -> Result<()> {
+    let method = entry.method()?;
+    if method.adapts() {
+        return Ok(());
+    }
+    let sentence = format!("`{}` adapts no model to another task", method.name());
+    Err(Failure::usage(sentence).hint("give its recipe to `vitesse train` or `vitesse distill`"))
 }
 
 /// Keeps what a comparison found, and shows it.

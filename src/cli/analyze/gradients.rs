@@ -24,7 +24,7 @@ use super::page;
 
 /// Norms of gradients, layer by layer: of a layer's matrices, and of what each layer that shares them contributes
 ///
-/// Differentiated is the loss on the labels, mean over a batch, with respect to the matrices of each layer (biases and a Swin's table of
+/// The loss on the labels, the mean over a batch, is differentiated with respect to the matrices of each layer (biases and a Swin's table of
 /// relative positions with them). Where layers share matrices two norms are told: that of the sum over all these layers, which is the
 /// gradient that training follows, and that of what each layer alone contributes. Without sharing both are the same.
 ///

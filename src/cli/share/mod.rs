@@ -27,8 +27,8 @@ use teach::{Taught, TeachArgs};
 /// Let layers of a model share their matrices, with transformations that keep them different (MiniViT)
 ///
 /// Parameters become fewer; what is computed and how long it takes does not: each layer is still executed. The result is a model to be
-/// trained: with --epochs it learns from the one that it comes from, or from --teacher, by weight distillation. Proved is what is exact: with equal
-/// matrices, and all transformations that start as the identity, the shared model answers as the one without sharing. A local convolution does not.
+/// trained: with --epochs it learns from the one that it comes from, or from --teacher, by weight distillation. What is exact is proved: with equal
+/// matrices, and all transformations that start as the identity, the shared model answers as the one without sharing. A local convolution starts as none.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -189,7 +189,10 @@ impl Args {
             from_base,
             #[cfg(feature = "train")]
             distilled: match &teaching {
-                Some(teaching) if transform.is_proved() => Some(teaching.run(share.model(), console)?),
+                Some(teaching) if transform.is_proved() => {
+                    let taught = teaching.run(share.model(), console);
+                    Some(taught.map_err(|failure| failure.hint("the shared model is proved and written; go on with the same command and `--resume`"))?)
+                }
                 _ => None,
             },
             #[cfg(feature = "train")]

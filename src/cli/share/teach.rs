@@ -8,7 +8,8 @@ use serde::Serialize;
 use toml::{Table, Value};
 use vitesse::compress::Method;
 use vitesse::compress::share::minivit;
-use vitesse::data::Split;
+use vitesse::data::{DataSet, Split};
+use vitesse::measure::accuracy::open_test;
 use vitesse::measure::judge::{Judge, Scored};
 use vitesse::measure::share::Lesson;
 use vitesse::measure::trial::setting;
@@ -233,26 +234,49 @@ impl Teaching<'_> {
         if self.args.resume && run.exists() {
             RunFolder::check(&run, &self.recipe, vitesse_train::run::Existing::Resume)?;
         }
+        self.images()?;
         Ok(())
+    }
+
+    /// On what the models are tested: as the recipe opens its data, so that nothing is among it that is learned from.
+    fn images(&self) -> Result<Option<(Split, DataSet)>> {
+        let data = &self.recipe.data;
+        if self.args.test {
+            return Ok(Some((Split::Test, open_test(&data.path, &data.decode())?)));
+        }
+        let (_, validation) = data.open()?;
+        Ok(validation.map(|data| (Split::Validation, data.limit(SCORED, 0))))
     }
 
     /// Trains the shared model, which lies in the output folder, and tests what was shared, before and after.
     pub(super) fn run(&self, base: &Checkpoint, console: &Console) -> Result<Taught> {
         let run = RunArgs::after(self.recovery.run(), self.args.resume, self.args.test);
         let report = self.recovery.learn(self.recipe.clone(), run, console)?;
-        let (split, images) = match self.args.test {
-            true => (Split::Test, usize::MAX),
-            false => (Split::Validation, SCORED),
+        let accuracy = match self.images()? {
+            Some(images) => self.accuracies(base, images, console)?,
+            None => None,
         };
+        Ok(Taught {
+            accuracy,
+            run: report,
+        })
+    }
+
+    /// Of the base, what was shared, and what that has learned.
+    fn accuracies(
+        &self,
+        base: &Checkpoint,
+        (split, data): (Split, DataSet),
+        console: &Console,
+    ) -> Result<Option<Accuracies>> {
         let scored = Scored {
-            data: self.recovery.data,
-            split,
-            images,
+            name: self.recipe.data.path.clone(),
+            data,
             labels_by: self.recipe.data.labels_by,
         };
         let (stop, mut show) = (console.stop(), Show::new(console));
         let load = |path: &Path| Checkpoint::load(path, &LoadOptions::default());
-        let accuracy = match Judge::open(scored, base, stop, &mut show)? {
+        Ok(match Judge::open(scored, base, stop, &mut show)? {
             None => None,
             Some(judge) => {
                 let shared = judge.accuracy(&load(self.recovery.student)?, stop, &mut show)?;
@@ -267,10 +291,6 @@ impl Teaching<'_> {
                     distilled_top1: distilled.after_top1,
                 })
             }
-        };
-        Ok(Taught {
-            accuracy,
-            run: report,
         })
     }
 }

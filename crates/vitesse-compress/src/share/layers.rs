@@ -28,9 +28,9 @@ pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]
     let (own, other) = (stages(student), stages(teacher));
     if own.len() != other.len() {
         return refuse(format!(
-            "the student has {} stages of layers and the teacher {}; list the layers that are compared in `student_layers` and \
+            "the student has {} of layers and the teacher {}; list the layers that are compared in `student_layers` and \
              `teacher_layers`",
-            own.len(),
+            vitesse_words::counted(own.len(), "stage"),
             other.len()
         ));
     }
@@ -120,6 +120,6 @@ mod tests {
             "{told}"
         );
         let told = refused("deit_tiny_patch16_224", "swin_base_patch4_window7_224");
-        assert!(told.contains("1 stages of layers and the teacher 4"), "{told}");
+        assert!(told.contains("1 stage of layers and the teacher 4"), "{told}");
     }
 }

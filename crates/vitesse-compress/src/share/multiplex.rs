@@ -53,9 +53,9 @@ pub fn listed(names: &str) -> Result<Vec<Transformation>> {
         let found = all.find(|one| one.name() == *name);
         found.ok_or_else(|| {
             Error::Unsuited(match *name {
-                "none" => "`none` stands beside other transformations; give `none` alone, or leave it away"
+                "none" => "`none` stands beside other transformations; give `none` alone, or leave it out"
                     .to_owned(),
-                other => format!("there is no transformation `{other}`; choose of {known}, or `none`"),
+                other => format!("there is no transformation `{other}`; choose from {known}, or `none`"),
             })
         })
     };
@@ -361,7 +361,7 @@ mod tests {
             ("mixing,none", "`none` stands beside other transformations"),
             (
                 "mixing,convolution",
-                "no transformation `convolution`; choose of positions, mixing, local",
+                "no transformation `convolution`; choose from positions, mixing, local",
             ),
             ("", "no transformation ``"),
         ] {

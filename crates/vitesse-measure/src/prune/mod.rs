@@ -17,7 +17,6 @@ use vitesse_compress::structure::budget::{Budget, Fit, share_gone};
 use vitesse_compress::structure::correct::{self, Corrected, correct};
 use vitesse_compress::structure::rank::{Scope, matching};
 use vitesse_compress::structure::{Group, Kind, Selection, Sliced, groups, outline, slice, widen};
-use vitesse_data::Split;
 use vitesse_model::checkpoint::sha256;
 use vitesse_model::config::HistoryStep;
 use vitesse_model::{Checkpoint, LoadOptions, ModelSpec};
@@ -159,13 +158,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// On what models are judged.
-    fn scored(&self) -> Scored<'_> {
-        Scored {
-            data: self.data.as_deref(),
-            split: Split::Validation,
-            images: self.scored,
-            labels_by: self.labels_by,
+    /// Who judges `model` and what becomes of it, where there is anything to judge them on.
+    fn judge(&self, model: &Checkpoint, stop: &AtomicBool, events: &mut dyn Events) -> Result<Option<Judge>> {
+        let Some(path) = self.data.as_deref().filter(|_| self.scored > 0) else {
+            return Ok(None);
+        };
+        match Scored::validation(path, self.scored, self.labels_by)? {
+            Some(scored) => Judge::open(scored, model, stop, events),
+            None => Ok(None),
         }
     }
 
@@ -374,7 +374,7 @@ impl Look<'_> {
         mut done: impl FnMut(f64, Pruned, &mut dyn Events) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let groups: Vec<&Group> = self.groups.iter().collect();
-        let judge = Judge::open(self.settings.scored(), self.model, self.stop, events)?;
+        let judge = self.settings.judge(self.model, self.stop, events)?;
         let worth = match self.settings.steps {
             0 | 1 => Some(self.worth(&groups, events)?),
             _ => None,
@@ -403,7 +403,7 @@ impl Look<'_> {
     pub fn sensitivity(&self, events: &mut dyn Events) -> Result<Vec<Sensitivity>> {
         let groups: Vec<&Group> = self.groups.iter().collect();
         let worth = self.worth(&groups, events)?;
-        let Some(judge) = Judge::open(self.settings.scored(), self.model, self.stop, events)? else {
+        let Some(judge) = self.settings.judge(self.model, self.stop, events)? else {
             events.say(
                 "note",
                 "sensitivity is accuracy, which takes validation images with labels: there are none",

@@ -159,7 +159,7 @@ fn check(sizes: &[usize], stages: &[usize]) -> Result<()> {
         ));
     }
     if let Some(group) = sizes.iter().position(|&size| size == 0) {
-        return fail(format!("group {group} has no layer; leave it away"));
+        return fail(format!("group {group} has no layer; leave it out"));
     }
     let mut ends = stages.iter().scan(0, |end, depth| {
         *end += depth;
