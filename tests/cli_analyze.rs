@@ -228,6 +228,11 @@ fn what_has_no_gradients_or_no_likeness_is_refused_in_sentences() {
             "gradients base --batches 1 --data pictures --split all".to_owned(),
             "`pictures` has no labels, and gradients are those of a loss on labels",
         ),
+        (
+            "gradients deit_nano_patch8_32 --batches 1 --data pictures --split all".to_owned(),
+            "`pictures` has no labels",
+        ),
+        ("cka base shared --images 1".to_owned(), "take at least 2 images"),
         ("gradients base --data nothing".to_owned(), "nothing"),
     ] {
         let ran = place.run(&format!("analyze {args} -o page.html")).ended(1);

@@ -2,7 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use serde_json::Value;
-use vitesse::compress::share::distill::{Config, Hidden, WeightDistillation};
+use vitesse::compress::share::distill::{Hidden, WeightDistillation};
+use vitesse::compress::share::minivit::Config;
 use vitesse::model::network::{Ctx, Network, Trace};
 use vitesse::model::ops::{HeadMixing, LocalConvolution, OpKind};
 use vitesse::model::spec::{Groups, NetworkSpec, NormsOf, SwinSpec, WindowRule};
@@ -164,6 +165,7 @@ fn weight_distillation(
         hidden_weight: weight("hidden_weight"),
         relation_heads: number(losses, "relation_heads"),
         hidden: Hidden::CosineMse,
+        ..Config::default()
     };
     let (own, others) = (
         numbers(&v.config, "student_layers"),

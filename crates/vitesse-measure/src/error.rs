@@ -140,7 +140,7 @@ pub enum Error {
     /// A way to choose units that looks at images, without any.
     #[error("`{0}` looks at images: name a data set with --data, or choose by --method magnitude")]
     NoCalibration(&'static str),
-    /// Settings of pruning that contradict each other.
+    /// What does not go together: settings that contradict each other, models or teachers that do not fit.
     #[error("{0}")]
     Together(String),
     /// A data set without the labels that something goes by.

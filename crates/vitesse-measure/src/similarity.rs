@@ -1,5 +1,6 @@
-//! How similar two models are, layer by layer: [`cka`](crate::cka) of what leaves each block, on the same images.
+//! How similar models are to one, layer by layer: [`cka`](crate::cka) of what leaves each block, on the same images.
 
+use std::iter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +16,7 @@ use crate::finite::check_finite;
 use crate::images::{Images, Source};
 use crate::{Error, Events, Progress, Result, origin};
 
-/// How many features of both models, of all images together, are kept at a time: 256 MiB of them. Where layers have more, the models run again
+/// How many features of two models, of all images together, are kept at a time: 256 MiB of them. Where layers have more, the models run again
 /// for the next layers.
 const FEATURES_AT_ONCE: usize = 1 << 26;
 
@@ -29,7 +30,7 @@ pub enum Features {
     Flattened,
 }
 
-/// Two models on the same images.
+/// Models on the same images, beside one of them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Similarity {
     /// Images.
@@ -40,25 +41,99 @@ pub struct Similarity {
     pub source: Source,
     /// What of each layer was compared.
     pub features: Features,
-    /// Linear CKA of each layer, from 0 to 1.
+    /// Layers of the model that the others are compared with whose features are the same for all images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constant: Vec<usize>,
+    /// What was found of each of the others.
+    pub others: Vec<Compared>,
+}
+
+/// A model beside the one that it is compared with.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Compared {
+    /// Linear CKA of each layer, from 0 to 1; by definition 0 where the features of either model are the same for all images.
     pub layers: Vec<f64>,
-    /// Layers whose features are the same for all images, in one of the models; their CKA is 0 by definition.
+    /// Layers whose features are the same for all images.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub constant: Vec<usize>,
 }
 
-/// Compares layer by layer, on `count` images of `data`, drawn ones if there is none, `batch` at a time.
+/// Compares `others` with `base`, layer by layer, on `count` images of `data`, drawn ones if there is none, `batch` at a time.
 ///
 /// # Errors
-/// Models with other images or another depth, weights that are not finite; images that cannot be read; [`Error::Interrupted`] once `stop` was set.
+/// Models with other images or another depth, weights that are not finite; images that cannot be read, or a single one;
+/// [`Error::Interrupted`] once `stop` was set.
 pub fn similarity(
-    [a, b]: [&Checkpoint; 2],
+    base: &Checkpoint,
+    others: &[Checkpoint],
     data: Option<&Path>,
     (count, batch): (usize, usize),
     features: Features,
     stop: &AtomicBool,
     events: &mut dyn Events,
 ) -> Result<Similarity> {
+    let models = || iter::once(base).chain(others);
+    others.iter().try_for_each(|other| comparable(base, other))?;
+    models().try_for_each(check_finite)?;
+    let images = Images::find(data, None, count, base, events)?;
+    let size: usize = base.spec.input_size().iter().product();
+    let count = images.pixels.len() / size;
+    if count < 2 {
+        return Err(Error::Together(
+            "similarity shows in what differs from image to image; take at least 2 images".into(),
+        ));
+    }
+    let networks = models().map(network).collect::<Result<Vec<_>>>()?;
+    let specs: Vec<&ModelSpec> = models().map(|model| &model.spec).collect();
+    let runs = runs(&specs, count, features);
+    let mut progress = Progress::of_images(networks.len() * count * runs.len());
+    let mut found = Similarity {
+        images: count,
+        data: images.data,
+        source: images.source,
+        features,
+        constant: Vec::new(),
+        others: vec![Compared::default(); others.len()],
+    };
+    for layers in runs {
+        let mut of = |network: &Network| -> Result<Vec<Vec<f32>>> {
+            let mut out = vec![Vec::new(); layers.len()];
+            for pixels in images.pixels.chunks(size * batch) {
+                check(stop)?;
+                for (to, from) in out
+                    .iter_mut()
+                    .zip(of_batch(network, pixels, layers.clone(), features)?)
+                {
+                    to.extend(from);
+                }
+                progress.done += pixels.len() / size;
+                events.progress(progress);
+            }
+            Ok(out)
+        };
+        let [base, others @ ..] = &networks[..] else {
+            unreachable!("the first is there")
+        };
+        let base = of(base)?;
+        for (index, (other, to)) in others.iter().zip(&mut found.others).enumerate() {
+            for ((layer, x), y) in layers.clone().zip(&base).zip(of(other)?) {
+                check(stop)?;
+                let alignment = Alignment::of(x, &y, count);
+                to.layers.push(alignment.cka());
+                if alignment.yy == 0.0 {
+                    to.constant.push(layer);
+                }
+                if alignment.xx == 0.0 && index == 0 {
+                    found.constant.push(layer);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Refuses models whose layers cannot be compared one by one, on the same numbers.
+fn comparable(a: &Checkpoint, b: &Checkpoint) -> Result<()> {
     let (own, other) = (a.preprocess()?, b.preprocess()?);
     if a.spec.input_size() != b.spec.input_size() || own.mean != other.mean || own.std != other.std {
         return Err(Error::Together(format!(
@@ -76,46 +151,7 @@ pub fn similarity(
             b.spec.depth()
         )));
     }
-    [a, b].into_iter().try_for_each(check_finite)?;
-    let images = Images::find(data, None, count, a, events)?;
-    let size: usize = a.spec.input_size().iter().product();
-    let count = images.pixels.len() / size;
-    let networks = [network(a)?, network(b)?];
-    let runs = runs([&a.spec, &b.spec], count, features);
-    let mut progress = Progress::of_images(2 * count * runs.len());
-    let mut found: Vec<Alignment> = Vec::with_capacity(a.spec.depth());
-    for layers in runs {
-        let mut of = |network: &Network| -> Result<Vec<Vec<f32>>> {
-            let mut out = vec![Vec::new(); layers.len()];
-            for pixels in images.pixels.chunks(size * batch) {
-                check(stop)?;
-                for (to, from) in out
-                    .iter_mut()
-                    .zip(of_batch(network, pixels, layers.clone(), features)?)
-                {
-                    to.extend(from);
-                }
-                progress.done += pixels.len() / size;
-                events.progress(progress);
-            }
-            Ok(out)
-        };
-        let [x, y] = [of(&networks[0])?, of(&networks[1])?];
-        for (x, y) in x.iter().zip(&y) {
-            check(stop)?;
-            found.push(Alignment::of(x, y, count));
-        }
-    }
-    let constant = found.iter().enumerate();
-    let constant = constant.filter(|(_, one)| one.xx == 0.0 || one.yy == 0.0);
-    Ok(Similarity {
-        images: count,
-        data: images.data,
-        source: images.source,
-        features,
-        layers: found.iter().map(Alignment::cka).collect(),
-        constant: constant.map(|(layer, _)| layer).collect(),
-    })
+    Ok(())
 }
 
 fn network(checkpoint: &Checkpoint) -> Result<Network> {
@@ -123,8 +159,8 @@ fn network(checkpoint: &Checkpoint) -> Result<Network> {
     Ok(Network::new(spec, tensors, &origin(checkpoint), &Device::flex())?)
 }
 
-/// Which layers are compared in each run of the models over all `images`.
-fn runs(specs: [&ModelSpec; 2], images: usize, features: Features) -> Vec<Range<usize>> {
+/// Which layers are compared in each run of the models over all `images`; kept at a time are the features of the first model and of one other.
+fn runs(specs: &[&ModelSpec], images: usize, features: Features) -> Vec<Range<usize>> {
     let of_layer = |spec: &ModelSpec, layer| {
         let width = spec.width_at(Site::BlockOut, Some(layer)).unwrap_or(0);
         let tokens = match features {
@@ -133,11 +169,13 @@ fn runs(specs: [&ModelSpec; 2], images: usize, features: Features) -> Vec<Range<
         };
         images.saturating_mul(width).saturating_mul(tokens)
     };
+    let [base, others @ ..] = specs else {
+        return Vec::new();
+    };
     let (mut runs, mut kept) = (Vec::<Range<usize>>::new(), 0usize);
-    for layer in 0..specs[0].depth() {
-        let more = specs
-            .iter()
-            .fold(0usize, |sum, spec| sum.saturating_add(of_layer(spec, layer)));
+    for layer in 0..base.depth() {
+        let widest = others.iter().map(|other| of_layer(other, layer)).max();
+        let more = of_layer(base, layer).saturating_add(widest.unwrap_or(0));
         kept = kept.saturating_add(more);
         match runs.last_mut() {
             Some(run) if kept <= FEATURES_AT_ONCE => run.end = layer + 1,
@@ -186,7 +224,7 @@ mod tests {
     #[test]
     fn layers_are_compared_at_once_as_far_as_their_features_fit() {
         let spec = zoo::get("deit_tiny_patch16_224").unwrap().spec;
-        let of = |images, features| runs([&spec, &spec], images, features);
+        let of = |images, features| runs(&[&spec, &spec, &spec], images, features);
         assert_eq!(of(128, Features::Mean).len(), 1);
         // 197 tokens of 192 channels, of two models.
         let images = FEATURES_AT_ONCE / (2 * 197 * 192) / 5;

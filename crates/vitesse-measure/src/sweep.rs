@@ -119,7 +119,7 @@ pub enum Progress {
 pub struct Study {
     /// Every finished run, teachers first.
     pub runs: Vec<Finished>,
-    /// Runs for which the budget did not last, as `arm/seed`.
+    /// Runs for which the budget did not last, as `ARM, seed N`.
     pub missing: Vec<String>,
 }
 

@@ -76,7 +76,7 @@ pub fn run_together(
 }
 
 /// Runs a recipe with the model that a method has `begun` on `base`: its tensors that learn, its objective beside the recipe's
-/// loss, its hooks. In the folder `path`, from the beginning or from where it was left, by all processes of `team`.
+/// loss or in its place, its hooks. In the folder `path`, from the beginning or from where it was left, by all processes of `team`.
 ///
 /// # Errors
 /// As [`run_together`]; a run that was begun on other weights, or with another model.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::measure::images::Source;
-use vitesse::measure::similarity::{Features, similarity};
+use vitesse::measure::similarity::{Compared, Features, similarity};
 use vitesse::report::{Table, format, left, right};
 
 use crate::cli::Console;
@@ -68,26 +68,31 @@ impl Args {
         let [base, others @ ..] = &models[..] else {
             unreachable!("two models are asked for")
         };
-        let mut report = Report {
-            models: self.models,
-            images: 0,
-            data: String::new(),
-            source: Source::Drawn,
+        let found = similarity(
+            base,
+            others,
+            self.data.as_deref(),
+            counts,
             features,
-            results: Vec::new(),
+            stop,
+            &mut show,
+        )?;
+        let results = self.models.iter().skip(1).zip(found.others);
+        let report = Report {
+            images: found.images,
+            data: found.data,
+            source: found.source,
+            features,
+            constant: found.constant,
+            results: results
+                .map(|(model, found)| Beside {
+                    model: model.clone(),
+                    found,
+                })
+                .collect(),
+            models: self.models,
             page: self.page.name(),
         };
-        for (other, name) in others.iter().zip(report.models.iter().skip(1)) {
-            let pair = [base, other];
-            let found = similarity(pair, self.data.as_deref(), counts, features, stop, &mut show)?;
-            // The same for each pair.
-            (report.images, report.data, report.source) = (found.images, found.data, found.source);
-            report.results.push(Compared {
-                model: name.clone(),
-                layers: found.layers,
-                constant: found.constant,
-            });
-        }
         self.page.save(|| page::cka(&report))?;
         Outcome::new(&report)
     }
@@ -101,20 +106,20 @@ pub(super) struct Report {
     data: String,
     source: Source,
     features: Features,
-    pub(super) results: Vec<Compared>,
+    /// Layers of the first model whose features are the same for all images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    constant: Vec<usize>,
+    pub(super) results: Vec<Beside>,
     #[serde(skip_serializing_if = "Option::is_none")]
     page: Option<String>,
 }
 
 /// One of the others.
 #[derive(Debug, Serialize)]
-pub(super) struct Compared {
+pub(super) struct Beside {
     pub(super) model: String,
-    /// CKA after each layer.
-    pub(super) layers: Vec<f64>,
-    /// Layers whose features are the same for all images.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    constant: Vec<usize>,
+    #[serde(flatten)]
+    pub(super) found: Compared,
 }
 
 impl Report {
@@ -130,12 +135,13 @@ impl Report {
             ("images", format!("{images} of {} ({})", self.data, self.source)),
             ("features", what.to_owned()),
         ];
-        for result in &self.results {
-            if !result.constant.is_empty() {
-                let numbers: Vec<String> = result.constant.iter().map(usize::to_string).collect();
+        let constant = [&self.constant].into_iter();
+        let constant = constant.chain(self.results.iter().map(|result| &result.found.constant));
+        for (model, layers) in self.models.iter().zip(constant) {
+            if !layers.is_empty() {
+                let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
                 let told = format!(
-                    "{}: the same for all images in layers {}; 0 by definition",
-                    result.model,
+                    "the features of `{model}` are the same for all images in layers {}; CKA is 0 there by definition",
                     numbers.join(", ")
                 );
                 rows.push(("warning", told));
@@ -151,9 +157,12 @@ impl Report {
             _ => right(result.model.clone()),
         });
         let mut table = Table::new([left("layer")].into_iter().chain(heads));
-        let depth = self.results.first().map_or(0, |result| result.layers.len());
+        let depth = self.results.first().map_or(0, |result| result.found.layers.len());
         for layer in 0..depth {
-            let cka = self.results.iter().filter_map(|result| result.layers.get(layer));
+            let cka = self
+                .results
+                .iter()
+                .filter_map(|result| result.found.layers.get(layer));
             let cells = cka.map(|cka| format!("{cka:.4}"));
             table.push([layer.to_string()].into_iter().chain(cells));
         }

@@ -11,6 +11,7 @@ use vitesse::measure::Weights;
 use vitesse::measure::gradients::{GradientNorms, How, LayerNorms, gradient_norms};
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left, right};
+use vitesse_train::metrics::Spread;
 
 use crate::cli::Console;
 use crate::cli::args::model::{ModelArgs, ReadArgs};
@@ -85,7 +86,8 @@ impl Args {
         };
         let data = open(&self.data, &options)?;
         let name = self.data.display().to_string();
-        let classes = Some(data.class_names().len());
+        // Images without labels are refused later, by name.
+        let classes = Some(data.class_names().len()).filter(|&classes| classes > 0);
         let load = |name: &String| self.model.load(name, &ReadArgs::default(), classes, console);
         let models = self.models.iter().map(load).collect::<Result<Vec<_>>>()?;
         let how = How {
@@ -142,27 +144,6 @@ pub(super) struct Found {
     param_count: usize,
     #[serde(flatten)]
     pub(super) norms: GradientNorms,
-}
-
-/// What batches came to.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Spread {
-    pub(super) mean: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
-}
-
-impl Spread {
-    /// Of no batch it is nothing.
-    pub(super) fn of(values: &[f64]) -> Option<Spread> {
-        let [first, others @ ..] = values else { return None };
-        let sum = others.iter().fold(*first, |sum, value| sum + value);
-        Some(Spread {
-            mean: sum / values.len() as f64,
-            least: others.iter().copied().fold(*first, f64::min),
-            most: others.iter().copied().fold(*first, f64::max),
-        })
-    }
 }
 
 impl Report {
@@ -236,8 +217,8 @@ fn cell(norms: &[f64]) -> String {
     match Spread::of(norms) {
         None => format::MISSING.to_owned(),
         Some(spread) if norms.len() == 1 => number(spread.mean),
-        Some(Spread { mean, least, most }) => {
-            format!("{} ({} to {})", number(mean), number(least), number(most))
+        Some(Spread { mean, min, max, .. }) => {
+            format!("{} ({} to {})", number(mean), number(min), number(max))
         }
     }
 }

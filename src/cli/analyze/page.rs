@@ -2,9 +2,10 @@
 
 use vitesse::report::chart::{HALF, LineChart, Series};
 use vitesse::report::{Content, Page, format};
+use vitesse_train::metrics::Spread;
 
 use super::cka::Report as Similarities;
-use super::gradients::{Found, Report as Gradients, Spread};
+use super::gradients::{Found, Report as Gradients};
 
 /// CKA by layer, a line for each model.
 pub(super) fn cka(report: &Similarities) -> String {
@@ -13,12 +14,12 @@ pub(super) fn cka(report: &Similarities) -> String {
         .x_label("layer")
         .y_label("linear CKA");
     for result in &report.results {
-        let points = result.layers.iter().enumerate();
+        let points = result.found.layers.iter().enumerate();
         let points = points.map(|(layer, cka)| (layer as f64, *cka));
         chart = chart.series(Series::new(result.model.clone(), points));
     }
     let least = report.results.iter().flat_map(|result| {
-        let layers = result.layers.iter().enumerate();
+        let layers = result.found.layers.iter().enumerate();
         layers.map(|(layer, cka)| (*cka, layer, &result.model))
     });
     let summary = match least.min_by(|a, b| a.0.total_cmp(&b.0)) {
@@ -49,7 +50,7 @@ pub(super) fn gradients(report: &Gradients) -> String {
             let spreads = spreads(found);
             let points = spreads.iter().map(|(layer, spread)| (*layer, spread.mean));
             let line = Series::new(found.model.clone(), points);
-            chart = chart.series(line.band(spreads.iter().map(|(_, spread)| (spread.least, spread.most))));
+            chart = chart.series(line.band(spreads.iter().map(|(_, spread)| (spread.min, spread.max))));
         }
         chart
     };
@@ -81,9 +82,9 @@ fn summary(report: &Gradients) -> String {
     let of = |found: &Found| {
         let spreads = found.spreads(|layer| &layer.summed);
         let means: Vec<f64> = spreads.iter().map(|(_, spread)| spread.mean).collect();
-        let Spread { least, most, .. } = Spread::of(&means)?;
-        let (least, most) = (format::number(least), format::number(most));
-        Some(format!("from {least} to {most} in `{}`", found.model))
+        let Spread { min, max, .. } = Spread::of(&means)?;
+        let (min, max) = (format::number(min), format::number(max));
+        Some(format!("from {min} to {max} in `{}`", found.model))
     };
     let models: Vec<String> = report.results.iter().filter_map(of).collect();
     match models.is_empty() {

@@ -324,7 +324,7 @@ impl Args {
                 let recovery = self.recovery(&model, output.folder());
                 let epochs = vec![("train.epochs", Value::Integer(epochs.get() as i64))];
                 let recipe = recovery.recipe(Table::new(), epochs, "the preset `recover`", console)?;
-                let run = RunArgs::after(recovery.run(), false, false);
+                let run = RunArgs::after(recovery.run(), false);
                 recovery.learn(recipe, run, console)
             });
             let failed = match recovered.transpose() {

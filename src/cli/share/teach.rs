@@ -250,7 +250,7 @@ impl Teaching<'_> {
 
     /// Trains the shared model, which lies in the output folder, and tests what was shared, before and after.
     pub(super) fn run(&self, base: &Checkpoint, console: &Console) -> Result<Taught> {
-        let run = RunArgs::after(self.recovery.run(), self.args.resume, self.args.test);
+        let run = RunArgs::after(self.recovery.run(), self.args.resume);
         let report = self.recovery.learn(self.recipe.clone(), run, console)?;
         let accuracy = match self.images()? {
             Some(images) => self.accuracies(base, images, console)?,

@@ -181,16 +181,15 @@ pub(in crate::cli) struct RunArgs {
 }
 
 impl RunArgs {
-    /// A run that follows something else, in a folder of its own: gone on with where it is there and `resume` is meant, and tested at the very
-    /// end if `test` is.
-    pub(in crate::cli) fn after(output: PathBuf, resume: bool, test: bool) -> RunArgs {
+    /// A run that follows something else, in a folder of its own: gone on with where it is there and `resume` is meant. What it follows tests it.
+    pub(in crate::cli) fn after(output: PathBuf, resume: bool) -> RunArgs {
         let resume = resume && output.exists();
         RunArgs {
             output,
             resume,
             force: !resume,
             dry_run: false,
-            test,
+            test: false,
             threads: None,
         }
     }

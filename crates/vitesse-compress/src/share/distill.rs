@@ -12,26 +12,9 @@ use vitesse_model::{ModelSpec, NetworkSpec, Site, Sites};
 use vitesse_train::loss;
 use vitesse_train::objective::{Objective, Pass, Place, Seen, Term, Wants};
 
+use super::minivit::Config;
 use super::relations;
 use crate::{Error, Result};
-
-/// What a student learns from its teacher's relations.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Weight of the labels, in [0, 1]; the teacher's predictions have the rest.
-    pub alpha: f64,
-    /// The temperature of predictions, above 0. The loss is not multiplied by its square.
-    pub temperature: f64,
-    /// Weight of the attention relations.
-    pub attn_weight: f64,
-    /// Weight of the hidden relations.
-    pub hidden_weight: f64,
-    /// Relation heads, which divide the widths of queries, keys and values of both models.
-    pub relation_heads: usize,
-    /// How outputs of layers are compared.
-    pub hidden: Hidden,
-}
 
 /// How outputs of layers are compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,20 +27,7 @@ pub enum Hidden {
     SoftmaxCe,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            alpha: 0.0,
-            temperature: 1.0,
-            attn_weight: 1.0,
-            hidden_weight: 0.1,
-            relation_heads: 1,
-            hidden: Hidden::CosineMse,
-        }
-    }
-}
-
-/// The objective: [`Config`] for two models, with the layers that are compared.
+/// The objective: what the [method](Config) says of losses, for two models, with the layers that are compared.
 #[derive(Debug, Clone)]
 pub struct WeightDistillation {
     config: Config,
@@ -75,32 +45,29 @@ fn refuse<T>(sentence: String) -> Result<T> {
     Err(Error::Unsuited(sentence))
 }
 
-impl Config {
-    fn check(&self) -> Result<()> {
-        if !self.temperature.is_finite() || self.temperature <= 0.0 {
-            return refuse(format!(
-                "the temperature must be a number above 0, but it is {}",
-                self.temperature
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.alpha) {
-            return refuse(format!("alpha must be from 0 to 1, but it is {}", self.alpha));
-        }
-        let weights = [("attention", self.attn_weight), ("hidden", self.hidden_weight)];
-        match weights
-            .into_iter()
-            .find(|(_, weight)| !weight.is_finite() || *weight < 0.0)
-        {
-            Some((name, weight)) => refuse(format!(
-                "the weight of the {name} relations must be a number from 0, but it is {weight}"
-            )),
-            None => Ok(()),
-        }
+/// Refuses weights and temperatures that are none.
+fn check(config: &Config) -> Result<()> {
+    if !config.temperature.is_finite() || config.temperature <= 0.0 {
+        return refuse(format!(
+            "the temperature must be a number above 0, but it is {}",
+            config.temperature
+        ));
     }
-
-    /// Whether outputs of layers are compared, and not predictions alone.
-    fn compares_layers(&self) -> bool {
-        self.attn_weight != 0.0 || self.hidden_weight != 0.0
+    if !(0.0..=1.0).contains(&config.alpha) {
+        return refuse(format!("alpha must be from 0 to 1, but it is {}", config.alpha));
+    }
+    let weights = [
+        ("attention", config.attn_weight),
+        ("hidden", config.hidden_weight),
+    ];
+    match weights
+        .into_iter()
+        .find(|(_, weight)| !weight.is_finite() || *weight < 0.0)
+    {
+        Some((name, weight)) => refuse(format!(
+            "the weight of the {name} relations must be a number from 0, but it is {weight}"
+        )),
+        None => Ok(()),
     }
 }
 
@@ -123,7 +90,7 @@ impl WeightDistillation {
                 of_teacher.len()
             ));
         }
-        config.check()?;
+        check(&config)?;
         if of_student.is_empty() && config.compares_layers() {
             return refuse(format!(
                 "no layers are listed, but relations have the weights {} (attention) and {} (hidden); list layers, or set both weights to 0",

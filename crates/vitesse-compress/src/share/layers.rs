@@ -17,7 +17,7 @@ const MOST: usize = 3;
 /// Models without layers of tokens, with other stages, or with depths of a stage that have no such shares.
 pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]> {
     for (who, spec) in [("student", student), ("teacher", teacher)] {
-        if !is_transformer(spec) {
+        if !spec.is_transformer() {
             return refuse(format!(
                 "the {who} `{}` has no layers of tokens to compare; set `attn_weight` and `hidden_weight` to 0 and learn from predictions \
                  alone",
@@ -59,11 +59,6 @@ pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]
         (first, other_first) = (first + depth, other_first + other_depth);
     }
     Ok(found)
-}
-
-/// Whether a model has layers of tokens, which can be compared.
-pub fn is_transformer(spec: &ModelSpec) -> bool {
-    matches!(spec.network, NetworkSpec::Vit(_) | NetworkSpec::Swin(_))
 }
 
 /// The depths of stages: layers that follow each other and see as many tokens.

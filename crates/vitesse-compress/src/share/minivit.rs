@@ -21,7 +21,7 @@ use vitesse_train::method::{Begun, Method, MethodPlan};
 use vitesse_train::objective::Objective;
 use vitesse_train::{Result, settings};
 
-use super::distill::{self, Hidden, WeightDistillation};
+use super::distill::{Hidden, WeightDistillation};
 use super::layers;
 use super::multiplex::{Start, Transformation, describe, multiplex};
 use crate::Error;
@@ -117,12 +117,17 @@ impl Config {
         own.unwrap_or_else(|| Transformation::published(spec))
     }
 
+    /// Whether outputs of layers are compared, and not predictions alone.
+    pub(super) fn compares_layers(&self) -> bool {
+        self.attn_weight != 0.0 || self.hidden_weight != 0.0
+    }
+
     /// The layers of student and teacher that are compared; none where nothing but predictions is.
     ///
     /// # Errors
     /// One list without the other; models for which [`layers::usual`] knows none.
     pub fn pairs(&self, student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]> {
-        if self.attn_weight == 0.0 && self.hidden_weight == 0.0 {
+        if !self.compares_layers() {
             return Ok([Vec::new(), Vec::new()]);
         }
         match (&self.student_layers, &self.teacher_layers) {
@@ -179,16 +184,8 @@ impl Method for Config {
     }
 
     fn objective(&self, student: &ModelSpec, teacher: &ModelSpec) -> Result<Option<Box<dyn Objective>>> {
-        let config = distill::Config {
-            alpha: self.alpha,
-            temperature: self.temperature,
-            attn_weight: self.attn_weight,
-            hidden_weight: self.hidden_weight,
-            relation_heads: self.relation_heads,
-            hidden: self.hidden,
-        };
         let [own, other] = self.pairs(student, teacher)?;
-        let found = WeightDistillation::new(config, (student, teacher), [&own, &other])?;
+        let found = WeightDistillation::new(self.clone(), (student, teacher), [&own, &other])?;
         Ok(Some(Box::new(found)))
     }
 }

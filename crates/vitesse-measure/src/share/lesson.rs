@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use toml::Value;
-use vitesse_compress::share::layers::is_transformer;
 use vitesse_compress::share::minivit;
 use vitesse_model::ModelSpec;
 use vitesse_train::Recipe;
@@ -49,7 +48,7 @@ impl Lesson {
             student_layers: Vec::new(),
             teacher_layers: Vec::new(),
         };
-        if is_transformer(&teacher) {
+        if teacher.is_transformer() {
             // Whatever does not fit is refused here.
             config.plan(student)?;
             config.objective(student, &teacher)?;
