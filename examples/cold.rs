@@ -1,7 +1,7 @@
 //! Latency of one image from cold caches: between runs something else went through memory, as in a program that classifies now and then.
 //!
-//! `cargo run --release --example cold -- [--precision f32] MODEL [MODEL …]` (folders or names of the zoo), which take turns. Ratios are those of
-//! the rounds' times to the first model's: medians.
+//! `cargo run --release --example cold -- [--precision f32|bf16|int8] MODEL [MODEL …]` (folders or names of the zoo). Models take turns; ratios are
+//! medians, over rounds, of a model's time to the first model's.
 
 use std::time::Instant;
 

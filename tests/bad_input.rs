@@ -70,7 +70,7 @@ const NOTHING: fn(&Place) = |_| {};
 const WEIGHTS: &[Case] = &[
     Case { name: "weights that are no numbers, evaluated", prepare: poison,
         args: "eval --model m --data shapes --limit 8", code: 1, says: &["m/model.safetensors", "`blocks.1.norm2.bias`", "NaN"] },
-    Case { name: "weights that are no numbers, asked", prepare: poison,
+    Case { name: "weights that are no numbers, predicted with", prepare: poison,
         args: "predict --model m ok.png", code: 1, says: &["m/model.safetensors", "`blocks.1.norm2.bias`", "NaN"] },
     Case { name: "weights that are no numbers, compared", prepare: poison,
         args: "compare m m@bf16 --data shapes --limit 8 --rounds 1 --seconds 0", code: 1, says: &["`blocks.1.norm2.bias`", "NaN"] },

@@ -33,14 +33,27 @@ fn norms(result: &Value, key: &str) -> Vec<Vec<f64>> {
     result["layers"].as_array().unwrap().iter().map(numbers).collect()
 }
 
-/// Whether every tag of the page that is opened is closed, and both charts have lines for these models.
+/// Whether every tag of the page that is opened is closed, and it has so many charts, each with a line for each of these models. A wide
+/// chart counts twice: it is there once more for narrow screens.
 fn draws(page: &str, charts: usize, models: &[&str]) {
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
+    let mut open = Vec::new();
+    for piece in page.split('<').skip(1) {
+        let tag = piece.split('>').next().unwrap();
+        match tag.strip_prefix('/') {
+            Some(closed) => assert_eq!(open.pop(), Some(closed), "</{closed}>"),
+            None if tag.ends_with('/') || tag.starts_with('!') => {}
+            None => open.push(tag.split_whitespace().next().unwrap()),
+        }
+    }
+    assert!(open.is_empty(), "{open:?} are not closed");
+    // With several models a legend shows each line once more.
+    let shown = if models.len() > 1 { 2 } else { 1 };
     let lines = page.matches("class=\"line ").count();
-    // Wide charts are there twice, once for narrow screens.
-    assert!(lines >= charts * models.len(), "{lines} lines");
+    assert_eq!(lines, charts * models.len() * shown, "lines");
     for model in models {
-        assert!(page.contains(&format!("<title>{model}</title>")), "{model}");
+        let drawn = page.matches(&format!("<title>{model}</title>")).count();
+        assert_eq!(drawn, charts, "{model}");
     }
     assert!(!page.contains("NaN"));
 }
@@ -82,7 +95,8 @@ fn gradients_are_told_by_layer_and_by_use() {
     // Fewer parameters, and the same batches.
     assert!(results[1]["param_count"].as_u64() < results[0]["param_count"].as_u64());
     let page = fs::read_to_string(place.path("gradients.html")).unwrap();
-    draws(&page, 3, &["base", "shared", "multiplexed"]);
+    // By layer two charts beside each other, by batch a wide one.
+    draws(&page, 4, &["base", "shared", "multiplexed"]);
 
     let text = place.run(&look.replace(" base", "")).ended(0).stdout;
     for part in [
@@ -158,7 +172,7 @@ fn several_models_are_compared_with_the_first() {
         );
     }
     let page = fs::read_to_string(place.path("cka.html")).unwrap();
-    draws(&page, 1, &["base", "shared", "multiplexed"]);
+    draws(&page, 2, &["base", "shared", "multiplexed"]);
     let text = place
         .run("analyze cka base shared multiplexed --images 24")
         .ended(0)
@@ -185,7 +199,7 @@ fn pages_are_replaced_only_when_told() {
         place.run(&format!("{command} --force")).ended(0);
         draws(
             &fs::read_to_string(place.path("page.html")).unwrap(),
-            1,
+            2,
             &["shared"],
         );
         place.write("page.html", "mine");
@@ -233,7 +247,10 @@ fn what_has_no_gradients_or_no_likeness_is_refused_in_sentences() {
             "`pictures` has no labels",
         ),
         ("cka base shared --images 1".to_owned(), "take at least 2 images"),
-        ("gradients base --data nothing".to_owned(), "nothing"),
+        (
+            "gradients base --data nothing".to_owned(),
+            "cannot read `nothing`",
+        ),
     ] {
         let ran = place.run(&format!("analyze {args} -o page.html")).ended(1);
         ran.says(&[said]);

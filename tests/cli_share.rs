@@ -5,7 +5,9 @@
 mod cli_support;
 
 use cli_support::Place;
-use vitesse::model::{Checkpoint, LoadOptions};
+use vitesse::model::Checkpoint;
+#[cfg(feature = "train")]
+use vitesse::model::LoadOptions;
 
 /// A place with a model of four blocks.
 fn place() -> Place {
@@ -16,6 +18,7 @@ fn place() -> Place {
 }
 
 #[test]
+#[cfg(feature = "train")]
 fn a_model_is_shared_proved_and_loaded_again() {
     let place = place();
     let ran = place
@@ -54,12 +57,16 @@ fn a_model_is_shared_proved_and_loaded_again() {
         .ended(0)
         .json();
     let layers = alike["results"][0]["layers"].as_array().unwrap();
-    assert!(layers.len() == 4 && layers.iter().all(|cka| cka.as_f64().unwrap() <= 1.0 + 1e-9));
+    assert_eq!(layers.len(), 4);
+    // Fresh blocks change the stream little, so their mean gives almost the same features.
+    let close = |cka: &serde_json::Value| (0.9..=1.0 + 1e-9).contains(&cka.as_f64().unwrap());
+    assert!(layers.iter().all(close), "{layers:?}");
     let same = place
         .run("analyze cka base base --images 24 --flatten")
         .ended(0)
         .stdout;
-    assert!(same.contains("1.0000") && same.contains("all tokens"), "{same}");
+    assert_eq!(same.matches("1.0000").count(), 4, "{same}");
+    assert!(same.contains("all tokens"), "{same}");
     place.model("deeper", "deit_micro_patch4_32", 8);
     let refused = place.run("analyze cka base deeper").ended(1);
     refused.says(&["compared are layers with the same number"]);

@@ -11,7 +11,7 @@ mod support;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use support::{Report, Vectors, agrees, notices_each, refuses_other_folders};
 use vitesse::data::{CropMode, CutBox, Image, Interpolation, Mix, Preprocess, Replica};
 use vitesse::engine::{Engine, Isa, Options};
 use vitesse::model::network::{Ctx, Fusion, Logits, Network, Trace, param_id};
@@ -25,34 +25,22 @@ use vitesse::train::schedule::Schedule;
 
 #[test]
 fn golden_deit() {
-    if let Err(failures) = walk("golden_deit", &golden_root().join("deit"), check) {
-        panic!("{failures}");
-    }
+    agrees("deit", check);
 }
 
 #[test]
 fn golden_deit_notices_a_wrong_value() {
-    for (file, key) in [
+    let places = [
         ("vit_cls", "out.block1.attn"),
         ("vit_cls", "grad.pos_embed"),
         ("pos_embed_resize", "c2.out.pos_embed"),
-    ] {
-        notices(
-            "golden_deit",
-            &format!("deit/{file}.safetensors"),
-            key,
-            check,
-            unknown,
-        );
-    }
+    ];
+    notices_each("deit", &places, check);
 }
 
 #[test]
 fn golden_deit_refuses_empty_folders_and_unknown_files() {
-    let folder = tempfile::tempdir().unwrap();
-    assert!(walk("golden_deit (empty)", folder.path(), check).is_err());
-    std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
-    assert!(walk("golden_deit (unknown)", folder.path(), check).is_err());
+    refuses_other_folders("deit", check);
 }
 
 /// Chooses the check by what the file's config describes.

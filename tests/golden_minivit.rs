@@ -15,18 +15,16 @@ use minivit_vectors::deit::mini_deit;
 use minivit_vectors::positions::{piecewise_and_buckets, relative_positions};
 use minivit_vectors::relations::{alignment, relation_losses};
 use minivit_vectors::swin::mini_swin;
-use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use support::{Report, Vectors, agrees, notices_each, refuses_other_folders};
 
 #[test]
 fn golden_minivit() {
-    if let Err(failures) = walk("golden_minivit", &golden_root().join("minivit"), check) {
-        panic!("{failures}");
-    }
+    agrees("minivit", check);
 }
 
 #[test]
 fn golden_minivit_notices_a_wrong_value() {
-    for (file, key) in [
+    let places = [
         ("mini_deit", "out.layer2.attn"),
         (
             "mini_deit_cls_token",
@@ -37,23 +35,13 @@ fn golden_minivit_notices_a_wrong_value() {
         ("irpe_buckets", "piecewise.ratio1.9"),
         ("irpe_apply", "c1.out.y"),
         ("relation_losses", "grad.attn_relation.heads2.l1.q"),
-    ] {
-        notices(
-            "golden_minivit",
-            &format!("minivit/{file}.safetensors"),
-            key,
-            check,
-            unknown,
-        );
-    }
+    ];
+    notices_each("minivit", &places, check);
 }
 
 #[test]
 fn golden_minivit_refuses_empty_folders_and_unknown_files() {
-    let folder = tempfile::tempdir().unwrap();
-    assert!(walk("golden_minivit (empty)", folder.path(), check).is_err());
-    std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
-    assert!(walk("golden_minivit (unknown)", folder.path(), check).is_err());
+    refuses_other_folders("minivit", check);
 }
 
 /// Chooses the check by what the file's config describes.

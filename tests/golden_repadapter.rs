@@ -16,7 +16,7 @@ use burn::tensor::{Device, Gradients, Tensor, module};
 use support::adapting::{
     checkpoint, compare_gradients, gradients, logits, merged, tensor, traced, values, vit,
 };
-use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use support::{Report, Vectors, agrees, notices_each, refuses_other_folders};
 use vitesse::adapt::merge::affine::Affine;
 use vitesse::adapt::merge::convolution::depthwise_after;
 use vitesse::adapt::merge::matrix::Matrix;
@@ -28,27 +28,23 @@ use vitesse::model::{Checkpoint, ModelSpec, Site, Tensors, swin_names};
 
 #[test]
 fn golden_repadapter() {
-    if let Err(failures) = walk("golden_repadapter", &golden_root().join("repadapter"), check) {
-        panic!("{failures}");
-    }
+    agrees("repadapter", check);
 }
 
 #[test]
 fn golden_repadapter_notices_a_wrong_value() {
-    for (file, key) in [
+    let places = [
         ("vit_repblock_g2", "merged.blocks.1.attn.qkv.bias"),
         ("unit_g2", "grad.conv_A.weight"),
         ("depthwise_fold_k7_g2", "out.y_folded"),
         ("swin_repblock_g2", "merged.layers.1.blocks.0.attn.qkv.weight"),
-    ] {
-        notices(
-            "golden_repadapter",
-            &format!("repadapter/{file}.safetensors"),
-            key,
-            check,
-            unknown,
-        );
-    }
+    ];
+    notices_each("repadapter", &places, check);
+}
+
+#[test]
+fn golden_repadapter_refuses_empty_folders_and_unknown_files() {
+    refuses_other_folders("repadapter", check);
 }
 
 /// Chooses the check by what the file's config describes.

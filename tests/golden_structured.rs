@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use burn::tensor::Device;
 use serde_json::Value;
 use support::adapting::{tensor, values};
-use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use support::{Report, Vectors, agrees, golden_root, notices_each, refuses_other_folders};
 use vitesse::compress::Error;
 use vitesse::compress::structure::criteria::Criterion;
 use vitesse::compress::structure::criteria::calibrate;
@@ -27,22 +27,18 @@ use vitesse::train::loss::{Distillation, Kind as Loss, target_rows};
 
 #[test]
 fn golden_structured() {
-    if let Err(failures) = walk("golden_structured", &golden_root().join("structured"), check) {
-        panic!("{failures}");
-    }
+    agrees("structured", check);
 }
 
 #[test]
 fn golden_structured_notices_a_wrong_value() {
-    for (file, key) in [
+    let places = [
         ("torchpruning_uniform_l2", "out.slim.head.weight"),
         ("torchpruning_bottleneck_l2", "out.logits_slim_rescaled"),
         ("torchpruning_isomorphic_taylor", "out.importance.embed"),
         ("torchpruning_heads_global_taylor", "out.grad_norm.qkv.1"),
-    ] {
-        let file = format!("structured/{file}.safetensors");
-        notices("golden_structured", &file, key, check, unknown);
-    }
+    ];
+    notices_each("structured", &places, check);
 }
 
 #[test]
@@ -57,10 +53,7 @@ fn golden_structured_knows_every_field() {
 
 #[test]
 fn golden_structured_refuses_empty_folders_and_unknown_files() {
-    let folder = tempfile::tempdir().unwrap();
-    assert!(walk("golden_structured (empty)", folder.path(), check).is_err());
-    std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
-    assert!(walk("golden_structured (unknown)", folder.path(), check).is_err());
+    refuses_other_folders("structured", check);
 }
 
 /// Methods whose files are walked once the methods are there.

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor};
 use support::adapting::{tensor, values};
-use support::{Report, Vectors, golden_root, notices, unknown, walk};
+use support::{Report, Vectors, agrees, notices_each, refuses_other_folders};
 use vitesse::engine::{Engine, FeatureExtractor, Isa, Options};
 use vitesse::model::network::{Ctx, Network, Trace, param_id};
 use vitesse::model::spec::{NetworkSpec, SwinSpec, WindowRule};
@@ -23,14 +23,12 @@ use vitesse::train::loss;
 
 #[test]
 fn golden_swin() {
-    if let Err(failures) = walk("golden_swin", &golden_root().join("swin"), check) {
-        panic!("{failures}");
-    }
+    agrees("swin", check);
 }
 
 #[test]
 fn golden_swin_notices_a_wrong_value() {
-    for (file, key) in [
+    let places = [
         ("swin_official", "out.stage0.downsample"),
         ("swin_official", "buf.layers.0.blocks.1.attn_mask"),
         ("swin_timm", "out.stage1.block1"),
@@ -38,23 +36,13 @@ fn golden_swin_notices_a_wrong_value() {
             "swin_timm",
             "grad.layers.0.blocks.1.attn.relative_position_bias_table",
         ),
-    ] {
-        notices(
-            "golden_swin",
-            &format!("swin/{file}.safetensors"),
-            key,
-            check,
-            unknown,
-        );
-    }
+    ];
+    notices_each("swin", &places, check);
 }
 
 #[test]
 fn golden_swin_refuses_empty_folders_and_unknown_files() {
-    let folder = tempfile::tempdir().unwrap();
-    assert!(walk("golden_swin (empty)", folder.path(), check).is_err());
-    std::fs::write(folder.path().join("notes.txt"), "?").unwrap();
-    assert!(walk("golden_swin (unknown)", folder.path(), check).is_err());
+    refuses_other_folders("swin", check);
 }
 
 /// Chooses the check by what the file's config describes.

@@ -56,7 +56,7 @@ impl Recovery<'_> {
                 "{flag} reads the model once more, as the teacher, and only --key can describe it there"
             );
             return Err(Failure::usage(sentence).hint(
-                "save it as a folder first, with `vitesse prune MODEL --method magnitude --macs 1 -o FOLDER`",
+                "save it as a folder first, with the flags that describe it: `vitesse prune MODEL … --method magnitude --macs 1 -o FOLDER` cuts nothing",
             ));
         }
         if let Some(data) = self.data {

@@ -340,6 +340,35 @@ pub fn walk_with(
     }
 }
 
+/// Fails with what `check` finds wrong in the folder of vectors of this name.
+pub fn agrees(folder: &str, check: fn(&Vectors, &mut Report)) {
+    if let Err(failures) = walk(&format!("golden_{folder}"), &golden_root().join(folder), check) {
+        panic!("{failures}");
+    }
+}
+
+/// [`notices`] for keys of files in the folder of this name.
+pub fn notices_each(folder: &str, places: &[(&str, &str)], check: fn(&Vectors, &mut Report)) {
+    let name = format!("golden_{folder}");
+    for (file, key) in places {
+        notices(
+            &name,
+            &format!("{folder}/{file}.safetensors"),
+            key,
+            check,
+            unknown,
+        );
+    }
+}
+
+/// A folder without vectors, or with a file of another kind, must not pass for one that agrees.
+pub fn refuses_other_folders(folder: &str, check: fn(&Vectors, &mut Report)) {
+    let empty = tempfile::tempdir().unwrap();
+    assert!(walk(&format!("golden_{folder} (empty)"), empty.path(), check).is_err());
+    std::fs::write(empty.path().join("notes.txt"), "?").unwrap();
+    assert!(walk(&format!("golden_{folder} (unknown)"), empty.path(), check).is_err());
+}
+
 /// Proves that `check` could fail: in a copy of one of the project's own files, one value of `key` is moved by ten tolerances,
 /// and nothing but that key may be found wrong. A file that is not there fails as well, since then nothing was proved.
 pub fn notices(

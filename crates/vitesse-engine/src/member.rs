@@ -7,6 +7,7 @@ use vitesse_model::Site;
 
 use crate::profile::Clock;
 use crate::steps::NarrowRoom;
+use crate::team::Team;
 use crate::weights::Operands;
 
 /// Everything that steps write. Memory is kept from image to image.
@@ -85,6 +86,15 @@ impl<T: Real> Member<T> {
     pub(crate) fn next_turn(&mut self) -> usize {
         self.turn ^= 1;
         self.turn ^ 1
+    }
+
+    /// Shows rows of its tokens to the others, and meets them.
+    pub(crate) fn show(&self, team: &Team<'_, T>, rows: &Panels<f32>) {
+        let mut place = team.own(self.turn);
+        place.tokens = self.tokens.clone();
+        place.rows.copy(rows);
+        drop(place);
+        team.wait();
     }
 
     /// From here on the stream's rows are those of `tokens`.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::isa::{Isa, Kernel};
 use crate::math::exp;
 use crate::packed::Packed;
-use crate::panels::Panels;
+use crate::panels::{Element, Panels};
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
@@ -192,7 +192,6 @@ impl<T: Real> Attention<T> {
             rows,
             segments,
             between,
-            columns,
             out,
             to,
         });
@@ -207,7 +206,6 @@ struct Job<'a, 's, T: Real, B> {
     rows: Range<usize>,
     segments: &'a dyn Fn(usize) -> Option<Segment<'s, T>>,
     between: &'a B,
-    columns: usize,
     out: &'a mut Panels<T>,
     to: usize,
 }
@@ -230,7 +228,6 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             rows,
             segments,
             between,
-            columns,
             out,
             to,
         } = self;
@@ -246,32 +243,18 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             let count = block.len();
             products::<S, T, B>((q, first), &block, segments, between, logits, 0, &mut scratch);
             let panels = 0..logits.panels();
-            end(logits, panels.clone(), count, keys, f32::NEG_INFINITY);
+            end((&mut *logits, 0), keys, count, f32::NEG_INFINITY);
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {
                 *inverse = 1.0 / softmax::<S, T>(logits, probs, panels.clone(), row);
             }
-            for panel in 0..columns {
-                let of = Operands {
-                    a: probs.all(),
-                    stride: MAX_ROWS,
-                    row: 0,
-                    rows: count,
-                    turned: false,
-                    depths: &values.depths,
-                    b: values.panel(panel),
-                    half: values.widths[panel] <= COLUMNS / 2,
-                    ahead: &[],
-                    lines: 0,
-                };
-                T::tile::<S>(of, &mut scratch);
-                let rows = &mut out.panel_mut(to + panel)[block.clone()];
-                for ((sums, &inverse), row) in scratch.iter().zip(&inverse).zip(rows) {
-                    let row = row.as_mut();
-                    for at in (0..COLUMNS).step_by(S::LANES) {
-                        T::store::<S>(S::mul(S::load(&sums[at..]), S::splat(inverse)), &mut row[at..]);
-                    }
-                }
-            }
+            weigh::<S, T>(
+                (&*probs, 0),
+                values,
+                &inverse,
+                (&mut *out, to),
+                &block,
+                &mut scratch,
+            );
         }
         S::end();
     }
@@ -291,18 +274,7 @@ pub(crate) fn products<'s, S: Simd, T: Real, B: Between>(
     let (count, mut key) = (block.len(), 0);
     for segment in (0..).map_while(segments) {
         for panel in 0..segment.keys.panels() {
-            let of = Operands {
-                a: &q.all()[first * q.rows()..],
-                stride: q.rows(),
-                row: block.start,
-                rows: count,
-                turned: false,
-                depths: &segment.keys.depths,
-                b: segment.keys.panel(panel),
-                half: segment.keys.widths[panel] <= COLUMNS / 2,
-                ahead: &[],
-                lines: 0,
-            };
+            let of = Operands::new((q, first), block.clone(), segment.keys, panel);
             let width = segment.keys.widths[panel];
             let (at, shift) = (to + key / COLUMNS, key % COLUMNS);
             if shift == 0 {
@@ -327,12 +299,13 @@ pub(crate) fn products<'s, S: Simd, T: Real, B: Between>(
     }
 }
 
-/// Puts `value` past the last of so many keys, in `count` rows of the panels of a head.
+/// Puts `value` past the last of so many keys, in `count` rows of the panels of a head, which begin with `first`.
 #[inline(always)]
-pub(crate) fn end(maps: &mut Panels<f32>, panels: Range<usize>, count: usize, keys: usize, value: f32) {
+pub(crate) fn end<T: Element>((maps, first): (&mut Panels<T>, usize), keys: usize, count: usize, value: T) {
     if !keys.is_multiple_of(COLUMNS) {
-        let last = &mut maps.panel_mut(panels.start + keys / COLUMNS)[..count];
-        last.iter_mut().for_each(|row| row[keys % COLUMNS..].fill(value));
+        let last = &mut maps.panel_mut(first + keys / COLUMNS)[..count];
+        last.iter_mut()
+            .for_each(|row| row.as_mut()[keys % COLUMNS..].fill(value));
     }
 }
 
@@ -378,10 +351,10 @@ pub(crate) fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clo
 
 /// A panel of 32 rows as what a tile writes.
 #[inline(always)]
-fn scratch_of(panel: &mut [[f32; 32]]) -> &mut Scratch<f32> {
+pub(crate) fn scratch_of(panel: &mut [[f32; 32]]) -> &mut Scratch<f32> {
     match panel.try_into() {
         Ok(scratch) => scratch,
-        Err(_) => unreachable!("logits have as many rows as a tile"),
+        Err(_) => unreachable!("there are as many rows as a tile has"),
     }
 }
 
@@ -416,4 +389,28 @@ pub(crate) fn softmax<S: Simd, T: Real>(
         }
     }
     S::sum(S::add(sums[0], sums[1]))
+}
+
+/// Probabilities of the queries in `block`, the panels from `first` on, times the values of a head, each row times its factor:
+/// the same rows of `out`, panels from `to` on.
+#[inline(always)]
+pub(crate) fn weigh<S: Simd, T: Real>(
+    (probs, first): (&Panels<T>, usize),
+    values: &Packed<T>,
+    factors: &[f32],
+    (out, to): (&mut Panels<T>, usize),
+    block: &Range<usize>,
+    scratch: &mut Scratch<f32>,
+) {
+    for panel in 0..values.panels() {
+        let of = Operands::new((probs, first), 0..block.len(), values, panel);
+        T::tile::<S>(of, scratch);
+        let rows = &mut out.panel_mut(to + panel)[block.clone()];
+        for ((sums, &factor), row) in scratch.iter().zip(factors).zip(rows) {
+            let row = row.as_mut();
+            for at in (0..COLUMNS).step_by(S::LANES) {
+                T::store::<S>(S::mul(S::load(&sums[at..]), S::splat(factor)), &mut row[at..]);
+            }
+        }
+    }
 }

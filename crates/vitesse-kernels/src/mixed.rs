@@ -5,17 +5,20 @@
 
 use std::ops::Range;
 
-use crate::attention::{Plain, Segment, end, join, products, softmax};
+use crate::attention::{Plain, Segment, end, join, products, scratch_of, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
 use crate::panels::Panels;
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
-use crate::tile::{COLUMNS, MAX_ROWS, Operands, Scratch};
+use crate::tile::{COLUMNS, MAX_ROWS, Operands};
 
-/// Places for the products of a query with a table: every number of 16 bits has one. The last is that of no bucket.
+/// A slot for every `u16`, so that look-ups need no bounds check; the last stays 0, for pairs without a bucket.
 const PLACES: usize = 1 << 16;
+
+/// The most buckets of a table: whole panels of them leave the last place free.
+pub const MOST_BUCKETS: usize = PLACES - COLUMNS;
 
 /// What is done to the maps of a run of queries. Queries are counted as keys are: `query` is the number of the first.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +60,7 @@ pub struct Tables<'a> {
 /// Numbers that depend on the query and on the bucket of a pair: `logit[i, j] += (q[i] · table)[bucket(i, j)]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions<'a, T: Real> {
-    /// For each head, or for all, packed as keys are: a column for each bucket.
+    /// For each head, or for all, packed as keys are: a column for each bucket, of which there are at most [`MOST_BUCKETS`].
     pub tables: &'a [Packed<T>],
     /// `[queries, stride]`; [`u16::MAX`] for a pair that has none.
     pub buckets: &'a [u16],
@@ -124,6 +127,8 @@ impl<T: Real> MixedAttention<T> {
             );
             assert!(all().all(|s| s.keys.depths.len() == depths && s.values.panels() == wide));
             assert!(all().all(|s| s.keys.panels() == s.values.depths.len()));
+            // Whether values are joined is decided for all heads at once.
+            assert!(segments(h, 1).is_some() == segments(0, 1).is_some());
         }
         how.check(
             rows.len(),
@@ -185,15 +190,17 @@ impl<T: Real> Mixed<'_, T> {
         }
         if let Some(positions) = &self.positions {
             assert!([1, heads].contains(&positions.tables.len()));
-            let wide = positions.tables[0].panels();
-            assert!(
-                positions
-                    .tables
-                    .iter()
-                    .all(|t| t.panels() == wide && t.depths.len() == depths)
-            );
-            assert!(wide * COLUMNS < PLACES);
+            let widths = &positions.tables[0].widths;
+            let tables = || positions.tables.iter();
+            assert!(tables().all(|table| table.widths == *widths && table.depths.len() == depths));
+            assert!(widths.len() * COLUMNS <= MOST_BUCKETS);
             assert!(fits(positions.stride, positions.buckets.len()));
+            // Places past the last bucket hold what another layer left there. One more than `u16::MAX` is 0 here.
+            let buckets = &positions.buckets[self.query * positions.stride..last * positions.stride];
+            let most = buckets
+                .iter()
+                .fold(0, |most: u16, &bucket| most.max(bucket.wrapping_add(1)));
+            assert!(usize::from(most) <= widths.iter().sum());
         }
     }
 }
@@ -283,7 +290,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                         mask.stride,
                     );
                 }
-                end(maps, of(h), count, keys, f32::NEG_INFINITY);
+                end((&mut *maps, of(h).start), keys, count, f32::NEG_INFINITY);
             }
             for row in 0..count {
                 for h in 0..heads {
@@ -311,44 +318,27 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     mix::<S, T>(other, &mut room.probs, (heads, panels), row, &room.weights);
                 }
             }
+            if how.after.is_some() {
+                room.inverse.fill(1.0);
+            }
             for (h, head) in how.heads.iter().enumerate() {
                 let own = segments(h, 0).map(|segment| segment.values);
                 let values = match own {
                     Some(own) if !joined => own,
                     _ => &room.values[h],
                 };
-                if how.after.is_some() && !keys.is_multiple_of(COLUMNS) {
+                if how.after.is_some() {
                     // What is added to all keys must not reach those that are not there.
-                    for row in &mut room.probs.panel_mut(of(h).end - 1)[..count] {
-                        row.as_mut()[keys % COLUMNS..].fill(T::from_f32(0.0));
-                    }
+                    end((&mut room.probs, of(h).start), keys, count, T::from_f32(0.0));
                 }
-                for panel in 0..values.panels() {
-                    let operands = Operands {
-                        a: &room.probs.all()[of(h).start * MAX_ROWS..],
-                        stride: MAX_ROWS,
-                        row: 0,
-                        rows: count,
-                        turned: false,
-                        depths: &values.depths,
-                        b: values.panel(panel),
-                        half: values.widths[panel] <= COLUMNS / 2,
-                        ahead: &[],
-                        lines: 0,
-                    };
-                    T::tile::<S>(operands, &mut scratch);
-                    let rows = &mut out.panel_mut(head.out + panel)[block.clone()];
-                    for (row, (sums, to)) in scratch.iter().zip(rows).enumerate() {
-                        let factor = match how.after {
-                            Some(_) => 1.0,
-                            None => room.inverse[h * MAX_ROWS + row],
-                        };
-                        let to = to.as_mut();
-                        for at in (0..COLUMNS).step_by(S::LANES) {
-                            T::store::<S>(S::mul(S::load(&sums[at..]), S::splat(factor)), &mut to[at..]);
-                        }
-                    }
-                }
+                weigh::<S, T>(
+                    (&room.probs, of(h).start),
+                    values,
+                    &room.inverse[h * MAX_ROWS..][..count],
+                    (&mut *out, head.out),
+                    &block,
+                    &mut scratch,
+                );
             }
         }
         S::end();
@@ -379,23 +369,8 @@ fn by_buckets<S: Simd, T: Real>(
     by_bucket: &mut Panels<f32>,
 ) {
     for panel in 0..table.panels() {
-        let operands = Operands {
-            a: &q.all()[first * q.rows()..],
-            stride: q.rows(),
-            row: block.start,
-            rows: block.len(),
-            turned: false,
-            depths: &table.depths,
-            b: table.panel(panel),
-            half: table.widths[panel] <= COLUMNS / 2,
-            ahead: &[],
-            lines: 0,
-        };
-        let to: &mut Scratch<f32> = match by_bucket.panel_mut(panel).try_into() {
-            Ok(to) => to,
-            Err(_) => unreachable!("there are as many rows as a tile has"),
-        };
-        T::tile::<S>(operands, to);
+        let operands = Operands::new((q, first), block.clone(), table, panel);
+        T::tile::<S>(operands, scratch_of(by_bucket.panel_mut(panel)));
     }
 }
 

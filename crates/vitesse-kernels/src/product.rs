@@ -99,16 +99,11 @@ fn operands<'a, T: Element>(
     Ahead(ahead, lines): Ahead<'a, T>,
 ) -> Operands<'a, T> {
     Operands {
-        a: &a.all()[blocks.start * a.rows()..],
-        stride: a.rows(),
-        row: rows.start,
-        rows: rows.len(),
-        turned: false,
         depths: &of.depths[blocks.clone()],
-        b: of.blocks(panel, blocks),
-        half: of.widths[panel] <= COLUMNS / 2,
+        b: of.blocks(panel, blocks.clone()),
         ahead,
         lines,
+        ..Operands::new((a, blocks.start), rows, of, panel)
     }
 }
 

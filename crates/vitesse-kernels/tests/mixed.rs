@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use vitesse_kernels::{
     Bf16, Columns, Depthwise, Isa, Mixed, MixedAttention, Packed, Panels, Positions, Real, Segment, Tables,
-    depthwise, panels_of,
+    Weight, depthwise, panels_of,
 };
 use vitesse_rng::Rng;
 
@@ -320,24 +320,142 @@ fn depthwise_convolutions_are_right_on_every_instruction_set() {
     }
 }
 
+/// That a check refuses it, and not a slice that something else ends at.
+#[track_caller]
+fn refused_by_check(what: &str, call: impl FnOnce()) {
+    let text = refused(what, call);
+    assert!(text.starts_with("assertion failed"), "{what}: {text}");
+}
+
+// What is refused here would read and write inside all slices: nothing but the checks would notice.
+
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
-    let case = Case::random(&mut rng("mixed refused", 3));
-    let mut wrong = Case::random(&mut rng("mixed refused", 3));
-    wrong.before = Some(vec![0.0; case.heads * case.heads]);
-    refused("a mixing without a column for what is added", || {
-        wrong.run(Isa::Scalar, &mut MixedAttention::<f32>::new());
-    });
-    let x = Panels::<f32>::zeros(3, 1);
-    let mut out = Panels::<f32>::zeros(3, 1);
-    let (weights, bias) = ([vec![[0.0; 32]]], [[0.0; 32]]);
-    refused("fewer neighbours than rows", || {
+fn attention_whose_shapes_do_not_fit_is_refused() {
+    let (isa, tokens, stride) = (Isa::Scalar, 3, 32);
+    let pack = |part: std::ops::Range<usize>| {
+        let all = Panels::<f32>::zeros(tokens, 1);
+        let (mut keys, mut values) = (Packed::zeros(0, 0), Packed::zeros(0, 0));
+        f32::pack_keys(isa, &all, part.clone(), 0, 32, &mut keys);
+        f32::pack_values(&all, part, 0, 32, &mut values);
+        (keys, values)
+    };
+    let (whole, cut) = ([pack(0..3)], [pack(0..2), pack(2..3)]);
+    let run = |second: &[(Packed<f32>, Packed<f32>)], how: &Mixed<'_, f32>| {
+        let segments = |h: usize, i: usize| {
+            let (keys, values) = if h == 0 { whole.get(i) } else { second.get(i) }?;
+            Some(Segment { keys, values })
+        };
+        let (q, mut out) = (Panels::zeros(tokens, 2), Panels::zeros(tokens, 2));
+        MixedAttention::new().run(isa, &q, 0..tokens, &segments, how, &mut out);
+    };
+    let heads = [0, 1].map(|at| Columns { q: at, out: at });
+    // Room enough for any of them.
+    let tables = vec![vec![0.0; tokens * 2 * stride]; 3];
+    let of = |count: usize, stride| {
+        let values = &tables[..count];
+        Some(Tables { values, stride })
+    };
+    let mixing = [0.0; 7];
+    let by_bucket = |count: usize| f32::pack(&|_| &[0.0; 32], &panels_of([count]), &panels_of([32]));
+    let (five, six) = ([by_bucket(5)], [by_bucket(5), by_bucket(6)]);
+    let mut buckets = vec![u16::MAX; tokens * stride];
+    buckets[1] = 4;
+    let mut past = buckets.clone();
+    past[1] = 5;
+    let positions = |tables, buckets| {
+        Some(Positions {
+            tables,
+            buckets,
+            stride,
+        })
+    };
+    let right = Mixed {
+        heads: &heads,
+        query: 0,
+        positions: positions(&five, &buckets),
+        bias: of(2, stride),
+        before: Some(&mixing[..6]),
+        mask: of(1, stride),
+        after: Some(&mixing[..6]),
+    };
+    run(&whole, &right);
+    refused_by_check("a head with another cut", || run(&cut, &right));
+    for (what, wrong) in [
+        (
+            "a mask's stride of no whole panels",
+            Mixed {
+                mask: of(1, stride + 1),
+                ..right
+            },
+        ),
+        (
+            "a bias' stride of no whole panels",
+            Mixed {
+                bias: of(2, stride + 1),
+                ..right
+            },
+        ),
+        (
+            "two masks",
+            Mixed {
+                mask: of(2, stride),
+                ..right
+            },
+        ),
+        (
+            "a bias for a head that is not there",
+            Mixed {
+                bias: of(3, stride),
+                ..right
+            },
+        ),
+        (
+            "a weight too many before the softmax",
+            Mixed {
+                before: Some(&mixing),
+                ..right
+            },
+        ),
+        (
+            "a weight too many after it",
+            Mixed {
+                after: Some(&mixing),
+                ..right
+            },
+        ),
+        (
+            "a bucket past the last",
+            Mixed {
+                positions: positions(&five, &past),
+                ..right
+            },
+        ),
+        (
+            "tables of different lengths",
+            Mixed {
+                positions: positions(&six, &buckets),
+                ..right
+            },
+        ),
+    ] {
+        refused_by_check(what, || run(&whole, &wrong));
+    }
+}
+
+#[test]
+fn convolutions_whose_shapes_do_not_fit_are_refused() {
+    let run = |neighbours: &[u32], bias: &[[f32; 32]]| {
+        let (x, mut out) = (Panels::<f32>::zeros(3, 1), Panels::<f32>::zeros(3, 1));
         let of = Depthwise {
-            weights: &weights,
-            bias: &bias,
-            neighbours: &[0, 1],
+            weights: &[vec![[0.0; 32]]],
+            bias,
+            neighbours,
             first: 0,
         };
         depthwise(Isa::Scalar, &x, of, &mut out);
-    });
+    };
+    let bias = [[0.0; 32]; 2];
+    run(&[0, 1, 2], &bias[..1]);
+    refused_by_check("more neighbours than rows", || run(&[0, 1, 2, 0], &bias[..1]));
+    refused_by_check("more of the bias than panels", || run(&[0, 1, 2], &bias));
 }

@@ -222,7 +222,7 @@ impl Tensor {
             .unwrap_or_default()
     }
 
-    /// Whether it holds neither NaN nor infinity. Whole numbers never do.
+    /// Whether it holds neither NaN nor infinity. Integers always are finite.
     pub fn is_finite(&self) -> bool {
         !self.dtype.is_float() || self.to_f32().iter().copied().all(f32::is_finite)
     }

@@ -77,7 +77,12 @@ fn parameters_and_costs_are_the_published_ones() {
         let cost = spec(name).costs().unwrap();
         assert_eq!(cost.parameters(), parameters, "{name}");
         let found = cost.macs() as f64 / 1e9;
-        let tolerance = if name.starts_with("mini_swin") { 0.006 } else { 0.0 } * gmacs + 0.0006;
+        let tolerance = if name.starts_with("mini_swin") {
+            0.0015
+        } else {
+            0.0
+        } * gmacs
+            + 0.0006;
         assert!(
             (found - gmacs).abs() < tolerance,
             "{name}: {found} instead of {gmacs}"

@@ -368,7 +368,23 @@ fn relative_positions_need_one_map_and_heads_of_one_width() {
         network: NetworkSpec::Swin(SwinSpec::plain(32, 4, 2, 6, &[2], &[2])),
         ..spec(vec![op()])
     };
-    for (spec, expected) in [(uneven, "heads of one width"), (swin, "attends in windows")] {
+    // Four windows of 36 have as many pairs as one map of 72.
+    let mut filled = SwinSpec::plain(32, 4, 6, 6, &[2], &[2]);
+    filled.img_size = [32, 36];
+    let filled = ModelSpec {
+        network: NetworkSpec::Swin(filled),
+        ..spec(vec![op()])
+    };
+    let mut large = spec(vec![op()]);
+    if let NetworkSpec::Vit(vit) = &mut large.network {
+        vit.img_size = [4096, 4096];
+    }
+    for (spec, expected) in [
+        (uneven, "heads of one width"),
+        (swin, "attends in windows"),
+        (filled, "attends in windows"),
+        (large, "pairs of tokens in attention maps"),
+    ] {
         let error = spec.validate().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }

@@ -33,7 +33,7 @@ Examples:
 pub(super) struct Args {
     /// Checkpoint folders, `.safetensors` or `.pth` files, or names from `vitesse inspect --list`
     ///
-    /// The first is what the others are compared with. All have as many layers, and take the same images.
+    /// The first is what the others are compared with. All must have the same number of layers and take the same images.
     #[arg(required = true, num_args = 2.., value_names = ["BASE", "MODEL"])]
     models: Vec<String>,
     #[command(flatten)]

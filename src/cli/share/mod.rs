@@ -50,7 +50,7 @@ pub(super) struct Args {
     /// The size of each group, in the order of the forward pass
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "group", value_parser = clap::value_parser!(u32).range(1..=1024))]
     groups: Vec<u32>,
-    /// Whether the layers of a group share their norms too, which the paper finds to be a main cause of lost accuracy
+    /// Let the layers of a group share their norms too; the paper finds this a main cause of lost accuracy
     #[arg(long)]
     shared_norms: bool,
     /// What a group's matrices start as: those of its first layer, the mean of all, or those of the layer with this number in its group

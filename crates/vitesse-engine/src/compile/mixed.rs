@@ -1,8 +1,8 @@
-//! What stands between the tokens of a map: heads mixed, relative positions, local convolutions.
+//! Ops at attention maps, and local convolutions.
 
 use std::sync::Arc;
 
-use vitesse_kernels::{Real, panels_of};
+use vitesse_kernels::{MOST_BUCKETS, Real, panels_of};
 use vitesse_model::ops::relative_positions::{Method, Mode};
 use vitesse_model::ops::{HeadMixing, NORM_EPS, OpKind, QkvPart, RelativePositions};
 use vitesse_model::site::Site;
@@ -10,7 +10,7 @@ use vitesse_model::spec::{AttentionSpec, Windows};
 
 use super::Compiler;
 use crate::profile::Stage;
-use crate::steps::{AttendMixed, Buckets, Head, Local, masks};
+use crate::steps::{AttendMixed, Buckets, Head, Local, masks, padded};
 use crate::weights::{NormRows, rows};
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ impl<T: Real> Compiler<'_, T> {
         ops.next().is_some()
     }
 
-    /// The attention of a layer in which something does. What is not known here stays to be refused.
+    /// The attention of a layer whose maps ops change. What is not known here stays to be refused.
     pub(super) fn mixed(
         &mut self,
         layer: usize,
@@ -46,19 +46,13 @@ impl<T: Real> Compiler<'_, T> {
             heads,
         };
         if let Some(windows) = windows {
-            let table = self.window_table(layer)?;
-            attend.bias = Some(spread(
-                &windows.relative(),
-                area,
-                stride,
-                spec.num_heads(),
-                |row, head| table[row * spec.num_heads() + head],
-            ));
+            let (table, relative, heads) = (self.window_table(layer)?, windows.relative(), spec.num_heads());
+            let bias = |head| padded(area, stride, 0.0, |pair| table[relative[pair] * heads + head]);
+            attend.bias = Some((0..heads).map(bias).collect());
             let (kinds, masks) = masks(windows);
             attend.kinds = kinds;
-            if windows.mask().is_some() {
-                attend.masks = masks.iter().map(|mask| widened(mask, area, stride)).collect();
-            }
+            let mask = |mask: &Vec<f32>| padded(area, stride, 0.0, |pair| mask[pair]);
+            attend.masks = masks.iter().map(mask).collect();
         }
         for (index, op) in self.sites.ops_at(Site::AttnLogits, Some(layer)) {
             let prefix = op.prefix(index);
@@ -115,7 +109,7 @@ impl<T: Real> Compiler<'_, T> {
         let (shape, values) = (values.shape().to_vec(), values.to_f32());
         let &[_, width, count] = &shape[..] else {
             return Err(Error::Unsupported(format!(
-                "`{prefix}.{end}` is no list of tables"
+                "`{prefix}.{end}` should have three dimensions, but has shape {shape:?}"
             )));
         };
         let table = |table: &[f32]| {
@@ -128,18 +122,11 @@ impl<T: Real> Compiler<'_, T> {
         };
         let (tokens, patches) = (self.sites.tokens_at(layer), grid[0] * grid[1]);
         let of_pairs = buckets.pairs(tokens - patches, 0);
-        let mut pairs = vec![u16::MAX; tokens * stride];
-        for (to, of_query) in pairs.chunks_exact_mut(stride).zip(of_pairs.chunks_exact(tokens)) {
-            for (to, bucket) in to.iter_mut().zip(of_query) {
-                *to = bucket
-                    .and_then(|bucket| u16::try_from(bucket).ok())
-                    .unwrap_or(u16::MAX);
-            }
-        }
+        let bucket = |pair: usize| of_pairs[pair].and_then(|bucket| u16::try_from(bucket).ok());
         Ok(Buckets {
             tables: values.chunks_exact(width * count).map(table).collect(),
             count,
-            pairs,
+            pairs: padded(tokens, stride, u16::MAX, |pair| bucket(pair).unwrap_or(u16::MAX)),
         })
     }
 
@@ -212,36 +199,7 @@ fn reads_keys(positions: &RelativePositions) -> bool {
     positions.method != Method::Cross
         && positions.of == QkvPart::K
         && positions.mode == Mode::Contextual
-        && positions.count() < usize::from(u16::MAX)
-}
-
-/// For each head what a table has for the pairs of tokens, `[area, stride]`.
-fn spread(
-    relative: &[usize],
-    area: usize,
-    stride: usize,
-    heads: usize,
-    value: impl Fn(usize, usize) -> f32,
-) -> Vec<Vec<f32>> {
-    let of = |head| {
-        let mut values = vec![0.0; area * stride];
-        for (to, relative) in values.chunks_exact_mut(stride).zip(relative.chunks_exact(area)) {
-            to.iter_mut()
-                .zip(relative)
-                .for_each(|(to, &row)| *to = value(row, head));
-        }
-        values
-    };
-    (0..heads).map(of).collect()
-}
-
-/// Rows of `area` numbers, each filled up to `stride`.
-fn widened(values: &[f32], area: usize, stride: usize) -> Vec<f32> {
-    let mut out = vec![0.0; area * stride];
-    for (to, from) in out.chunks_exact_mut(stride).zip(values.chunks_exact(area)) {
-        to[..area].copy_from_slice(from);
-    }
-    out
+        && positions.count() <= MOST_BUCKETS
 }
 
 /// Which token of the stream each tap of each token reads; the number of tokens where it reads past the map, or is no patch itself.

@@ -1,13 +1,13 @@
 //! Attention: keys and values of all, queries of those that go on.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
 use vitesse_kernels::{Packed, Plain, Real, Segment};
 
 use crate::member::Member;
 use crate::plan::{Counts, Step};
-use crate::team::Run;
+use crate::team::{Run, Shown};
 use crate::weights::{Product, Then, Weights};
 
 /// Where a head's columns lie.
@@ -39,6 +39,68 @@ pub(crate) struct KeysValues<T: Real> {
 /// The windows of `area` tokens that begin or go on in `tokens`; one, of no token, where there is none.
 pub(crate) fn windows_of(tokens: &Range<usize>, area: usize) -> Range<usize> {
     tokens.start / area..tokens.end.saturating_sub(1).max(tokens.start) / area + 1
+}
+
+/// Numbers for the pairs of `area` tokens, `[area, stride]`: `value` of each pair, a query's one after the other, and `past`
+/// behind its last key.
+pub(crate) fn padded<N: Copy>(area: usize, stride: usize, past: N, value: impl Fn(usize) -> N) -> Vec<N> {
+    let mut values = vec![past; area * stride];
+    for (query, to) in values.chunks_exact_mut(stride).enumerate() {
+        for (key, to) in to[..area].iter_mut().enumerate() {
+            *to = value(query * area + key);
+        }
+    }
+    values
+}
+
+/// A window of `area` tokens, and what the threads show of it.
+pub(crate) struct Window<'a, T: Real> {
+    index: usize,
+    area: usize,
+    heads: usize,
+    /// Of the threads that have a part of it. They come one after the other.
+    parts: &'a [Option<RwLockReadGuard<'a, Shown<T>>>],
+}
+
+impl<'a, T: Real> Window<'a, T> {
+    pub(crate) fn new(
+        index: usize,
+        area: usize,
+        heads: usize,
+        shown: &'a [Option<RwLockReadGuard<'a, Shown<T>>>],
+    ) -> Self {
+        let has = |shown: &Option<RwLockReadGuard<'_, Shown<T>>>| {
+            let theirs = shown.as_ref().map_or(0..0, |shown| shown.tokens.clone());
+            !theirs.is_empty() && theirs.start < (index + 1) * area && theirs.end > index * area
+        };
+        let first = shown.iter().position(has).unwrap_or(0);
+        let count = shown[first..].iter().take_while(|shown| has(shown)).count();
+        let parts = &shown[first..first + count];
+        Window {
+            index,
+            area,
+            heads,
+            parts,
+        }
+    }
+
+    /// A head's keys and values, the part number `i` of them.
+    pub(crate) fn segment(&self, head: usize, i: usize) -> Option<Segment<'a, T>> {
+        let shown = self.parts.get(i)?.as_ref()?;
+        let at = self.index - windows_of(&shown.tokens, self.area).start;
+        let (keys, values) = &shown.heads[at * self.heads + head];
+        Some(Segment { keys, values })
+    }
+
+    /// Which rows of `tokens` are in it, and the number of the first of them among its own.
+    pub(crate) fn rows_of(&self, tokens: &Range<usize>) -> (Range<usize>, usize) {
+        let start = self.index * self.area;
+        let own = start.max(tokens.start)..(start + self.area).min(tokens.end);
+        (
+            own.start - tokens.start..own.end - tokens.start,
+            own.start - start,
+        )
+    }
 }
 
 impl<T: Real> Step<T> for KeysValues<T> {

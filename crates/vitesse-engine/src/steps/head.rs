@@ -19,12 +19,7 @@ pub(crate) struct Mean {
 
 impl<T: Real> Step<T> for Mean {
     fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
-        {
-            let mut place = run.team.own(on.turn);
-            place.tokens = on.tokens.clone();
-            place.rows.copy(&on.x);
-        }
-        run.team.wait();
+        on.show(run.team, &on.x);
         let shown = run.team.all(on.next_turn());
         let first = run.team.index == 0;
         on.x.reshape(usize::from(first), on.x.panels());

@@ -16,7 +16,7 @@ pub(crate) struct Local {
     pub(crate) bias: Rows,
     /// Which token of the stream each tap of each token reads, `[tokens, taps]`; the one after the last is none.
     pub(crate) neighbours: Vec<u32>,
-    /// Tokens that are no patches: they are normed and no more.
+    /// Tokens that are no patches: they are only normed.
     pub(crate) apart: Vec<usize>,
     pub(crate) tokens: usize,
 }
@@ -39,12 +39,7 @@ impl<T: Real> Step<T> for Local {
                 on.value.panel_mut(panel)[..rows].copy_from_slice(on.spare.panel(panel));
             }
         } else {
-            {
-                let mut place = run.team.own(on.turn);
-                place.tokens = on.tokens.clone();
-                place.rows.copy(&on.spare);
-            }
-            run.team.wait();
+            on.show(run.team, &on.spare);
             for shown in run.team.all(on.next_turn()).iter().flatten() {
                 for panel in 0..panels {
                     let to = &mut on.value.panel_mut(panel)[shown.tokens.clone()];

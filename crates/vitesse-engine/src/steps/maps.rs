@@ -43,12 +43,7 @@ impl<T: Real> Step<T> for Take {
             self.write(&on.x, &on.tokens, &mut on.results[from..]);
             return;
         }
-        {
-            let mut place = run.team.own(on.turn);
-            place.tokens = on.tokens.clone();
-            place.rows.copy(&on.x);
-        }
-        run.team.wait();
+        on.show(run.team, &on.x);
         let shown = run.team.all(on.next_turn());
         if run.team.index == 0 {
             for shown in shown.iter().flatten() {

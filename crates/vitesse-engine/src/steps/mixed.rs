@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use vitesse_kernels::{Columns, Mixed, Packed, Positions, Real, Segment, Tables};
+use vitesse_kernels::{Columns, Mixed, Packed, Positions, Real, Tables};
 
-use super::attention::{Head, windows_of};
+use super::attention::{Head, Window, windows_of};
 use crate::member::Member;
 use crate::plan::{Counts, Step};
 use crate::team::Run;
@@ -83,25 +83,11 @@ impl<T: Real> Step<T> for AttendMixed<T> {
         on.columns.extend(self.heads.iter().map(columns));
         let shown = run.team.all(turn);
         let (area, count) = (self.area, self.heads.len());
-        for window in windows_of(&tokens, area) {
-            let whole = window * area..(window + 1) * area;
-            let own = whole.start.max(tokens.start)..whole.end.min(tokens.end);
-            // The threads that have a part of the window come one after the other.
-            let has = |i: usize| {
-                let shown = shown.get(i)?.as_ref()?;
-                let theirs = &shown.tokens;
-                Some(!theirs.is_empty() && theirs.start < whole.end && theirs.end > whole.start)
-            };
-            let first = (0..shown.len()).find(|&i| has(i) == Some(true)).unwrap_or(0);
-            let segments = |h: usize, i: usize| -> Option<Segment<'_, T>> {
-                has(first + i).filter(|has| *has)?;
-                let shown = shown.get(first + i)?.as_ref()?;
-                let at = window - windows_of(&shown.tokens, area).start;
-                let (keys, values) = &shown.heads[at * count + h];
-                Some(Segment { keys, values })
-            };
-            let rows = own.start - tokens.start..own.end - tokens.start;
-            let how = self.how(&on.columns, window, own.start - whole.start);
+        for index in windows_of(&tokens, area) {
+            let window = Window::new(index, area, count, &shown);
+            let (rows, query) = window.rows_of(&tokens);
+            let how = self.how(&on.columns, index, query);
+            let segments = |h: usize, i: usize| window.segment(h, i);
             on.mixed.run(run.isa, &on.q, rows, &segments, &how, &mut on.input);
         }
     }

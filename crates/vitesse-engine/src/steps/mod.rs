@@ -14,7 +14,7 @@ mod windows;
 
 use std::ops::Range;
 
-pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries};
+pub(crate) use attention::{Attend, Head, KeysValues, Meet, Queries, padded};
 pub(crate) use embed::Embed;
 pub(crate) use head::{Heads, Mean};
 pub(crate) use local::Local;

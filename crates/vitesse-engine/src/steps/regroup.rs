@@ -49,12 +49,7 @@ impl<T: Real> Step<T> for Regroup {
             on.adopt(own);
             return;
         }
-        {
-            let mut place = run.team.own(on.turn);
-            place.tokens = on.tokens.clone();
-            place.rows.copy(&on.x);
-        }
-        run.team.wait();
+        on.show(run.team, &on.x);
         let turn = on.next_turn();
         let own = run.team.share(self.tokens.len());
         on.spare.reshape(own.len(), panels);

@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use vitesse_kernels::{Bias, Panels, Real, Segment, layer_norm};
+use vitesse_kernels::{Bias, Panels, Real, layer_norm};
 use vitesse_model::spec::Windows;
 
-use super::attention::{Head, windows_of};
+use super::attention::{Head, Window, padded, windows_of};
 use crate::member::Member;
 use crate::plan::{Counts, Step};
 use crate::team::Run;
@@ -30,10 +30,10 @@ pub(crate) struct WindowBias {
     heads: usize,
 }
 
-/// Which mask each window has, and the masks that differ, `[area, area]` each: one of zeros where nothing keeps tokens apart.
+/// Which mask each window has, and the masks that differ, `[area, area]` each: none where nothing keeps tokens apart.
 pub(crate) fn masks(windows: &Windows) -> (Vec<usize>, Vec<Vec<f32>>) {
     let area = windows.area();
-    let masks = windows.mask().unwrap_or_else(|| vec![0.0; area * area]);
+    let masks = windows.mask().unwrap_or_default();
     let mut distinct: Vec<Vec<f32>> = Vec::new();
     let mut kinds: Vec<usize> = masks
         .chunks_exact(area * area)
@@ -55,16 +55,14 @@ impl WindowBias {
     pub(crate) fn new(windows: &Windows, table: &[f32], heads: usize) -> Self {
         let (area, relative) = (windows.area(), windows.relative());
         let stride = area.next_multiple_of(32);
-        let (kinds, masks) = masks(windows);
+        let (kinds, mut masks) = masks(windows);
+        if masks.is_empty() {
+            masks.push(vec![0.0; area * area]);
+        }
         let of = |mask: &[f32], head: usize| {
-            let mut values = vec![0.0; area * stride];
-            let rows = mask.chunks_exact(area).zip(relative.chunks_exact(area));
-            for (to, (mask, relative)) in values.chunks_exact_mut(stride).zip(rows) {
-                for ((to, mask), row) in to.iter_mut().zip(mask).zip(relative) {
-                    *to = mask + table[row * heads + head];
-                }
-            }
-            values
+            padded(area, stride, 0.0, |pair| {
+                mask[pair] + table[relative[pair] * heads + head]
+            })
         };
         let tables = masks
             .iter()
@@ -101,33 +99,18 @@ impl<T: Real> Step<T> for AttendInWindows {
         }
         let shown = run.team.all(turn);
         let (area, count) = (self.bias.area, self.heads.len());
-        for window in windows_of(&tokens, area) {
-            let whole = window * area..(window + 1) * area;
-            let own = whole.start.max(tokens.start)..whole.end.min(tokens.end);
-            // The threads that have a part of the window come one after the other.
-            let has = |i: usize| {
-                let shown = shown.get(i)?.as_ref()?;
-                let theirs = &shown.tokens;
-                Some(!theirs.is_empty() && theirs.start < whole.end && theirs.end > whole.start)
-            };
-            let first = (0..shown.len()).find(|&i| has(i) == Some(true)).unwrap_or(0);
+        for index in windows_of(&tokens, area) {
+            let window = Window::new(index, area, count, &shown);
+            let (rows, query) = window.rows_of(&tokens);
             for (h, head) in self.heads.iter().enumerate() {
-                let segments = |i: usize| -> Option<Segment<'_, T>> {
-                    has(first + i).filter(|has| *has)?;
-                    let shown = shown.get(first + i)?.as_ref()?;
-                    let at = window - windows_of(&shown.tokens, area).start;
-                    let (keys, values) = &shown.heads[at * count + h];
-                    Some(Segment { keys, values })
-                };
-                let rows = own.start - tokens.start..own.end - tokens.start;
                 // The numbers of the first query of this thread's part.
-                let values = &self.bias.table(window, h)[(own.start - whole.start) * self.bias.stride..];
+                let values = &self.bias.table(index, h)[query * self.bias.stride..];
                 on.attention.head(
                     run.isa,
                     &on.q,
                     head.q_at,
                     rows.clone(),
-                    &segments,
+                    &|i| window.segment(h, i),
                     &Bias::padded(values, rows.start, self.bias.stride, area),
                     &mut on.input,
                     head.out_at,
@@ -186,12 +169,7 @@ impl Order {
         if run.team.members.len() == 1 {
             self.copy(wanted, (&on.x, 0..on.x.rows()), &mut on.spare, dim);
         } else {
-            {
-                let mut place = run.team.own(on.turn);
-                place.tokens = on.tokens.clone();
-                place.rows.copy(&on.x);
-            }
-            run.team.wait();
+            on.show(run.team, &on.x);
             for shown in run.team.all(on.next_turn()).iter().flatten() {
                 self.copy(wanted, (&shown.rows, shown.tokens.clone()), &mut on.spare, dim);
             }

@@ -21,7 +21,10 @@ mod avx2;
 mod avx512;
 mod scalar;
 
-use crate::panels::{Bf16, Element};
+use std::ops::Range;
+
+use crate::packed::Packed;
+use crate::panels::{Bf16, Element, Panels};
 
 /// Whether this process may use AMX on this machine.
 #[cfg(target_arch = "x86_64")]
@@ -72,7 +75,29 @@ pub struct Operands<'a, T: Element> {
     pub(crate) lines: usize,
 }
 
-impl<T: Element> Operands<'_, T> {
+impl<'a, T: Element> Operands<'a, T> {
+    /// Some rows of a matrix, its panels from `first` on, and one panel of `b` with all its depth. Nothing is read ahead.
+    #[inline(always)]
+    pub(crate) fn new(
+        (a, first): (&'a Panels<T>, usize),
+        rows: Range<usize>,
+        b: &'a Packed<T>,
+        panel: usize,
+    ) -> Self {
+        Operands {
+            a: &a.all()[first * a.rows()..],
+            stride: a.rows(),
+            row: rows.start,
+            rows: rows.len(),
+            turned: false,
+            depths: &b.depths,
+            b: b.panel(panel),
+            half: b.widths[panel] <= COLUMNS / 2,
+            ahead: &[],
+            lines: 0,
+        }
+    }
+
     /// That all reads and the rows of `out` will be inside the slices, so that the inner loops need not look, and that the left
     /// operand lies as the tile reads it.
     #[inline(always)]

@@ -9,14 +9,15 @@
 //! ```text
 //! pᵀ = exp(sᵀ − l)    rᵀ = scale · pᵀ ∘ (v·gᵀ − d)    gradients: v: pᵀ·g    k: rᵀ·q    qᵀ: kᵀ·rᵀ
 //! ```
-//!
-//! What is added to the logits ([`Terms`]) has the gradient `p ∘ (g·vᵀ − d)`, summed over all samples: in fixed parts, which
-//! are added in order.
+
+mod terms;
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+pub use self::terms::Terms;
+use self::terms::{Added, Padded};
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
 use super::memory::{put, unwritten, written};
 use super::norm::fold;
@@ -45,16 +46,6 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// What is added to them.
     pub terms: Option<Terms<'a>>,
-}
-
-/// What is added to logits: biases that all samples have in common, and masks of windows, of which each image has several
-/// as samples of their own.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms<'a> {
-    /// `[heads, tokens, tokens]`: a row for each query.
-    pub bias: &'a [f32],
-    /// `[windows, tokens, tokens]`, for the samples in turn; none if empty. Two tokens see each other both or neither.
-    pub mask: &'a [f32],
 }
 
 /// The gradients of an attention's inputs.
@@ -149,9 +140,7 @@ impl Attention<'_> {
         let (width, out_width) = self.widths();
         let mut out = unwritten(self.batch * self.tokens * out_width);
         let mut lse = vec![0f32; self.batch * self.qk.len() * self.tokens];
-        let terms = self
-            .terms
-            .map(|terms| Padded::new(&terms, terms.bias, self.tokens));
+        let terms = self.terms.map(|terms| Padded::by_query(&terms, self.tokens));
         out.par_chunks_mut(self.tokens * out_width)
             .zip(lse.par_chunks_mut(self.qk.len() * self.tokens))
             .zip(self.qkv.par_chunks(self.tokens * width))
@@ -159,7 +148,7 @@ impl Attention<'_> {
             .for_each(|(sample, ((out, lse), qkv))| {
                 for head in self.heads() {
                     let lse = &mut lse[head.index * self.tokens..][..self.tokens];
-                    let added = terms.as_ref().map(|terms| terms.of(sample, head));
+                    let added = terms.as_ref().map(|terms| terms.of(sample, head.index));
                     isa.run(Forward::<K>(Job::new(self, qkv, head, added), out, lse));
                 }
             });
@@ -173,10 +162,7 @@ impl Attention<'_> {
         let image = self.tokens * out_width;
         assert!(out.len() == self.batch * image && grad.len() == out.len());
         assert!(lse.len() == self.batch * self.qk.len() * self.tokens);
-        // A row for each key.
-        let terms = self
-            .terms
-            .map(|terms| Padded::new(&terms, &self.transposed(terms.bias), self.tokens));
+        let terms = self.terms.map(|terms| Padded::by_key(&terms, self.tokens));
         // Without biases every sample is a part of its own.
         let each = terms
             .as_ref()
@@ -190,9 +176,7 @@ impl Attention<'_> {
             .zip(lse.par_chunks(each * self.qk.len() * self.tokens))
             .enumerate()
             .map(|(part, (((to, qkv), (out, grad)), lse))| {
-                let mut sums = terms
-                    .as_ref()
-                    .map_or(Vec::new(), |terms| vec![0f32; terms.bias.len()]);
+                let mut sums = terms.as_ref().map_or(Vec::new(), Padded::no_sums);
                 let samples = to
                     .chunks_mut(self.tokens * width)
                     .zip(qkv.chunks(self.tokens * width))
@@ -201,9 +185,8 @@ impl Attention<'_> {
                 for (i, (((to, qkv), (out, grad)), lse)) in samples.enumerate() {
                     let sample = part * each + i;
                     for head in self.heads() {
-                        let added = terms.as_ref().map(|terms| terms.of(sample, head));
-                        let first = added.map_or(0, |added| head.index * added.bias.len());
-                        let sums = sums.get_mut(first..).unwrap_or_default();
+                        let added = terms.as_ref().map(|terms| terms.of(sample, head.index));
+                        let sums = terms.as_ref().map(|terms| terms.sums_of(&mut sums, head.index));
                         let lse = &lse[head.index * self.tokens..][..self.tokens];
                         isa.run(Backward::<K> {
                             job: Job::new(self, qkv, head, added),
@@ -211,7 +194,7 @@ impl Attention<'_> {
                             lse,
                             grad,
                             to: &mut *to,
-                            sums,
+                            sums: sums.unwrap_or_default(),
                         });
                     }
                 }
@@ -220,101 +203,13 @@ impl Attention<'_> {
             .collect();
         // SAFETY: as above, for queries, keys and values.
         let qkv = unsafe { written(all) };
-        let bias = terms.map(|terms| {
-            let mut total = vec![0f32; terms.bias.len()];
-            for part in &sums {
-                total.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
-            }
-            let rows = total.chunks_exact(terms.stride);
-            self.transposed(
-                &rows
-                    .flat_map(|row| &row[..self.tokens])
-                    .copied()
-                    .collect::<Vec<f32>>(),
-            )
-        });
+        let bias = terms.map(|terms| terms.gradient(&sums));
         AttentionGradients { qkv, bias }
-    }
-
-    /// The map of each head with rows and columns exchanged.
-    fn transposed(&self, maps: &[f32]) -> Vec<f32> {
-        let tokens = self.tokens;
-        let map = |map: &[f32]| -> Vec<f32> {
-            let at = |i: usize| map[i % tokens * tokens + i / tokens];
-            (0..tokens * tokens).map(at).collect()
-        };
-        maps.chunks_exact(tokens * tokens).flat_map(map).collect()
     }
 }
 
 /// Into how many parts the samples are cut at most, each of which sums the gradients of biases by itself.
 const MOST_PARTS: usize = 16;
-
-/// What is added to logits in rows of whole blocks, so that all of it is added by vectors.
-#[derive(Debug)]
-struct Padded {
-    /// `[heads, tokens, stride]`, a row for each query, or in the backward pass for each key; −∞ past the last token, which
-    /// makes exponentials zero.
-    bias: Vec<f32>,
-    /// `[windows, tokens, stride]`; nothing where a window hides nothing.
-    masks: Vec<Option<Vec<f32>>>,
-    tokens: usize,
-    stride: usize,
-}
-
-impl Padded {
-    fn new(of: &Terms<'_>, bias: &[f32], tokens: usize) -> Self {
-        let stride = tokens.next_multiple_of(SIDE);
-        let padded = |map: &[f32], past: f32| {
-            let mut rows = vec![past; map.len() / tokens * stride];
-            for (to, from) in rows.chunks_exact_mut(stride).zip(map.chunks_exact(tokens)) {
-                to[..tokens].copy_from_slice(from);
-            }
-            rows
-        };
-        let mask = |map: &[f32]| map.iter().any(|&x| x != 0.0).then(|| padded(map, 0.0));
-        Padded {
-            bias: padded(bias, f32::NEG_INFINITY),
-            masks: of.mask.chunks_exact(tokens * tokens).map(mask).collect(),
-            tokens,
-            stride,
-        }
-    }
-
-    /// What is added to the logits of one head of one sample.
-    fn of(&self, sample: usize, head: Head) -> Added<'_> {
-        let map = self.tokens * self.stride;
-        Added {
-            bias: &self.bias[head.index * map..][..map],
-            mask: self
-                .masks
-                .get(sample % self.masks.len().max(1))
-                .and_then(Option::as_deref),
-            stride: self.stride,
-        }
-    }
-}
-
-/// The rows of a [`Padded`] for one head of one sample, `[tokens, stride]` each.
-#[derive(Debug, Clone, Copy)]
-struct Added<'a> {
-    bias: &'a [f32],
-    mask: Option<&'a [f32]>,
-    stride: usize,
-}
-
-impl Added<'_> {
-    /// Adds to a vector of logits, the first of which is at `row` and `column`.
-    #[inline(always)]
-    fn to<S: Simd>(&self, row: usize, column: usize, logits: S::F) -> S::F {
-        let at = row * self.stride + column;
-        let sum = S::add(logits, S::load(&self.bias[at..]));
-        match self.mask {
-            Some(mask) => S::add(sum, S::load(&mask[at..])),
-            None => sum,
-        }
-    }
-}
 
 /// One head of one image.
 struct Job<'a, K> {
@@ -659,7 +554,7 @@ fn map_gradient<S: Simd>(
             S::store(probability, &mut p[at..]);
             let slope = S::mul(probability, S::sub(S::load(&r[at..]), S::load(&dots[at..])));
             if let Some((added, key, query, sums)) = &mut added {
-                let sums = &mut sums[(*key + row) * added.stride + *query + at..];
+                let sums = &mut sums[added.at(*key + row, *query + at)..];
                 S::store(S::add(S::load(sums), slope), sums);
             }
             S::store(S::mul(slope, factor), &mut r[at..]);

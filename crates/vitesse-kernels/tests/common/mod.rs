@@ -100,9 +100,17 @@ pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-/// Calls and asserts that it panics, quietly.
+/// Calls and asserts that it panics; returns the message.
 #[track_caller]
-pub fn refused(what: &str, call: impl FnOnce()) {
+pub fn refused(what: &str, call: impl FnOnce()) -> String {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
-    assert!(result.is_err(), "{what} was not refused");
+    let Err(panic) = result else {
+        panic!("{what} was not refused")
+    };
+    match panic.downcast::<&str>() {
+        Ok(text) => text.to_string(),
+        Err(panic) => panic
+            .downcast::<String>()
+            .map_or_else(|_| String::new(), |text| *text),
+    }
 }

@@ -202,8 +202,8 @@ impl SelfAttention {
     }
 }
 
-/// Softmax over keys. The tensor library's own computes other bits where there is no graph of gradients, and a block that is computed again
-/// must not.
+/// Softmax over keys. The tensor library's own rounds differently where there is no graph of gradients, and a block that is computed again must
+/// give the same bits.
 fn softmax(logits: Tensor<4>) -> Tensor<4> {
     let largest = logits.clone().detach().max_dim(3);
     let weights = (logits - largest).exp();

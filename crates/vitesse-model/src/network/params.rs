@@ -39,6 +39,11 @@ impl<'a> Parameters<'a> {
         ))
     }
 
+    /// As [`Parameters::parameter`], where it is there.
+    pub fn optional<const D: usize>(&self, is_there: bool, name: &str) -> Result<Option<Param<Tensor<D>>>> {
+        is_there.then(|| self.parameter(name)).transpose()
+    }
+
     /// A tensor of rank `D` that gradients do not train, in `f32`.
     pub fn buffer<const D: usize>(&self, name: &str) -> Result<Param<Tensor<D>>> {
         Ok(Param::initialized(param_id(name), self.tensor(name)?).set_require_grad(false))

@@ -65,10 +65,7 @@ impl Vit {
         let norm = |name: &str| LayerNorm::new(name, spec.norm_eps, parameters);
         Ok(Vit {
             patch_weight: parameters.parameter("patch_embed.proj.weight")?,
-            patch_bias: spec
-                .patch_bias
-                .then(|| parameters.parameter("patch_embed.proj.bias"))
-                .transpose()?,
+            patch_bias: parameters.optional(spec.patch_bias, "patch_embed.proj.bias")?,
             cls_token: token(PrefixToken::Class, "cls_token")?,
             dist_token: token(PrefixToken::Distillation, "dist_token")?,
             reg_token: token(PrefixToken::Register, "reg_token")?,

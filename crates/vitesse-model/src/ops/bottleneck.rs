@@ -210,10 +210,7 @@ mod network {
             prefix: &str,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let scale = spec
-                .learned_scale
-                .then(|| parameters.parameter(&format!("{prefix}.scale")))
-                .transpose()?;
+            let scale = parameters.optional(spec.learned_scale, &format!("{prefix}.scale"))?;
             let norm = spec
                 .norm
                 .map(|_| LayerNorm::new(&format!("{prefix}.norm"), NORM_EPS, parameters))

@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
-use crate::spec::{Init, TensorSpec};
+use crate::spec::limits::check_pairs;
+use crate::spec::{Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
 /// A linear map over the heads, the same for each pair of tokens.
@@ -20,9 +21,15 @@ pub struct HeadMixing {
 }
 
 impl HeadMixing {
-    pub(super) fn validate(&self, index: usize, site: Site) -> Result<()> {
+    pub(super) fn validate(
+        &self,
+        index: usize,
+        site: Site,
+        layer: Option<usize>,
+        sites: &dyn Sites,
+    ) -> Result<()> {
         if site.is_map() {
-            return Ok(());
+            return check_pairs(layer, sites);
         }
         Err(Error::invalid_spec(format!(
             "ops[{index}]: head-mixing acts on attention maps, at `{}` or `{}`, and cannot stand at `{site}`",
@@ -76,10 +83,7 @@ mod network {
         ) -> Result<Self> {
             Ok(HeadMixingOp {
                 weight: parameters.parameter(&format!("{prefix}.weight"))?,
-                bias: spec
-                    .bias
-                    .then(|| parameters.parameter(&format!("{prefix}.bias")))
-                    .transpose()?,
+                bias: parameters.optional(spec.bias, &format!("{prefix}.bias"))?,
             })
         }
     }

@@ -2,12 +2,13 @@
 //!
 //! Paper: Zhang et al., *MiniViT*, CVPR 2022, section 3.2, the transformation for perceptrons. The published Mini-Swin has it between
 //! the sub-layers (`mid`), with a layer norm before and a sum after it, and what comes out *is* the stream from there on; the
-//! paper puts the convolution alone before the perceptron (`mlp.in`). Tokens before and behind the patches pass as they are, but normed where
-//! there is a norm.
+//! paper puts the convolution alone before the perceptron (`mlp.in`). Tokens before and behind the patches pass as they are, apart
+//! from the norm, if there is one.
 
 use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
+use crate::spec::limits::{PAIRS, within};
 use crate::spec::{Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
@@ -62,7 +63,8 @@ impl LocalConvolution {
         if layer.and_then(|layer| sites.grid_at(layer)).is_none() {
             return fail("a local convolution needs patches that lie in a map, and these do not".into());
         }
-        Ok(())
+        let neighbours = sites.tokens_at(layer.unwrap_or(0)) * self.kernel * self.kernel;
+        within("the number of neighbours of a layer's tokens", neighbours, PAIRS)
     }
 
     pub(super) fn tensors(&self, prefix: &str, width: usize) -> Vec<TensorSpec> {
@@ -74,7 +76,7 @@ impl LocalConvolution {
             add("norm.weight", &[width], Init::Ones);
             add("norm.bias", &[width], Init::Zeros);
         }
-        // The framework's default, which the published code leaves as it is: the root of the inputs of an output is the kernel's side.
+        // The framework's default, which the published code leaves as it is: an output has `kernel²` inputs, whose root is the kernel's side.
         let init = Init::Uniform {
             bound: 1.0 / self.kernel.max(1) as f64,
         };

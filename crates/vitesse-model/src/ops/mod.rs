@@ -106,7 +106,7 @@ impl OpSpec {
             OpKind::Prompts(_) => Some("it makes the token sequence longer".into()),
             OpKind::HeadMixing(_) => Some("it mixes the attention maps of different heads".into()),
             OpKind::RelativePositions(_) => {
-                Some("what it adds depends on where two tokens lie to each other".into())
+                Some("what it adds depends on the offset between two tokens".into())
             }
             OpKind::LocalConvolution(_) => Some("it mixes tokens that lie beside each other".into()),
         }
@@ -129,7 +129,7 @@ impl OpSpec {
             OpKind::LowRank(op) => op.validate(index, self.site),
             OpKind::Bottleneck(op) => op.validate(index, self.site, width),
             OpKind::Prompts(op) => op.validate(index, self.site, self.layer, sites),
-            OpKind::HeadMixing(op) => op.validate(index, self.site),
+            OpKind::HeadMixing(op) => op.validate(index, self.site, self.layer, sites),
             OpKind::RelativePositions(op) => op.validate(index, self.site, self.layer, sites),
             OpKind::LocalConvolution(op) => op.validate(index, self.site, self.layer, sites),
         }

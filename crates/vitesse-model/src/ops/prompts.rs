@@ -154,8 +154,8 @@ mod network {
             let name = |end| format!("{prefix}.proj.{end}");
             Ok(PromptsOp {
                 tokens: parameters.parameter(&format!("{prefix}.tokens"))?,
-                weight: owns.then(|| parameters.parameter(&name("weight"))).transpose()?,
-                bias: owns.then(|| parameters.parameter(&name("bias"))).transpose()?,
+                weight: parameters.optional(owns, &name("weight"))?,
+                bias: parameters.optional(owns, &name("bias"))?,
             })
         }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use self::buckets::{Axis, Buckets};
 use super::QkvPart;
 use crate::site::Site;
+use crate::spec::limits::check_pairs;
 use crate::spec::{AttentionSpec, Init, Sites, TensorSpec};
 use crate::{Error, Result};
 
@@ -94,17 +95,25 @@ impl RelativePositions {
 
     /// The end of the name of each table, and which bucket each pair of tokens has there, on a map of `grid` rows and columns.
     pub fn tables(&self, grid: [usize; 2]) -> Vec<(String, Buckets)> {
+        let of = |axis| Buckets::new(self.method, axis, self.ratio, self.special, grid);
+        self.ends()
+            .into_iter()
+            .map(|(end, axis)| (end, of(axis)))
+            .collect()
+    }
+
+    /// The end of the name of each table, and along what it tells tokens apart.
+    fn ends(&self) -> Vec<(String, Axis)> {
         let end = match self.mode {
             Mode::Contextual => "lookup_table_weight",
             Mode::Bias => "lookup_table_bias",
         };
-        let of = |axis| Buckets::new(self.method, axis, self.ratio, self.special, grid);
         match self.method {
             Method::Cross => vec![
-                (format!("rp_rows.{end}"), of(Axis::Rows)),
-                (format!("rp_cols.{end}"), of(Axis::Columns)),
+                (format!("rp_rows.{end}"), Axis::Rows),
+                (format!("rp_cols.{end}"), Axis::Columns),
             ],
-            _ => vec![(end.to_owned(), of(Axis::Both))],
+            _ => vec![(end.to_owned(), Axis::Both)],
         }
     }
 
@@ -141,7 +150,8 @@ impl RelativePositions {
                 "relative positions need patches that lie in a map, and attention between them".into(),
             );
         };
-        if sites.pairs_at(layer) != tokens * tokens {
+        // Windows of a map that is filled up may have as many pairs together as the whole map.
+        if sites.fills_up(layer) || sites.pairs_at(layer) != tokens * tokens {
             return fail(format!(
                 "layer {layer} attends in windows, which have a table of relative positions already"
             ));
@@ -151,11 +161,10 @@ impl RelativePositions {
                 "relative positions need heads of one width, and those of layer {layer} differ"
             ));
         }
-        Ok(())
+        check_pairs(Some(layer), sites)
     }
 
     pub(super) fn tensors(&self, prefix: &str, layer: usize, sites: &dyn Sites) -> Vec<TensorSpec> {
-        let grid = sites.grid_at(layer).unwrap_or([0; 2]);
         let (all, qk, v) = sites
             .attention(layer)
             .and_then(AttentionSpec::uniform_heads)
@@ -166,9 +175,8 @@ impl RelativePositions {
             (Mode::Contextual, QkvPart::V) => vec![heads, count, v],
             (Mode::Contextual, _) => vec![heads, qk, count],
         };
-        let tables = self.tables(grid).into_iter();
-        tables
-            .map(|(end, _)| TensorSpec::parameter(format!("{prefix}.{end}"), &shape, Init::Zeros))
+        let ends = self.ends().into_iter();
+        ends.map(|(end, _)| TensorSpec::parameter(format!("{prefix}.{end}"), &shape, Init::Zeros))
             .collect()
     }
 

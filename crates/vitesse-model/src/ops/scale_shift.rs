@@ -73,10 +73,7 @@ mod network {
             prefix: &str,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let shift = spec
-                .shift
-                .then(|| parameters.parameter(&format!("{prefix}.shift")))
-                .transpose()?;
+            let shift = parameters.optional(spec.shift, &format!("{prefix}.shift"))?;
             Ok(ScaleShiftOp {
                 scale: parameters.parameter(&format!("{prefix}.scale"))?,
                 shift,

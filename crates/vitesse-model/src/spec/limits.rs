@@ -1,6 +1,7 @@
 //! How large a model is believed to be. A spec may come from a file that strangers wrote: beyond these sizes products of
 //! sizes could overflow, and no model has them.
 
+use super::Sites;
 use crate::{Error, Result};
 
 /// The longest image side that is believed, and the most channels or tokens besides patches.
@@ -13,11 +14,19 @@ pub(crate) const WIDTH: usize = 1 << 14;
 pub(crate) const HIDDEN: usize = 1 << 18;
 /// The deepest model.
 pub(crate) const DEPTH: usize = 256;
+/// The most pairs of tokens in the attention maps of a layer of which tables are made, and the most neighbours of its tokens.
+pub(crate) const PAIRS: usize = 1 << 26;
 /// The most classes.
 pub(crate) const CLASSES: usize = 1 << 24;
 
+/// Refuses attention maps of `layer` that are too large for what looks at each pair of tokens.
+pub(crate) fn check_pairs(layer: Option<usize>, sites: &dyn Sites) -> Result<()> {
+    let pairs = sites.pairs_at(layer.unwrap_or(0));
+    within("the number of pairs of tokens in attention maps", pairs, PAIRS)
+}
+
 /// Refuses a size that no model has.
-pub(super) fn within(what: &str, size: usize, limit: usize) -> Result<()> {
+pub(crate) fn within(what: &str, size: usize, limit: usize) -> Result<()> {
     if size <= limit {
         return Ok(());
     }

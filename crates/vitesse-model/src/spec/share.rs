@@ -2,7 +2,7 @@
 //!
 //! Paper: Zhang et al., *MiniViT: Compressing Vision Transformers with Weight Multiplexing*, CVPR 2022, section 3.1: layers that
 //! follow each other have one core, which is executed once for each of them. Neither depth nor time becomes less, only what is stored.
-//! Norms and ops stay each layer's own, but that [`NormsOf::Group`] shares the norms too, as before MiniViT.
+//! Norms and ops stay each layer's own, unless [`NormsOf::Group`] shares the norms too, as before MiniViT.
 
 use super::{BlockSpec, LayerSpec, ModelSpec, NetworkSpec, Sites};
 use crate::{Error, Result};

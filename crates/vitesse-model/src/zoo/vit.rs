@@ -65,7 +65,7 @@ const OURS: [Row; 10] = [
     ("vit_micro_patch4_32",              Vit,        32,  4,   96,  6,  3, 1.0),
     ("deit_micro_patch4_32",             Deit,       32,  4,   96,  6,  3, 1.0),
     ("deit_micro_distilled_patch4_32",   Distilled,  32,  4,   96,  6,  3, 1.0),
-    // For layers that share, of four, with about as many parameters as eight in pairs, and a wider teacher.
+    // For studies of sharing: eight layers, which share in pairs; four with about as many parameters; and a wider teacher.
     ("deit_micro_depth8_patch4_gap_32",  Pooled,     32,  4,   96,  8,  3, 1.0),
     ("deit_micro_depth4_patch4_gap_32",  Pooled,     32,  4,   96,  4,  3, 1.0),
     ("deit_tiny_depth8_patch4_gap_32",   Pooled,     32,  4,  192,  8,  3, 1.0),

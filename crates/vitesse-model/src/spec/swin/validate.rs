@@ -3,11 +3,8 @@
 use super::{Place, SwinSpec, WindowRule};
 use crate::spec::BlockSpec;
 use crate::spec::block::check_layer;
-use crate::spec::limits::{DEPTH, PATCHES, SIDE, WIDTH, within};
+use crate::spec::limits::{DEPTH, PAIRS, PATCHES, SIDE, WIDTH, within};
 use crate::{Error, Result};
-
-/// The most pairs of tokens that see each other in the windows of a map.
-const PAIRS: usize = 1 << 26;
 
 fn fail<T>(text: String) -> Result<T> {
     Err(Error::invalid_spec(text))
@@ -122,6 +119,12 @@ impl SwinSpec {
             return fail(format!(
                 "the stages have {layers} blocks together, but {} are described",
                 self.layers.len()
+            ));
+        }
+        if let Some(layer) = self.masked.iter().find(|&&layer| layer >= layers) {
+            return fail(format!(
+                "`masked` names layer {layer}, but layers go from 0 to {}",
+                layers.saturating_sub(1)
             ));
         }
         let stage = |layer| self.place(layer).map(|place| place.stage);

@@ -17,8 +17,7 @@ pub struct Windows {
     pub window: [usize; 2],
     /// By how many rows and columns the map is rolled up and to the left before it is cut.
     pub shift: [usize; 2],
-    /// By how many rows and columns a map is rolled whose mask is added to the logits: `shift`, but in layers that are not shifted
-    /// and have the mask of others.
+    /// The shift whose mask is added to the logits: `shift`, except in layers that are not shifted and take the mask of those that are.
     pub masked: [usize; 2],
 }
 
