@@ -10,12 +10,14 @@
 //! pᵀ = exp(sᵀ − l)    rᵀ = scale · pᵀ ∘ (v·gᵀ − d)    gradients: v: pᵀ·g    k: rᵀ·q    qᵀ: kᵀ·rᵀ
 //! ```
 
+mod mixed;
 mod terms;
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+pub use self::mixed::{MOST_BUCKETS, MixedAttention, MixedGradients, Mixing, MixingGradients, Positions};
 pub use self::terms::Terms;
 use self::terms::{Added, Padded};
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
@@ -203,7 +205,7 @@ impl Attention<'_> {
             .collect();
         // SAFETY: as above, for queries, keys and values.
         let qkv = unsafe { written(all) };
-        let bias = terms.map(|terms| terms.gradient(&sums));
+        let bias = terms.map(|terms| terms.turned_total(&sums));
         AttentionGradients { qkv, bias }
     }
 }
@@ -385,7 +387,8 @@ fn softmax<S: Simd>(
             let mut logits = S::mul(S::load(&row[at..]), factor);
             if let Some((added, query)) = added {
                 logits = added.to::<S>(query, i * SIDE + at, logits);
-            } else if width < SIDE {
+            }
+            if width < SIDE {
                 logits = S::add(logits, S::load(&EDGE[SIDE - width + at..]));
             }
             S::store(logits, &mut row[at..]);

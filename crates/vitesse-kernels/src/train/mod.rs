@@ -23,7 +23,10 @@ mod product;
 pub mod reference;
 
 pub use arrange::{arrange, arrange_backward};
-pub use attention::{Attention, AttentionGradients, Terms};
+pub use attention::{
+    Attention, AttentionGradients, MOST_BUCKETS, MixedAttention, MixedGradients, Mixing, MixingGradients,
+    Positions, Terms,
+};
 pub use linear::{Before, Linear, LinearGradients, Wanted, gelu, gelu_backward};
 pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
 pub use memory::{keep_memory, release_memory};

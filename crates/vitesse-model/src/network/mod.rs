@@ -28,6 +28,7 @@ mod windows;
 pub use attention::AttentionState;
 pub use ctx::{Ctx, Draws, DropPath, Mode};
 pub use fused::{Compute, Precision};
+pub(crate) use fused::{MOST_BUCKETS, MapChange, Mixing, Positions};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
 pub use stream::Stream;

@@ -22,7 +22,7 @@ mod segment;
 mod tests;
 
 pub(crate) use arrange::{Order, arrange};
-pub(crate) use attention::{Added, attention};
+pub(crate) use attention::{Between, MOST_BUCKETS, MapChange, Mixing, Positions, attention};
 pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
