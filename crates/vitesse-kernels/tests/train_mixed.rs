@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::training::{agree, maths};
+use common::training::{agree, agree_within, maths};
 use common::{between, normals, rng};
 use vitesse_kernels::train::{
     Attention, MixedAttention, Mixing, MixingGradients, Positions, Terms, reference,
@@ -133,7 +133,8 @@ fn attention_with_what_stands_at_its_maps_is_the_plain_one() {
                 match (found, expected) {
                     (Some(_), Some(_)) if case.tokens == 1 => {}
                     (Some(found), Some(expected)) => {
-                        agree(&name(which), math, &found.weight, &expected.weight);
+                        // The gradients of a row of logits sum to 0.
+                        agree_within(4.0, &name(which), math, &found.weight, &expected.weight);
                         // What is added to a head's logits changes nothing: its gradient is rounding.
                         if which == "after" {
                             agree(&name("bias after"), math, &found.bias, &expected.bias);

@@ -1,5 +1,7 @@
 //! Every segment against the composed form: values, and the gradients of every subset of its inputs.
 
+mod mixed;
+
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_kernels::Gelu;
 use vitesse_rng::{Key, Rng};
@@ -485,6 +487,7 @@ fn the_number_of_threads_changes_no_bit() {
                 attention_outcome(8, compute, true),
                 attention_outcome(9, compute, true),
                 rows_outcome(10, compute, 7),
+                mixed::outcome(2, compute, 127),
             ]
         })
     };
