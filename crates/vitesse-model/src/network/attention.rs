@@ -1,4 +1,4 @@
-//! Multi-head self-attention: fused, or composed from the maps where something needs them.
+//! Multi-head self-attention: fused, with what ops at the maps do where that is known, or composed from the maps where something needs them.
 //!
 //! Composed, the order is: products of queries and keys, relative bias, the ops at `attn.logits`, the mask of shifted
 //! windows, softmax by the stream's policy, the ops at `attn.probs`.

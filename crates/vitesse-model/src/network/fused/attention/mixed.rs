@@ -124,11 +124,10 @@ impl Segment<INPUTS> for MixedHeads {
             after,
             added_after,
         ];
-        let mut wanted = wanted.into_iter();
-        all.map(|found| {
-            found
-                .filter(|_| wanted.next() == Some(true))
-                .map(Gradient::Values)
-        })
+        let mut gradients = all
+            .into_iter()
+            .zip(wanted)
+            .map(|(found, wanted)| found.filter(|_| wanted));
+        std::array::from_fn(|_| gradients.next().flatten().map(Gradient::Values))
     }
 }
