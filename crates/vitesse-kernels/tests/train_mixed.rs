@@ -114,7 +114,8 @@ fn attention_with_what_stands_at_its_maps_is_the_plain_one() {
             let name = |of: &str| format!("{of} of {:?}, {what:b}", shapes[i % shapes.len()]);
             let found = of.forward(math);
             agree(&name("result"), math, &found.0, &out);
-            agree(&name("logs"), math, &found.1, &lse);
+            // Mixed logits are sums of those of several heads, each rounded.
+            agree_within(2.0, &name("logs"), math, &found.1, &lse);
             let found = of.backward(math, &found.1, &case.grad);
             agree(&name("gradient"), math, &found.qkv, &expected.qkv);
             let pairs = [
