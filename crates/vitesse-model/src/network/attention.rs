@@ -128,7 +128,7 @@ impl SelfAttention {
         let qkv = project(Site::Qkv, self.qkv.values(), (x, before), ops, ctx);
         let qkv = at(Site::AttnQkv, qkv, ops, ctx);
         let fused = between(terms, ops, ctx)
-            .and_then(|between| fused::attention(&qkv, &self.spec, between, ctx.compute));
+            .and_then(|between| fused::attention(&qkv, &self.spec, &between, ctx.compute));
         let state = AttentionState::new(qkv, &self.spec);
         let kept = reads(AttentionPart::Qkv, ops) || (fused.is_none() && maps(ops, ctx));
         ctx.attention = kept.then(|| state.clone());

@@ -29,6 +29,8 @@ pub(crate) struct Between<'a> {
 }
 
 /// What an op at the maps does that a fused attention can do in its place.
+// It lives for one forward pass of a layer: what the smaller variant wastes does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub(crate) enum MapChange {
     Positions(Positions),
@@ -59,7 +61,7 @@ pub(crate) const MOST_BUCKETS: usize = train::MOST_BUCKETS;
 pub(crate) fn attention(
     qkv: &Tensor<3>,
     spec: &AttentionSpec,
-    between: Between<'_>,
+    between: &Between<'_>,
     compute: Compute,
 ) -> Option<Tensor<3>> {
     if !compute.fused || (between.mask.is_some() && between.bias.is_none()) {
@@ -83,7 +85,7 @@ pub(crate) fn attention(
         return Some(apply(plain, inputs, shape));
     }
     spec.uniform_heads()?;
-    let (segment, inputs) = MixedHeads::new(plain, inputs, &between)?;
+    let (segment, inputs) = MixedHeads::new(plain, inputs, between)?;
     Some(apply(segment, inputs, shape))
 }
 

@@ -317,7 +317,7 @@ fn attention_outcome(seed: u64, compute: Compute, tracked: bool) -> Outcome {
     let (all_qk, all_v): (usize, usize) = (spec.qk_dims.iter().sum(), spec.v_dims.iter().sum());
     let shape = [batch, tokens, 2 * all_qk + all_v];
     let qkv = leaf(&normals(&mut rng, shape.iter().product()), shape, tracked);
-    let out = attention(&qkv, &spec, Between::default(), compute)
+    let out = attention(&qkv, &spec, &Between::default(), compute)
         .unwrap_or_else(|| composed_attention(&qkv, &spec));
     let gradients = backward(&out, &normals(&mut rng, batch * tokens * all_v));
     (values(&out), vec![gradient(Some(&qkv), gradients.as_ref())])

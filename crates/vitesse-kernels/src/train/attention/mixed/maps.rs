@@ -65,9 +65,9 @@ impl<K: Kind> Kernel for Logits<'_, K> {
         let one = sizes.qk * K::PACKED;
         for i in 0..n + sizes.buckets {
             // First all keys, then all buckets.
-            let (right, width, to) = match i.checked_sub(n) {
-                None => (&self.keys[i * one..], job.tokens - i * SIDE, &mut maps[i]),
-                Some(panel) => (&self.table[panel * one..], count - panel * SIDE, &mut found),
+            let (right, width, to) = match maps.get_mut(i) {
+                Some(map) => (&self.keys[i * one..], job.tokens - i * SIDE, map),
+                None => (&self.table[(i - n) * one..], count - (i - n) * SIDE, &mut found),
             };
             product::<S, K>(self.queries, right, &deep, [rows, SIDE.min(width)], to);
             if let Some(panel) = i.checked_sub(n) {

@@ -25,7 +25,7 @@ pub(super) fn outcome(seed: u64, compute: Compute, tracked: usize) -> Outcome {
     let shape = [batch, tokens, heads * (2 * qk + v)];
     let qkv = leaf(&normals(&mut rng, shape.iter().product()), shape, asks(0));
     let area = tokens * tokens;
-    let bias = (seed % 2 == 0).then(|| {
+    let bias = seed.is_multiple_of(2).then(|| {
         leaf(
             &normals(&mut rng, heads * area),
             [1, heads, tokens, tokens],
@@ -39,7 +39,8 @@ pub(super) fn outcome(seed: u64, compute: Compute, tracked: usize) -> Outcome {
         between(&mut rng, 1, 70),
         if rng.bernoulli(0.5) { heads } else { 1 },
     );
-    let table = (seed % 3 != 0).then(|| leaf(&small(&mut rng, own * qk * count), [own, qk, count], asks(2)));
+    let table = (!seed.is_multiple_of(3))
+        .then(|| leaf(&small(&mut rng, own * qk * count), [own, qk, count], asks(2)));
     let buckets: Vec<u8> = (0..area)
         .map(|_| match rng.below(count + 1) {
             none if none == count => u8::MAX,
@@ -57,11 +58,11 @@ pub(super) fn outcome(seed: u64, compute: Compute, tracked: usize) -> Outcome {
             buckets: buckets.as_slice().into(),
         }),
         bias: bias.as_ref(),
-        before: (seed % 5 != 0).then(|| before.clone()),
+        before: (!seed.is_multiple_of(5)).then(|| before.clone()),
         mask: bias.is_some().then(|| mask.as_slice().into()),
         after: (seed % 5 != 1).then(|| after.clone()),
     };
-    let out = attention(&qkv, &spec, between.clone(), compute).unwrap_or_else(|| {
+    let out = attention(&qkv, &spec, &between, compute).unwrap_or_else(|| {
         let part = |start, width| {
             let part = qkv.clone().narrow(2, start, heads * width);
             part.reshape([batch, tokens, heads, width]).swap_dims(1, 2)
