@@ -253,7 +253,7 @@ impl<'a, K: Kind> Job<'a, K> {
 
 /// Packs a left operand: tile after tile of 32 rows, each with all its depth.
 #[inline(always)]
-fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &mut [K::Element]) {
+pub(super) fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &mut [K::Element]) {
     let mut block = Block::ZERO;
     let mut to = to.chunks_exact_mut(K::PACKED);
     for row in (0..rows).step_by(SIDE) {
@@ -266,7 +266,12 @@ fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &
 
 /// Packs a right operand: panel after panel of 32 columns, each with all its depth.
 #[inline(always)]
-fn pack_right<S: Simd, K: Kind>(of: Operand<'_>, depth: usize, columns: usize, to: &mut [K::Element]) {
+pub(super) fn pack_right<S: Simd, K: Kind>(
+    of: Operand<'_>,
+    depth: usize,
+    columns: usize,
+    to: &mut [K::Element],
+) {
     let mut block = Block::ZERO;
     let mut to = to.chunks_exact_mut(K::PACKED);
     for column in (0..columns).step_by(SIDE) {
@@ -371,7 +376,7 @@ static EDGE: [f32; 2 * SIDE] = {
 /// Turns a row of products, cut into blocks, into `exp(scale · x + added − most)` with zeros past the last column; returns the
 /// greatest logit and the sum. What is added comes with the number of the query.
 #[inline(always)]
-fn softmax<S: Simd>(
+pub(super) fn softmax<S: Simd>(
     maps: &mut [Block],
     row: usize,
     columns: usize,

@@ -21,6 +21,7 @@ mod over_rows;
 mod perceptron;
 mod product;
 pub mod reference;
+mod relations;
 
 pub use arrange::{arrange, arrange_backward};
 pub use attention::{
@@ -32,6 +33,7 @@ pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
 pub use memory::{keep_memory, release_memory};
 pub use norm::{NormGradients, layer_norm, layer_norm_backward};
 pub use perceptron::{Perceptron, PerceptronGradients, PerceptronWanted};
+pub use relations::Relations;
 
 use crate::Isa;
 

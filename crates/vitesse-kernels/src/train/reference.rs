@@ -2,8 +2,10 @@
 //! against.
 
 mod mixed;
+mod relations;
 
 pub use mixed::{mixed_attention, mixed_attention_backward};
+pub use relations::relation_cross_entropy;
 
 use super::{
     Attention, AttentionGradients, Before, Linear, LinearGradients, NormGradients, Perceptron,

@@ -108,7 +108,7 @@ fn transposed(maps: &[f32], tokens: usize) -> Vec<f32> {
 
 /// The rows of a [`Padded`] for one head of one sample, `[tokens, stride]` each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Added<'a> {
+pub(in crate::train) struct Added<'a> {
     bias: Option<&'a [f32]>,
     mask: Option<&'a [f32]>,
     stride: usize,

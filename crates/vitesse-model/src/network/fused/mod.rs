@@ -16,6 +16,7 @@ mod cross_entropy;
 mod linear;
 mod perceptron;
 mod recompute;
+mod relations;
 mod rows;
 mod segment;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
 pub(crate) use perceptron::perceptron;
 pub(crate) use recompute::recompute;
+pub use relations::relation_cross_entropy;
 pub(crate) use rows::{composed_gelu, gelu, layer_norm};
 #[cfg(test)]
 pub(super) use segment::log;

@@ -1,6 +1,7 @@
 //! Every segment against the composed form: values, and the gradients of every subset of its inputs.
 
 mod mixed;
+mod relations;
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_kernels::Gelu;
