@@ -1,24 +1,25 @@
 //! Attention whose maps depend on those of other heads: all heads of a few rows at once.
 //!
 //! For each block of queries: products of all heads with all keys, what relative positions add, the heads mixed, masks, softmax, the heads
-//! mixed again, products with the values. The maps of a block stay in the second cache.
+//! mixed again, products with the values. The maps of a block stay in the second cache, those of a query, while its heads are mixed, in
+//! the first.
+
+mod mixing;
+mod positions;
 
 use std::ops::Range;
 
-use crate::attention::{Plain, Segment, end, join, products, scratch_of, softmax, weigh};
+pub use positions::{MOST_BUCKETS, PairBuckets, Positions};
+
+use self::mixing::mix;
+use crate::attention::{Plain, Segment, end, join, products, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
 use crate::panels::Panels;
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
-use crate::tile::{COLUMNS, MAX_ROWS, Operands};
-
-/// A slot for every `u16`, so that look-ups need no bounds check; the last stays 0, for pairs without a bucket.
-const PLACES: usize = 1 << 16;
-
-/// The most buckets of a table: whole panels of them leave the last place free.
-pub const MOST_BUCKETS: usize = PLACES - COLUMNS;
+use crate::tile::{COLUMNS, MAX_ROWS};
 
 /// What is done to the maps of a run of queries. Queries are counted as keys are: `query` is the number of the first.
 #[derive(Debug, Clone, Copy)]
@@ -57,26 +58,24 @@ pub struct Tables<'a> {
     pub stride: usize,
 }
 
-/// Numbers that depend on the query and on the bucket of a pair: `logit[i, j] += (q[i] · table)[bucket(i, j)]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Positions<'a, T: Real> {
-    /// For each head, or for all, packed as keys are: a column for each bucket, of which there are at most [`MOST_BUCKETS`].
-    pub tables: &'a [Packed<T>],
-    /// `[queries, stride]`; [`u16::MAX`] for a pair that has none.
-    pub buckets: &'a [u16],
-    /// As [`Tables::stride`].
-    pub stride: usize,
+impl<'a> Tables<'a> {
+    /// Those of a query in one of the tables.
+    #[inline(always)]
+    fn of(&self, table: usize, query: usize) -> &'a [f32] {
+        &self.values[table][query * self.stride..][..self.stride]
+    }
 }
 
 /// Room for the maps of a block of queries.
 #[derive(Debug)]
 pub struct MixedAttention<T: Real> {
-    /// Two sets of maps, of one head after the other.
-    maps: [Panels<f32>; 2],
+    /// Of one head after the other, as everything here.
+    maps: Panels<f32>,
     probs: Panels<T>,
-    /// Products of a block of queries with each bucket of a table, and those of one query.
-    by_bucket: Panels<f32>,
-    row: Vec<f32>,
+    positions: positions::Room,
+    /// The logits of one query, and their exponentials.
+    logits: Panels<f32>,
+    powers: Panels<f32>,
     /// The weights of a row's mixing.
     weights: Vec<f32>,
     inverse: Vec<f32>,
@@ -87,10 +86,11 @@ impl<T: Real> MixedAttention<T> {
     /// No room yet.
     pub fn new() -> Self {
         MixedAttention {
-            maps: [Panels::zeros(0, 0), Panels::zeros(0, 0)],
+            maps: Panels::zeros(0, 0),
             probs: Panels::zeros(0, 0),
-            by_bucket: Panels::zeros(0, 0),
-            row: Vec::new(),
+            positions: positions::Room::new(),
+            logits: Panels::zeros(0, 0),
+            powers: Panels::zeros(0, 0),
             weights: Vec::new(),
             inverse: Vec::new(),
             values: Vec::new(),
@@ -135,15 +135,8 @@ impl<T: Real> MixedAttention<T> {
             keys,
             segments(0, 0).map_or(0, |s| s.keys.depths.len()),
         );
-        for maps in &mut self.maps {
-            maps.reshape(MAX_ROWS, heads * panels);
-        }
-        self.probs.reshape(MAX_ROWS, heads * panels);
-        if let Some(positions) = &how.positions {
-            let wide = positions.tables[0].panels();
-            self.by_bucket.reshape(MAX_ROWS, wide);
-            self.row.resize(PLACES, 0.0);
-        }
+        self.logits.reshape(1, heads * panels);
+        self.powers.reshape(1, heads * panels);
         self.weights.resize(heads * (heads + 1), 0.0);
         self.inverse.resize(heads * MAX_ROWS, 0.0);
         if segments(0, 1).is_some() {
@@ -189,18 +182,7 @@ impl<T: Real> Mixed<'_, T> {
             assert!(mask.values.len() == 1 && fits(mask.stride, mask.values[0].len()));
         }
         if let Some(positions) = &self.positions {
-            assert!([1, heads].contains(&positions.tables.len()));
-            let widths = &positions.tables[0].widths;
-            let tables = || positions.tables.iter();
-            assert!(tables().all(|table| table.widths == *widths && table.depths.len() == depths));
-            assert!(widths.len() * COLUMNS <= MOST_BUCKETS);
-            assert!(fits(positions.stride, positions.buckets.len()));
-            // Places past the last bucket hold what another layer left there. One more than `u16::MAX` is 0 here.
-            let buckets = &positions.buckets[self.query * positions.stride..last * positions.stride];
-            let most = buckets
-                .iter()
-                .fold(0, |most: u16, &bucket| most.max(bucket.wrapping_add(1)));
-            assert!(usize::from(most) <= widths.iter().sum());
+            positions.check(heads, last, keys, depths);
         }
     }
 }
@@ -233,10 +215,17 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         let of = |h: usize| h * panels..(h + 1) * panels;
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
+        // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
+        let most = T::most_rows::<S>();
+        room.maps.reshape(most, heads * panels);
+        room.probs.reshape(most, heads * panels);
+        if let Some(positions) = &how.positions {
+            positions.reserve(most, &mut room.positions);
+        }
         S::begin();
-        for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
+        for block in row_tiles(rows.clone(), most) {
             let (count, query) = (block.len(), how.query + block.start - rows.start);
-            let [maps, other] = &mut room.maps;
+            let maps = &mut room.maps;
             for (h, head) in how.heads.iter().enumerate() {
                 let segments = |i: usize| segments(h, i);
                 products::<S, T, Plain>(
@@ -249,54 +238,29 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     &mut scratch,
                 );
                 if let Some(bias) = &how.bias {
-                    add::<S>(
-                        maps,
-                        of(h),
-                        count,
-                        &bias.values[h][query * bias.stride..],
-                        bias.stride,
-                    );
+                    for row in 0..count {
+                        add::<S>((&mut *maps, of(h), row), bias.of(h, query + row));
+                    }
                 }
                 if let Some(positions) = &how.positions {
-                    let table = &positions.tables[if positions.tables.len() == 1 { 0 } else { h }];
-                    by_buckets::<S, T>((q, head.q), &block, table, &mut room.by_bucket);
-                    let buckets = &positions.buckets[query * positions.stride..];
-                    let found = (&room.by_bucket, &mut room.row);
-                    look_up(
-                        found,
-                        maps,
-                        of(h),
-                        count,
-                        (buckets, positions.stride, table.widths.iter().sum()),
-                    );
+                    let room = &mut room.positions;
+                    positions.add::<S>(h, (q, head.q), &block, query, room, (&mut *maps, of(h)));
                 }
-            }
-            let (maps, other) = match how.before {
-                None => (maps, other),
-                Some(weights) => {
-                    for row in 0..count {
-                        mix::<S, f32>(maps, other, (heads, panels), row, weights);
-                    }
-                    (other, maps)
-                }
-            };
-            for h in 0..heads {
-                if let Some(mask) = &how.mask {
-                    add::<S>(
-                        maps,
-                        of(h),
-                        count,
-                        &mask.values[0][query * mask.stride..],
-                        mask.stride,
-                    );
-                }
-                end((&mut *maps, of(h).start), keys, count, f32::NEG_INFINITY);
             }
             for row in 0..count {
+                let (logits, powers) = (&mut room.logits, &mut room.powers);
+                match how.before {
+                    Some(weights) => mix::<S, f32>((maps, row), (logits, 0), (heads, panels), weights),
+                    None => copy((maps, row), logits),
+                }
                 for h in 0..heads {
+                    if let Some(mask) = &how.mask {
+                        add::<S>((&mut *logits, of(h), 0), mask.of(0, query + row));
+                    }
+                    end((&mut *logits, of(h).start), keys, 1, f32::NEG_INFINITY);
                     let sum = match how.after {
-                        Some(_) => softmax::<S, f32>(maps, other, of(h), row),
-                        None => softmax::<S, T>(maps, &mut room.probs, of(h), row),
+                        Some(_) => softmax::<S, f32>((logits, 0), (powers, 0), of(h)),
+                        None => softmax::<S, T>((logits, 0), (&mut room.probs, row), of(h)),
                     };
                     room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
                 }
@@ -315,7 +279,12 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                             };
                         }
                     }
-                    mix::<S, T>(other, &mut room.probs, (heads, panels), row, &room.weights);
+                    mix::<S, T>(
+                        (powers, 0),
+                        (&mut room.probs, row),
+                        (heads, panels),
+                        &room.weights,
+                    );
                 }
             }
             if how.after.is_some() {
@@ -345,91 +314,21 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
     }
 }
 
-/// Adds a row of `values` to each of `count` rows of the maps of a head.
+/// The maps of one query, by themselves.
 #[inline(always)]
-fn add<S: Simd>(maps: &mut Panels<f32>, panels: Range<usize>, count: usize, values: &[f32], stride: usize) {
-    let first = panels.start;
-    for panel in panels {
-        let column = (panel - first) * COLUMNS;
-        for (row, to) in maps.panel_mut(panel)[..count].iter_mut().enumerate() {
-            let values = &values[row * stride + column..][..COLUMNS];
-            for at in (0..COLUMNS).step_by(S::LANES) {
-                S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
-            }
-        }
+fn copy((from, row): (&Panels<f32>, usize), to: &mut Panels<f32>) {
+    for panel in 0..to.panels() {
+        to.panel_mut(panel)[0] = from.panel(panel)[row];
     }
 }
 
-/// The product of each query of a block with each bucket of a table.
+/// Adds `values` to a row of a head's maps.
 #[inline(always)]
-fn by_buckets<S: Simd, T: Real>(
-    (q, first): (&Panels<T>, usize),
-    block: &Range<usize>,
-    table: &Packed<T>,
-    by_bucket: &mut Panels<f32>,
-) {
-    for panel in 0..table.panels() {
-        let operands = Operands::new((q, first), block.clone(), table, panel);
-        T::tile::<S>(operands, scratch_of(by_bucket.panel_mut(panel)));
-    }
-}
-
-/// Adds to each logit the product of its query with its bucket.
-#[inline(always)]
-fn look_up(
-    (by_bucket, row): (&Panels<f32>, &mut Vec<f32>),
-    maps: &mut Panels<f32>,
-    panels: Range<usize>,
-    count: usize,
-    (buckets, stride, wide): (&[u16], usize, usize),
-) {
-    let Ok(row): Result<&mut [f32; PLACES], _> = row.as_mut_slice().try_into() else {
-        unreachable!("the room has so many places")
-    };
-    for query in 0..count {
-        for (panel, to) in row[..wide].chunks_mut(COLUMNS).enumerate() {
-            let len = to.len();
-            to.copy_from_slice(&by_bucket.panel(panel)[query][..len]);
-        }
-        let buckets = &buckets[query * stride..];
-        for (panel, buckets) in panels.clone().zip(buckets.chunks_exact(COLUMNS)) {
-            let to = &mut maps.panel_mut(panel)[query];
-            for (to, &bucket) in to.iter_mut().zip(buckets) {
-                *to += row[usize::from(bucket)];
-            }
-        }
-    }
-}
-
-/// One row of the maps of all heads, mixed: `weights` is `[heads, heads + 1]`.
-#[inline(always)]
-fn mix<S: Simd, T: Real>(
-    from: &Panels<f32>,
-    to: &mut Panels<T>,
-    (heads, panels): (usize, usize),
-    row: usize,
-    weights: &[f32],
-) {
-    /// Results at a time.
-    const TOGETHER: usize = 4;
-    let width = heads + 1;
-    for panel in 0..panels {
+fn add<S: Simd>((maps, panels, row): (&mut Panels<f32>, Range<usize>, usize), values: &[f32]) {
+    for (panel, values) in panels.zip(values.chunks_exact(COLUMNS)) {
+        let to = &mut maps.panel_mut(panel)[row];
         for at in (0..COLUMNS).step_by(S::LANES) {
-            for first in (0..heads).step_by(TOGETHER) {
-                let own = |i: usize| &weights[(first + i).min(heads - 1) * width..][..width];
-                let own = [own(0), own(1), own(2), own(3)];
-                let mut sums = own.map(|weights| S::splat(weights[heads]));
-                for h in 0..heads {
-                    let x = S::load(&from.panel(h * panels + panel)[row][at..]);
-                    for (sum, weights) in sums.iter_mut().zip(own) {
-                        *sum = S::mul_add(S::splat(weights[h]), x, *sum);
-                    }
-                }
-                for (i, sum) in sums.into_iter().enumerate().take(heads - first) {
-                    let to = to.panel_mut((first + i) * panels + panel)[row].as_mut();
-                    T::store::<S>(sum, &mut to[at..]);
-                }
-            }
+            S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
         }
     }
 }
