@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::isa::{Isa, Kernel};
 use crate::math::exp;
 use crate::packed::Packed;
-use crate::panels::{Element, Panels};
+use crate::panels::{Element, Panels, Row, RowMut};
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
@@ -245,7 +245,8 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             products::<S, T, B>((q, first), &block, segments, between, logits, 0, &mut scratch);
             end((&mut *logits, 0), keys, count, f32::NEG_INFINITY);
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {
-                *inverse = 1.0 / softmax::<S, T>((logits, row), (probs, row), 0..panels);
+                *inverse =
+                    1.0 / softmax::<S, T>(logits.row(0..panels, row), probs.row_mut(0..panels, row), panels);
             }
             weigh::<S, T>(
                 (&*probs, 0),
@@ -349,17 +350,16 @@ pub(crate) fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clo
     }
 }
 
-/// `exp(x − max)` of one row of logits, those of some panels, as probabilities yet to be divided by the sum, which is returned. They
-/// become a row of the same panels of `probs`.
+/// `exp(x − max)` of one row of logits, of so many panels, as probabilities yet to be divided by the sum, which is returned.
 #[inline(always)]
 pub(crate) fn softmax<S: Simd, T: Real>(
-    (logits, row): (&Panels<f32>, usize),
-    (probs, to_row): (&mut Panels<T>, usize),
-    panels: Range<usize>,
+    logits: Row<'_, f32>,
+    mut probs: RowMut<'_, T>,
+    panels: usize,
 ) -> f32 {
     let mut most = [S::splat(f32::NEG_INFINITY); 2];
-    for panel in panels.clone() {
-        let from = &logits.panel(panel)[row];
+    for panel in 0..panels {
+        let from = logits.at(panel);
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             // What is not a number may get lost here, but not below, where it makes the sum and so the whole row so.
             most[0] = S::max(most[0], S::load(&from[at..]));
@@ -368,8 +368,8 @@ pub(crate) fn softmax<S: Simd, T: Real>(
     }
     let most = S::splat(S::greatest(S::max(most[0], most[1])));
     let mut sums = [S::splat(0.0); 2];
-    for panel in panels {
-        let (from, to) = (&logits.panel(panel)[row], probs.panel_mut(panel)[to_row].as_mut());
+    for panel in 0..panels {
+        let (from, to) = (logits.at(panel), probs.at(panel).as_mut());
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             for (half, sum) in sums.iter_mut().enumerate() {
                 let at = at + half * S::LANES;

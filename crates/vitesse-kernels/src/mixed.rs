@@ -15,7 +15,7 @@ use self::mixing::mix;
 use crate::attention::{Plain, Segment, end, join, products, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
-use crate::panels::Panels;
+use crate::panels::{Panels, Row, RowMut};
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
@@ -213,6 +213,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         } = self;
         let (heads, panels) = (how.heads.len(), keys.div_ceil(COLUMNS));
         let of = |h: usize| h * panels..(h + 1) * panels;
+        let all = || 0..heads * panels;
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
         // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
@@ -239,7 +240,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                 );
                 if let Some(bias) = &how.bias {
                     for row in 0..count {
-                        add::<S>((&mut *maps, of(h), row), bias.of(h, query + row));
+                        add::<S>(maps.row_mut(of(h), row), bias.of(h, query + row));
                     }
                 }
                 if let Some(positions) = &how.positions {
@@ -250,17 +251,23 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
             for row in 0..count {
                 let (logits, powers) = (&mut room.logits, &mut room.powers);
                 match how.before {
-                    Some(weights) => mix::<S, f32>((maps, row), (logits, 0), (heads, panels), weights),
-                    None => copy((maps, row), logits),
+                    Some(weights) => mix::<S, f32>(
+                        maps.row(all(), row),
+                        logits.row_mut(all(), 0),
+                        (heads, panels),
+                        weights,
+                    ),
+                    None => copy(maps.row(all(), row), logits),
                 }
                 for h in 0..heads {
                     if let Some(mask) = &how.mask {
-                        add::<S>((&mut *logits, of(h), 0), mask.of(0, query + row));
+                        add::<S>(logits.row_mut(of(h), 0), mask.of(0, query + row));
                     }
                     end((&mut *logits, of(h).start), keys, 1, f32::NEG_INFINITY);
+                    let logits = logits.row(of(h), 0);
                     let sum = match how.after {
-                        Some(_) => softmax::<S, f32>((logits, 0), (powers, 0), of(h)),
-                        None => softmax::<S, T>((logits, 0), (&mut room.probs, row), of(h)),
+                        Some(_) => softmax::<S, f32>(logits, powers.row_mut(of(h), 0), panels),
+                        None => softmax::<S, T>(logits, room.probs.row_mut(of(h), row), panels),
                     };
                     room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
                 }
@@ -280,8 +287,8 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                         }
                     }
                     mix::<S, T>(
-                        (powers, 0),
-                        (&mut room.probs, row),
+                        powers.row(all(), 0),
+                        room.probs.row_mut(all(), row),
                         (heads, panels),
                         &room.weights,
                     );
@@ -316,17 +323,17 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
 
 /// The maps of one query, by themselves.
 #[inline(always)]
-fn copy((from, row): (&Panels<f32>, usize), to: &mut Panels<f32>) {
+fn copy(from: Row<'_, f32>, to: &mut Panels<f32>) {
     for panel in 0..to.panels() {
-        to.panel_mut(panel)[0] = from.panel(panel)[row];
+        to.panel_mut(panel)[0] = *from.at(panel);
     }
 }
 
 /// Adds `values` to a row of a head's maps.
 #[inline(always)]
-fn add<S: Simd>((maps, panels, row): (&mut Panels<f32>, Range<usize>, usize), values: &[f32]) {
-    for (panel, values) in panels.zip(values.chunks_exact(COLUMNS)) {
-        let to = &mut maps.panel_mut(panel)[row];
+fn add<S: Simd>(mut to: RowMut<'_, f32>, values: &[f32]) {
+    for (panel, values) in values.chunks_exact(COLUMNS).enumerate() {
+        let to = to.at(panel);
         for at in (0..COLUMNS).step_by(S::LANES) {
             S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::panels::Panels;
+use crate::panels::{Row, RowMut};
 use crate::product::even_parts;
 use crate::real::Real;
 use crate::simd::Simd;
@@ -11,17 +11,17 @@ use crate::tile::COLUMNS;
 /// Results at a time: with two vectors of each, as many sums as AVX2 has room for beside their operands.
 const TOGETHER: usize = 4;
 
-/// One row of the maps of all heads, mixed, as a row of `to`: `weights` is `[heads, heads + 1]`, the last number of a row being added.
+/// One row of the maps of all heads, mixed: `weights` is `[heads, heads + 1]`, the last number of a row being added.
 #[inline(always)]
 pub(super) fn mix<S: Simd, T: Real>(
-    from: (&Panels<f32>, usize),
-    (to, row): (&mut Panels<T>, usize),
+    from: Row<'_, f32>,
+    mut to: RowMut<'_, T>,
     (heads, panels): (usize, usize),
     weights: &[f32],
 ) {
     for part in even_parts(0..heads, TOGETHER) {
         let weights = &weights[part.start * (heads + 1)..];
-        let to = (&mut *to, row);
+        let to = &mut to;
         match part.len() {
             1 => mix_some::<S, T, 1>(from, to, part, (heads, panels), weights),
             2 => mix_some::<S, T, 2>(from, to, part, (heads, panels), weights),
@@ -35,8 +35,8 @@ pub(super) fn mix<S: Simd, T: Real>(
 // Without closures: those that a function of the standard library calls would not be compiled for the vectors' instructions.
 #[inline(always)]
 fn mix_some<S: Simd, T: Real, const N: usize>(
-    (from, from_row): (&Panels<f32>, usize),
-    (to, row): (&mut Panels<T>, usize),
+    from: Row<'_, f32>,
+    to: &mut RowMut<'_, T>,
     part: Range<usize>,
     (heads, panels): (usize, usize),
     weights: &[f32],
@@ -52,7 +52,7 @@ fn mix_some<S: Simd, T: Real, const N: usize>(
                 *sums = [S::splat(weights[heads]); 2];
             }
             for h in 0..heads {
-                let from = &from.panel(h * panels + panel)[from_row];
+                let from = from.at(h * panels + panel);
                 let x = [S::load(&from[at..]), S::load(&from[at + S::LANES..])];
                 for (sums, weights) in sums.iter_mut().zip(own) {
                     let weight = S::splat(weights[h]);
@@ -61,7 +61,7 @@ fn mix_some<S: Simd, T: Real, const N: usize>(
                 }
             }
             for (sums, head) in sums.into_iter().zip(part.clone()) {
-                let to = to.panel_mut(head * panels + panel)[row].as_mut();
+                let to = to.at(head * panels + panel).as_mut();
                 T::store::<S>(sums[0], &mut to[at..]);
                 T::store::<S>(sums[1], &mut to[at + S::LANES..]);
             }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::packed::Packed;
-use crate::panels::Panels;
+use crate::panels::{Panels, RowMut};
 use crate::real::Real;
 use crate::simd::Simd;
 use crate::tile::{COLUMNS, Operands};
@@ -147,17 +147,17 @@ impl<T: Real> Positions<'_, T> {
         let start = query * self.buckets.stride;
         for row in 0..block.len() {
             let start = start + row * self.buckets.stride;
-            let maps = (&mut *maps, panels.clone(), row);
+            let to = maps.row_mut(panels.clone(), row);
             match &self.buckets.places {
                 Places::Few(places) => {
                     // The compiler need not think of memory that others see.
                     let mut numbers = [0.0; FEW];
                     gather(&room.by_bucket, row, &mut numbers[..self.buckets.count]);
-                    add_few::<S>(&numbers, &places[start..], maps);
+                    add_few::<S>(&numbers, &places[start..][..self.buckets.stride], to);
                 }
                 Places::Many(places) => {
                     gather(&room.by_bucket, row, &mut room.many[..self.buckets.count]);
-                    add_many(&room.many, &places[start..], maps);
+                    add_many(&room.many, &places[start..][..self.buckets.stride], to);
                 }
             }
         }
@@ -172,15 +172,11 @@ fn gather(from: &Panels<f32>, row: usize, to: &mut [f32]) {
     }
 }
 
-/// Adds to each number of a row of `maps` the one at its place, a vector at a time.
+/// Adds to each number of a row the one at its place, a vector at a time.
 #[inline(always)]
-fn add_few<S: Simd>(
-    numbers: &[f32; FEW],
-    places: &[u8],
-    (maps, panels, row): (&mut Panels<f32>, Range<usize>, usize),
-) {
-    for (panel, places) in panels.zip(places.chunks_exact(COLUMNS)) {
-        let to = &mut maps.panel_mut(panel)[row];
+fn add_few<S: Simd>(numbers: &[f32; FEW], places: &[u8], mut to: RowMut<'_, f32>) {
+    for (panel, places) in places.chunks_exact(COLUMNS).enumerate() {
+        let to = to.at(panel);
         for at in (0..COLUMNS).step_by(S::LANES) {
             let found = S::look_up(numbers, &places[at..]);
             S::store(S::add(S::load(&to[at..]), found), &mut to[at..]);
@@ -190,12 +186,12 @@ fn add_few<S: Simd>(
 
 /// The same, number by number.
 #[inline(always)]
-fn add_many(numbers: &[f32], places: &[u16], (maps, panels, row): (&mut Panels<f32>, Range<usize>, usize)) {
+fn add_many(numbers: &[f32], places: &[u16], mut to: RowMut<'_, f32>) {
     let Ok(numbers): Result<&[f32; MANY], _> = numbers.try_into() else {
         unreachable!("the room has so many places")
     };
-    for (panel, places) in panels.zip(places.chunks_exact(COLUMNS)) {
-        let to = &mut maps.panel_mut(panel)[row];
+    for (panel, places) in places.chunks_exact(COLUMNS).enumerate() {
+        let to = to.at(panel);
         for (to, &place) in to.iter_mut().zip(places) {
             *to += numbers[usize::from(place)];
         }
