@@ -11,7 +11,7 @@ use std::ops::Range;
 
 pub use positions::{MOST_BUCKETS, PairBuckets, Positions};
 
-use self::mixing::mix;
+use self::mixing::Mixing;
 use crate::attention::{Plain, Segment, end, join, products, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
@@ -32,7 +32,7 @@ pub struct Mixed<'a, T: Real> {
     pub positions: Option<Positions<'a, T>>,
     /// What is added to the logits of each head: `[heads][queries, stride]`.
     pub bias: Option<Tables<'a>>,
-    /// How the logits of the heads are mixed: `[heads, heads + 1]`, the last number of a row being added.
+    /// How the logits of the heads are mixed: `[heads + 1, heads]`, how much of each head a result has, and what is added to it.
     pub before: Option<&'a [f32]>,
     /// What is added to the logits of all heads after that: `[queries, stride]`.
     pub mask: Option<Tables<'a>>,
@@ -76,8 +76,9 @@ pub struct MixedAttention<T: Real> {
     /// The logits of one query, and their exponentials.
     logits: Panels<f32>,
     powers: Panels<f32>,
-    /// The weights of a row's mixing.
-    weights: Vec<f32>,
+    /// What probabilities are multiplied with to make up for their sums: those of one query before heads are mixed, or those of a block
+    /// at the end, where they are not.
+    factors: Vec<f32>,
     inverse: Vec<f32>,
     values: Vec<Packed<T>>,
 }
@@ -91,7 +92,7 @@ impl<T: Real> MixedAttention<T> {
             positions: positions::Room::new(),
             logits: Panels::zeros(0, 0),
             powers: Panels::zeros(0, 0),
-            weights: Vec::new(),
+            factors: Vec::new(),
             inverse: Vec::new(),
             values: Vec::new(),
         }
@@ -137,8 +138,9 @@ impl<T: Real> MixedAttention<T> {
         );
         self.logits.reshape(1, heads * panels);
         self.powers.reshape(1, heads * panels);
-        self.weights.resize(heads * (heads + 1), 0.0);
-        self.inverse.resize(heads * MAX_ROWS, 0.0);
+        self.factors.resize(heads, 1.0);
+        self.inverse.clear();
+        self.inverse.resize(heads * MAX_ROWS, 1.0);
         if segments(0, 1).is_some() {
             self.values.resize_with(heads, || Packed::zeros(0, 0));
             for (h, values) in self.values.iter_mut().enumerate() {
@@ -251,12 +253,16 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
             for row in 0..count {
                 let (logits, powers) = (&mut room.logits, &mut room.powers);
                 match how.before {
-                    Some(weights) => mix::<S, f32>(
-                        maps.row(all(), row),
-                        logits.row_mut(all(), 0),
-                        (heads, panels),
-                        weights,
-                    ),
+                    Some(weights) => {
+                        let (from, to) = (maps.row(all(), row), logits.row_mut(all(), 0));
+                        let mixing = Mixing {
+                            heads,
+                            panels,
+                            weights,
+                            factors: None,
+                        };
+                        mixing.run::<S, f32>(from, to);
+                    }
                     None => copy(maps.row(all(), row), logits),
                 }
                 for h in 0..heads {
@@ -265,37 +271,25 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     }
                     end((&mut *logits, of(h).start), keys, 1, f32::NEG_INFINITY);
                     let logits = logits.row(of(h), 0);
-                    let sum = match how.after {
-                        Some(_) => softmax::<S, f32>(logits, powers.row_mut(of(h), 0), panels),
-                        None => softmax::<S, T>(logits, room.probs.row_mut(of(h), row), panels),
-                    };
-                    room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
+                    if how.after.is_some() {
+                        let sum = softmax::<S, f32>(logits, powers.row_mut(of(h), 0), panels);
+                        room.factors[h] = 1.0 / sum;
+                    } else {
+                        let sum = softmax::<S, T>(logits, room.probs.row_mut(of(h), row), panels);
+                        room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
+                    }
                 }
                 if let Some(weights) = how.after {
-                    // The division by the sums is part of the weights.
-                    for (to, from) in room
-                        .weights
-                        .chunks_exact_mut(heads + 1)
-                        .zip(weights.chunks_exact(heads + 1))
-                    {
-                        for (h, (to, from)) in to.iter_mut().zip(from).enumerate() {
-                            *to = if h < heads {
-                                from * room.inverse[h * MAX_ROWS + row]
-                            } else {
-                                *from
-                            };
-                        }
-                    }
-                    mix::<S, T>(
-                        powers.row(all(), 0),
-                        room.probs.row_mut(all(), row),
-                        (heads, panels),
-                        &room.weights,
-                    );
+                    let (from, to) = (powers.row(all(), 0), room.probs.row_mut(all(), row));
+                    let factors = Some(&room.factors[..]);
+                    let mixing = Mixing {
+                        heads,
+                        panels,
+                        weights,
+                        factors,
+                    };
+                    mixing.run::<S, T>(from, to);
                 }
-            }
-            if how.after.is_some() {
-                room.inverse.fill(1.0);
             }
             for (h, head) in how.heads.iter().enumerate() {
                 let own = segments(h, 0).map(|segment| segment.values);

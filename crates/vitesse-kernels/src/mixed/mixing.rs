@@ -11,59 +11,72 @@ use crate::tile::COLUMNS;
 /// Results at a time: with two vectors of each, as many sums as AVX2 has room for beside their operands.
 const TOGETHER: usize = 4;
 
-/// One row of the maps of all heads, mixed: `weights` is `[heads, heads + 1]`, the last number of a row being added.
-#[inline(always)]
-pub(super) fn mix<S: Simd, T: Real>(
-    from: Row<'_, f32>,
-    mut to: RowMut<'_, T>,
-    (heads, panels): (usize, usize),
-    weights: &[f32],
-) {
-    for part in even_parts(0..heads, TOGETHER) {
-        let weights = &weights[part.start * (heads + 1)..];
-        let to = &mut to;
-        match part.len() {
-            1 => mix_some::<S, T, 1>(from, to, part, (heads, panels), weights),
-            2 => mix_some::<S, T, 2>(from, to, part, (heads, panels), weights),
-            3 => mix_some::<S, T, 3>(from, to, part, (heads, panels), weights),
-            _ => mix_some::<S, T, TOGETHER>(from, to, part, (heads, panels), weights),
-        }
-    }
+/// How the maps of all heads are mixed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mixing<'a> {
+    pub(super) heads: usize,
+    /// Of each map.
+    pub(super) panels: usize,
+    /// `[heads + 1, heads]`: how much of a head's map each result has, and what is added to it.
+    pub(super) weights: &'a [f32],
+    /// What each map is multiplied with before.
+    pub(super) factors: Option<&'a [f32]>,
 }
 
-/// The `N` results of some heads, with their weights.
-// Without closures: those that a function of the standard library calls would not be compiled for the vectors' instructions.
-#[inline(always)]
-fn mix_some<S: Simd, T: Real, const N: usize>(
-    from: Row<'_, f32>,
-    to: &mut RowMut<'_, T>,
-    part: Range<usize>,
-    (heads, panels): (usize, usize),
-    weights: &[f32],
-) {
-    let mut own = [&weights[..0]; N];
-    for (own, weights) in own.iter_mut().zip(weights.chunks_exact(heads + 1)) {
-        *own = weights;
+impl Mixing<'_> {
+    /// One row of the maps of all heads, mixed.
+    #[inline(always)]
+    pub(super) fn run<S: Simd, T: Real>(&self, from: Row<'_, f32>, mut to: RowMut<'_, T>) {
+        for part in even_parts(0..self.heads, TOGETHER) {
+            match part.len() {
+                1 => self.some::<S, T, 1>(part, from, &mut to),
+                2 => self.some::<S, T, 2>(part, from, &mut to),
+                3 => self.some::<S, T, 3>(part, from, &mut to),
+                _ => self.some::<S, T, TOGETHER>(part, from, &mut to),
+            }
+        }
     }
-    for panel in 0..panels {
-        for at in (0..COLUMNS).step_by(2 * S::LANES) {
-            let mut sums = [[S::splat(0.0); 2]; N];
-            for (sums, weights) in sums.iter_mut().zip(own) {
-                *sums = [S::splat(weights[heads]); 2];
-            }
-            for h in 0..heads {
-                let from = from.at(h * panels + panel);
-                let x = [S::load(&from[at..]), S::load(&from[at + S::LANES..])];
-                for (sums, weights) in sums.iter_mut().zip(own) {
-                    let weight = S::splat(weights[h]);
-                    sums[0] = S::mul_add(weight, x[0], sums[0]);
-                    sums[1] = S::mul_add(weight, x[1], sums[1]);
+
+    /// The `N` results of some heads.
+    // Without closures that a function of the standard library calls: they would not be compiled for the vectors' instructions.
+    #[inline(always)]
+    fn some<S: Simd, T: Real, const N: usize>(
+        &self,
+        part: Range<usize>,
+        from: Row<'_, f32>,
+        to: &mut RowMut<'_, T>,
+    ) {
+        let Mixing {
+            heads,
+            panels,
+            weights,
+            factors,
+        } = *self;
+        let (weights, shifts) = weights.split_at(heads * heads);
+        for panel in 0..panels {
+            for at in (0..COLUMNS).step_by(2 * S::LANES) {
+                let mut sums = [[S::splat(0.0); 2]; N];
+                for (sums, &shift) in sums.iter_mut().zip(&shifts[part.clone()]) {
+                    *sums = [S::splat(shift); 2];
                 }
-            }
-            for (sums, head) in sums.into_iter().zip(part.clone()) {
-                let to = to.at(head * panels + panel).as_mut();
-                T::store::<S>(sums[0], &mut to[at..]);
-                T::store::<S>(sums[1], &mut to[at + S::LANES..]);
+                for (h, row) in weights.chunks_exact(heads).enumerate() {
+                    let from = from.at(h * panels + panel);
+                    let (mut x, mut y) = (S::load(&from[at..]), S::load(&from[at + S::LANES..]));
+                    if let Some(factors) = factors {
+                        let factor = S::splat(factors[h]);
+                        (x, y) = (S::mul(x, factor), S::mul(y, factor));
+                    }
+                    for (sums, &weight) in sums.iter_mut().zip(&row[part.start..][..N]) {
+                        let weight = S::splat(weight);
+                        sums[0] = S::mul_add(weight, x, sums[0]);
+                        sums[1] = S::mul_add(weight, y, sums[1]);
+                    }
+                }
+                for (sums, head) in sums.into_iter().zip(part.clone()) {
+                    let to = to.at(head * panels + panel).as_mut();
+                    T::store::<S>(sums[0], &mut to[at..]);
+                    T::store::<S>(sums[1], &mut to[at + S::LANES..]);
+                }
             }
         }
     }

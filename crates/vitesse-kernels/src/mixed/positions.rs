@@ -12,7 +12,7 @@ use crate::simd::Simd;
 use crate::tile::{COLUMNS, Operands};
 
 /// Numbers that vectors are looked up in. The last is the one of pairs without a bucket.
-pub(crate) const FEW: usize = 64;
+const FEW: usize = 2 * COLUMNS;
 
 /// A slot for every `u16`, so that look-ups need no bounds check; the last is the one of pairs without a bucket.
 const MANY: usize = 1 << 16;
@@ -150,13 +150,18 @@ impl<T: Real> Positions<'_, T> {
             let to = maps.row_mut(panels.clone(), row);
             match &self.buckets.places {
                 Places::Few(places) => {
-                    // The compiler need not think of memory that others see.
-                    let mut numbers = [0.0; FEW];
-                    gather(&room.by_bucket, row, &mut numbers[..self.buckets.count]);
+                    let mut numbers = [[0.0; COLUMNS]; 2];
+                    for (panel, to) in numbers.iter_mut().enumerate().take(table.panels()) {
+                        *to = room.by_bucket.panel(panel)[row];
+                    }
+                    numbers[1][COLUMNS - 1] = 0.0;
                     add_few::<S>(&numbers, &places[start..][..self.buckets.stride], to);
                 }
                 Places::Many(places) => {
-                    gather(&room.by_bucket, row, &mut room.many[..self.buckets.count]);
+                    let numbers = room.many[..self.buckets.count].chunks_mut(COLUMNS);
+                    for (panel, to) in numbers.enumerate() {
+                        to.copy_from_slice(&room.by_bucket.panel(panel)[row][..to.len()]);
+                    }
                     add_many(&room.many, &places[start..][..self.buckets.stride], to);
                 }
             }
@@ -164,17 +169,9 @@ impl<T: Real> Positions<'_, T> {
     }
 }
 
-/// The first numbers of a row, one panel's after the other's.
-#[inline(always)]
-fn gather(from: &Panels<f32>, row: usize, to: &mut [f32]) {
-    for (panel, to) in to.chunks_mut(COLUMNS).enumerate() {
-        to.copy_from_slice(&from.panel(panel)[row][..to.len()]);
-    }
-}
-
 /// Adds to each number of a row the one at its place, a vector at a time.
 #[inline(always)]
-fn add_few<S: Simd>(numbers: &[f32; FEW], places: &[u8], mut to: RowMut<'_, f32>) {
+fn add_few<S: Simd>(numbers: &[[f32; COLUMNS]; 2], places: &[u8], mut to: RowMut<'_, f32>) {
     for (panel, places) in places.chunks_exact(COLUMNS).enumerate() {
         let to = to.at(panel);
         for at in (0..COLUMNS).step_by(S::LANES) {

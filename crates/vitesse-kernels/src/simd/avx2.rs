@@ -162,12 +162,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn look_up(numbers: &[f32; 64], places: &[u8]) -> __m256 {
+    fn look_up(numbers: &[[f32; 32]; 2], places: &[u8]) -> __m256 {
         assert!(places.len() >= 8);
         unsafe {
             let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(places.as_ptr().cast()));
             // Three bits of a place choose inside a vector, the others among vectors.
-            let among = |at: usize| _mm256_permutevar8x32_ps(Self::load(&numbers[at..]), places);
+            let among =
+                |at: usize| _mm256_permutevar8x32_ps(Self::load(&numbers.as_flattened()[at..]), places);
             let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
             let fifth = _mm256_castsi256_ps(_mm256_slli_epi32::<27>(places));
             let sixth = _mm256_castsi256_ps(_mm256_slli_epi32::<26>(places));

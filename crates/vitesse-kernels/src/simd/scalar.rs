@@ -101,8 +101,8 @@ impl Simd for Scalar {
         a
     }
     #[inline(always)]
-    fn look_up(numbers: &[f32; 64], places: &[u8]) -> f32 {
-        numbers[usize::from(places[0])]
+    fn look_up(numbers: &[[f32; 32]; 2], places: &[u8]) -> f32 {
+        numbers.as_flattened()[usize::from(places[0])]
     }
     #[inline(always)]
     fn sum(x: f32) -> f32 {
