@@ -216,6 +216,9 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         let (heads, panels) = (how.heads.len(), keys.div_ceil(COLUMNS));
         let of = |h: usize| h * panels..(h + 1) * panels;
         let all = || 0..heads * panels;
+        // Whole vectors, because parts of one just written would be waited for when the whole is read.
+        let mut limits = [f32::INFINITY; COLUMNS];
+        limits[keys % COLUMNS..].fill(f32::NEG_INFINITY);
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
         // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
@@ -269,7 +272,9 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     if let Some(mask) = &how.mask {
                         add::<S>(logits.row_mut(of(h), 0), mask.of(0, query + row));
                     }
-                    end((&mut *logits, of(h).start), keys, 1, f32::NEG_INFINITY);
+                    if !keys.is_multiple_of(COLUMNS) {
+                        limit::<S>(&mut logits.panel_mut(of(h).end - 1)[0], &limits);
+                    }
                     let logits = logits.row(of(h), 0);
                     if how.after.is_some() {
                         let sum = softmax::<S, f32>(logits, powers.row_mut(of(h), 0), panels);
@@ -331,5 +336,14 @@ fn add<S: Simd>(mut to: RowMut<'_, f32>, values: &[f32]) {
         for at in (0..COLUMNS).step_by(S::LANES) {
             S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
         }
+    }
+}
+
+/// No number above its limit. What is not a number becomes the limit, infinity for keys that are there, of which the softmax makes no
+/// number again.
+#[inline(always)]
+fn limit<S: Simd>(to: &mut [f32; COLUMNS], limits: &[f32; COLUMNS]) {
+    for at in (0..COLUMNS).step_by(S::LANES) {
+        S::store(S::min(S::load(&to[at..]), S::load(&limits[at..])), &mut to[at..]);
     }
 }
