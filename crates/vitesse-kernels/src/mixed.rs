@@ -16,7 +16,7 @@ use crate::attention::{Plain, Segment, end, join, products, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
 use crate::panels::{Panels, Row, RowMut};
-use crate::product::row_tiles;
+use crate::product::{even_parts, row_tiles};
 use crate::real::Real;
 use crate::simd::Simd;
 use crate::tile::{COLUMNS, MAX_ROWS};
@@ -59,12 +59,15 @@ pub struct Tables<'a> {
 }
 
 impl<'a> Tables<'a> {
-    /// Those of a query in one of the tables.
+    /// Those of a query in one of the tables, as many panels as hold the keys.
     #[inline(always)]
-    fn of(&self, table: usize, query: usize) -> &'a [f32] {
-        &self.values[table][query * self.stride..][..self.stride]
+    fn of(&self, table: usize, query: usize, panels: usize) -> &'a [f32] {
+        &self.values[table][query * self.stride..][..panels * COLUMNS]
     }
 }
+
+/// Queries whose maps are made together: while one's sums are waited for, there is the other's work to do.
+const TOGETHER: usize = 2;
 
 /// Room for the maps of a block of queries.
 #[derive(Debug)]
@@ -73,13 +76,13 @@ pub struct MixedAttention<T: Real> {
     maps: Panels<f32>,
     probs: Panels<T>,
     positions: positions::Room,
-    /// The logits of one query, and their exponentials.
+    /// Of a few queries, `[TOGETHER, heads]`: their logits, and exponentials of these.
     logits: Panels<f32>,
     powers: Panels<f32>,
-    /// What probabilities are multiplied with to make up for their sums: those of one query before heads are mixed, or those of a block
-    /// at the end, where they are not.
-    factors: Vec<f32>,
-    inverse: Vec<f32>,
+    /// What is divided by the sums of exponentials: maps before they are mixed, `[TOGETHER, heads]`, or else results,
+    /// `[heads, MAX_ROWS]`. In the other one all numbers are 1.
+    of_maps: Vec<f32>,
+    of_results: Vec<f32>,
     values: Vec<Packed<T>>,
 }
 
@@ -92,8 +95,8 @@ impl<T: Real> MixedAttention<T> {
             positions: positions::Room::new(),
             logits: Panels::zeros(0, 0),
             powers: Panels::zeros(0, 0),
-            factors: Vec::new(),
-            inverse: Vec::new(),
+            of_maps: Vec::new(),
+            of_results: Vec::new(),
             values: Vec::new(),
         }
     }
@@ -136,11 +139,11 @@ impl<T: Real> MixedAttention<T> {
             keys,
             segments(0, 0).map_or(0, |s| s.keys.depths.len()),
         );
-        self.logits.reshape(1, heads * panels);
-        self.powers.reshape(1, heads * panels);
-        self.factors.resize(heads, 1.0);
-        self.inverse.clear();
-        self.inverse.resize(heads * MAX_ROWS, 1.0);
+        self.logits.reshape(TOGETHER, heads * panels);
+        self.powers.reshape(TOGETHER, heads * panels);
+        self.of_maps.resize(TOGETHER * heads, 0.0);
+        self.of_results.clear();
+        self.of_results.resize(heads * MAX_ROWS, 1.0);
         if segments(0, 1).is_some() {
             self.values.resize_with(heads, || Packed::zeros(0, 0));
             for (h, values) in self.values.iter_mut().enumerate() {
@@ -157,6 +160,58 @@ impl<T: Real> MixedAttention<T> {
             how,
             out,
         });
+    }
+}
+
+impl<T: Real> MixedAttention<T> {
+    /// From the maps of all heads to their probabilities, for some queries of a block, which begins with number `query` among the keys.
+    #[inline(always)]
+    fn probabilities<S: Simd>(&mut self, rows: Range<usize>, query: usize, how: &Mixed<'_, T>, keys: usize) {
+        let (heads, panels) = (how.heads.len(), keys.div_ceil(COLUMNS));
+        let (all, of) = (0..heads * panels, |h: usize| h * panels..(h + 1) * panels);
+        let mixing = |weights| Mixing {
+            heads,
+            panels,
+            weights,
+        };
+        for (i, row) in rows.clone().enumerate() {
+            let (from, to) = (
+                self.maps.row(all.clone(), row),
+                self.logits.row_mut(all.clone(), i),
+            );
+            match how.before {
+                Some(weights) => mixing(weights).run::<S, f32>(from, None, to),
+                None => copy(from, to, all.len()),
+            }
+        }
+        for (i, row) in rows.clone().enumerate() {
+            for h in 0..heads {
+                if let Some(mask) = &how.mask {
+                    add::<S>(self.logits.row_mut(of(h), i), mask.of(0, query + row, panels));
+                }
+                if !keys.is_multiple_of(COLUMNS) {
+                    limit::<S>(&mut self.logits.panel_mut(of(h).end - 1)[i], keys % COLUMNS);
+                }
+                let logits = self.logits.row(of(h), i);
+                if how.after.is_some() {
+                    let sum = softmax::<S, f32>(logits, self.powers.row_mut(of(h), i), panels);
+                    self.of_maps[i * heads + h] = 1.0 / sum;
+                } else {
+                    let sum = softmax::<S, T>(logits, self.probs.row_mut(of(h), row), panels);
+                    self.of_results[h * MAX_ROWS + row] = 1.0 / sum;
+                }
+            }
+        }
+        if let Some(weights) = how.after {
+            for (i, row) in rows.enumerate() {
+                let (from, to) = (
+                    self.powers.row(all.clone(), i),
+                    self.probs.row_mut(all.clone(), row),
+                );
+                let factors = &self.of_maps[i * heads..][..heads];
+                mixing(weights).run::<S, T>(from, Some(factors), to);
+            }
+        }
     }
 }
 
@@ -215,10 +270,6 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         } = self;
         let (heads, panels) = (how.heads.len(), keys.div_ceil(COLUMNS));
         let of = |h: usize| h * panels..(h + 1) * panels;
-        let all = || 0..heads * panels;
-        // Whole vectors, because parts of one just written would be waited for when the whole is read.
-        let mut limits = [f32::INFINITY; COLUMNS];
-        limits[keys % COLUMNS..].fill(f32::NEG_INFINITY);
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
         // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
@@ -231,7 +282,6 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         S::begin();
         for block in row_tiles(rows.clone(), most) {
             let (count, query) = (block.len(), how.query + block.start - rows.start);
-            let maps = &mut room.maps;
             for (h, head) in how.heads.iter().enumerate() {
                 let segments = |i: usize| segments(h, i);
                 products::<S, T, Plain>(
@@ -239,62 +289,22 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     &block,
                     &segments,
                     &Plain,
-                    maps,
+                    &mut room.maps,
                     of(h).start,
                     &mut scratch,
                 );
                 if let Some(bias) = &how.bias {
                     for row in 0..count {
-                        add::<S>(maps.row_mut(of(h), row), bias.of(h, query + row));
+                        add::<S>(room.maps.row_mut(of(h), row), bias.of(h, query + row, panels));
                     }
                 }
                 if let Some(positions) = &how.positions {
-                    let room = &mut room.positions;
-                    positions.add::<S>(h, (q, head.q), &block, query, room, (&mut *maps, of(h)));
+                    let to = (&mut room.maps, of(h));
+                    positions.add::<S>(h, (q, head.q), &block, query, &mut room.positions, to);
                 }
             }
-            for row in 0..count {
-                let (logits, powers) = (&mut room.logits, &mut room.powers);
-                match how.before {
-                    Some(weights) => {
-                        let (from, to) = (maps.row(all(), row), logits.row_mut(all(), 0));
-                        let mixing = Mixing {
-                            heads,
-                            panels,
-                            weights,
-                            factors: None,
-                        };
-                        mixing.run::<S, f32>(from, to);
-                    }
-                    None => copy(maps.row(all(), row), logits),
-                }
-                for h in 0..heads {
-                    if let Some(mask) = &how.mask {
-                        add::<S>(logits.row_mut(of(h), 0), mask.of(0, query + row));
-                    }
-                    if !keys.is_multiple_of(COLUMNS) {
-                        limit::<S>(&mut logits.panel_mut(of(h).end - 1)[0], &limits);
-                    }
-                    let logits = logits.row(of(h), 0);
-                    if how.after.is_some() {
-                        let sum = softmax::<S, f32>(logits, powers.row_mut(of(h), 0), panels);
-                        room.factors[h] = 1.0 / sum;
-                    } else {
-                        let sum = softmax::<S, T>(logits, room.probs.row_mut(of(h), row), panels);
-                        room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
-                    }
-                }
-                if let Some(weights) = how.after {
-                    let (from, to) = (powers.row(all(), 0), room.probs.row_mut(all(), row));
-                    let factors = Some(&room.factors[..]);
-                    let mixing = Mixing {
-                        heads,
-                        panels,
-                        weights,
-                        factors,
-                    };
-                    mixing.run::<S, T>(from, to);
-                }
+            for rows in even_parts(0..count, TOGETHER) {
+                room.probabilities::<S>(rows, query, how, keys);
             }
             for (h, head) in how.heads.iter().enumerate() {
                 let own = segments(h, 0).map(|segment| segment.values);
@@ -309,7 +319,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                 weigh::<S, T>(
                     (&room.probs, of(h).start),
                     values,
-                    &room.inverse[h * MAX_ROWS..][..count],
+                    &room.of_results[h * MAX_ROWS..][..count],
                     (&mut *out, head.out),
                     &block,
                     &mut scratch,
@@ -322,9 +332,9 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
 
 /// The maps of one query, by themselves.
 #[inline(always)]
-fn copy(from: Row<'_, f32>, to: &mut Panels<f32>) {
-    for panel in 0..to.panels() {
-        to.panel_mut(panel)[0] = *from.at(panel);
+fn copy(from: Row<'_, f32>, mut to: RowMut<'_, f32>, panels: usize) {
+    for panel in 0..panels {
+        *to.at(panel) = *from.at(panel);
     }
 }
 
@@ -339,10 +349,21 @@ fn add<S: Simd>(mut to: RowMut<'_, f32>, values: &[f32]) {
     }
 }
 
-/// No number above its limit. What is not a number becomes the limit, infinity for keys that are there, of which the softmax makes no
-/// number again.
+/// Puts −∞ from the column `end` on. Whole vectors are written, because parts of one just written would be waited for when the whole is
+/// read. What is no number becomes infinity, of which the softmax makes no number again.
 #[inline(always)]
-fn limit<S: Simd>(to: &mut [f32; COLUMNS], limits: &[f32; COLUMNS]) {
+fn limit<S: Simd>(to: &mut [f32; COLUMNS], end: usize) {
+    /// From the column 32 − `end` on: what the columns may have at most.
+    static LIMITS: [f32; 2 * COLUMNS] = {
+        let mut limits = [f32::INFINITY; 2 * COLUMNS];
+        let mut i = COLUMNS;
+        while i < limits.len() {
+            limits[i] = f32::NEG_INFINITY;
+            i += 1;
+        }
+        limits
+    };
+    let limits = &LIMITS[COLUMNS - end..][..COLUMNS];
     for at in (0..COLUMNS).step_by(S::LANES) {
         S::store(S::min(S::load(&to[at..]), S::load(&limits[at..])), &mut to[at..]);
     }

@@ -19,20 +19,23 @@ pub(super) struct Mixing<'a> {
     pub(super) panels: usize,
     /// `[heads + 1, heads]`: how much of a head's map each result has, and what is added to it.
     pub(super) weights: &'a [f32],
-    /// What each map is multiplied with before.
-    pub(super) factors: Option<&'a [f32]>,
 }
 
 impl Mixing<'_> {
-    /// One row of the maps of all heads, mixed.
+    /// One row of the maps of all heads, mixed; each map is multiplied with its factor before.
     #[inline(always)]
-    pub(super) fn run<S: Simd, T: Real>(&self, from: Row<'_, f32>, mut to: RowMut<'_, T>) {
+    pub(super) fn run<S: Simd, T: Real>(
+        &self,
+        from: Row<'_, f32>,
+        factors: Option<&[f32]>,
+        mut to: RowMut<'_, T>,
+    ) {
         for part in even_parts(0..self.heads, TOGETHER) {
             match part.len() {
-                1 => self.some::<S, T, 1>(part, from, &mut to),
-                2 => self.some::<S, T, 2>(part, from, &mut to),
-                3 => self.some::<S, T, 3>(part, from, &mut to),
-                _ => self.some::<S, T, TOGETHER>(part, from, &mut to),
+                1 => self.some::<S, T, 1>(part, from, factors, &mut to),
+                2 => self.some::<S, T, 2>(part, from, factors, &mut to),
+                3 => self.some::<S, T, 3>(part, from, factors, &mut to),
+                _ => self.some::<S, T, TOGETHER>(part, from, factors, &mut to),
             }
         }
     }
@@ -44,13 +47,13 @@ impl Mixing<'_> {
         &self,
         part: Range<usize>,
         from: Row<'_, f32>,
+        factors: Option<&[f32]>,
         to: &mut RowMut<'_, T>,
     ) {
         let Mixing {
             heads,
             panels,
             weights,
-            factors,
         } = *self;
         let (weights, shifts) = weights.split_at(heads * heads);
         for panel in 0..panels {
