@@ -33,7 +33,7 @@ pub struct Positions<'a, T: Real> {
 #[derive(Debug, Clone)]
 pub struct PairBuckets {
     count: usize,
-    /// From a query to the next: a multiple of 32 that is no less than the number of keys.
+    /// From a query to the next: the number of keys, rounded up to whole panels.
     stride: usize,
     places: Places,
 }
@@ -62,9 +62,9 @@ impl PairBuckets {
     /// `pairs` says for each query which of `count` buckets each of `keys` keys has, or that it has none.
     ///
     /// # Panics
-    /// Where a bucket is not one of `count`, or these are more than [`MOST_BUCKETS`].
+    /// Where a bucket is not one of `count`, these are more than [`MOST_BUCKETS`], or there is no key.
     pub fn new(count: usize, pairs: &[Option<usize>], keys: usize) -> Self {
-        assert!(count <= MOST_BUCKETS && pairs.len().is_multiple_of(keys));
+        assert!(count <= MOST_BUCKETS && keys > 0 && pairs.len().is_multiple_of(keys));
         assert!(pairs.iter().flatten().all(|&bucket| bucket < count));
         let places = if count < FEW {
             Places::Few(padded(pairs, keys, FEW, |place| place as u8))
