@@ -2,7 +2,7 @@
 //!
 //! A segment begins and ends at stations: `linear` takes in the norm or the GELU before a projection, and the residual
 //! sum after it; `attention` goes from the fused projection to the heads' outputs; `perceptron` is the second half of a
-//! block; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
+//! block; `relations` compares tokens of two models; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
 //! the pieces.
 //!
 //! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
