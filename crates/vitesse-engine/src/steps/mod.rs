@@ -10,6 +10,7 @@ mod mlp;
 mod ops;
 mod regroup;
 mod stream;
+mod tokens;
 mod windows;
 
 use std::ops::Range;
@@ -24,6 +25,7 @@ pub(crate) use mlp::{Add, ByRows, Hidden};
 pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
 pub(crate) use regroup::Regroup;
 pub(crate) use stream::{Hold, Norm, NormStream, Prompts, ScaleShift};
+pub(crate) use tokens::{Attentions, Choose, Match, Move, Rearrange, ShowClass, TokenRoom};
 pub(crate) use windows::{Arrange, AttendInWindows, Blank, Merge, Order, WindowBias, masks};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'
