@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::Serialize;
 use vitesse::model::config::HistoryStep;
-use vitesse::model::spec::{AttentionSpec, BlockSpec, SwinSpec, Transformer};
+use vitesse::model::ops::OpKind;
+use vitesse::model::spec::{AttentionSpec, BlockSpec, LayerTokens, SwinSpec, Transformer};
 use vitesse::model::storage::pth::StateDict;
-use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, zoo};
+use vitesse::model::{Checkpoint, ModelSpec, NetworkSpec, PretrainedCfg, Sites, zoo};
 use vitesse::report::format::{self, counted};
 use vitesse::report::{Table, left, right};
 
@@ -81,6 +82,9 @@ struct Report {
     labels: usize,
     history: Vec<HistoryStep>,
     layers: Vec<Layer>,
+    /// The tokens of each layer, where ops make them fewer on the way; of an op that decides by image the most there can be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tokens: Vec<LayerTokens>,
     spec: ModelSpec,
 }
 
@@ -157,6 +161,11 @@ impl Report {
             labels,
             history,
             layers: layers.collect(),
+            tokens: if spec.reduces_tokens() {
+                spec.token_counts()
+            } else {
+                Vec::new()
+            },
             spec,
         })
     }
@@ -224,16 +233,46 @@ fn shape(spec: &ModelSpec, name: &str) -> String {
                 .map(|block| sub_layer(vit.embed_dim, block, part))
                 .unwrap_or_default();
             match vit.layers.get(layer) {
-                Some(spec) if Transformer::Vit(vit).is_shared() => {
-                    format!("{text}, matrices of core {}", spec.core)
+                Some(own) if Transformer::Vit(vit).is_shared() => {
+                    format!(
+                        "{text}, matrices of core {}{}",
+                        own.core,
+                        tokens(spec, layer, part)
+                    )
                 }
-                _ => text,
+                _ => format!("{text}{}", tokens(spec, layer, part)),
             }
         }
         ["ops", index] => op(spec, index),
         ["head" | "head_dist"] => counted(spec.num_classes, "class"),
         _ => String::new(),
     }
+}
+
+/// How many tokens a sub-layer sees, where ops make them fewer on the way.
+fn tokens(spec: &ModelSpec, layer: usize, part: &str) -> String {
+    let Some(counts) = spec
+        .token_counts()
+        .get(layer)
+        .copied()
+        .filter(|_| spec.reduces_tokens())
+    else {
+        return String::new();
+    };
+    let seen = if part == "attn" {
+        counts.attention
+    } else {
+        counts.perceptron
+    };
+    let at_most = if decides_by_image(spec) { "at most " } else { "" };
+    format!(", {at_most}{}", counted(seen.count(), "token"))
+}
+
+/// Whether images keep different numbers of tokens.
+fn decides_by_image(spec: &ModelSpec) -> bool {
+    let by_image =
+        |kind: &OpKind| matches!(kind, OpKind::TokenSelector(selector) if selector.ratio.is_none());
+    spec.ops.iter().any(|op| by_image(&op.kind))
 }
 
 /// The same of a Swin's layer.

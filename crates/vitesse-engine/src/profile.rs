@@ -20,13 +20,15 @@ pub enum Stage {
     Fc1,
     /// Second projection.
     Fc2,
+    /// Tokens that leave or merge: which, and their rows.
+    Tokens,
     /// Final norm, pooling and heads; feature maps.
     Head,
 }
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Stage; 8] = [
+    pub const ALL: [Stage; 9] = [
         Stage::Embed,
         Stage::Qkv,
         Stage::Wait,
@@ -34,6 +36,7 @@ impl Stage {
         Stage::Proj,
         Stage::Fc1,
         Stage::Fc2,
+        Stage::Tokens,
         Stage::Head,
     ];
 }
@@ -42,7 +45,7 @@ impl Stage {
 #[derive(Debug, Clone, Default)]
 pub struct Profile {
     /// By layer; what is in no layer stands in the first and the last.
-    pub layers: Vec<[Duration; 8]>,
+    pub layers: Vec<[Duration; Stage::ALL.len()]>,
 }
 
 /// Measures, or does nothing.
@@ -62,7 +65,9 @@ impl Clock {
 
     /// Starts to measure a model with so many layers.
     pub(crate) fn start(&mut self, layers: usize) {
-        self.profile.layers.resize(layers.max(1), [Duration::ZERO; 8]);
+        self.profile
+            .layers
+            .resize(layers.max(1), [Duration::ZERO; Stage::ALL.len()]);
         self.last = Some(Instant::now());
     }
 

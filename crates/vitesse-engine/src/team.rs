@@ -22,6 +22,8 @@ pub(crate) struct Shown<T: Real> {
     /// Which tokens it has, and their rows of the stream.
     pub(crate) tokens: Range<usize>,
     pub(crate) rows: Panels<f32>,
+    /// What it shows of each of them besides.
+    pub(crate) beside: Vec<f32>,
 }
 
 /// The two places of one thread.
@@ -37,6 +39,7 @@ impl<T: Real> Shared<T> {
                 heads: Vec::new(),
                 tokens: 0..0,
                 rows: Panels::zeros(0, 0),
+                beside: Vec::new(),
             })
         };
         Shared {

@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
 use vitesse_engine::{Engine, Options, Output, Precision};
+use vitesse_model::Site;
+use vitesse_model::ops::{
+    AttentiveTokens, BipartiteMatching, Direction, GridMerging, MergeValue, OpKind, OpSpec, TokenPredictor,
+};
 use vitesse_model::spec::{Activation, Pool, PrefixToken, VitSpec};
 
 struct Counting;
@@ -35,6 +39,47 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// Ops of each kind that makes tokens fewer and has a step.
+fn reducing() -> Vec<Vec<OpSpec>> {
+    let at = |site, layer, kind| OpSpec {
+        site,
+        layer: Some(layer),
+        kind,
+    };
+    let matching = |layer, r| {
+        let kind = BipartiteMatching {
+            r,
+            proportional: true,
+        };
+        at(Site::Mid, layer, OpKind::BipartiteMatching(kind))
+    };
+    let attentive = |layer| {
+        let kind = AttentiveTokens {
+            keep: 0.6,
+            fuse: true,
+        };
+        at(Site::Mid, layer, OpKind::AttentiveTokens(kind))
+    };
+    let merging = |layer, direction| {
+        let value = MergeValue::Area;
+        at(
+            Site::BlockIn,
+            layer,
+            OpKind::GridMerging(GridMerging { direction, value }),
+        )
+    };
+    let predictor = |layer, ratio| {
+        let kind = TokenPredictor { ratio };
+        at(Site::BlockIn, layer, OpKind::TokenPredictor(kind))
+    };
+    vec![
+        vec![matching(0, 9), matching(1, 5)],
+        vec![attentive(0), attentive(1)],
+        vec![predictor(1, 0.7), predictor(2, 0.4)],
+        vec![merging(1, Direction::Horizontal), merging(2, Direction::Vertical)],
+    ]
+}
+
 #[test]
 fn a_run_allocates_nothing_after_the_first() {
     let mut plain = VitSpec::plain(
@@ -51,8 +96,14 @@ fn a_run_allocates_nothing_after_the_first() {
     mean.pool = Pool::Avg;
     mean.pre_norm = true;
     mean.activation = Activation::QuickGelu;
-    for vit in [plain, mean] {
-        let spec = model(vit);
+    let mut specs = vec![model(plain.clone()), model(mean)];
+    plain.cores[1].attn.as_mut().unwrap().out_idx = None;
+    for reducing in reducing() {
+        let mut spec = model(plain.clone());
+        spec.ops = reducing;
+        specs.push(spec);
+    }
+    for spec in specs {
         let tensors = weights(&spec, 1);
         let images = images(&spec, 5, 1);
         let size = images.len() / 5;

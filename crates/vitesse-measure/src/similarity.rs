@@ -165,7 +165,7 @@ fn runs(specs: &[&ModelSpec], images: usize, features: Features) -> Vec<Range<us
         let width = spec.width_at(Site::BlockOut, Some(layer)).unwrap_or(0);
         let tokens = match features {
             Features::Mean => 1,
-            Features::Flattened => spec.tokens_at(layer),
+            Features::Flattened => spec.sites().tokens_passing(Site::BlockOut, layer),
         };
         images.saturating_mul(width).saturating_mul(tokens)
     };

@@ -449,6 +449,17 @@ pub enum Error {
         /// The grid given, or a square one.
         expected: String,
     },
+    /// An op chooses tokens by their scores, and one of the scores is no number.
+    #[error(
+        "`{architecture}`: the scores by which tokens stay at `{op}` are no numbers (NaN); the weights before it, or its own, are damaged or \
+         diverged in training"
+    )]
+    TokenScores {
+        /// The prefix of the op's tensors.
+        op: String,
+        /// The model.
+        architecture: String,
+    },
     /// A position table made for another number of prefix tokens, such as a plain model's in a distilled one.
     #[error(
         "a position table of {rows} rows fits {likely} prefix tokens, but the model has {prefix} (a plain model has one, \
@@ -516,6 +527,7 @@ impl Error {
             Error::PosEmbedShape { .. } => "E_POS_EMBED_SHAPE",
             Error::PosEmbedGrid { .. } => "E_POS_EMBED_GRID",
             Error::PosEmbedPrefix { .. } => "E_POS_EMBED_PREFIX",
+            Error::TokenScores { .. } => "E_TOKEN_SCORES",
         }
     }
 

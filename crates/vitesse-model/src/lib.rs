@@ -28,7 +28,8 @@ pub use config::{Config, PretrainedCfg};
 pub use error::{Error, Result};
 pub use fusion::Fusion;
 pub use import::{
-    Heads, Target, minivit as minivit_names, swin as swin_names, transformers_targets, transformers_unread,
+    Heads, Target, minivit as minivit_names, swin as swin_names, tokens as token_names, transformers_targets,
+    transformers_unread,
 };
 pub use site::Site;
 pub use spec::{ModelSpec, NetworkSpec, Sites};

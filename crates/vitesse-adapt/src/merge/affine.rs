@@ -89,7 +89,13 @@ impl Affine {
             | OpKind::Prompts(_)
             | OpKind::HeadMixing(_)
             | OpKind::RelativePositions(_)
-            | OpKind::LocalConvolution(_) => None,
+            | OpKind::LocalConvolution(_)
+            | OpKind::BipartiteMatching(_)
+            | OpKind::AttentiveTokens(_)
+            | OpKind::TokenPredictor(_)
+            | OpKind::TokenSelector(_)
+            | OpKind::GridMerging(_)
+            | OpKind::StaticTokens(_) => None,
         })
     }
 

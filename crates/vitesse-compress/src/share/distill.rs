@@ -208,7 +208,8 @@ fn check_pair(pair: &[(&str, &ModelSpec, usize); 2]) -> Result<()> {
         }
     }
     let [(_, student, own), (_, teacher, other)] = pair;
-    let (tokens, others) = (student.tokens_at(*own), teacher.tokens_at(*other));
+    let of = |spec: &ModelSpec, layer| spec.sites().tokens_passing(Site::AttnQkv, layer);
+    let (tokens, others) = (of(student, *own), of(teacher, *other));
     if tokens != others {
         return refuse(format!(
             "layer {own} of the student has {tokens} tokens and layer {other} of the teacher {others}; pair layers with the same \

@@ -124,7 +124,10 @@ pub fn enough(spec: &ModelSpec, images: usize) -> Result<()> {
     let body = spec.transformer()?;
     let of = |layer: usize| {
         let inputs = Half::BOTH.map(|half| half.of(body, layer).map_or(0, |(inputs, _)| inputs));
-        let (widest, each) = (inputs[0].max(inputs[1]), spec.sites().tokens_at(layer).max(1));
+        let (widest, each) = (
+            inputs[0].max(inputs[1]),
+            spec.sites().tokens_passing(Site::MlpIn, layer).max(1),
+        );
         ((2 * widest).div_ceil(each), widest, each)
     };
     let Some((least, widest, each)) = (0..body.layers().len()).map(of).max() else {

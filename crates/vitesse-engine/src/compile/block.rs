@@ -31,11 +31,15 @@ impl<T: Real> Compiler<'_, T> {
         let Some(block) = self.body.block(layer) else {
             return Ok(());
         };
-        self.station(Stage::Qkv, Site::BlockIn, layer)?;
+        self.scaled(Stage::Qkv, Site::BlockIn, layer)?;
+        self.fewer(Site::BlockIn, layer, None)?;
+        self.hold(Stage::Qkv, Site::BlockIn, layer);
+        let mut all = None;
         if let Some(attn) = &block.attn {
-            self.attention(layer, attn, read, windows)?;
+            all = Some(self.attention(layer, attn, read, windows)?);
         }
         self.scaled(Stage::Fc1, Site::Mid, layer)?;
+        self.fewer(Site::Mid, layer, all.as_ref())?;
         self.local(layer, windows)?;
         self.hold(Stage::Fc1, Site::Mid, layer);
         if let Some(mlp) = &block.mlp {
@@ -44,13 +48,14 @@ impl<T: Real> Compiler<'_, T> {
         self.station(Stage::Fc2, Site::BlockOut, layer)
     }
 
+    /// The attention of a layer; where its heads' columns lie.
     fn attention(
         &mut self,
         layer: usize,
         spec: &AttentionSpec,
         read: Option<usize>,
         windows: Option<&Windows>,
-    ) -> Result<()> {
+    ) -> Result<Arc<[Head]>> {
         let stream = panels_of([self.body.dim(layer)]);
         let norm = self.norm_at(Site::AttnIn, Some(layer))?;
         self.push(Stage::Qkv, Norm(norm));
@@ -87,14 +92,24 @@ impl<T: Real> Compiler<'_, T> {
         }
         let panels = q_panels;
         self.push(Stage::Qkv, Queries { qkv, panels });
+        self.show_class(layer, &heads);
         self.push(Stage::Wait, Meet);
-        let panels = v_panels;
+        self.attentions(layer, &heads)?;
+        let (panels, all) = (v_panels, Arc::clone(&heads));
         match windows {
             _ if self.changes_maps(layer) => {
                 let attend = self.mixed(layer, spec, windows, (heads, panels))?;
                 self.push(Stage::Attention, attend);
             }
-            None => self.push(Stage::Attention, Attend { heads, panels }),
+            None => {
+                let by_size = self.counts_by_size;
+                let attend = Attend {
+                    heads,
+                    panels,
+                    by_size,
+                };
+                self.push(Stage::Attention, attend);
+            }
             Some(windows) => {
                 let bias = self.window_bias(layer, windows, spec.num_heads())?;
                 self.push(Stage::Attention, AttendInWindows { heads, panels, bias });
@@ -109,7 +124,7 @@ impl<T: Real> Compiler<'_, T> {
         let add = self.branch(layer, (proj, out), input, &depths, out_idx)?;
         self.push(Stage::Proj, add);
         self.kept(Stage::Proj, (out, layer), None, &stream)?;
-        Ok(())
+        Ok(all)
     }
 
     /// What follows the product with the queries', keys' and values' weights.

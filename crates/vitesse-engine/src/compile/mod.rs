@@ -8,6 +8,7 @@ mod mixed;
 mod ops;
 mod projection;
 mod swin;
+mod tokens;
 mod vit;
 
 use std::borrow::Cow;
@@ -46,6 +47,13 @@ struct Compiler<'a, T: Real> {
     /// Which ops have found their place.
     consumed: Vec<bool>,
     layer: Option<usize>,
+    /// Whether only the tokens that are read in the end are still there.
+    is_cut: bool,
+    /// Whether tokens have merged by their keys, and whether attention counts them by their size since.
+    merged: bool,
+    counts_by_size: bool,
+    /// How many patches each token stands for, where neighbours merged by their area.
+    areas: Option<Vec<f32>>,
     steps: Vec<Placed<T>>,
 }
 
@@ -74,6 +82,10 @@ impl<T: Real> Plan<T> {
             packed: HashMap::new(),
             consumed: vec![false; sites.ops().len()],
             layer: None,
+            is_cut: false,
+            merged: false,
+            counts_by_size: false,
+            areas: None,
             steps: Vec::new(),
         };
         let [rows, width] = match body {

@@ -73,7 +73,13 @@ impl<T: Real> Compiler<'_, T> {
                 | OpKind::Bottleneck(_)
                 | OpKind::HeadMixing(_)
                 | OpKind::RelativePositions(_)
-                | OpKind::LocalConvolution(_) => break,
+                | OpKind::LocalConvolution(_)
+                | OpKind::BipartiteMatching(_)
+                | OpKind::AttentiveTokens(_)
+                | OpKind::TokenPredictor(_)
+                | OpKind::TokenSelector(_)
+                | OpKind::GridMerging(_)
+                | OpKind::StaticTokens(_) => break,
             };
             whole = Some(match whole {
                 Some((before, mut indices)) => {
@@ -185,7 +191,13 @@ impl<T: Real> Compiler<'_, T> {
                 | OpKind::Prompts(_)
                 | OpKind::HeadMixing(_)
                 | OpKind::RelativePositions(_)
-                | OpKind::LocalConvolution(_) => continue,
+                | OpKind::LocalConvolution(_)
+                | OpKind::BipartiteMatching(_)
+                | OpKind::AttentiveTokens(_)
+                | OpKind::TokenPredictor(_)
+                | OpKind::TokenSelector(_)
+                | OpKind::GridMerging(_)
+                | OpKind::StaticTokens(_) => continue,
             });
             self.consumed[index] = true;
         }

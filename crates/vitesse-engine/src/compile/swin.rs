@@ -72,7 +72,15 @@ impl<'a, T: Real> Compiler<'a, T> {
         }
         let norm = self.norm_at(Site::FinalNorm, None)?;
         self.push(Stage::Head, NormStream(norm));
-        self.push(Stage::Head, Mean { prefix: 0, dim });
+        self.push(
+            Stage::Head,
+            Mean {
+                prefix: 0,
+                tail: 0,
+                dim,
+                by_size: false,
+            },
+        );
         self.heads(dim)?;
         Ok([1, dim])
     }

@@ -71,6 +71,7 @@ impl<T: Real> Compiler<'_, T> {
     pub(super) fn cut(&mut self, stage: Stage, read: usize) {
         if read < self.sites.tokens_at(0) {
             self.push(stage, Regroup::new((0..read).collect()));
+            self.is_cut = true;
         }
     }
 
@@ -128,7 +129,13 @@ impl<T: Real> Compiler<'_, T> {
         let norm = self.norm_at(Site::FinalNorm, None)?;
         let mean = Mean {
             prefix: self.before(vit),
+            tail: self
+                .sites
+                .token_counts()
+                .last()
+                .map_or(0, |tokens| tokens.perceptron.tail),
             dim: vit.embed_dim,
+            by_size: self.merged || self.areas.is_some(),
         };
         if vit.pool == Pool::AvgThenNorm {
             self.push(Stage::Head, mean);

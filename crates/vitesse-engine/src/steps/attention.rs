@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, RwLockReadGuard};
 
-use vitesse_kernels::{Packed, Plain, Real, Segment};
+use vitesse_kernels::{Bias, Packed, Plain, Real, Segment};
 
 use crate::member::Member;
 use crate::plan::{Counts, Step};
@@ -193,6 +193,8 @@ pub(crate) struct Attend {
     pub(crate) heads: Arc<[Head]>,
     /// Panels of all heads' results.
     pub(crate) panels: usize,
+    /// Whether a key counts as often as its token stands for patches.
+    pub(crate) by_size: bool,
 }
 
 impl<T: Real> Step<T> for Attend {
@@ -208,23 +210,43 @@ impl<T: Real> Step<T> for Attend {
                 let (keys, values) = &shown.get(i)?.as_ref()?.heads[h];
                 Some(Segment { keys, values })
             };
-            on.attention.head(
-                run.isa,
-                &on.q,
-                head.q_at,
-                0..rows,
-                &segments,
-                &Plain,
-                &mut on.input,
-                head.out_at,
-            );
+            let (q, out) = (&on.q, &mut on.input);
+            if self.by_size {
+                let sizes = Bias::by_key(&on.tokens_room.logs);
+                on.attention.head(
+                    run.isa,
+                    q,
+                    head.q_at,
+                    0..rows,
+                    &segments,
+                    &sizes,
+                    out,
+                    head.out_at,
+                );
+            } else {
+                on.attention.head(
+                    run.isa,
+                    q,
+                    head.q_at,
+                    0..rows,
+                    &segments,
+                    &Plain,
+                    out,
+                    head.out_at,
+                );
+            }
         }
     }
 
     fn describe(&self) -> String {
         let each = |width: fn(&Head) -> usize| self.heads.iter().map(width).sum::<usize>();
         let (qk, v) = (each(|head| head.qk), each(|head| head.v));
-        format!("attention of {} heads, {qk} to {v}", self.heads.len())
+        let sizes = if self.by_size {
+            ", keys counted by size"
+        } else {
+            ""
+        };
+        format!("attention of {} heads, {qk} to {v}{sizes}", self.heads.len())
     }
 
     fn macs(&self, counts: &mut Counts) -> usize {

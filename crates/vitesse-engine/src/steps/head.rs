@@ -12,9 +12,12 @@ use crate::weights::{Product, Then, Weights};
 /// The mean of all patches, which becomes the first thread's only row.
 #[derive(Debug)]
 pub(crate) struct Mean {
-    /// Tokens before the patches.
+    /// Tokens before the patches, and after them.
     pub(crate) prefix: usize,
+    pub(crate) tail: usize,
     pub(crate) dim: usize,
+    /// Whether a token counts as often as it stands for patches.
+    pub(crate) by_size: bool,
 }
 
 impl<T: Real> Step<T> for Mean {
@@ -28,7 +31,10 @@ impl<T: Real> Step<T> for Mean {
             return;
         }
         let tokens = shown.iter().flatten().map(|shown| shown.tokens.end).max();
-        let count = (tokens.unwrap_or(0) - self.prefix) as f32;
+        let end = tokens.unwrap_or(0).saturating_sub(self.tail);
+        let sizes = &on.tokens_room.sizes;
+        let size = |token: usize| if self.by_size { sizes[token] } else { 1.0 };
+        let count: f32 = (self.prefix..end).map(size).sum();
         for panel in 0..on.x.panels() {
             let mut sums = [0.0; 32];
             // One after the other, so that the sum does not depend on who has which.
@@ -37,8 +43,10 @@ impl<T: Real> Step<T> for Mean {
                     .prefix
                     .saturating_sub(shown.tokens.start)
                     .min(shown.rows.rows());
-                for row in &shown.rows.panel(panel)[skip..] {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                let patches = shown.tokens.clone().zip(shown.rows.panel(panel));
+                for (token, row) in patches.skip(skip).take_while(|(token, _)| *token < end) {
+                    let size = size(token);
+                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += size * x);
                 }
             }
             let means = sums.map(|sum| sum / count);

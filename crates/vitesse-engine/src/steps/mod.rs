@@ -8,8 +8,10 @@ mod maps;
 mod mixed;
 mod mlp;
 mod ops;
+mod predict;
 mod regroup;
 mod stream;
+mod tokens;
 mod windows;
 
 use std::ops::Range;
@@ -22,8 +24,10 @@ pub(crate) use maps::Take;
 pub(crate) use mixed::{AttendMixed, Buckets};
 pub(crate) use mlp::{Add, ByRows, Hidden};
 pub(crate) use ops::{Narrow, NarrowRoom, Op, Ops, gelu};
+pub(crate) use predict::{Predict, PredictRoom};
 pub(crate) use regroup::Regroup;
 pub(crate) use stream::{Hold, Norm, NormStream, Prompts, ScaleShift};
+pub(crate) use tokens::{Attentions, Choose, Match, Move, Rearrange, ShowClass, TokenRoom};
 pub(crate) use windows::{Arrange, AttendInWindows, Blank, Merge, Order, WindowBias, masks};
 
 /// How many bytes the hidden rows of a perceptron may take: they should stay in the second cache with the weights'

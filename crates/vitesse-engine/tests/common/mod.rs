@@ -434,7 +434,13 @@ impl Model<'_> {
                 OpKind::LowRank(_)
                 | OpKind::HeadMixing(_)
                 | OpKind::RelativePositions(_)
-                | OpKind::LocalConvolution(_) => unreachable!("{} is not computed here", op.kind.name()),
+                | OpKind::LocalConvolution(_)
+                | OpKind::BipartiteMatching(_)
+                | OpKind::AttentiveTokens(_)
+                | OpKind::TokenPredictor(_)
+                | OpKind::TokenSelector(_)
+                | OpKind::GridMerging(_)
+                | OpKind::StaticTokens(_) => unreachable!("{} is not computed here", op.kind.name()),
             }
         }
         x

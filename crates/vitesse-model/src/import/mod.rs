@@ -12,6 +12,7 @@
 //! | [`pruned`] | `vit-pruned/1`, a file that describes itself block by block |
 //! | [`sliced`] | state dicts whose blocks were cut smaller, heads given |
 //! | [`minivit`] | MiniViT's names of shared blocks, which our own folders have too |
+//! | [`tokens`] | DynamicViT's and SPViT's names of what scores tokens |
 //!
 //! An import ends where a timm folder begins: with a [`ModelSpec`], tensors under timm's names and a [`Config`]. The
 //! strict check of names and shapes comes after it and is the same for all.
@@ -25,6 +26,7 @@ pub(crate) mod pruned;
 pub(crate) mod run;
 pub(crate) mod sliced;
 pub mod swin;
+pub mod tokens;
 mod vit;
 pub(crate) mod wrappers;
 

@@ -64,9 +64,6 @@ pub struct AttentionState {
     spec: AttentionSpec,
 }
 
-/// What the policy's softmax adds to every row, spread over its keys, so that a row is never without weight.
-const POLICY_EPS: f64 = 1e-6;
-
 impl AttentionState {
     /// Of attention with such heads, before there are maps.
     pub fn new(qkv: Tensor<3>, spec: &AttentionSpec) -> Self {
@@ -177,8 +174,12 @@ impl SelfAttention {
             let mask = mask.spread(&logits);
             logits = logits + mask;
         }
+        if let Some(sizes) = ctx.stream.sizes.clone().filter(|_| ctx.stream.counts_by_size) {
+            let [batch, tokens] = sizes.dims();
+            logits = logits + sizes.log().reshape([batch, 1, 1, tokens]);
+        }
         let probs = match ctx.stream.policy.clone() {
-            Some(policy) => policy_softmax(logits, policy, POLICY_EPS),
+            Some(policy) => policy_softmax(logits, policy, ctx.policy_eps()),
             None => softmax(logits),
         };
         let probs = at_map(Site::AttnProbs, probs, ops, ctx);
@@ -206,6 +207,7 @@ fn needs_maps(ops: &[Op], ctx: &Ctx) -> bool {
         || takes(Site::AttnProbs)
         || reads(AttentionPart::Probs, ops)
         || ctx.stream.policy.is_some()
+        || ctx.stream.counts_by_size
 }
 
 /// What happens to the maps where they need not exist. `None` where they must, or where something stands there that no fused attention does,
@@ -248,12 +250,20 @@ fn softmax(logits: Tensor<4>) -> Tensor<4> {
 }
 
 /// Softmax over keys in which a key counts as far as it is there, and every token sees itself (Rao et al., *DynamicViT*,
-/// NeurIPS 2021, equations 10 and 11): `logits` `[batch, heads, tokens, tokens]`, `policy` `[batch, tokens]`.
-fn policy_softmax(logits: Tensor<4>, policy: Tensor<2>, eps: f64) -> Tensor<4> {
+/// NeurIPS 2021, equations 10 and 11): `logits` `[batch, heads, tokens, tokens]`, `policy` `[batch, tokens]`. `eps` is added to
+/// every row, spread over its keys. Without it tokens that are there see what they would see if the others had been removed.
+pub fn policy_softmax(logits: Tensor<4>, policy: Tensor<2>, eps: f64) -> Tensor<4> {
     let [batch, _, _, tokens] = logits.dims();
     let itself = Tensor::<2>::eye(tokens, &logits.device()).reshape([1, 1, tokens, tokens]);
     let policy = policy.reshape([batch, 1, 1, tokens]);
     let counts = policy * (itself.clone() * -1.0 + 1.0) + itself;
+    // The paper's largest is that of all keys, and `eps` is relative to it. Without `eps` a key that left is out of sight, so that it
+    // cannot make all others vanish.
+    let logits = if eps > 0.0 {
+        logits
+    } else {
+        logits + counts.clone().detach().equal_elem(0.0).float() * -1e30
+    };
     let largest = logits.clone().max_dim(3);
     let weights = (logits - largest).exp() * counts;
     let sum = weights.clone().sum_dim(3);
@@ -268,6 +278,7 @@ mod tests {
 
     use super::*;
     use crate::Tensors;
+    use crate::network::Leaving;
     use crate::ops::Probe;
     use crate::storage::safetensors;
 
@@ -301,7 +312,7 @@ mod tests {
         let found = policy_softmax(
             tensor(&file, "in.attn_logits"),
             policy.reshape([batch, tokens]),
-            POLICY_EPS,
+            1e-6,
         );
         let distance = distance(found, tensor(&file, "out.attn"));
         assert!(distance < 1e-6, "{distance}");
@@ -347,6 +358,7 @@ mod tests {
             op(Site::AttnProbs, |_, x, _| x.powf_scalar(3.0)),
         ];
         let mut ctx = Ctx::eval();
+        ctx.leaving = Leaving::in_training();
         ctx.stream.policy = Some(Tensor::from_data([[1.0, 0.0, 1.0, 0.5]], &device));
         let found = attention.heads(values([1, tokens, 6], 6), Before::Nothing, &terms, &ops, &mut ctx);
 
@@ -355,7 +367,7 @@ mod tests {
         let products = part(QkvPart::Q).matmul(part(QkvPart::K).swap_dims(2, 3)) * (3f32).powf(-0.5);
         let logits = (products + terms.bias.unwrap()).powf_scalar(2.0);
         let logits = logits.clone() + terms.mask.unwrap().spread(&logits);
-        let probs = policy_softmax(logits, ctx.stream.policy.unwrap(), POLICY_EPS).powf_scalar(3.0);
+        let probs = policy_softmax(logits, ctx.stream.policy.unwrap(), 1e-6).powf_scalar(3.0);
         let expected = probs.clone().matmul(part(QkvPart::V)).swap_dims(1, 2);
         let expected = expected.reshape([1, tokens, heads * width]);
         let distances = [distance(state.probs.unwrap(), probs), distance(found, expected)];

@@ -286,15 +286,16 @@ impl Layer {
         let module = (self.clone(), core.clone(), norms.clone());
         let outside = ctx.of_block();
         let (packed, entering) = pack(x, &ctx.stream, &outside.outputs);
-        let (packed, (leaving, buffers)) =
+        let (packed, (leaving, buffers, spoiled)) =
             fused::recompute(&module, packed, move |(this, core, norms), packed| {
                 let mut ctx = outside.clone();
                 let x = entering.unpack(packed, &mut ctx);
                 let x = this.forward(core, norms, x, &mut ctx);
                 let (packed, leaving) = pack(x, &ctx.stream, &ctx.outputs);
-                (packed, (leaving, ctx.buffers))
+                (packed, (leaving, ctx.buffers, ctx.spoiled))
             });
         ctx.buffers.extend(buffers);
+        ctx.spoiled = ctx.spoiled.take().or(spoiled);
         leaving.unpack(packed, ctx)
     }
 

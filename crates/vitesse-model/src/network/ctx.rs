@@ -7,7 +7,7 @@ use vitesse_rng::{Key, Rng};
 
 use super::attention::AttentionState;
 use super::fused::Compute;
-use super::layers::times;
+use super::layers::{constant, times};
 use super::stream::Stream;
 use super::trace::Trace;
 use crate::site::Site;
@@ -28,6 +28,8 @@ pub struct Ctx {
     pub trace: Trace,
     /// The state of the token stream.
     pub stream: Stream,
+    /// What becomes of tokens that leave by a score.
+    pub leaving: Leaving,
     /// The block that runs now; `None` outside blocks.
     pub layer: Option<usize>,
     /// How it computes.
@@ -42,6 +44,47 @@ pub struct Ctx {
     pub outputs: BTreeMap<String, Tensor<2>>,
     /// New values of buffers (running means and variances), by tensor name: the trainer stores them after the step.
     pub buffers: Vec<(String, Tensor<1>)>,
+    /// The prefix of the first op that was to choose tokens by scores which are no numbers.
+    pub(crate) spoiled: Option<String>,
+}
+
+/// What becomes of tokens that an op with scores lets leave (`token-predictor`, `token-selector`).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Leaving {
+    /// They are removed: the blocks that follow have less to do. No gradient flows into the decision.
+    #[default]
+    Removed,
+    /// They keep their place, attention looks away from them, and decisions are differentiable: training. Nothing becomes faster.
+    Masked {
+        /// What is added to scores before they decide.
+        noise: Noise,
+        /// What the softmax by policy adds to every row, spread over its keys.
+        eps: f64,
+    },
+}
+
+/// Noise on scores, Gumbel-distributed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Noise {
+    /// None: the more probable decision is taken.
+    Nothing,
+    /// Drawn from the pass's keys.
+    Drawn,
+    /// Given, `[batch, tokens, 2]` by the op's prefix. Ops that are not named have none.
+    Given(BTreeMap<String, Vec<f32>>),
+}
+
+/// What training's softmax by policy adds to every row, so that a row is never without weight.
+const POLICY_EPS: f64 = 1e-6;
+
+impl Leaving {
+    /// As in training.
+    pub fn in_training() -> Self {
+        Leaving::Masked {
+            noise: Noise::Drawn,
+            eps: POLICY_EPS,
+        }
+    }
 }
 
 /// Evaluation or training.
@@ -104,12 +147,14 @@ impl Default for Ctx {
             labels: None,
             trace: Trace::default(),
             stream: Stream::default(),
+            leaving: Leaving::default(),
             layer: None,
             compute: Compute::default(),
             attention: None,
             held: Vec::new(),
             outputs: BTreeMap::new(),
             buffers: Vec::new(),
+            spoiled: None,
         }
     }
 }
@@ -138,6 +183,7 @@ impl Ctx {
         Ctx {
             mode: Mode::Train { drop_path: rate },
             draws: Draws { key, first_sample },
+            leaving: Leaving::in_training(),
             ..Ctx::default()
         }
     }
@@ -150,6 +196,7 @@ impl Ctx {
             draws: self.draws,
             progress: self.progress,
             labels: self.labels.clone().map(Tensor::inner),
+            leaving: self.leaving.clone(),
             layer: self.layer,
             compute: self.compute,
             ..Ctx::default()
@@ -189,6 +236,75 @@ impl Ctx {
             })
             .collect();
         times(x, factors, [batch, tokens, width])
+    }
+
+    /// Whether tokens that leave keep their place.
+    pub(crate) fn keeps_places(&self) -> bool {
+        self.leaving != Leaving::Removed
+    }
+
+    /// What the softmax by policy adds to every row.
+    pub(super) fn policy_eps(&self) -> f64 {
+        match self.leaving {
+            Leaving::Removed => 0.0,
+            Leaving::Masked { eps, .. } => eps,
+        }
+    }
+
+    /// Noise for `scores` `[batch, tokens, 2]` of the op with this prefix: `-ln(-ln u)`, which depends on the step, on the op and on
+    /// the sample's place in the whole batch.
+    pub(crate) fn gumbel(&self, scores: &Tensor<3>, prefix: &str) -> Option<Tensor<3>> {
+        let Leaving::Masked { noise, .. } = &self.leaving else {
+            return None;
+        };
+        let [batch, tokens, two] = scores.dims();
+        let values: Vec<f32> = match noise {
+            Noise::Nothing => return None,
+            Noise::Given(given) => given
+                .get(prefix)
+                .filter(|given| given.len() == batch * tokens * two)?
+                .clone(),
+            Noise::Drawn => {
+                let key = self.draws.key.with("gumbel").with(prefix);
+                let of_sample = |i| {
+                    let mut rng = self.draws.of_sample(key, i);
+                    // Away from 0 and 1, whose logarithms are no numbers.
+                    let mut draw = move || rng.uniform().clamp(1e-12, 1.0 - 1e-12);
+                    (0..tokens * two).map(move |_| -(-draw().ln()).ln() as f32)
+                };
+                (0..batch).flat_map(of_sample).collect()
+            }
+        };
+        Some(constant(values, [batch, tokens, two], scores))
+    }
+
+    /// Leaves an output of the op with this prefix.
+    pub(crate) fn note(&mut self, prefix: &str, name: &str, value: Tensor<2>) {
+        self.outputs.insert(format!("{prefix}.{name}"), value);
+    }
+
+    /// Leaves the logarithms by which tokens stay and leave, `[batch, tokens, 2]`, as `keep` and `drop`.
+    pub(crate) fn note_scores(&mut self, prefix: &str, scores: &Tensor<3>) {
+        let [batch, tokens, _] = scores.dims();
+        for (i, name) in ["keep", "drop"].into_iter().enumerate() {
+            let column = scores.clone().narrow(2, i, 1).reshape([batch, tokens]);
+            self.note(prefix, name, column);
+        }
+    }
+
+    /// Leaves the numbers of the tokens of `x` that stay, counted behind the prefix tokens, as `kept`, `[batch, most]`; -1 where an image
+    /// keeps fewer than another.
+    pub(crate) fn note_kept(&mut self, prefix: &str, kept: &[Vec<usize>], x: &Tensor<3>) {
+        let most = kept.iter().map(Vec::len).max().unwrap_or(0);
+        let row = |kept: &Vec<usize>| {
+            let missing = most - kept.len();
+            let numbers = kept.iter().map(|&token| token as f32);
+            numbers
+                .chain(std::iter::repeat_n(-1.0, missing))
+                .collect::<Vec<f32>>()
+        };
+        let values = kept.iter().flat_map(row).collect();
+        self.note(prefix, "kept", constant(values, [kept.len(), most], x));
     }
 
     /// What the residual branch of each sample is multiplied by (0, or `1 / (1 - probability)`), `None` where it is as it

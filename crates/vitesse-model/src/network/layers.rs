@@ -86,12 +86,22 @@ pub(crate) fn gelu_form(activation: Activation) -> Option<Gelu> {
 /// `x` times constants `factors` of shape `shape`, which is spread over that of `x`; in the graph of gradients where `x`
 /// is in one, and outside where it is outside.
 pub(crate) fn times<const D: usize>(x: Tensor<D>, factors: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-    let device = x.device().without_autodiff();
-    let factors = Tensor::<D>::from_data(TensorData::new(factors, shape), &device);
-    if x.is_autodiff() {
-        x * factors.autodiff()
+    let factors = constant(factors, shape, &x);
+    x * factors
+}
+
+/// Constants; in the graph of gradients where `like` is in one, and outside where it is outside.
+pub(crate) fn constant<const D: usize, const E: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+    like: &Tensor<E>,
+) -> Tensor<D> {
+    let device = like.device().without_autodiff();
+    let values = Tensor::<D>::from_data(TensorData::new(values, shape), &device);
+    if like.is_autodiff() {
+        values.autodiff()
     } else {
-        x * factors
+        values
     }
 }
 

@@ -21,18 +21,21 @@ mod stream;
 mod swin;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod trace;
 mod vit;
 mod windows;
 
-pub use attention::AttentionState;
-pub use ctx::{Ctx, Draws, DropPath, Mode};
+pub use attention::{AttentionState, policy_softmax};
+pub use ctx::{Ctx, Draws, DropPath, Leaving, Mode, Noise};
 pub use fused::{Compute, Precision};
 pub(crate) use fused::{MOST_BUCKETS, MapChange, Mixing, Positions};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
 pub use stream::Stream;
 pub use swin::Swin;
+pub use tokens::Places;
+pub(crate) use tokens::rows_of;
 pub use trace::{Trace, Value};
 pub use vit::Vit;
 
@@ -120,14 +123,16 @@ impl Network {
     /// The heads' logits for `images` `[batch, channels, height, width]`, normalised as the checkpoint says.
     ///
     /// # Errors
-    /// Images of another size than the spec's, and an empty batch.
+    /// Images of another size than the spec's, and an empty batch; scores that are no numbers, by which tokens would stay.
     pub fn forward(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Logits> {
         self.check(&images)?;
-        Ok(match &self.body {
+        let logits = match &self.body {
             Body::Vit(vit) => vit.forward(images, ctx),
             Body::RegNet(regnet) => Logits::one(regnet.forward(images, ctx)),
             Body::Swin(swin) => Logits::one(swin.forward(images, ctx)),
-        })
+        };
+        self.chosen_by_numbers(ctx)?;
+        Ok(logits)
     }
 
     /// What the heads read of `images`, `[batch, features]` each, in the place of their logits.
@@ -136,11 +141,13 @@ impl Network {
     /// As [`Network::forward`].
     pub fn features(&self, images: Tensor<4>, ctx: &mut Ctx) -> Result<Logits> {
         self.check(&images)?;
-        Ok(match &self.body {
+        let features = match &self.body {
             Body::Vit(vit) => vit.features(images, ctx),
             Body::RegNet(regnet) => Logits::one(regnet.features(images, ctx)),
             Body::Swin(swin) => Logits::one(swin.features(images, ctx)),
-        })
+        };
+        self.chosen_by_numbers(ctx)?;
+        Ok(features)
     }
 
     /// What the heads say about [`Network::features`].
@@ -170,13 +177,14 @@ impl Network {
     /// the same stream.
     ///
     /// # Errors
-    /// A network without such a block.
+    /// A network without such a block; scores in it that are no numbers.
     pub fn block(&self, layer: usize, x: Tensor<3>, ctx: &mut Ctx) -> Result<Tensor<3>> {
         let found = match &self.body {
             Body::Vit(vit) => vit.block(layer, x, ctx),
             Body::Swin(swin) => swin.block(layer, x, ctx),
             Body::RegNet(_) => None,
         };
+        self.chosen_by_numbers(ctx)?;
         found.ok_or_else(|| self.no_block(format!("block {layer}")))
     }
 
@@ -184,6 +192,17 @@ impl Network {
         Error::Unsupported {
             what,
             why: format!("`{}` has none", self.spec.architecture),
+        }
+    }
+
+    /// Refuses a choice of tokens that no numbers decided.
+    fn chosen_by_numbers(&self, ctx: &mut Ctx) -> Result<()> {
+        match ctx.spoiled.take() {
+            None => Ok(()),
+            Some(prefix) => Err(Error::TokenScores {
+                op: prefix,
+                architecture: self.spec.architecture.clone(),
+            }),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use super::tokens::Places;
+
 /// The token stream at the current site: prefix tokens, patches, tail. An op that changes which tokens there are, or what
 /// they stand for, says so here; attention and the heads' pooling go by it, and blocks that are computed again
 /// hand it on.
@@ -14,7 +16,7 @@ pub struct Stream {
     /// `[dim, width + 1]`: what makes tokens of prompts narrower than the stream, weight and bias side by side. Those of
     /// the first block bring it, and later ones use it. Differentiable.
     pub prompt_map: Option<Tensor<2>>,
-    /// Rows and columns of the patch grid.
+    /// Rows and columns of the patch grid; where patches left, or merged with others than their neighbours, of the grid they come from.
     pub grid: [usize; 2],
     /// Tokens after the patches, which stand for several of them that left (packages, fused tokens). No mean over the
     /// patches counts them.
@@ -24,6 +26,10 @@ pub struct Stream {
     pub policy: Option<Tensor<2>>,
     /// `[batch, tokens]`: how many patches a token stands for, where tokens were merged.
     pub sizes: Option<Tensor<2>>,
+    /// Whether attention counts a token as often as it stands for patches.
+    pub counts_by_size: bool,
+    /// Where the tokens are that were there before the first left or merged.
+    pub places: Option<Places>,
 }
 
 /// Below this sum of weights an image has no patch left, and its mean is zero.

@@ -63,7 +63,7 @@ impl LocalConvolution {
         if layer.and_then(|layer| sites.grid_at(layer)).is_none() {
             return fail("a local convolution needs patches that lie in a map, and these do not".into());
         }
-        let neighbours = sites.tokens_at(layer.unwrap_or(0)) * self.kernel * self.kernel;
+        let neighbours = sites.tokens_passing(site, layer.unwrap_or(0)) * self.kernel * self.kernel;
         within("the number of neighbours of a layer's tokens", neighbours, PAIRS)
     }
 

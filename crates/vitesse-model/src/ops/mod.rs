@@ -15,6 +15,7 @@ mod network;
 mod prompts;
 pub mod relative_positions;
 mod scale_shift;
+mod tokens;
 mod transformation;
 
 pub use crate::spec::Activation;
@@ -25,6 +26,10 @@ pub use low_rank::{LowRank, QkvPart};
 pub use prompts::Prompts;
 pub use relative_positions::RelativePositions;
 pub use scale_shift::ScaleShift;
+pub use tokens::{
+    AttentiveTokens, BipartiteMatching, Direction, GridMerging, Matching, MergeValue, Package,
+    SCORE_NORM_EPS, StaticTokens, TokenPredictor, TokenSelector,
+};
 pub use transformation::Transformation;
 
 #[cfg(feature = "train")]
@@ -71,6 +76,18 @@ pub enum OpKind {
     RelativePositions(RelativePositions),
     /// `y = x̃ + conv(x̃)`, over the map of the patches.
     LocalConvolution(LocalConvolution),
+    /// Similar tokens merge.
+    BipartiteMatching(BipartiteMatching),
+    /// Tokens stay to which the class token attends.
+    AttentiveTokens(AttentiveTokens),
+    /// Patches stay that a small network scores best.
+    TokenPredictor(TokenPredictor),
+    /// Patches stay that small networks of all heads score best; the others become a package.
+    TokenSelector(TokenSelector),
+    /// Neighbouring patches merge.
+    GridMerging(GridMerging),
+    /// A fixed set of patches stays.
+    StaticTokens(StaticTokens),
 }
 
 impl OpKind {
@@ -84,6 +101,12 @@ impl OpKind {
             OpKind::HeadMixing(_) => "head-mixing",
             OpKind::RelativePositions(_) => "relative-positions",
             OpKind::LocalConvolution(_) => "local-convolution",
+            OpKind::BipartiteMatching(_) => "bipartite-matching",
+            OpKind::AttentiveTokens(_) => "attentive-tokens",
+            OpKind::TokenPredictor(_) => "token-predictor",
+            OpKind::TokenSelector(_) => "token-selector",
+            OpKind::GridMerging(_) => "grid-merging",
+            OpKind::StaticTokens(_) => "static-tokens",
         }
     }
 }
@@ -109,6 +132,12 @@ impl OpSpec {
                 Some("what it adds depends on the offset between two tokens".into())
             }
             OpKind::LocalConvolution(_) => Some("it mixes tokens that lie beside each other".into()),
+            OpKind::BipartiteMatching(_)
+            | OpKind::AttentiveTokens(_)
+            | OpKind::TokenPredictor(_)
+            | OpKind::TokenSelector(_)
+            | OpKind::GridMerging(_)
+            | OpKind::StaticTokens(_) => Some("it makes the token sequence shorter".into()),
         }
     }
 
@@ -132,6 +161,12 @@ impl OpSpec {
             OpKind::HeadMixing(op) => op.validate(index, self.site, self.layer, sites),
             OpKind::RelativePositions(op) => op.validate(index, self.site, self.layer, sites),
             OpKind::LocalConvolution(op) => op.validate(index, self.site, self.layer, sites),
+            OpKind::BipartiteMatching(_)
+            | OpKind::AttentiveTokens(_)
+            | OpKind::TokenPredictor(_)
+            | OpKind::TokenSelector(_)
+            | OpKind::GridMerging(_)
+            | OpKind::StaticTokens(_) => tokens::validate(self, index, sites),
         }
     }
 
@@ -147,6 +182,13 @@ impl OpSpec {
             OpKind::HeadMixing(op) => op.tensors(&prefix, width),
             OpKind::RelativePositions(op) => op.tensors(&prefix, layer, sites),
             OpKind::LocalConvolution(op) => op.tensors(&prefix, width),
+            OpKind::TokenPredictor(op) => op.tensors(&prefix, width),
+            OpKind::TokenSelector(op) => op.tensors(&prefix, width),
+            // These learn nothing.
+            OpKind::BipartiteMatching(_)
+            | OpKind::AttentiveTokens(_)
+            | OpKind::GridMerging(_)
+            | OpKind::StaticTokens(_) => Vec::new(),
         };
         let depth = match self.layer {
             Some(layer) => layer + 1,
@@ -177,9 +219,29 @@ impl OpSpec {
             OpKind::HeadMixing(_) => return sites.pairs_at(layer) * width * width,
             OpKind::RelativePositions(op) => return op.macs(layer, sites),
             OpKind::LocalConvolution(op) => return op.macs(width, layer, sites),
+            OpKind::TokenPredictor(_) | OpKind::TokenSelector(_) => {
+                let Some(tokens) = sites.token_counts().get(layer).copied() else {
+                    return 0;
+                };
+                let (met, left) = (tokens.entering, tokens.attention);
+                return match &self.kind {
+                    OpKind::TokenPredictor(op) => op.macs(width, met, left),
+                    OpKind::TokenSelector(op) => op.macs(width, met, left),
+                    _ => 0,
+                };
+            }
+            // Choosing, moving and averaging are no products, or are not counted (see `BipartiteMatching`).
+            OpKind::BipartiteMatching(_)
+            | OpKind::AttentiveTokens(_)
+            | OpKind::GridMerging(_)
+            | OpKind::StaticTokens(_) => 0,
         };
-        let outside = if self.before_blocks() { 0 } else { sites.depth() };
-        sites.tokens_at(self.layer.unwrap_or(outside)) * token
+        let tokens = match self.layer {
+            Some(layer) => sites.tokens_passing(self.site, layer),
+            None if self.before_blocks() => sites.tokens_at(0),
+            None => sites.tokens_at(sites.depth()),
+        };
+        tokens * token
     }
 }
 

@@ -10,6 +10,9 @@ use super::low_rank::LowRankOp;
 use super::prompts::PromptsOp;
 use super::relative_positions::RelativePositionsOp;
 use super::scale_shift::ScaleShiftOp;
+use super::tokens::{
+    AttentiveTokensOp, BipartiteMatchingOp, GridMergingOp, StaticTokensOp, TokenPredictorOp, TokenSelectorOp,
+};
 use super::{OpKind, OpSpec};
 use crate::network::{Ctx, MapChange, Parameters};
 use crate::site::Site;
@@ -35,6 +38,12 @@ enum Kind {
     HeadMixing(HeadMixingOp),
     RelativePositions(RelativePositionsOp),
     LocalConvolution(LocalConvolutionOp),
+    BipartiteMatching(BipartiteMatchingOp),
+    AttentiveTokens(AttentiveTokensOp),
+    TokenPredictor(TokenPredictorOp),
+    TokenSelector(TokenSelectorOp),
+    GridMerging(GridMergingOp),
+    StaticTokens(StaticTokensOp),
     #[cfg(test)]
     Probe(Probe),
 }
@@ -135,6 +144,18 @@ impl Op {
             OpKind::LocalConvolution(op) => {
                 Kind::LocalConvolution(LocalConvolutionOp::new(op, &prefix, parameters)?)
             }
+            OpKind::BipartiteMatching(op) => Kind::BipartiteMatching(BipartiteMatchingOp::new(op, &prefix)),
+            OpKind::AttentiveTokens(op) => Kind::AttentiveTokens(AttentiveTokensOp::new(op, &prefix)),
+            OpKind::TokenPredictor(op) => {
+                let layer = spec.layer.unwrap_or(0);
+                Kind::TokenPredictor(TokenPredictorOp::new(op, &prefix, layer, sites, parameters)?)
+            }
+            OpKind::TokenSelector(op) => {
+                let layer = spec.layer.unwrap_or(0);
+                Kind::TokenSelector(TokenSelectorOp::new(op, &prefix, layer, sites, parameters)?)
+            }
+            OpKind::GridMerging(op) => Kind::GridMerging(GridMergingOp::new(op)),
+            OpKind::StaticTokens(op) => Kind::StaticTokens(StaticTokensOp::new(op)),
         };
         Ok(Op {
             kind,
@@ -160,6 +181,12 @@ impl Op {
             Kind::HeadMixing(op) => op,
             Kind::RelativePositions(op) => op,
             Kind::LocalConvolution(op) => op,
+            Kind::BipartiteMatching(op) => op,
+            Kind::AttentiveTokens(op) => op,
+            Kind::TokenPredictor(op) => op,
+            Kind::TokenSelector(op) => op,
+            Kind::GridMerging(op) => op,
+            Kind::StaticTokens(op) => op,
             #[cfg(test)]
             Kind::Probe(op) => op,
         }

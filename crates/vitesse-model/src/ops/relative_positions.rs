@@ -144,7 +144,7 @@ impl RelativePositions {
             );
         }
         let layer = layer.unwrap_or(0);
-        let tokens = sites.tokens_at(layer);
+        let tokens = sites.tokens_passing(Site::AttnLogits, layer);
         let (Some(_), Some(attn)) = (sites.grid_at(layer), sites.attention(layer)) else {
             return fail(
                 "relative positions need patches that lie in a map, and attention between them".into(),
@@ -190,7 +190,7 @@ impl RelativePositions {
             QkvPart::Q | QkvPart::K => attn.qk_width(),
         };
         let tables = if self.method == Method::Cross { 2 } else { 1 };
-        tables * sites.tokens_at(layer) * width * self.count()
+        tables * sites.tokens_passing(Site::AttnLogits, layer) * width * self.count()
     }
 }
 
@@ -211,6 +211,7 @@ mod network {
     use crate::network::{Ctx, MOST_BUCKETS, MapChange, Parameters, Positions, Stream};
     use crate::ops::QkvPart;
     use crate::ops::network::{Act, AttentionPart};
+    use crate::site::Site;
     use crate::spec::Sites;
 
     #[derive(Module, Debug)]
@@ -258,7 +259,9 @@ mod network {
         ) -> Result<Self> {
             let grid = sites.grid_at(layer).unwrap_or([0; 2]);
             let (names, buckets): (Vec<_>, Vec<_>) = spec.tables(grid).into_iter().unzip();
-            let before = sites.tokens_at(layer).saturating_sub(grid[0] * grid[1]);
+            let before = sites
+                .tokens_passing(Site::AttnLogits, layer)
+                .saturating_sub(grid[0] * grid[1]);
             let places = buckets
                 .iter()
                 .map(|buckets| Places::new(spec, buckets, [before, 0]));

@@ -1,6 +1,6 @@
 //! What every family's description says of itself besides its sites.
 
-use super::{Cost, FeatureMaps, Sites, TensorSpec};
+use super::{Cost, FeatureMaps, LayerTokens, Sites, TensorSpec};
 use crate::Result;
 
 /// A family of networks: one file in `spec/` implements it, and [`NetworkSpec`](super::NetworkSpec) lists it.
@@ -11,8 +11,8 @@ pub(crate) trait Family: Sites {
     /// Every tensor in timm's order, those of the heads included, but no op's.
     fn tensors(&self, num_classes: usize) -> Vec<TensorSpec>;
 
-    /// The cost of all but ops and heads, where `more` tokens travel beside the family's own.
-    fn costs(&self, more: usize) -> Cost;
+    /// The cost of all but ops and heads, where so many tokens pass each layer. A family whose tokens are fixed knows them itself.
+    fn costs(&self, tokens: &[LayerTokens]) -> Cost;
 
     /// Channels, height and width of the images it takes.
     fn input_size(&self) -> [usize; 3];

@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::ModelSpec;
+use crate::ops::OpSpec;
 use crate::{Error, Result};
 
 /// A feature map, `[channels, height, width]` an image.
@@ -68,6 +69,8 @@ impl ModelSpec {
                 "`{name}` has no layers, and so no feature maps"
             )));
         }
+        let drops = |op: &&OpSpec| op.kind.drops_tokens();
+        let first_drop = self.ops.iter().filter(drops).filter_map(|op| op.layer).min();
         if let Some(wrong) = layers.iter().find(|layer| !(1..=last).contains(layer)) {
             return Err(Error::invalid_spec(format!(
                 "`{name}` has the layers 1 to {last}, and {wrong} is none of them; timm counts them from 0, its 0 is layer 1"
@@ -77,6 +80,16 @@ impl ModelSpec {
             [] => map.layer + 1 == last,
             layers => layers.contains(&(map.layer + 1)),
         });
+        let holey = maps
+            .iter()
+            .find(|map| first_drop.is_some_and(|drop| map.layer >= drop));
+        if let Some(map) = holey {
+            return Err(Error::invalid_spec(format!(
+                "the map after layer {} of `{name}` would have holes, since tokens leave from layer {} on; take maps of earlier layers, or a                  model whose tokens merge",
+                map.layer + 1,
+                first_drop.unwrap_or(0) + 1
+            )));
+        }
         Ok(maps)
     }
 }

@@ -15,6 +15,7 @@ pub(crate) mod regnet;
 mod share;
 mod sites;
 pub(crate) mod swin;
+mod tokens;
 mod transformer;
 mod vit;
 
@@ -26,6 +27,7 @@ pub use regnet::{RegNetSpec, RegNetStage};
 pub use share::{Groups, NormsOf};
 pub use sites::{Projection, Sites};
 pub use swin::{SwinSpec, WindowRule, Windows};
+pub use tokens::{LayerTokens, TokenSet};
 pub use transformer::Transformer;
 pub use vit::{Pool, PrefixToken, VitSpec};
 
@@ -157,7 +159,7 @@ impl ModelSpec {
     pub fn costs(&self) -> Result<Cost> {
         self.validate()?;
         let (family, width) = (self.family(), self.num_features());
-        let mut cost = family.costs(self.sites().prompts());
+        let mut cost = family.costs(&self.token_counts());
         ops::costs(self, &mut cost);
         if self.num_classes > 0 {
             for head in family.classifiers() {
@@ -196,6 +198,11 @@ impl ModelSpec {
             NetworkSpec::RegNet(regnet) => regnet,
             NetworkSpec::Swin(swin) => swin,
         }
+    }
+
+    /// Whether an op makes tokens fewer on the way.
+    pub fn reduces_tokens(&self) -> bool {
+        self.ops.iter().any(|op| op.kind.reduces_tokens())
     }
 
     /// The model's sites, with what stands there.
@@ -309,7 +316,19 @@ impl Sites for ModelSpec {
     }
 
     fn tokens_at(&self, layer: usize) -> usize {
-        self.family().tokens_at(layer) + self.sites().prompts()
+        if !self.reduces_tokens() {
+            return self.family().tokens_at(layer) + self.sites().prompts();
+        }
+        let counts = self.token_counts();
+        match (counts.get(layer), counts.last()) {
+            (Some(of), _) => of.entering.count(),
+            (None, Some(last)) => last.perceptron.count(),
+            (None, None) => 0,
+        }
+    }
+
+    fn token_counts(&self) -> Vec<LayerTokens> {
+        tokens::with_ops(self.family(), self.sites().prompts(), &self.ops)
     }
 
     fn width_at(&self, site: Site, layer: Option<usize>) -> Option<usize> {
@@ -337,7 +356,10 @@ impl Sites for ModelSpec {
     }
 
     fn grid_at(&self, layer: usize) -> Option<[usize; 2]> {
-        self.family().grid_at(layer)
+        if !self.reduces_tokens() {
+            return self.family().grid_at(layer);
+        }
+        self.token_counts().get(layer)?.perceptron.grid
     }
 
     fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
@@ -345,14 +367,19 @@ impl Sites for ModelSpec {
     }
 
     fn pairs_at(&self, layer: usize) -> usize {
-        match self.sites().prompts() {
-            0 => self.family().pairs_at(layer),
-            _ => self.tokens_at(layer) * self.tokens_at(layer),
+        if self.sites().prompts() == 0 && !self.reduces_tokens() {
+            return self.family().pairs_at(layer);
         }
+        let tokens = self.sites().tokens_passing(Site::AttnLogits, layer);
+        tokens * tokens
     }
 
     fn fixed_tokens(&self) -> Option<&'static str> {
         self.family().fixed_tokens()
+    }
+
+    fn has_class_token(&self) -> bool {
+        self.family().has_class_token()
     }
 
     fn ops(&self) -> &[OpSpec] {

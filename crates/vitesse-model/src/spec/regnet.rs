@@ -8,7 +8,7 @@ mod sites;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cost, Family, FeatureMap, FeatureMaps, Init, Role, TensorSpec};
+use super::{Cost, Family, FeatureMap, FeatureMaps, Init, LayerTokens, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// The largest image side, width or stride, of a stage or of them all, that is believed, so that costs cannot overflow.
@@ -313,7 +313,7 @@ impl Family for RegNetSpec {
         out
     }
 
-    fn costs(&self, _more: usize) -> Cost {
+    fn costs(&self, _tokens: &[LayerTokens]) -> Cost {
         let mut cost = Cost { layers: Vec::new() };
         let mut push = |name: &str, tensors: &[TensorSpec], macs| {
             let trained = tensors.iter().filter(|tensor| tensor.role == Role::Parameter);

@@ -4,7 +4,7 @@
 //! adds the ops that stand there. Methods, patterns, merge, adapters and compilers take `&dyn Sites`, so that they work on
 //! every family there will be.
 
-use super::{Activation, AttentionSpec};
+use super::{Activation, AttentionSpec, LayerTokens, tokens};
 use crate::ops::{OpSpec, Prompts};
 use crate::site::Site;
 
@@ -39,7 +39,7 @@ pub trait Sites {
         false
     }
 
-    /// Rows and columns of the map that the patches of `layer` make, where they lie in one.
+    /// Rows and columns of the map that the patches make which leave `layer`, where they lie in one.
     fn grid_at(&self, _layer: usize) -> Option<[usize; 2]> {
         None
     }
@@ -54,7 +54,17 @@ pub trait Sites {
         self.tokens_at(layer) * self.tokens_at(layer)
     }
 
-    /// Why no other tokens can travel beside the patches; `None` where they can.
+    /// The tokens of each layer, of which ops may leave fewer on the way.
+    fn token_counts(&self) -> Vec<LayerTokens> {
+        tokens::own(self)
+    }
+
+    /// Whether one of the tokens before the patches is a class token, and the first.
+    fn has_class_token(&self) -> bool {
+        false
+    }
+
+    /// Why tokens cannot be put beside the patches, nor taken away from them; `None` where they can.
     fn fixed_tokens(&self) -> Option<&'static str> {
         None
     }
@@ -92,6 +102,12 @@ impl dyn Sites + '_ {
             .iter()
             .enumerate()
             .filter(move |(_, op)| op.site == site && op.layer == layer)
+    }
+
+    /// Number of tokens that pass `site` of `layer`, after the ops there. Of an op that decides by image, the most there can be.
+    pub fn tokens_passing(&self, site: Site, layer: usize) -> usize {
+        let counts = self.token_counts();
+        counts.get(layer).map_or(0, |tokens| tokens.at(site).count())
     }
 
     /// Number of prompts that enter the first layer.

@@ -48,7 +48,7 @@ pub struct Compute {
     /// How the products of fused segments are computed. Default: in `f32`.
     pub precision: Precision,
     /// Whether a transformer block keeps only its input for the backward pass, and is computed again there. Same
-    /// gradients to the bit, less memory, a third more work. Default: no.
+    /// gradients to the bit (to rounding, where tokens are masked: sums go another way), less memory, a third more work. Default: no.
     pub grad_checkpointing: bool,
     /// Whether segments are fused where the backend has them. Default: yes, unless the environment variable
     /// `VITESSE_FUSED` is `0`, which is there for comparisons.

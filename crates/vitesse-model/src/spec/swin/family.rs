@@ -4,7 +4,7 @@ use super::sites::PATCH_EMBED;
 use super::{Place, SwinSpec};
 use crate::Result;
 use crate::spec::block::{TRUNC, linear, norm};
-use crate::spec::{AttentionSpec, Cost, Family, FeatureMap, FeatureMaps, Init, TensorSpec};
+use crate::spec::{AttentionSpec, Cost, Family, FeatureMap, FeatureMaps, Init, LayerTokens, TensorSpec};
 
 /// The name of the module that classifies.
 const HEAD: &str = "head.fc";
@@ -61,7 +61,7 @@ impl Family for SwinSpec {
         out
     }
 
-    fn costs(&self, _more: usize) -> Cost {
+    fn costs(&self, _tokens: &[LayerTokens]) -> Cost {
         let mut cost = Cost { layers: Vec::new() };
         let (d, pixels) = (self.embed_dim, self.in_chans * self.patch_size * self.patch_size);
         let patches: usize = self.stage_map(0).iter().product();

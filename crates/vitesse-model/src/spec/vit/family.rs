@@ -4,7 +4,7 @@ use super::sites::PATCH_EMBED;
 use super::{PrefixToken, VitSpec};
 use crate::Result;
 use crate::spec::block::{TRUNC, linear, norm};
-use crate::spec::{Cost, Family, FeatureMap, FeatureMaps, Init, TensorSpec};
+use crate::spec::{Cost, Family, FeatureMap, FeatureMaps, Init, LayerTokens, TensorSpec};
 
 impl Family for VitSpec {
     fn validate(&self) -> Result<()> {
@@ -52,8 +52,8 @@ impl Family for VitSpec {
         out
     }
 
-    fn costs(&self, more: usize) -> Cost {
-        let (d, n) = (self.embed_dim, self.prefix.len() + more + self.patches());
+    fn costs(&self, tokens: &[LayerTokens]) -> Cost {
+        let d = self.embed_dim;
         let pixels = self.in_chans * self.patch_size * self.patch_size;
         let mut cost = Cost { layers: Vec::new() };
         let bias = if self.patch_bias { d } else { 0 };
@@ -67,9 +67,11 @@ impl Family for VitSpec {
             let (Some(core), Some(seen)) = (self.cores.get(layer.core), seen.get_mut(layer.core)) else {
                 continue;
             };
+            let Some(tokens) = tokens.get(i) else { continue };
             let first = !std::mem::replace(seen, true);
             let norm = if layer.norms.is_none() { 2 * d } else { 0 };
             if let Some(attn) = &core.attn {
+                let n = tokens.attention.count();
                 let (rows, written) = (attn.qkv_rows(), attn.written(d));
                 let products = n * n * (attn.qk_width() + attn.v_width());
                 cost.push(
@@ -82,7 +84,7 @@ impl Family for VitSpec {
                 cost.push(
                     format!("blocks.{i}.mlp"),
                     norm + if first { mlp.parameters(d) } else { 0 },
-                    n * mlp.hidden * (d + mlp.written(d)),
+                    tokens.perceptron.count() * mlp.hidden * (d + mlp.written(d)),
                 );
             }
         }

@@ -1,6 +1,6 @@
 //! What a vision transformer has at its sites.
 
-use super::{Pool, VitSpec};
+use super::{Pool, PrefixToken, VitSpec};
 use crate::site::Site;
 use crate::spec::{Activation, AttentionSpec, Projection, Sites};
 
@@ -59,6 +59,10 @@ impl Sites for VitSpec {
 
     fn attention(&self, layer: usize) -> Option<&AttentionSpec> {
         self.block(layer)?.attn.as_ref()
+    }
+
+    fn has_class_token(&self) -> bool {
+        self.prefix.contains(&PrefixToken::Class)
     }
 
     fn activation(&self, _layer: usize) -> Activation {
