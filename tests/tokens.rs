@@ -317,6 +317,12 @@ fn scores_that_are_no_numbers_are_an_error_that_names_the_op() {
             let error = found.unwrap_err().to_string();
             assert!(error.contains(end) && error.contains("no numbers"), "{error}");
         }
+        if supported(&spec) {
+            let engine = Engine::new(&spec, &tensors, "test", Options::default()).unwrap();
+            let pixels = images(&spec).try_to_vec_as::<f32>().unwrap();
+            let found = engine.run(&pixels, BATCH).unwrap().class;
+            assert!(found.iter().all(|x| x.is_nan()), "{found:?}");
+        }
     }
 }
 
@@ -366,7 +372,8 @@ fn what_cannot_be_is_refused() {
         ),
         (with(class(), vec![fixed(1, &[])]), "names no patch"),
         (with(class(), vec![fixed(1, &[3, 15])]), "names patch 15"),
-        (with(class(), vec![fixed(1, &[1, 3, 2, 9])]), "ascending"),
+        (with(class(), vec![fixed(1, &[1, 3, 2, 9])]), "3 stands before 2"),
+        (with(class(), vec![fixed(1, &[3, 1])]), "3 stands before 1"),
         (
             with(class(), vec![matching(1, 8, true)]),
             "at most half, 7, can merge",

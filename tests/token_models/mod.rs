@@ -4,8 +4,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use vitesse::model::network::{Ctx, Network};
 use vitesse::model::ops::{
-    AttentiveTokens, BipartiteMatching, Direction, GridMerging, MergeValue, OpKind, OpSpec, Package, Prompts,
-    StaticTokens, TokenPredictor, TokenSelector,
+    AttentiveTokens, BipartiteMatching, Direction, GridMerging, LocalConvolution, MergeValue, OpKind, OpSpec,
+    Package, Prompts, RelativePositions, StaticTokens, TokenPredictor, TokenSelector,
 };
 use vitesse::model::spec::{Pool, PrefixToken, VitSpec};
 use vitesse::model::{ModelSpec, Site, Sites, Tensors};
@@ -58,6 +58,19 @@ pub(crate) fn selector(layer: usize, shared: bool, ratio: Option<f64>) -> OpSpec
 pub(crate) fn merging(layer: usize, direction: Direction, value: MergeValue) -> OpSpec {
     let kind = GridMerging { direction, value };
     at(Site::BlockIn, layer, OpKind::GridMerging(kind))
+}
+
+pub(crate) fn positions(layer: usize) -> OpSpec {
+    let kind = RelativePositions::published(true);
+    at(Site::AttnLogits, layer, OpKind::RelativePositions(kind))
+}
+
+pub(crate) fn local(layer: usize) -> OpSpec {
+    let kind = LocalConvolution {
+        kernel: 3,
+        ..LocalConvolution::published()
+    };
+    at(Site::Mid, layer, OpKind::LocalConvolution(kind))
 }
 
 pub(crate) fn fixed(layer: usize, keep: &[usize]) -> OpSpec {
@@ -118,7 +131,15 @@ pub(crate) fn kinds(spec: &ModelSpec) -> Vec<Vec<OpSpec>> {
             merging(1, Vertical, MergeValue::Area),
             merging(3, Horizontal, MergeValue::Area),
         ],
+        // The odd row that passed stands for half as many patches as those beside it.
+        vec![
+            merging(1, Vertical, MergeValue::Mean),
+            merging(2, Horizontal, MergeValue::Area),
+            merging(3, Vertical, MergeValue::Area),
+        ],
         vec![fixed(1, &[0, 2, 3, 7, 14]), fixed(2, &[1, 4])],
+        vec![merging(1, Horizontal, MergeValue::Mean), positions(1), local(1)],
+        vec![matching(1, 3, false), positions(1)],
     ];
     if spec.has_class_token() {
         all.push(vec![attentive(0, 0.7, false), attentive(2, 0.5, false)]);

@@ -130,8 +130,8 @@ pub(crate) fn sources(ctx: &Ctx, batch: usize, tokens: usize) -> Vec<f64> {
     out
 }
 
-/// The same logits from the engine: every instruction set that this processor has, one thread and several. What the engine does not have
-/// it refuses with a sentence; that is listed.
+/// The same logits from the engine: every instruction set that this processor has, one thread and several. A selector, which the engine
+/// does not have, it refuses with a sentence; that is listed.
 pub(crate) fn engines(v: &Vectors, report: &mut Report, key: &str, spec: &ModelSpec, tensors: &Tensors) {
     let under = v.under("in.");
     let image = under.get("image").unwrap();
@@ -145,6 +145,8 @@ pub(crate) fn engines(v: &Vectors, report: &mut Report, key: &str, spec: &ModelS
             let engine = match Engine::new(spec, tensors, &v.file, options) {
                 Ok(engine) => engine,
                 Err(error) => {
+                    let selects = |op: &OpSpec| matches!(op.kind, OpKind::TokenSelector(_));
+                    assert!(spec.ops.iter().any(selects), "{}: {error}", v.file);
                     assert!(error.to_string().contains("has no step for"), "{error}");
                     report
                         .skipped

@@ -3,7 +3,7 @@
 //! Paper: MiniViT's code pairs layers 1 and 3 of Mini-Swin-T with the same of Swin-B, then 5, 7, 9 with 9, 15, 21, and 11 with 23: one layer of a
 //! short stage, three of a long one, each the last of an equal share. All are shifted, so that windows hold the same tokens.
 
-use vitesse_model::{ModelSpec, NetworkSpec, Sites};
+use vitesse_model::{ModelSpec, NetworkSpec, Site, Sites};
 
 use crate::{Error, Result};
 
@@ -63,7 +63,9 @@ pub fn usual(student: &ModelSpec, teacher: &ModelSpec) -> Result<[Vec<usize>; 2]
 
 /// The depths of stages: layers that follow each other and see as many tokens.
 fn stages(spec: &ModelSpec) -> Vec<usize> {
-    let tokens: Vec<usize> = (0..spec.depth()).map(|layer| spec.tokens_at(layer)).collect();
+    let tokens: Vec<usize> = (0..spec.depth())
+        .map(|layer| spec.sites().tokens_passing(Site::AttnQkv, layer))
+        .collect();
     tokens.chunk_by(|a, b| a == b).map(<[usize]>::len).collect()
 }
 

@@ -31,7 +31,8 @@ impl<T: Real> Compiler<'_, T> {
         windows: Option<&Windows>,
         (heads, panels): (Arc<[Head]>, usize),
     ) -> Result<AttendMixed<T>> {
-        let area = windows.map_or(self.sites.tokens_at(layer), Windows::area);
+        let tokens = self.sites.tokens_passing(Site::AttnLogits, layer);
+        let area = windows.map_or(tokens, Windows::area);
         let stride = area.next_multiple_of(32);
         let mut attend = AttendMixed {
             panels,
@@ -91,7 +92,12 @@ impl<T: Real> Compiler<'_, T> {
     }
 
     fn buckets(&self, positions: &RelativePositions, prefix: &str, layer: usize) -> Result<Buckets<T>> {
-        let grid = self.sites.grid_at(layer).unwrap_or([0; 2]);
+        let set = self.sites.token_set(Site::AttnLogits, layer);
+        let Some((set, grid)) = set.and_then(|set| Some((set, set.grid?))) else {
+            return Err(Error::Unsupported(format!(
+                "the patches of layer {layer} lie in no map, and relative positions cannot be told"
+            )));
+        };
         let mut tables = positions.tables(grid);
         let Some((end, buckets)) = tables.pop() else {
             return Err(Error::Unsupported(format!(
@@ -113,11 +119,10 @@ impl<T: Real> Compiler<'_, T> {
             let row = |bucket: usize| &turned[bucket * width..(bucket + 1) * width];
             T::pack(&row, &panels_of([count]), &panels_of([width]))
         };
-        let (tokens, patches) = (self.sites.tokens_at(layer), grid[0] * grid[1]);
-        let pairs = buckets.pairs(tokens - patches, 0);
+        let pairs = buckets.pairs(set.prefix, set.tail);
         Ok(Buckets {
             tables: values.chunks_exact(width * count).map(table).collect(),
-            pairs: PairBuckets::new(count, &pairs, tokens),
+            pairs: PairBuckets::new(count, &pairs, set.count()),
         })
     }
 
@@ -146,7 +151,8 @@ impl<T: Real> Compiler<'_, T> {
             (0..taps).flat_map(tap).collect()
         });
         let grid = self.sites.grid_at(layer).unwrap_or([0; 2]);
-        let (tokens, patches) = (self.sites.tokens_at(layer), grid[0] * grid[1]);
+        let tokens = self.sites.tokens_passing(Site::Mid, layer);
+        let patches = grid[0] * grid[1];
         // Which patch each token of the stream is.
         let order = match windows {
             Some(windows) => windows.tokens(),

@@ -52,30 +52,32 @@ impl<T: Real> Compiler<'_, T> {
             (OpKind::GridMerging(kind), _) => {
                 let Some(grid) = met.grid else { return Ok(()) };
                 let cells = kind.token_of_cell(grid);
-                let by_size = kind.value == MergeValue::Area;
-                let before = match self.areas.take() {
-                    Some(areas) if by_size => areas,
-                    _ => vec![1.0; met.count()],
+                let before = self.areas.take().unwrap_or_else(|| vec![1.0; met.count()]);
+                let weights = match kind.value {
+                    MergeValue::Area => before.clone(),
+                    MergeValue::Mean => vec![1.0; before.len()],
                 };
                 let places: Vec<usize> = (0..met.prefix)
                     .chain(cells.iter().map(|cell| met.prefix + cell))
                     .collect();
-                let mut after = vec![0.0; attention.count()];
-                for (place, size) in places.iter().zip(&before) {
-                    after[*place] += size;
-                }
-                let moves = places.iter().zip(&before).enumerate();
-                let moves = moves.map(|(token, (&place, size))| Move {
+                let sums = |of: &[f32]| {
+                    let mut sums = vec![0.0; attention.count()];
+                    places.iter().zip(of).for_each(|(&place, x)| sums[place] += x);
+                    sums
+                };
+                let (after, whole) = (sums(&before), sums(&weights));
+                let moves = places.iter().zip(&weights).enumerate();
+                let moves = moves.map(|(token, (&place, weight))| Move {
                     token: token as u32,
                     place: place as u32,
-                    weight: size / after[place],
+                    weight: weight / whole[place],
                 });
                 let step = Rearrange {
                     moves: moves.collect(),
                     count: attention.count(),
-                    sizes: if by_size { after.clone() } else { Vec::new() },
+                    sizes: after.clone(),
                 };
-                self.areas = by_size.then_some(after);
+                self.areas = Some(after);
                 self.push(Stage::Tokens, step);
             }
             (OpKind::BipartiteMatching(kind), Some(heads)) => {

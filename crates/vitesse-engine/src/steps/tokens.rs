@@ -28,6 +28,8 @@ pub(crate) struct TokenRoom {
     pub(crate) logs: Vec<f32>,
     /// What the threads have shown of their tokens, `[tokens, width]`.
     seen: Vec<f32>,
+    /// 0, or no number where one of those seen is none: then nothing that they decide is worth anything, and all rows become none.
+    spoiled: f32,
     /// Scores, an order by them, and partners.
     scores: Vec<f32>,
     order: Vec<u32>,
@@ -40,16 +42,18 @@ pub(super) fn exchange<T: Real>(on: &mut Member<T>, run: &Run<'_, T>) {
     on.tokens_room.seen.clear();
     if run.team.members.len() == 1 {
         on.tokens_room.seen.extend_from_slice(&on.beside);
-        return;
+    } else {
+        let mut place = run.team.own(on.turn);
+        place.beside.clear();
+        place.beside.extend_from_slice(&on.beside);
+        drop(place);
+        on.show(run.team, &on.x);
+        for shown in run.team.all(on.turn).iter().flatten() {
+            on.tokens_room.seen.extend_from_slice(&shown.beside);
+        }
     }
-    let mut place = run.team.own(on.turn);
-    place.beside.clear();
-    place.beside.extend_from_slice(&on.beside);
-    drop(place);
-    on.show(run.team, &on.x);
-    for shown in run.team.all(on.turn).iter().flatten() {
-        on.tokens_room.seen.extend_from_slice(&shown.beside);
-    }
+    let room = &mut on.tokens_room;
+    room.spoiled = room.seen.iter().map(|x| x * 0.0).sum();
 }
 
 /// The rows go where the moves say, and make `count` tokens. What the threads show was shown before.
@@ -214,6 +218,7 @@ impl Match {
             order,
             partners,
             next,
+            spoiled,
             ..
         } = room;
         if self.first {
@@ -245,7 +250,7 @@ impl Match {
             next[m.place as usize] += size;
         }
         for (m, size) in moves.iter_mut().zip(&*sizes) {
-            m.weight = size / next[m.place as usize];
+            m.weight = size / next[m.place as usize] + *spoiled;
         }
         std::mem::swap(sizes, next);
     }
@@ -388,7 +393,11 @@ impl Choose {
 /// the `kept` best.
 fn best(room: &mut TokenRoom, prefix: usize, kept: usize) {
     let TokenRoom {
-        moves, scores, order, ..
+        moves,
+        scores,
+        order,
+        spoiled,
+        ..
     } = room;
     order.clear();
     order.extend(prefix as u32..scores.len() as u32);
@@ -401,7 +410,7 @@ fn best(room: &mut TokenRoom, prefix: usize, kept: usize) {
     moves.extend(protected.chain(best).map(|(token, place)| Move {
         token,
         place,
-        weight: 1.0,
+        weight: 1.0 + *spoiled,
     }));
 }
 

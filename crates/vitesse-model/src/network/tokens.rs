@@ -113,22 +113,24 @@ impl Stream {
     }
 
     /// Tokens of `x` `[batch, tokens, dim]` that `places[image][token]` puts into the same place become their mean, weighted by the
-    /// patches that each stands for if `by_size` is set.
+    /// patches that each stands for if `by_size` is set. How many that are is known afterwards in either case.
     pub(crate) fn merge(&mut self, x: Tensor<3>, places: &[Vec<usize>], by_size: bool) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
         let count = places.iter().flatten().max().map_or(0, |last| last + 1);
-        let sizes = self.sizes.take().filter(|_| by_size);
-        let sizes = sizes.unwrap_or_else(|| constant(vec![1.0; batch * tokens], [batch, tokens], &x));
-        let sizes = sizes.reshape([batch, tokens, 1]);
-        let sum = summed(x * sizes.clone(), places, count);
-        let sizes = summed(sizes, places, count);
-        self.sizes = by_size.then(|| sizes.clone().reshape([batch, count]));
+        let ones = || constant(vec![1.0; batch * tokens], [batch, tokens], &x);
+        let sizes = self.sizes.take().unwrap_or_else(ones);
+        let weights = if by_size { sizes.clone() } else { ones() };
+        let weights = weights.reshape([batch, tokens, 1]);
+        let sizes = summed(sizes.reshape([batch, tokens, 1]), places, count);
+        self.sizes = Some(sizes.reshape([batch, count]));
+        let sum = summed(x * weights.clone(), places, count);
+        let weights = summed(weights, places, count);
         let moved: Vec<Vec<Option<usize>>> = places
             .iter()
             .map(|places| places.iter().copied().map(Some).collect())
             .collect();
         self.moved(tokens, &moved);
-        sum / sizes
+        sum / weights
     }
 
     /// With `token` `[batch, 1, dim]` after all others, which stands for some that left.
@@ -237,6 +239,12 @@ mod tests {
         let x = stream.merge(x, &[second.clone(), second], true);
         assert_eq!(numbers(&x)[..4], [0.0, 2.0, 4.0, 5.0]);
         assert_eq!(numbers(stream.sizes.as_ref().unwrap())[..4], [1.0, 3.0, 1.0, 1.0]);
+        // Means of two go on counting what they stand for.
+        let (mut other, x_again) = begin();
+        let merged = other.merge(x_again, &[vec![0, 1, 1, 2, 3, 4], vec![0, 1, 1, 2, 3, 4]], false);
+        let merged = other.merge(merged, &[vec![0, 1, 1, 2, 3], vec![0, 1, 1, 2, 3]], false);
+        assert_eq!(numbers(&merged)[..4], [0.0, 2.25, 4.0, 5.0]);
+        assert_eq!(numbers(other.sizes.as_ref().unwrap())[..4], [1.0, 3.0, 1.0, 1.0]);
         let back = numbers(&stream.expand(x).unwrap());
         assert_eq!(back[..6], [0.0, 2.0, 2.0, 2.0, 4.0, 5.0]);
     }

@@ -145,7 +145,8 @@ impl RelativePositions {
         }
         let layer = layer.unwrap_or(0);
         let tokens = sites.tokens_passing(Site::AttnLogits, layer);
-        let (Some(_), Some(attn)) = (sites.grid_at(layer), sites.attention(layer)) else {
+        let grid = sites.token_set(Site::AttnLogits, layer).and_then(|set| set.grid);
+        let (Some(_), Some(attn)) = (grid, sites.attention(layer)) else {
             return fail(
                 "relative positions need patches that lie in a map, and attention between them".into(),
             );
@@ -257,11 +258,10 @@ mod network {
             sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            let grid = sites.grid_at(layer).unwrap_or([0; 2]);
+            let set = sites.token_set(Site::AttnLogits, layer);
+            let grid = set.and_then(|set| set.grid).unwrap_or([0; 2]);
             let (names, buckets): (Vec<_>, Vec<_>) = spec.tables(grid).into_iter().unzip();
-            let before = sites
-                .tokens_passing(Site::AttnLogits, layer)
-                .saturating_sub(grid[0] * grid[1]);
+            let before = set.map_or(0, |set| set.prefix);
             let places = buckets
                 .iter()
                 .map(|buckets| Places::new(spec, buckets, [before, 0]));

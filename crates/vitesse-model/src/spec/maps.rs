@@ -69,8 +69,7 @@ impl ModelSpec {
                 "`{name}` has no layers, and so no feature maps"
             )));
         }
-        let drops = |op: &&OpSpec| op.kind.drops_tokens();
-        let first_drop = self.ops.iter().filter(drops).filter_map(|op| op.layer).min();
+        let first_drop = self.first_drop();
         if let Some(wrong) = layers.iter().find(|layer| !(1..=last).contains(layer)) {
             return Err(Error::invalid_spec(format!(
                 "`{name}` has the layers 1 to {last}, and {wrong} is none of them; timm counts them from 0, its 0 is layer 1"
@@ -85,12 +84,24 @@ impl ModelSpec {
             .find(|map| first_drop.is_some_and(|drop| map.layer >= drop));
         if let Some(map) = holey {
             return Err(Error::invalid_spec(format!(
-                "the map after layer {} of `{name}` would have holes, since tokens leave from layer {} on; take maps of earlier layers, or a                  model whose tokens merge",
+                "the map after layer {} of `{name}` would have holes, since tokens leave from layer {} on; take maps of earlier layers, or a \
+                 model whose tokens merge",
                 map.layer + 1,
                 first_drop.unwrap_or(0) + 1
             )));
         }
         Ok(maps)
+    }
+
+    /// The first layer in which tokens leave, so that some cells of the map have none any more; where they merge, all have one.
+    fn first_drop(&self) -> Option<usize> {
+        let drops = |op: &OpSpec| op.kind.drops_tokens();
+        if !self.ops.iter().any(drops) {
+            return None;
+        }
+        let counts = self.sites().token_counts();
+        let patches = counts.first()?.entering.patches;
+        counts.iter().position(|layer| layer.perceptron.patches < patches)
     }
 }
 

@@ -4,7 +4,7 @@
 //! adds the ops that stand there. Methods, patterns, merge, adapters and compilers take `&dyn Sites`, so that they work on
 //! every family there will be.
 
-use super::{Activation, AttentionSpec, LayerTokens, tokens};
+use super::{Activation, AttentionSpec, LayerTokens, TokenSet, tokens};
 use crate::ops::{OpSpec, Prompts};
 use crate::site::Site;
 
@@ -104,10 +104,14 @@ impl dyn Sites + '_ {
             .filter(move |(_, op)| op.site == site && op.layer == layer)
     }
 
-    /// Number of tokens that pass `site` of `layer`, after the ops there. Of an op that decides by image, the most there can be.
+    /// The tokens that pass `site` of `layer`, after the ops there. Of an op that decides by image, the most there can be.
+    pub fn token_set(&self, site: Site, layer: usize) -> Option<TokenSet> {
+        Some(self.token_counts().get(layer)?.at(site))
+    }
+
+    /// How many they are.
     pub fn tokens_passing(&self, site: Site, layer: usize) -> usize {
-        let counts = self.token_counts();
-        counts.get(layer).map_or(0, |tokens| tokens.at(site).count())
+        self.token_set(site, layer).map_or(0, |set| set.count())
     }
 
     /// Number of prompts that enter the first layer.

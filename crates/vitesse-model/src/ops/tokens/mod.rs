@@ -122,7 +122,8 @@ pub(super) fn validate(op: &OpSpec, index: usize, sites: &dyn Sites) -> Result<(
             OpKind::Bottleneck(bottleneck) => bottleneck.from,
             _ => None,
         };
-        other.layer == op.layer && from == Some(Site::BlockIn) && site == Site::Mid
+        let across = from == Some(Site::BlockIn) && other.site == Site::MlpOut;
+        site == Site::Mid && other.layer == op.layer && across
     };
     if let Some(other) = sites.ops().iter().position(reads_across) {
         return fail(format!(

@@ -18,25 +18,19 @@ pub struct StaticTokens {
 
 impl StaticTokens {
     pub(super) fn leaves(&self, set: TokenSet) -> Leaves {
-        let (first, last) = match self.keep.as_slice() {
-            [] => {
-                return Err(
-                    "`keep` names no patch, which would leave only the tokens before the patches".into(),
-                );
-            }
-            [first, .., last] => (*first, *last),
-            [one] => (*one, *one),
+        let Some(last) = self.keep.last() else {
+            return Err("`keep` names no patch, which would leave only the tokens before the patches".into());
         };
-        if last >= set.patches || first > last {
-            return Err(format!(
-                "`keep` names patch {last}, but the patches that enter are 0 to {}",
-                set.patches.saturating_sub(1)
-            ));
-        }
         if let Some(pair) = self.keep.windows(2).find(|pair| pair[0] >= pair[1]) {
             return Err(format!(
                 "`keep` must be ascending, but {} stands before {}",
                 pair[0], pair[1]
+            ));
+        }
+        if *last >= set.patches {
+            return Err(format!(
+                "`keep` names patch {last}, but the patches that enter are 0 to {}",
+                set.patches.saturating_sub(1)
             ));
         }
         Ok(set.with_patches(self.keep.len()))
