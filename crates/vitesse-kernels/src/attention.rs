@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::isa::{Isa, Kernel};
 use crate::math::exp;
 use crate::packed::Packed;
-use crate::panels::{Element, Panels};
+use crate::panels::{Element, Panels, Row, RowMut};
 use crate::product::row_tiles;
 use crate::real::Real;
 use crate::simd::Simd;
@@ -178,9 +178,6 @@ impl<T: Real> Attention<T> {
         assert!(all().all(|s| s.keys.depths.len() == depths));
         assert!(all().all(|s| s.keys.panels() == s.values.depths.len() && s.values.panels() == columns));
         between.check(rows.clone(), keys);
-        let panels = usize::div_ceil(keys, COLUMNS);
-        self.logits.reshape(MAX_ROWS, panels);
-        self.probs.reshape(MAX_ROWS, panels);
         if segments(1).is_some() {
             join(all().map(|segment| segment.values), &mut self.values);
         }
@@ -238,14 +235,18 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             Some(all) if segments(1).is_none() => all,
             _ => &*values,
         };
+        // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
+        let (most, panels) = (T::most_rows::<S>(), usize::div_ceil(keys, COLUMNS));
+        logits.reshape(most, panels);
+        probs.reshape(most, panels);
         S::begin();
-        for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
+        for block in row_tiles(rows.clone(), most) {
             let count = block.len();
             products::<S, T, B>((q, first), &block, segments, between, logits, 0, &mut scratch);
-            let panels = 0..logits.panels();
             end((&mut *logits, 0), keys, count, f32::NEG_INFINITY);
             for (row, inverse) in inverse[..count].iter_mut().enumerate() {
-                *inverse = 1.0 / softmax::<S, T>(logits, probs, panels.clone(), row);
+                *inverse =
+                    1.0 / softmax::<S, T>(logits.row(0..panels, row), probs.row_mut(0..panels, row), panels);
             }
             weigh::<S, T>(
                 (&*probs, 0),
@@ -278,7 +279,7 @@ pub(crate) fn products<'s, S: Simd, T: Real, B: Between>(
             let width = segment.keys.widths[panel];
             let (at, shift) = (to + key / COLUMNS, key % COLUMNS);
             if shift == 0 {
-                let logits = scratch_of(logits.panel_mut(at));
+                let logits = logits.panel_mut(at);
                 T::tile::<S>(of, logits);
                 between.tile::<S>(block.start, key, width, &mut logits[..count]);
             } else {
@@ -349,26 +350,16 @@ pub(crate) fn join<'a, T: Real>(parts: impl Iterator<Item = &'a Packed<T>> + Clo
     }
 }
 
-/// A panel of 32 rows as what a tile writes.
-#[inline(always)]
-pub(crate) fn scratch_of(panel: &mut [[f32; 32]]) -> &mut Scratch<f32> {
-    match panel.try_into() {
-        Ok(scratch) => scratch,
-        Err(_) => unreachable!("there are as many rows as a tile has"),
-    }
-}
-
-/// `exp(x − max)` of one row of logits, those of some panels, as probabilities yet to be divided by the sum, which is returned.
+/// `exp(x − max)` of one row of logits, of so many panels, as probabilities yet to be divided by the sum, which is returned.
 #[inline(always)]
 pub(crate) fn softmax<S: Simd, T: Real>(
-    logits: &Panels<f32>,
-    probs: &mut Panels<T>,
-    panels: Range<usize>,
-    row: usize,
+    logits: Row<'_, f32>,
+    mut probs: RowMut<'_, T>,
+    panels: usize,
 ) -> f32 {
     let mut most = [S::splat(f32::NEG_INFINITY); 2];
-    for panel in panels.clone() {
-        let from = &logits.panel(panel)[row];
+    for panel in 0..panels {
+        let from = logits.at(panel);
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             // What is not a number may get lost here, but not below, where it makes the sum and so the whole row so.
             most[0] = S::max(most[0], S::load(&from[at..]));
@@ -377,8 +368,8 @@ pub(crate) fn softmax<S: Simd, T: Real>(
     }
     let most = S::splat(S::greatest(S::max(most[0], most[1])));
     let mut sums = [S::splat(0.0); 2];
-    for panel in panels {
-        let (from, to) = (&logits.panel(panel)[row], probs.panel_mut(panel)[row].as_mut());
+    for panel in 0..panels {
+        let (from, to) = (logits.at(panel), probs.at(panel).as_mut());
         for at in (0..COLUMNS).step_by(2 * S::LANES) {
             for (half, sum) in sums.iter_mut().enumerate() {
                 let at = at + half * S::LANES;

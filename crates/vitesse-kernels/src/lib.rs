@@ -34,7 +34,7 @@ pub use depthwise::{Depthwise, depthwise};
 pub use embed::patches;
 pub use isa::Isa;
 pub use math::Gelu;
-pub use mixed::{Columns, MOST_BUCKETS, Mixed, MixedAttention, Positions, Tables};
+pub use mixed::{Columns, MOST_BUCKETS, Mixed, MixedAttention, PairBuckets, Positions, Tables};
 pub use norm::{Norm, layer_norm, quantize, scale_shift};
 pub use packed::{Packed, Weight, panels_of};
 pub use panels::{Bf16, Element, Panels};

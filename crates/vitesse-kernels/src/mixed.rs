@@ -1,24 +1,25 @@
 //! Attention whose maps depend on those of other heads: all heads of a few rows at once.
 //!
 //! For each block of queries: products of all heads with all keys, what relative positions add, the heads mixed, masks, softmax, the heads
-//! mixed again, products with the values. The maps of a block stay in the second cache.
+//! mixed again, products with the values. The maps of a block stay in the second cache, those of a query, while its heads are mixed, in
+//! the first.
+
+mod mixing;
+mod positions;
 
 use std::ops::Range;
 
-use crate::attention::{Plain, Segment, end, join, products, scratch_of, softmax, weigh};
+pub use positions::{MOST_BUCKETS, PairBuckets, Positions};
+
+use self::mixing::Mixing;
+use crate::attention::{Plain, Segment, end, join, products, softmax, weigh};
 use crate::isa::{Isa, Kernel};
 use crate::packed::Packed;
-use crate::panels::Panels;
-use crate::product::row_tiles;
+use crate::panels::{Panels, Row, RowMut};
+use crate::product::{even_parts, row_tiles};
 use crate::real::Real;
 use crate::simd::Simd;
-use crate::tile::{COLUMNS, MAX_ROWS, Operands};
-
-/// A slot for every `u16`, so that look-ups need no bounds check; the last stays 0, for pairs without a bucket.
-const PLACES: usize = 1 << 16;
-
-/// The most buckets of a table: whole panels of them leave the last place free.
-pub const MOST_BUCKETS: usize = PLACES - COLUMNS;
+use crate::tile::{COLUMNS, MAX_ROWS};
 
 /// What is done to the maps of a run of queries. Queries are counted as keys are: `query` is the number of the first.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +32,7 @@ pub struct Mixed<'a, T: Real> {
     pub positions: Option<Positions<'a, T>>,
     /// What is added to the logits of each head: `[heads][queries, stride]`.
     pub bias: Option<Tables<'a>>,
-    /// How the logits of the heads are mixed: `[heads, heads + 1]`, the last number of a row being added.
+    /// How the logits of the heads are mixed: `[heads + 1, heads]`, how much of each head a result has, and what is added to it.
     pub before: Option<&'a [f32]>,
     /// What is added to the logits of all heads after that: `[queries, stride]`.
     pub mask: Option<Tables<'a>>,
@@ -57,29 +58,31 @@ pub struct Tables<'a> {
     pub stride: usize,
 }
 
-/// Numbers that depend on the query and on the bucket of a pair: `logit[i, j] += (q[i] · table)[bucket(i, j)]`.
-#[derive(Debug, Clone, Copy)]
-pub struct Positions<'a, T: Real> {
-    /// For each head, or for all, packed as keys are: a column for each bucket, of which there are at most [`MOST_BUCKETS`].
-    pub tables: &'a [Packed<T>],
-    /// `[queries, stride]`; [`u16::MAX`] for a pair that has none.
-    pub buckets: &'a [u16],
-    /// As [`Tables::stride`].
-    pub stride: usize,
+impl<'a> Tables<'a> {
+    /// Those of a query in one of the tables, as many panels as hold the keys.
+    #[inline(always)]
+    fn of(&self, table: usize, query: usize, panels: usize) -> &'a [f32] {
+        &self.values[table][query * self.stride..][..panels * COLUMNS]
+    }
 }
+
+/// Queries whose maps are made together: while one's sums are waited for, there is the other's work to do.
+const TOGETHER: usize = 2;
 
 /// Room for the maps of a block of queries.
 #[derive(Debug)]
 pub struct MixedAttention<T: Real> {
-    /// Two sets of maps, of one head after the other.
-    maps: [Panels<f32>; 2],
+    /// Of one head after the other, as everything here.
+    maps: Panels<f32>,
     probs: Panels<T>,
-    /// Products of a block of queries with each bucket of a table, and those of one query.
-    by_bucket: Panels<f32>,
-    row: Vec<f32>,
-    /// The weights of a row's mixing.
-    weights: Vec<f32>,
-    inverse: Vec<f32>,
+    positions: positions::Room,
+    /// Of a few queries, `[TOGETHER, heads]`: their logits, and exponentials of these.
+    logits: Panels<f32>,
+    powers: Panels<f32>,
+    /// What is divided by the sums of exponentials: maps before they are mixed, `[TOGETHER, heads]`, or else results,
+    /// `[heads, MAX_ROWS]`. In the other one all numbers are 1.
+    of_maps: Vec<f32>,
+    of_results: Vec<f32>,
     values: Vec<Packed<T>>,
 }
 
@@ -87,12 +90,13 @@ impl<T: Real> MixedAttention<T> {
     /// No room yet.
     pub fn new() -> Self {
         MixedAttention {
-            maps: [Panels::zeros(0, 0), Panels::zeros(0, 0)],
+            maps: Panels::zeros(0, 0),
             probs: Panels::zeros(0, 0),
-            by_bucket: Panels::zeros(0, 0),
-            row: Vec::new(),
-            weights: Vec::new(),
-            inverse: Vec::new(),
+            positions: positions::Room::new(),
+            logits: Panels::zeros(0, 0),
+            powers: Panels::zeros(0, 0),
+            of_maps: Vec::new(),
+            of_results: Vec::new(),
             values: Vec::new(),
         }
     }
@@ -135,17 +139,11 @@ impl<T: Real> MixedAttention<T> {
             keys,
             segments(0, 0).map_or(0, |s| s.keys.depths.len()),
         );
-        for maps in &mut self.maps {
-            maps.reshape(MAX_ROWS, heads * panels);
-        }
-        self.probs.reshape(MAX_ROWS, heads * panels);
-        if let Some(positions) = &how.positions {
-            let wide = positions.tables[0].panels();
-            self.by_bucket.reshape(MAX_ROWS, wide);
-            self.row.resize(PLACES, 0.0);
-        }
-        self.weights.resize(heads * (heads + 1), 0.0);
-        self.inverse.resize(heads * MAX_ROWS, 0.0);
+        self.logits.reshape(TOGETHER, heads * panels);
+        self.powers.reshape(TOGETHER, heads * panels);
+        self.of_maps.resize(TOGETHER * heads, 0.0);
+        self.of_results.clear();
+        self.of_results.resize(heads * MAX_ROWS, 1.0);
         if segments(0, 1).is_some() {
             self.values.resize_with(heads, || Packed::zeros(0, 0));
             for (h, values) in self.values.iter_mut().enumerate() {
@@ -162,6 +160,58 @@ impl<T: Real> MixedAttention<T> {
             how,
             out,
         });
+    }
+}
+
+impl<T: Real> MixedAttention<T> {
+    /// From the maps of all heads to their probabilities, for some queries of a block, which begins with number `query` among the keys.
+    #[inline(always)]
+    fn probabilities<S: Simd>(&mut self, rows: Range<usize>, query: usize, how: &Mixed<'_, T>, keys: usize) {
+        let (heads, panels) = (how.heads.len(), keys.div_ceil(COLUMNS));
+        let (all, of) = (0..heads * panels, |h: usize| h * panels..(h + 1) * panels);
+        let mixing = |weights| Mixing {
+            heads,
+            panels,
+            weights,
+        };
+        for (i, row) in rows.clone().enumerate() {
+            let (from, to) = (
+                self.maps.row(all.clone(), row),
+                self.logits.row_mut(all.clone(), i),
+            );
+            match how.before {
+                Some(weights) => mixing(weights).run::<S, f32>(from, None, to),
+                None => copy(from, to, all.len()),
+            }
+        }
+        for (i, row) in rows.clone().enumerate() {
+            for h in 0..heads {
+                if let Some(mask) = &how.mask {
+                    add::<S>(self.logits.row_mut(of(h), i), mask.of(0, query + row, panels));
+                }
+                if !keys.is_multiple_of(COLUMNS) {
+                    limit::<S>(&mut self.logits.panel_mut(of(h).end - 1)[i], keys % COLUMNS);
+                }
+                let logits = self.logits.row(of(h), i);
+                if how.after.is_some() {
+                    let sum = softmax::<S, f32>(logits, self.powers.row_mut(of(h), i), panels);
+                    self.of_maps[i * heads + h] = 1.0 / sum;
+                } else {
+                    let sum = softmax::<S, T>(logits, self.probs.row_mut(of(h), row), panels);
+                    self.of_results[h * MAX_ROWS + row] = 1.0 / sum;
+                }
+            }
+        }
+        if let Some(weights) = how.after {
+            for (i, row) in rows.enumerate() {
+                let (from, to) = (
+                    self.powers.row(all.clone(), i),
+                    self.probs.row_mut(all.clone(), row),
+                );
+                let factors = &self.of_maps[i * heads..][..heads];
+                mixing(weights).run::<S, T>(from, Some(factors), to);
+            }
+        }
     }
 }
 
@@ -189,18 +239,7 @@ impl<T: Real> Mixed<'_, T> {
             assert!(mask.values.len() == 1 && fits(mask.stride, mask.values[0].len()));
         }
         if let Some(positions) = &self.positions {
-            assert!([1, heads].contains(&positions.tables.len()));
-            let widths = &positions.tables[0].widths;
-            let tables = || positions.tables.iter();
-            assert!(tables().all(|table| table.widths == *widths && table.depths.len() == depths));
-            assert!(widths.len() * COLUMNS <= MOST_BUCKETS);
-            assert!(fits(positions.stride, positions.buckets.len()));
-            // Places past the last bucket hold what another layer left there. One more than `u16::MAX` is 0 here.
-            let buckets = &positions.buckets[self.query * positions.stride..last * positions.stride];
-            let most = buckets
-                .iter()
-                .fold(0, |most: u16, &bucket| most.max(bucket.wrapping_add(1)));
-            assert!(usize::from(most) <= widths.iter().sum());
+            positions.check(heads, last, keys, depths);
         }
     }
 }
@@ -233,10 +272,16 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         let of = |h: usize| h * panels..(h + 1) * panels;
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
+        // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
+        let most = T::most_rows::<S>();
+        room.maps.reshape(most, heads * panels);
+        room.probs.reshape(most, heads * panels);
+        if let Some(positions) = &how.positions {
+            positions.reserve(most, &mut room.positions);
+        }
         S::begin();
-        for block in row_tiles(rows.clone(), T::most_rows::<S>()) {
+        for block in row_tiles(rows.clone(), most) {
             let (count, query) = (block.len(), how.query + block.start - rows.start);
-            let [maps, other] = &mut room.maps;
             for (h, head) in how.heads.iter().enumerate() {
                 let segments = |i: usize| segments(h, i);
                 products::<S, T, Plain>(
@@ -244,82 +289,22 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                     &block,
                     &segments,
                     &Plain,
-                    maps,
+                    &mut room.maps,
                     of(h).start,
                     &mut scratch,
                 );
                 if let Some(bias) = &how.bias {
-                    add::<S>(
-                        maps,
-                        of(h),
-                        count,
-                        &bias.values[h][query * bias.stride..],
-                        bias.stride,
-                    );
+                    for row in 0..count {
+                        add::<S>(room.maps.row_mut(of(h), row), bias.of(h, query + row, panels));
+                    }
                 }
                 if let Some(positions) = &how.positions {
-                    let table = &positions.tables[if positions.tables.len() == 1 { 0 } else { h }];
-                    by_buckets::<S, T>((q, head.q), &block, table, &mut room.by_bucket);
-                    let buckets = &positions.buckets[query * positions.stride..];
-                    let found = (&room.by_bucket, &mut room.row);
-                    look_up(
-                        found,
-                        maps,
-                        of(h),
-                        count,
-                        (buckets, positions.stride, table.widths.iter().sum()),
-                    );
+                    let to = (&mut room.maps, of(h));
+                    positions.add::<S>(h, (q, head.q), &block, query, &mut room.positions, to);
                 }
             }
-            let (maps, other) = match how.before {
-                None => (maps, other),
-                Some(weights) => {
-                    for row in 0..count {
-                        mix::<S, f32>(maps, other, (heads, panels), row, weights);
-                    }
-                    (other, maps)
-                }
-            };
-            for h in 0..heads {
-                if let Some(mask) = &how.mask {
-                    add::<S>(
-                        maps,
-                        of(h),
-                        count,
-                        &mask.values[0][query * mask.stride..],
-                        mask.stride,
-                    );
-                }
-                end((&mut *maps, of(h).start), keys, count, f32::NEG_INFINITY);
-            }
-            for row in 0..count {
-                for h in 0..heads {
-                    let sum = match how.after {
-                        Some(_) => softmax::<S, f32>(maps, other, of(h), row),
-                        None => softmax::<S, T>(maps, &mut room.probs, of(h), row),
-                    };
-                    room.inverse[h * MAX_ROWS + row] = 1.0 / sum;
-                }
-                if let Some(weights) = how.after {
-                    // The division by the sums is part of the weights.
-                    for (to, from) in room
-                        .weights
-                        .chunks_exact_mut(heads + 1)
-                        .zip(weights.chunks_exact(heads + 1))
-                    {
-                        for (h, (to, from)) in to.iter_mut().zip(from).enumerate() {
-                            *to = if h < heads {
-                                from * room.inverse[h * MAX_ROWS + row]
-                            } else {
-                                *from
-                            };
-                        }
-                    }
-                    mix::<S, T>(other, &mut room.probs, (heads, panels), row, &room.weights);
-                }
-            }
-            if how.after.is_some() {
-                room.inverse.fill(1.0);
+            for rows in even_parts(0..count, TOGETHER) {
+                room.probabilities::<S>(rows, query, how, keys);
             }
             for (h, head) in how.heads.iter().enumerate() {
                 let own = segments(h, 0).map(|segment| segment.values);
@@ -334,7 +319,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
                 weigh::<S, T>(
                     (&room.probs, of(h).start),
                     values,
-                    &room.inverse[h * MAX_ROWS..][..count],
+                    &room.of_results[h * MAX_ROWS..][..count],
                     (&mut *out, head.out),
                     &block,
                     &mut scratch,
@@ -345,91 +330,41 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
     }
 }
 
-/// Adds a row of `values` to each of `count` rows of the maps of a head.
+/// The maps of one query, by themselves.
 #[inline(always)]
-fn add<S: Simd>(maps: &mut Panels<f32>, panels: Range<usize>, count: usize, values: &[f32], stride: usize) {
-    let first = panels.start;
-    for panel in panels {
-        let column = (panel - first) * COLUMNS;
-        for (row, to) in maps.panel_mut(panel)[..count].iter_mut().enumerate() {
-            let values = &values[row * stride + column..][..COLUMNS];
-            for at in (0..COLUMNS).step_by(S::LANES) {
-                S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
-            }
-        }
-    }
-}
-
-/// The product of each query of a block with each bucket of a table.
-#[inline(always)]
-fn by_buckets<S: Simd, T: Real>(
-    (q, first): (&Panels<T>, usize),
-    block: &Range<usize>,
-    table: &Packed<T>,
-    by_bucket: &mut Panels<f32>,
-) {
-    for panel in 0..table.panels() {
-        let operands = Operands::new((q, first), block.clone(), table, panel);
-        T::tile::<S>(operands, scratch_of(by_bucket.panel_mut(panel)));
-    }
-}
-
-/// Adds to each logit the product of its query with its bucket.
-#[inline(always)]
-fn look_up(
-    (by_bucket, row): (&Panels<f32>, &mut Vec<f32>),
-    maps: &mut Panels<f32>,
-    panels: Range<usize>,
-    count: usize,
-    (buckets, stride, wide): (&[u16], usize, usize),
-) {
-    let Ok(row): Result<&mut [f32; PLACES], _> = row.as_mut_slice().try_into() else {
-        unreachable!("the room has so many places")
-    };
-    for query in 0..count {
-        for (panel, to) in row[..wide].chunks_mut(COLUMNS).enumerate() {
-            let len = to.len();
-            to.copy_from_slice(&by_bucket.panel(panel)[query][..len]);
-        }
-        let buckets = &buckets[query * stride..];
-        for (panel, buckets) in panels.clone().zip(buckets.chunks_exact(COLUMNS)) {
-            let to = &mut maps.panel_mut(panel)[query];
-            for (to, &bucket) in to.iter_mut().zip(buckets) {
-                *to += row[usize::from(bucket)];
-            }
-        }
-    }
-}
-
-/// One row of the maps of all heads, mixed: `weights` is `[heads, heads + 1]`.
-#[inline(always)]
-fn mix<S: Simd, T: Real>(
-    from: &Panels<f32>,
-    to: &mut Panels<T>,
-    (heads, panels): (usize, usize),
-    row: usize,
-    weights: &[f32],
-) {
-    /// Results at a time.
-    const TOGETHER: usize = 4;
-    let width = heads + 1;
+fn copy(from: Row<'_, f32>, mut to: RowMut<'_, f32>, panels: usize) {
     for panel in 0..panels {
+        *to.at(panel) = *from.at(panel);
+    }
+}
+
+/// Adds `values` to a row of a head's maps.
+#[inline(always)]
+fn add<S: Simd>(mut to: RowMut<'_, f32>, values: &[f32]) {
+    for (panel, values) in values.chunks_exact(COLUMNS).enumerate() {
+        let to = to.at(panel);
         for at in (0..COLUMNS).step_by(S::LANES) {
-            for first in (0..heads).step_by(TOGETHER) {
-                let own = |i: usize| &weights[(first + i).min(heads - 1) * width..][..width];
-                let own = [own(0), own(1), own(2), own(3)];
-                let mut sums = own.map(|weights| S::splat(weights[heads]));
-                for h in 0..heads {
-                    let x = S::load(&from.panel(h * panels + panel)[row][at..]);
-                    for (sum, weights) in sums.iter_mut().zip(own) {
-                        *sum = S::mul_add(S::splat(weights[h]), x, *sum);
-                    }
-                }
-                for (i, sum) in sums.into_iter().enumerate().take(heads - first) {
-                    let to = to.panel_mut((first + i) * panels + panel)[row].as_mut();
-                    T::store::<S>(sum, &mut to[at..]);
-                }
-            }
+            S::store(S::add(S::load(&to[at..]), S::load(&values[at..])), &mut to[at..]);
         }
+    }
+}
+
+/// Puts −∞ from the column `end` on. Whole vectors are written, because parts of one just written would be waited for when the whole is
+/// read. What is no number becomes infinity, of which the softmax makes no number again.
+#[inline(always)]
+fn limit<S: Simd>(to: &mut [f32; COLUMNS], end: usize) {
+    /// From the column 32 − `end` on: what the columns may have at most.
+    static LIMITS: [f32; 2 * COLUMNS] = {
+        let mut limits = [f32::INFINITY; 2 * COLUMNS];
+        let mut i = COLUMNS;
+        while i < limits.len() {
+            limits[i] = f32::NEG_INFINITY;
+            i += 1;
+        }
+        limits
+    };
+    let limits = &LIMITS[COLUMNS - end..][..COLUMNS];
+    for at in (0..COLUMNS).step_by(S::LANES) {
+        S::store(S::min(S::load(&to[at..]), S::load(&limits[at..])), &mut to[at..]);
     }
 }

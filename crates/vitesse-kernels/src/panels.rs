@@ -11,6 +11,8 @@
 //! arithmetic for every width; the tile that a product writes is one piece of memory; and it is at once the next
 //! product's operand. Columns past the last one hold zeros, or anything finite where the other operand has zeros.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 /// A number of 16 bits: the upper half of an `f32`.
@@ -205,6 +207,27 @@ impl<T: Element> Panels<T> {
         bytemuck::cast_slice(self.data.as_slice())
     }
 
+    /// One row of a run of panels, to read.
+    #[inline(always)]
+    pub(crate) fn row(&self, panels: Range<usize>, row: usize) -> Row<'_, T> {
+        assert!(row < self.rows && panels.end <= self.panels);
+        Row {
+            rows: &self.all()[panels.start * self.rows + row..panels.end * self.rows],
+            step: self.rows,
+        }
+    }
+
+    /// The same, to write.
+    #[inline(always)]
+    pub(crate) fn row_mut(&mut self, panels: Range<usize>, row: usize) -> RowMut<'_, T> {
+        assert!(row < self.rows && panels.end <= self.panels);
+        let all = bytemuck::cast_slice_mut(self.data.as_mut_slice());
+        RowMut {
+            rows: &mut all[panels.start * self.rows + row..panels.end * self.rows],
+            step: self.rows,
+        }
+    }
+
     /// One element.
     pub fn at(&self, row: usize, column: usize) -> T {
         self.panel(column / T::WIDTH)[row].as_ref()[column % T::WIDTH]
@@ -213,5 +236,35 @@ impl<T: Element> Panels<T> {
     /// Sets one element.
     pub fn set(&mut self, row: usize, column: usize, value: T) {
         self.panel_mut(column / T::WIDTH)[row].as_mut()[column % T::WIDTH] = value;
+    }
+}
+
+/// One row of a run of panels, where loops over rows are short and would compute addresses for most of their time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row<'a, T: Element> {
+    rows: &'a [T::Row],
+    step: usize,
+}
+
+impl<'a, T: Element> Row<'a, T> {
+    /// In a panel of the run.
+    #[inline(always)]
+    pub(crate) fn at(&self, panel: usize) -> &'a T::Row {
+        &self.rows[panel * self.step]
+    }
+}
+
+/// As [`Row`], to write.
+#[derive(Debug)]
+pub(crate) struct RowMut<'a, T: Element> {
+    rows: &'a mut [T::Row],
+    step: usize,
+}
+
+impl<T: Element> RowMut<'_, T> {
+    /// In a panel of the run.
+    #[inline(always)]
+    pub(crate) fn at(&mut self, panel: usize) -> &mut T::Row {
+        &mut self.rows[panel * self.step]
     }
 }

@@ -6,7 +6,7 @@ use crate::isa::Isa;
 use crate::packed::{Packed, Weight, transpose};
 use crate::panels::{Bf16, Panels};
 use crate::simd::Simd;
-use crate::tile::{COLUMNS, Operands, Scratch};
+use crate::tile::{COLUMNS, Operands};
 
 /// `f32` or [`Bf16`]: panels of 32 columns.
 pub trait Real: Weight {
@@ -45,7 +45,7 @@ pub trait Real: Weight {
     #[doc(hidden)]
     fn most_rows<S: Simd>() -> usize;
     #[doc(hidden)]
-    fn tile<S: Simd>(of: Operands<'_, Self>, out: &mut Scratch<f32>);
+    fn tile<S: Simd>(of: Operands<'_, Self>, out: &mut [[f32; COLUMNS]]);
 }
 
 impl Real for f32 {
@@ -70,7 +70,7 @@ impl Real for f32 {
         S::ROWS_F32
     }
     #[inline(always)]
-    fn tile<S: Simd>(of: Operands<'_, f32>, out: &mut Scratch<f32>) {
+    fn tile<S: Simd>(of: Operands<'_, f32>, out: &mut [[f32; COLUMNS]]) {
         S::tile_f32(of, out);
     }
 
@@ -140,7 +140,7 @@ impl Real for Bf16 {
         S::ROWS_BF16
     }
     #[inline(always)]
-    fn tile<S: Simd>(of: Operands<'_, Bf16>, out: &mut Scratch<f32>) {
+    fn tile<S: Simd>(of: Operands<'_, Bf16>, out: &mut [[f32; COLUMNS]]) {
         S::tile_bf16(of, out);
     }
 

@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use vitesse_kernels::{
-    Bf16, Columns, Depthwise, Isa, Mixed, MixedAttention, Packed, Panels, Positions, Real, Segment, Tables,
-    Weight, depthwise, panels_of,
+    Bf16, Columns, Depthwise, Isa, MOST_BUCKETS, Mixed, MixedAttention, Packed, PairBuckets, Panels,
+    Positions, Real, Segment, Tables, Weight, depthwise, panels_of,
 };
 use vitesse_rng::Rng;
 
@@ -26,7 +26,7 @@ struct Case {
     before: Option<Vec<f32>>,
     after: Option<Vec<f32>>,
     /// `[heads, buckets, width]`, and the bucket of each pair.
-    tables: Option<(usize, Vec<f32>, Vec<u16>)>,
+    tables: Option<(usize, Vec<f32>, Vec<Option<usize>>)>,
 }
 
 impl Case {
@@ -39,12 +39,15 @@ impl Case {
             rng.bernoulli(0.6).then_some(values)
         };
         let count = heads * tokens * width;
-        let buckets = between(rng, 1, 60);
-        let pairs = (0..tokens * tokens).map(|_| match rng.below(buckets + 1) {
-            none if none == buckets => u16::MAX,
-            bucket => bucket as u16,
-        });
-        let pairs: Vec<u16> = pairs.collect();
+        // As few as are looked up at once, one too many, and more.
+        let buckets = match rng.below(4) {
+            0 => 63,
+            1 => 64,
+            2 => between(rng, 1, 62),
+            _ => between(rng, 65, 150),
+        };
+        let pairs = (0..tokens * tokens).map(|_| Some(rng.below(buckets + 1)).filter(|&of| of < buckets));
+        let pairs: Vec<Option<usize>> = pairs.collect();
         let tables = some(rng, heads * buckets * width, 0.5).map(|values| (buckets, values, pairs));
         let scale = 1.0 / (width as f32).sqrt();
         Case {
@@ -75,12 +78,12 @@ impl Case {
         let (heads, tokens, width) = (self.heads, self.tokens, self.width);
         let mix = |weights: &Option<Vec<f32>>, maps: Vec<Vec<f64>>| match weights {
             None => maps,
-            Some(weights) => weights
-                .chunks_exact(heads + 1)
-                .map(|row| {
+            Some(weights) => (0..heads)
+                .map(|result| {
+                    let weight = |h: usize| f64::from(weights[h * heads + result]);
                     let of = |key: usize| {
-                        let sum: f64 = (0..heads).map(|h| f64::from(row[h]) * maps[h][key]).sum();
-                        sum + f64::from(row[heads])
+                        let sum: f64 = (0..heads).map(|h| weight(h) * maps[h][key]).sum();
+                        sum + weight(heads)
                     };
                     (0..tokens).map(of).collect()
                 })
@@ -100,10 +103,8 @@ impl Case {
                         self.tables
                             .as_ref()
                             .map_or(0.0, |(buckets, tables, pairs)| match pairs[pair] {
-                                u16::MAX => 0.0,
-                                bucket => {
-                                    dot(q, &tables[(h * buckets + usize::from(bucket)) * width..][..width])
-                                }
+                                None => 0.0,
+                                Some(bucket) => dot(q, &tables[(h * buckets + bucket) * width..][..width]),
                             });
                     dot(q, self.at(&self.k, h, key)) + bias + found
                 };
@@ -159,7 +160,8 @@ impl Case {
             let (keys, values) = packed[h].get(i)?;
             Some(Segment { keys, values })
         };
-        let stride = tokens.next_multiple_of(32);
+        // More than keys need, too.
+        let stride = tokens.next_multiple_of(32) + 32 * (tokens % 2);
         let wide = |values: &[f32]| {
             let mut out = vec![0.0; tokens * stride];
             for (to, from) in out.chunks_exact_mut(stride).zip(values.chunks_exact(tokens)) {
@@ -177,12 +179,8 @@ impl Case {
                 let row = |bucket: usize| &table[bucket * width..(bucket + 1) * width];
                 T::pack(&row, &panels_of([*buckets]), &panels_of([width]))
             };
-            let mut wide = vec![u16::MAX; tokens * stride];
-            for (to, from) in wide.chunks_exact_mut(stride).zip(pairs.chunks_exact(tokens)) {
-                to[..tokens].copy_from_slice(from);
-            }
             let packed: Vec<Packed<T>> = values.chunks_exact(buckets * width).map(pack).collect();
-            (packed, wide)
+            (packed, PairBuckets::new(*buckets, pairs, tokens))
         });
         let heads_at: Vec<Columns> = (0..heads)
             .map(|h| Columns {
@@ -193,11 +191,9 @@ impl Case {
         let how = Mixed {
             heads: &heads_at,
             query: self.first,
-            positions: tables.as_ref().map(|(tables, buckets)| Positions {
-                tables,
-                buckets,
-                stride,
-            }),
+            positions: tables
+                .as_ref()
+                .map(|(tables, buckets)| Positions { tables, buckets }),
             bias: bias.as_ref().map(|values| Tables { values, stride }),
             before: self.before.as_deref(),
             mask: mask.as_ref().map(|values| Tables { values, stride }),
@@ -220,7 +216,12 @@ fn check<T: Real>(error: f64) {
         // What other cases left in the room must not matter.
         let mut room = MixedAttention::<T>::new();
         for i in 0..40 {
-            let case = Case::random(&mut rng("mixed", i));
+            let mut case = Case::random(&mut rng("mixed", i));
+            if i % 8 == 7 {
+                // What is no number is not lost, not even beside keys that are not there.
+                let last = (case.tokens - 1) * case.width;
+                case.k[last..][..case.width].fill(f32::NAN);
+            }
             let (expected, size) = case.reference::<T>();
             let found = case.run(isa, &mut room);
             assert_eq!(found.len(), expected.len());
@@ -358,21 +359,15 @@ fn attention_whose_shapes_do_not_fit_is_refused() {
     let mixing = [0.0; 7];
     let by_bucket = |count: usize| f32::pack(&|_| &[0.0; 32], &panels_of([count]), &panels_of([32]));
     let (five, six) = ([by_bucket(5)], [by_bucket(5), by_bucket(6)]);
-    let mut buckets = vec![u16::MAX; tokens * stride];
-    buckets[1] = 4;
-    let mut past = buckets.clone();
-    past[1] = 5;
-    let positions = |tables, buckets| {
-        Some(Positions {
-            tables,
-            buckets,
-            stride,
-        })
-    };
+    let buckets =
+        |count, queries: usize, keys: usize| PairBuckets::new(count, &vec![Some(4); queries * keys], keys);
+    let [of_five, of_six] = [5, 6].map(|count| buckets(count, tokens, tokens));
+    let (of_fewer, of_more) = (buckets(5, tokens - 1, tokens), buckets(5, tokens, 33));
+    let positions = |tables, buckets| Some(Positions { tables, buckets });
     let right = Mixed {
         heads: &heads,
         query: 0,
-        positions: positions(&five, &buckets),
+        positions: positions(&five, &of_five),
         bias: of(2, stride),
         before: Some(&mixing[..6]),
         mask: of(1, stride),
@@ -424,22 +419,40 @@ fn attention_whose_shapes_do_not_fit_is_refused() {
             },
         ),
         (
-            "a bucket past the last",
+            "a table with fewer buckets than pairs have",
             Mixed {
-                positions: positions(&five, &past),
+                positions: positions(&five, &of_six),
+                ..right
+            },
+        ),
+        (
+            "buckets of fewer queries",
+            Mixed {
+                positions: positions(&five, &of_fewer),
+                ..right
+            },
+        ),
+        (
+            "buckets of more keys",
+            Mixed {
+                positions: positions(&five, &of_more),
                 ..right
             },
         ),
         (
             "tables of different lengths",
             Mixed {
-                positions: positions(&six, &buckets),
+                positions: positions(&six, &of_five),
                 ..right
             },
         ),
     ] {
         refused_by_check(what, || run(&whole, &wrong));
     }
+    refused_by_check("a bucket past the last", || drop(buckets(4, 1, 1)));
+    refused_by_check("more buckets than there are places", || {
+        drop(buckets(MOST_BUCKETS + 1, 1, 1));
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vitesse_kernels::{MOST_BUCKETS, Real, panels_of};
+use vitesse_kernels::{MOST_BUCKETS, PairBuckets, Real, panels_of};
 use vitesse_model::ops::relative_positions::{Method, Mode};
 use vitesse_model::ops::{HeadMixing, NORM_EPS, OpKind, QkvPart, RelativePositions};
 use vitesse_model::site::Site;
@@ -60,7 +60,7 @@ impl<T: Real> Compiler<'_, T> {
                 OpKind::RelativePositions(positions)
                     if attend.before.is_none() && attend.buckets.is_none() && reads_keys(positions) =>
                 {
-                    attend.buckets = Some(self.buckets(positions, &prefix, layer, stride)?);
+                    attend.buckets = Some(self.buckets(positions, &prefix, layer)?);
                 }
                 OpKind::HeadMixing(mixing) if attend.before.is_none() => {
                     attend.before = Some(self.mixing(mixing, &prefix, spec.num_heads())?);
@@ -78,26 +78,19 @@ impl<T: Real> Compiler<'_, T> {
         Ok(attend)
     }
 
-    /// `[heads, heads + 1]`
+    /// `[heads + 1, heads]`
     fn mixing(&self, mixing: &HeadMixing, prefix: &str, heads: usize) -> Result<Vec<f32>> {
+        // `[results, heads]`
         let weight = self.get(&format!("{prefix}.weight"))?;
         let bias = match mixing.bias {
             true => self.get(&format!("{prefix}.bias"))?.into_owned(),
             false => vec![0.0; heads],
         };
-        let rows = weight.chunks_exact(heads).zip(bias);
-        Ok(rows
-            .flat_map(|(row, bias)| row.iter().copied().chain([bias]))
-            .collect())
+        let pairs = (0..heads).flat_map(|head| (0..heads).map(move |result| result * heads + head));
+        Ok(pairs.map(|pair| weight[pair]).chain(bias).collect())
     }
 
-    fn buckets(
-        &self,
-        positions: &RelativePositions,
-        prefix: &str,
-        layer: usize,
-        stride: usize,
-    ) -> Result<Buckets<T>> {
+    fn buckets(&self, positions: &RelativePositions, prefix: &str, layer: usize) -> Result<Buckets<T>> {
         let grid = self.sites.grid_at(layer).unwrap_or([0; 2]);
         let mut tables = positions.tables(grid);
         let Some((end, buckets)) = tables.pop() else {
@@ -121,12 +114,10 @@ impl<T: Real> Compiler<'_, T> {
             T::pack(&row, &panels_of([count]), &panels_of([width]))
         };
         let (tokens, patches) = (self.sites.tokens_at(layer), grid[0] * grid[1]);
-        let of_pairs = buckets.pairs(tokens - patches, 0);
-        let bucket = |pair: usize| of_pairs[pair].and_then(|bucket| u16::try_from(bucket).ok());
+        let pairs = buckets.pairs(tokens - patches, 0);
         Ok(Buckets {
             tables: values.chunks_exact(width * count).map(table).collect(),
-            count,
-            pairs: padded(tokens, stride, u16::MAX, |pair| bucket(pair).unwrap_or(u16::MAX)),
+            pairs: PairBuckets::new(count, &pairs, tokens),
         })
     }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use vitesse_kernels::{Columns, Mixed, Packed, Positions, Real, Tables};
+use vitesse_kernels::{Columns, Mixed, Packed, PairBuckets, Positions, Real, Tables};
 
 use super::attention::{Head, Window, windows_of};
 use crate::member::Member;
@@ -16,10 +16,8 @@ use crate::team::Run;
 pub(crate) struct Buckets<T: Real> {
     /// For each head, or for all.
     pub(crate) tables: Vec<Packed<T>>,
-    /// Buckets of a table.
-    pub(crate) count: usize,
-    /// `[area, stride]`
-    pub(crate) pairs: Vec<u16>,
+    /// The bucket of each pair of tokens.
+    pub(crate) pairs: PairBuckets,
 }
 
 /// Softmax of all heads' products with the keys of their window, with what stands before and after it, times the values.
@@ -39,7 +37,7 @@ pub(crate) struct AttendMixed<T: Real> {
     /// `[area, stride]` for each head.
     pub(crate) bias: Option<Vec<Vec<f32>>>,
     pub(crate) buckets: Option<Buckets<T>>,
-    /// `[heads, heads + 1]`
+    /// `[heads + 1, heads]`
     pub(crate) before: Option<Vec<f32>>,
     pub(crate) after: Option<Vec<f32>>,
 }
@@ -58,7 +56,6 @@ impl<T: Real> AttendMixed<T> {
             positions: self.buckets.as_ref().map(|buckets| Positions {
                 tables: &buckets.tables,
                 buckets: &buckets.pairs,
-                stride,
             }),
             bias: self.bias.as_ref().map(|values| Tables { values, stride }),
             before: self.before.as_deref(),
@@ -97,7 +94,7 @@ impl<T: Real> Step<T> for AttendMixed<T> {
         let (qk, v) = (each(|head| head.qk), each(|head| head.v));
         let mut text = format!("attention of {} heads, {qk} to {v}", self.heads.len());
         if let Some(buckets) = &self.buckets {
-            text += &format!(", relative positions in {} buckets", buckets.count);
+            text += &format!(", relative positions in {} buckets", buckets.pairs.count());
         }
         text += match (&self.before, &self.after) {
             (Some(_), Some(_)) => ", mixed before and after the softmax",
@@ -116,7 +113,10 @@ impl<T: Real> Step<T> for AttendMixed<T> {
         let qk: usize = self.heads.iter().map(|head| head.qk).sum();
         let mixings = usize::from(self.before.is_some()) + usize::from(self.after.is_some());
         let pair = widths + mixings * self.heads.len() * self.heads.len();
-        let looked_up = self.buckets.as_ref().map_or(0, |buckets| qk * buckets.count);
+        let looked_up = self
+            .buckets
+            .as_ref()
+            .map_or(0, |buckets| qk * buckets.pairs.count());
         counts.tokens * (counts.keys.min(self.area) * pair + looked_up)
     }
 }

@@ -162,6 +162,25 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn look_up(numbers: &[[f32; 32]; 2], places: &[u8]) -> __m256 {
+        assert!(places.len() >= 8);
+        unsafe {
+            let places = _mm256_cvtepu8_epi32(_mm_loadl_epi64(places.as_ptr().cast()));
+            // Three bits of a place choose inside a vector, the others among vectors.
+            let among =
+                |at: usize| _mm256_permutevar8x32_ps(Self::load(&numbers.as_flattened()[at..]), places);
+            let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+            let fifth = _mm256_castsi256_ps(_mm256_slli_epi32::<27>(places));
+            let sixth = _mm256_castsi256_ps(_mm256_slli_epi32::<26>(places));
+            let a = _mm256_blendv_ps(among(0), among(8), fourth);
+            let b = _mm256_blendv_ps(among(16), among(24), fourth);
+            let c = _mm256_blendv_ps(among(32), among(40), fourth);
+            let d = _mm256_blendv_ps(among(48), among(56), fourth);
+            let (low, high) = (_mm256_blendv_ps(a, b, fifth), _mm256_blendv_ps(c, d, fifth));
+            _mm256_blendv_ps(low, high, sixth)
+        }
+    }
+    #[inline(always)]
     fn sum(x: __m256) -> f32 {
         unsafe {
             let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

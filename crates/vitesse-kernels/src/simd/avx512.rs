@@ -194,6 +194,20 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         }
     }
     #[inline(always)]
+    fn look_up(numbers: &[[f32; 32]; 2], places: &[u8]) -> __m512 {
+        assert!(places.len() >= 16);
+        unsafe {
+            let places = _mm512_cvtepu8_epi32(_mm_loadu_si128(places.as_ptr().cast()));
+            let (a, b) = (Self::load(&numbers[0]), Self::load(&numbers[0][16..]));
+            let (c, d) = (Self::load(&numbers[1]), Self::load(&numbers[1][16..]));
+            // Five bits of a place choose among two vectors.
+            let low = _mm512_permutex2var_ps(a, places, b);
+            let high = _mm512_permutex2var_ps(c, places, d);
+            let upper = _mm512_test_epi32_mask(places, _mm512_set1_epi32(32));
+            _mm512_mask_mov_ps(low, upper, high)
+        }
+    }
+    #[inline(always)]
     fn sum(x: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(x) }
     }

@@ -73,6 +73,8 @@ pub trait Simd: Copy + Tile + 'static {
     fn where_less(x: Self::F, y: Self::F, a: Self::F, b: Self::F) -> Self::F;
     /// The lanes with even numbers of `a` and then of `b`, as one row of `2 · LANES`.
     fn evens(a: Self::F, b: Self::F) -> Self::F;
+    /// For each lane the number at its place, which is below 64.
+    fn look_up(numbers: &[[f32; 32]; 2], places: &[u8]) -> Self::F;
     /// The sum of all lanes, in a fixed order.
     fn sum(x: Self::F) -> f32;
     /// The greatest lane.
