@@ -6,7 +6,7 @@ use vitesse_kernels::{Attention, Columns, MixedAttention, Panels, Real};
 use vitesse_model::Site;
 
 use crate::profile::Clock;
-use crate::steps::{NarrowRoom, TokenRoom};
+use crate::steps::{NarrowRoom, PredictRoom, TokenRoom};
 use crate::team::Team;
 use crate::weights::Operands;
 
@@ -36,6 +36,7 @@ pub(crate) struct Member<T: Real> {
     /// What the thread shows of each of its tokens besides their rows.
     pub(crate) beside: Vec<f32>,
     pub(crate) tokens_room: TokenRoom,
+    pub(crate) predict: PredictRoom<T>,
     pub(crate) attention: Attention<T>,
     /// Of attention whose heads are mixed, and where the heads' columns lie.
     pub(crate) mixed: MixedAttention<T>,
@@ -73,6 +74,7 @@ impl<T: Real> Member<T> {
             narrow: NarrowRoom::new(),
             beside: Vec::new(),
             tokens_room: TokenRoom::default(),
+            predict: PredictRoom::new(),
             attention: Attention::new(1),
             mixed: MixedAttention::new(),
             columns: Vec::new(),

@@ -10,7 +10,7 @@ use common::*;
 use vitesse_engine::{Engine, Options, Output, Precision};
 use vitesse_model::Site;
 use vitesse_model::ops::{
-    AttentiveTokens, BipartiteMatching, Direction, GridMerging, MergeValue, OpKind, OpSpec,
+    AttentiveTokens, BipartiteMatching, Direction, GridMerging, MergeValue, OpKind, OpSpec, TokenPredictor,
 };
 use vitesse_model::spec::{Activation, Pool, PrefixToken, VitSpec};
 
@@ -68,9 +68,14 @@ fn reducing() -> Vec<Vec<OpSpec>> {
             OpKind::GridMerging(GridMerging { direction, value }),
         )
     };
+    let predictor = |layer, ratio| {
+        let kind = TokenPredictor { ratio };
+        at(Site::BlockIn, layer, OpKind::TokenPredictor(kind))
+    };
     vec![
         vec![matching(0, 9), matching(1, 5)],
         vec![attentive(0), attentive(1)],
+        vec![predictor(1, 0.7), predictor(2, 0.4)],
         vec![merging(1, Direction::Horizontal), merging(2, Direction::Vertical)],
     ]
 }

@@ -1,15 +1,17 @@
 //! Ops that make tokens fewer, as steps.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use vitesse_kernels::Real;
+use vitesse_kernels::{Real, panels_of};
 use vitesse_model::Site;
-use vitesse_model::ops::{MergeValue, OpKind};
-use vitesse_model::spec::LayerTokens;
+use vitesse_model::ops::{MergeValue, OpKind, SCORE_NORM_EPS};
+use vitesse_model::spec::{LayerTokens, TokenSet};
 
 use super::Compiler;
 use crate::profile::Stage;
-use crate::steps::{Attentions, Choose, Head, Match, Move, Rearrange, Regroup, ShowClass};
+use crate::steps::{Attentions, Choose, Head, Match, Move, Predict, Rearrange, Regroup, ShowClass};
+use crate::weights::{Format, NormRows, Outputs, Product, Weights, rows};
 use crate::{Error, Result};
 
 impl<T: Real> Compiler<'_, T> {
@@ -38,8 +40,7 @@ impl<T: Real> Compiler<'_, T> {
             perceptron,
         } = tokens;
         if self.is_cut {
-            let known = !matches!(kind, OpKind::TokenPredictor(_) | OpKind::TokenSelector(_));
-            self.consumed[index] = known;
+            self.consumed[index] = !matches!(kind, OpKind::TokenSelector(_));
             return Ok(());
         }
         match (&kind, heads) {
@@ -102,10 +103,63 @@ impl<T: Real> Compiler<'_, T> {
                     self.push(Stage::Tokens, step);
                 }
             }
+            (OpKind::TokenPredictor(_), _) => {
+                if attention.count() < met.count() {
+                    let prefix = self.sites.ops()[index].prefix(index);
+                    let step = self.predictor(&prefix, met, attention)?;
+                    self.push(Stage::Tokens, step);
+                }
+            }
             _ => return Ok(()),
         }
         self.consumed[index] = true;
         Ok(())
+    }
+
+    /// A predictor, whose tensors begin with `prefix`, that leaves `left` of `met`.
+    fn predictor(&self, prefix: &str, met: TokenSet, left: TokenSet) -> Result<Predict<T>> {
+        let get = |end: &str| self.get(&format!("{prefix}.{end}"));
+        let (gain, shift) = (get("in_conv.0.weight")?, get("in_conv.0.bias")?);
+        let (width, half, quarter) = (gain.len(), gain.len() / 2, gain.len() / 4);
+        let stream = panels_of([width]);
+        let product = |weights: &[f32], bias: &[f32], depths: &[Range<usize>]| {
+            let columns = panels_of([bias.len()]);
+            let inputs = weights.len() / bias.len().max(1);
+            Product {
+                weights: Arc::new(Weights::pack(Format::Real, weights, inputs, &columns, depths)),
+                outputs: Outputs::new(&columns, |_| 1.0, |n| bias[n]),
+                beside: None,
+            }
+        };
+        let (first, first_bias) = (get("in_conv.1.weight")?, get("in_conv.1.bias")?);
+        let (local, global) = first.split_at(half * width);
+        let (local_bias, global_bias) = first_bias.split_at(half);
+        // The local half and the mean stand beside each other, each in panels of its own.
+        let joined = panels_of([half, width - half]);
+        let linear = |name: &str, depths: &[Range<usize>]| -> Result<Product<T>> {
+            let (weight, bias) = (get(&format!("{name}.weight"))?, get(&format!("{name}.bias"))?);
+            Ok(product(&weight, &bias, depths))
+        };
+        Ok(Predict {
+            norm: NormRows {
+                gain: rows(&stream, |n| gain[n]),
+                bias: rows(&stream, |n| shift[n]),
+                eps: SCORE_NORM_EPS as f32,
+                dim: width,
+            },
+            halves: [
+                product(local, local_bias, &stream),
+                product(global, global_bias, &stream),
+            ],
+            narrow: [
+                linear("out_conv.0", &joined)?,
+                linear("out_conv.2", &panels_of([half]))?,
+            ],
+            last: linear("out_conv.4", &panels_of([quarter]))?,
+            prefix: met.prefix,
+            patches: met.patches,
+            kept: left.patches,
+        })
     }
 
     /// Whether a layer chooses tokens by what the class token attends to.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vitesse_kernels::{Gelu, Panels, Real, layer_norm};
 
-use super::tokens::{best, exchange, go};
+use super::tokens::{exchange, go};
 use crate::member::Member;
 use crate::plan::{Counts, Step};
 use crate::team::Run;
@@ -46,6 +46,7 @@ pub(crate) struct Predict<T: Real> {
     pub(crate) narrow: [Product<T>; 2],
     /// To stay, and to leave.
     pub(crate) last: Product<T>,
+    /// How many of the first tokens are protected, how many patches follow, and how many of these stay.
     pub(crate) prefix: usize,
     pub(crate) patches: usize,
     pub(crate) kept: usize,
@@ -137,7 +138,8 @@ impl<T: Real> Predict<T> {
         let then = Then::Store(0..1, &mut *scores);
         self.last.multiply(isa, second, operands, 0..rows, then);
         on.beside.clear();
-        on.beside.extend(scores.panel(0).iter().map(|row| row[0] - row[1]));
+        on.beside
+            .extend(scores.panel(0).iter().map(|row| row[0] - row[1]));
     }
 }
 
@@ -148,8 +150,8 @@ impl<T: Real> Step<T> for Predict<T> {
         self.mean(on, run);
         self.end(on, run);
         exchange(on, run);
-        let kept = best(&mut on.tokens_room, self.prefix, self.kept);
-        go(on, run, kept);
+        on.tokens_room.keep_best(self.prefix, self.kept);
+        go(on, run, self.prefix + self.kept);
     }
 
     fn describe(&self) -> String {

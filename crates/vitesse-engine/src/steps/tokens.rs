@@ -35,13 +35,11 @@ pub(crate) struct TokenRoom {
     next: Vec<f32>,
 }
 
-/// Shows the rows of the stream, and beside them `room.own`, to the others; collects what all show beside.
-fn exchange<T: Real>(on: &mut Member<T>, run: &Run<'_, T>, tokens: usize, width: usize) {
+/// Shows the rows of the stream, and what is `beside` them, to the others; collects what all show beside.
+pub(super) fn exchange<T: Real>(on: &mut Member<T>, run: &Run<'_, T>) {
     on.tokens_room.seen.clear();
     if run.team.members.len() == 1 {
-        on.tokens_room
-            .seen
-            .extend_from_slice(&on.beside[..tokens * width]);
+        on.tokens_room.seen.extend_from_slice(&on.beside);
         return;
     }
     let mut place = run.team.own(on.turn);
@@ -55,7 +53,7 @@ fn exchange<T: Real>(on: &mut Member<T>, run: &Run<'_, T>, tokens: usize, width:
 }
 
 /// The rows go where the moves say, and make `count` tokens. What the threads show was shown before.
-fn go<T: Real>(on: &mut Member<T>, run: &Run<'_, T>, count: usize) {
+pub(super) fn go<T: Real>(on: &mut Member<T>, run: &Run<'_, T>, count: usize) {
     let (own, panels) = (run.team.share(count), on.x.panels());
     on.spare.reshape(own.len(), panels);
     for panel in 0..panels {
@@ -270,7 +268,7 @@ impl<T: Real> Step<T> for Match {
     fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
         let width = self.heads.first().map_or(0, |head| head.qk);
         self.metric(on, width);
-        exchange(on, run, self.tokens, width);
+        exchange(on, run);
         self.decide(&mut on.tokens_room, width);
         self.moves(&mut on.tokens_room);
         let TokenRoom { sizes, logs, .. } = &mut on.tokens_room;
@@ -384,40 +382,58 @@ impl Choose {
             pairs.for_each(|(score, x)| *score += (x - most).exp() * by);
         }
     }
+}
 
-    fn moves(&self, room: &mut TokenRoom) {
-        let TokenRoom {
-            moves, scores, order, ..
-        } = room;
-        order.clear();
-        order.extend(self.prefix as u32..self.tokens as u32);
-        let at = |token: u32| scores[token as usize];
-        order.sort_unstable_by(|&a, &b| at(b).total_cmp(&at(a)).then(a.cmp(&b)));
-        moves.clear();
-        let stays = |token: u32, place: usize| Move {
-            token,
-            place: place as u32,
-            weight: 1.0,
-        };
-        moves.extend((0..self.prefix).map(|token| stays(token as u32, token)));
-        let kept = order.iter().take(self.kept).enumerate();
-        moves.extend(kept.map(|(i, &token)| stays(token, self.prefix + i)));
-        if self.fuse {
-            let leaving = order.iter().skip(self.kept);
-            moves.extend(leaving.map(|&token| Move {
-                weight: at(token),
-                ..stays(token, self.left() - 1)
-            }));
-        }
-        moves.sort_unstable_by_key(|m| m.token);
+/// Orders the tokens behind the `prefix` by their scores, best first, of equals the first one; the moves of the protected ones and of
+/// the `kept` best.
+fn best(room: &mut TokenRoom, prefix: usize, kept: usize) {
+    let TokenRoom {
+        moves, scores, order, ..
+    } = room;
+    order.clear();
+    order.extend(prefix as u32..scores.len() as u32);
+    let at = |token: u32| scores[token as usize];
+    order.sort_unstable_by(|&a, &b| at(b).total_cmp(&at(a)).then(a.cmp(&b)));
+    moves.clear();
+    let protected = (0..prefix as u32).map(|token| (token, token));
+    let best = order.iter().take(kept).enumerate();
+    let best = best.map(|(i, &token)| (token, (prefix + i) as u32));
+    moves.extend(protected.chain(best).map(|(token, place)| Move {
+        token,
+        place,
+        weight: 1.0,
+    }));
+}
+
+impl TokenRoom {
+    /// The scores that the threads have shown of the tokens behind the `prefix` decide: the `kept` best go on, in their order.
+    pub(super) fn keep_best(&mut self, prefix: usize, kept: usize) {
+        self.scores.clear();
+        self.scores.resize(prefix, 0.0);
+        self.scores.extend_from_slice(&self.seen);
+        best(self, prefix, kept);
+        self.moves.sort_unstable_by_key(|m| m.token);
     }
 }
 
 impl<T: Real> Step<T> for Choose {
     fn run(&self, on: &mut Member<T>, run: &Run<'_, T>) {
-        exchange(on, run, self.tokens, self.heads);
-        self.score(&mut on.tokens_room);
-        self.moves(&mut on.tokens_room);
+        exchange(on, run);
+        let room = &mut on.tokens_room;
+        self.score(room);
+        best(room, self.prefix, self.kept);
+        if self.fuse {
+            let TokenRoom {
+                moves, scores, order, ..
+            } = &mut *room;
+            let leaving = order.iter().skip(self.kept);
+            moves.extend(leaving.map(|&token| Move {
+                token,
+                place: self.left() as u32 - 1,
+                weight: scores[token as usize],
+            }));
+        }
+        room.moves.sort_unstable_by_key(|m| m.token);
         go(on, run, self.left());
     }
 
