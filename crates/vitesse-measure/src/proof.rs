@@ -1,14 +1,26 @@
 //! Whether a model still is what it was: two models on the same images.
 
 use std::fmt;
+#[cfg(feature = "train")]
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use vitesse_engine::{Engine, Options};
 use vitesse_model::Checkpoint;
+#[cfg(feature = "train")]
+use vitesse_model::Fusion;
 use vitesse_train::method::Check;
 use vitesse_words::counted;
 
+#[cfg(feature = "train")]
+use crate::Events;
+#[cfg(feature = "train")]
+use crate::classify::{Backend, Runner};
 use crate::{Result, origin};
+
+/// Images of a forward pass of the network.
+#[cfg(feature = "train")]
+const BATCH: usize = 16;
 
 /// The same images, `[images, channels, height, width]`, through both models, on the engine in f32; `check` says how close
 /// their answers must be.
@@ -44,6 +56,48 @@ pub fn compare(
         })
     };
     Ok(Difference::of(&run(found)?, &run(expected)?, count, check))
+}
+
+/// The same images, `[images, channels, height, width]`, through the engine and through the network of one model, both in f32.
+///
+/// # Errors
+/// A model that the engine does not run; [`Error::Interrupted`](crate::Error::Interrupted) once `stop` was set.
+#[cfg(feature = "train")]
+pub fn engine_and_network(
+    model: &Checkpoint,
+    images: &[f32],
+    check: Check,
+    stop: &AtomicBool,
+    events: &mut dyn Events,
+) -> Result<Difference> {
+    let [channels, height, width] = model.spec.input_size();
+    let count = images.len() / (channels * height * width).max(1);
+    let shape = [count, channels, height, width];
+    let mut run = |backend| -> Result<Vec<f32>> {
+        let mut runner = Runner::new(model, Some(backend), Options::default(), events)?;
+        let how = (BATCH, Fusion::LogitMean);
+        Ok(runner.logits(images, shape, how, stop, events)?.joint)
+    };
+    let found = run(Backend::Engine)?;
+    Ok(Difference::of(&found, &run(Backend::Network)?, count, check))
+}
+
+/// How far a model is from the one that it comes from, where it is not meant to be the same.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct FromBase {
+    /// Images on which both name the same class.
+    pub agreeing: usize,
+    /// Of so many.
+    pub images: usize,
+}
+
+impl FromBase {
+    pub(crate) fn of(difference: &Difference) -> Self {
+        FromBase {
+            agreeing: difference.agreeing,
+            images: difference.images,
+        }
+    }
 }
 
 /// How far two models' answers to the same images are from each other.
