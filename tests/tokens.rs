@@ -3,165 +3,24 @@
 
 mod cli_support;
 mod small_model;
+mod token_models;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use cli_support::Place;
-use small_model::{model, plain_swin, weights};
-use vitesse::compress::tokens::tome::Schedule;
-use vitesse::engine::{Engine, Isa, Options};
-use vitesse::model::network::{Ctx, DropPath, Leaving, Network, Noise, Trace};
-use vitesse::model::ops::{
-    AttentiveTokens, BipartiteMatching, Direction, GridMerging, MergeValue, OpKind, OpSpec, Package, Prompts,
-    StaticTokens, TokenPredictor, TokenSelector,
+use small_model::{plain_swin, weights};
+use token_models::{
+    BATCH, attentive, bodies, body, class, distance, fixed, images, kinds, matching, merging, network,
+    predictor, selector, with,
 };
-use vitesse::model::spec::{Pool, PrefixToken, VitSpec};
+use vitesse::compress::tokens::tome::Schedule;
+use vitesse::engine::{Engine, Isa, Options, Precision};
+use vitesse::model::network::{Ctx, DropPath, Leaving, Network, Noise, Trace};
+use vitesse::model::ops::{Direction, MergeValue, OpKind, OpSpec};
+use vitesse::model::spec::PrefixToken;
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, Site, Sites, Tensors, zoo};
 use vitesse::rng::Key;
-
-const BATCH: usize = 3;
-
-fn at(site: Site, layer: usize, kind: OpKind) -> OpSpec {
-    OpSpec {
-        site,
-        layer: Some(layer),
-        kind,
-    }
-}
-
-fn matching(layer: usize, r: usize, proportional: bool) -> OpSpec {
-    let kind = BipartiteMatching { r, proportional };
-    at(Site::Mid, layer, OpKind::BipartiteMatching(kind))
-}
-
-fn attentive(layer: usize, keep: f64, fuse: bool) -> OpSpec {
-    at(
-        Site::Mid,
-        layer,
-        OpKind::AttentiveTokens(AttentiveTokens { keep, fuse }),
-    )
-}
-
-fn predictor(layer: usize, ratio: f64) -> OpSpec {
-    at(
-        Site::BlockIn,
-        layer,
-        OpKind::TokenPredictor(TokenPredictor { ratio }),
-    )
-}
-
-fn selector(layer: usize, shared: bool, ratio: Option<f64>) -> OpSpec {
-    let package = if shared { Package::Normalised } else { Package::Sum };
-    let kind = TokenSelector {
-        heads: 3,
-        shared,
-        package,
-        ratio,
-    };
-    at(Site::BlockIn, layer, OpKind::TokenSelector(kind))
-}
-
-fn merging(layer: usize, direction: Direction, value: MergeValue) -> OpSpec {
-    let kind = GridMerging { direction, value };
-    at(Site::BlockIn, layer, OpKind::GridMerging(kind))
-}
-
-fn fixed(layer: usize, keep: &[usize]) -> OpSpec {
-    let keep = keep.to_vec();
-    at(Site::BlockIn, layer, OpKind::StaticTokens(StaticTokens { keep }))
-}
-
-/// Four blocks over a grid of 3 by 5 patches.
-fn body(prefix: &[PrefixToken]) -> ModelSpec {
-    let mut vit = VitSpec::plain(4, 4, 24, 4, 3, prefix.to_vec());
-    vit.img_size = [12, 20];
-    if !prefix.contains(&PrefixToken::Class) {
-        vit.pool = Pool::Avg;
-    }
-    model(vit)
-}
-
-fn with(mut spec: ModelSpec, ops: Vec<OpSpec>) -> ModelSpec {
-    spec.ops.extend(ops);
-    spec
-}
-
-/// The prefixes there are, with prompts and without.
-fn bodies() -> Vec<ModelSpec> {
-    use PrefixToken::{Class, Distillation, Register};
-    let prompts = at(
-        Site::BlockIn,
-        0,
-        OpKind::Prompts(Prompts {
-            tokens: 2,
-            project: None,
-        }),
-    );
-    vec![
-        body(&[Class]),
-        body(&[Class, Distillation]),
-        body(&[Class, Register, Register]),
-        body(&[]),
-        with(body(&[Class]), vec![prompts]),
-    ]
-}
-
-/// Every kind of op, in two layers; those that go by the class token not where there is none. Selectors without a ratio are not
-/// among them.
-fn kinds(spec: &ModelSpec) -> Vec<Vec<OpSpec>> {
-    use Direction::{Horizontal, Vertical};
-    let mut all = vec![
-        vec![matching(0, 4, true), matching(2, 3, true)],
-        vec![matching(1, 5, false), matching(2, 1, false)],
-        vec![predictor(1, 0.7), predictor(3, 0.3)],
-        vec![selector(1, true, Some(0.7)), selector(2, true, Some(0.4))],
-        vec![selector(0, false, Some(0.5)), selector(3, false, Some(0.2))],
-        vec![
-            merging(1, Horizontal, MergeValue::Mean),
-            merging(2, Vertical, MergeValue::Mean),
-        ],
-        vec![
-            merging(1, Vertical, MergeValue::Area),
-            merging(3, Horizontal, MergeValue::Area),
-        ],
-        vec![fixed(1, &[0, 2, 3, 7, 14]), fixed(2, &[1, 4])],
-    ];
-    if spec.has_class_token() {
-        all.push(vec![attentive(0, 0.7, false), attentive(2, 0.5, false)]);
-        all.push(vec![
-            attentive(0, 0.7, true),
-            attentive(1, 0.6, true),
-            attentive(3, 0.6, true),
-        ]);
-    }
-    all
-}
-
-fn images(spec: &ModelSpec) -> Tensor<4> {
-    let [channels, height, width] = spec.input_size();
-    let mut rng = Key::new(3).with("images").rng();
-    let values: Vec<f32> = (0..BATCH * channels * height * width)
-        .map(|_| rng.uniform_in(-1.0, 1.0) as f32)
-        .collect();
-    let shape = [BATCH, channels, height, width];
-    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
-}
-
-fn network(spec: &ModelSpec, tensors: &Tensors) -> Network {
-    Network::new(spec, tensors, "test", &Device::flex()).unwrap()
-}
-
-fn class(network: &Network, images: Tensor<4>, ctx: &mut Ctx) -> Vec<f32> {
-    let class = network.forward(images, ctx).unwrap().class;
-    class.try_to_vec_as::<f32>().unwrap()
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let largest = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-    largest.fold(0.0, |most, d| if d <= most { most } else { d })
-}
 
 /// The specification's table: multiply-accumulates in G, three decimals.
 #[test]
@@ -247,7 +106,7 @@ fn what_passes_is_what_the_description_says() {
             // Something happened.
             let mut dense = base.clone();
             dense.ops.retain(|op| !op.kind.reduces_tokens());
-            let dense = self::network(&dense, &weights(&dense, 1));
+            let dense = token_models::network(&dense, &weights(&dense, 1));
             let unchanged = class(&dense, images(&spec), &mut Ctx::eval());
             assert!(distance(&whole, &unchanged) > 1e-4, "{:?}", spec.ops);
         }
@@ -424,7 +283,7 @@ fn maps_of_merged_patches_cover_the_image_and_those_of_dropped_ones_are_refused(
     assert_eq!(column(2), column(3));
     assert!(distance(&column(1), &column(2)) > 1e-4 && distance(&column(3), &column(4)) > 1e-4);
     let merged = with(base.clone(), vec![matching(0, 5, true)]);
-    let network = self::network(&merged, &weights(&merged, 1));
+    let network = token_models::network(&merged, &weights(&merged, 1));
     let found = network
         .feature_maps(images(&merged), &merged.feature_maps(&[]).unwrap())
         .unwrap();
@@ -562,10 +421,17 @@ fn what_cannot_be_is_refused() {
     }
 }
 
-/// The engine computes what the network does, or says which op it has no step for.
+/// The engine computes what the network does, alone and with threads that share an image, or says which op it has no step for.
 #[test]
 fn the_engine_agrees_with_the_network_or_refuses() {
-    for base in bodies() {
+    // With more patches three threads share an image.
+    let wide = bodies().into_iter().map(|mut base| {
+        if let NetworkSpec::Vit(vit) = &mut base.network {
+            vit.img_size = [24, 20];
+        }
+        base
+    });
+    for base in bodies().into_iter().chain(wide) {
         for ops in kinds(&base) {
             let spec = with(base.clone(), ops);
             let tensors = weights(&spec, 1);
@@ -573,28 +439,33 @@ fn the_engine_agrees_with_the_network_or_refuses() {
             let pixels = images(&spec).try_to_vec_as::<f32>().unwrap();
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
                 for threads in [1, 2, 3] {
-                    let options = Options {
-                        threads,
-                        isa: Some(isa),
-                        ..Options::default()
+                    let run = |count: usize, precision| {
+                        let options = Options {
+                            threads,
+                            isa: Some(isa),
+                            precision,
+                        };
+                        let engine = Engine::new(&spec, &tensors, "test", options)?;
+                        let pixels = &pixels[..pixels.len() / BATCH * count];
+                        // Twice, so that what an image leaves behind meets the next.
+                        engine.run(pixels, count)?;
+                        Ok::<Vec<f32>, vitesse::engine::Error>(engine.run(pixels, count)?.class)
                     };
-                    match Engine::new(&spec, &tensors, "test", options) {
-                        Ok(engine) => {
-                            assert!(supported(&spec), "{:?}", spec.ops);
-                            let found = engine.run(&pixels, BATCH).unwrap().class;
-                            let distance = distance(&expected, &found);
-                            assert!(
-                                distance < 1e-4,
-                                "{isa}, {threads} threads: {distance}, {:?}",
-                                spec.ops
-                            );
-                            assert_eq!(engine.run(&pixels, BATCH).unwrap().class, found);
-                        }
-                        Err(error) => {
-                            let name = spec.ops.last().unwrap().kind.name();
-                            let said = format!("the engine has no step for `{name}`");
-                            assert!(!supported(&spec) && error.to_string().contains(&said), "{error}");
-                        }
+                    if !supported(&spec) {
+                        let name = spec.ops.last().unwrap().kind.name();
+                        let said = format!("the engine has no step for `{name}`");
+                        let error = run(1, Precision::F32).unwrap_err().to_string();
+                        assert!(error.contains(&said), "{error}");
+                        continue;
+                    }
+                    let at = format!("{isa}, {threads} threads, {:?}", spec.ops);
+                    let whole = run(BATCH, Precision::F32).unwrap();
+                    let apart = distance(&expected, &whole);
+                    assert!(apart < 1e-4, "{at}: {apart}");
+                    // One image, which all threads share.
+                    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                        let (all, one) = (run(BATCH, precision).unwrap(), run(1, precision).unwrap());
+                        assert!(distance(&all[..5], &one) < 1e-6, "{at}, {precision}");
                     }
                 }
             }

@@ -80,10 +80,9 @@ pub(crate) fn model(v: &Vectors, report: &mut Report) {
         let mut ctx = Ctx::tracing(Trace::sites([Site::AttnIn, Site::FinalNorm]));
         let image = tensor(v, "in.image", &Device::flex());
         let logits = network.forward(image, &mut ctx).unwrap().class;
-        let counts = spec.token_counts();
-        for layer in 0..spec.depth() {
+        for (layer, counts) in spec.token_counts().iter().enumerate() {
             let passed = ctx.trace.tokens(Site::AttnIn, Some(layer)).unwrap().dims()[1];
-            assert_eq!(counts[layer].attention.count(), passed);
+            assert_eq!(counts.attention.count(), passed);
             let key = format!("out.{kind}.block{layer}.tokens");
             report.compare_f64(v, &key, &[passed as f64], EXACT);
         }

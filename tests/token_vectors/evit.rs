@@ -28,11 +28,10 @@ pub(crate) fn blocks(v: &Vectors, report: &mut Report) {
     let mut ctx = Ctx::eval();
     ctx.stream.prefix = 1;
     let mut x = tensor(v, "in.x", &Device::flex());
-    let counts = spec.token_counts();
-    for layer in 0..spec.depth() {
+    for (layer, counts) in spec.token_counts().iter().enumerate() {
         x = network.block(layer, x, &mut ctx).unwrap();
-        assert_eq!(counts[layer].perceptron.count(), x.dims()[1]);
-        assert_eq!(counts[layer].perceptron.tail, ctx.stream.tail);
+        assert_eq!(counts.perceptron.count(), x.dims()[1]);
+        assert_eq!(counts.perceptron.tail, ctx.stream.tail);
         report.compare(v, &format!("out.block{layer}.x"), &values(&x));
         if let Some(index) = spec.ops.iter().position(|op| op.layer == Some(layer)) {
             let kept = output(&spec, index, "kept", &ctx);

@@ -98,7 +98,7 @@ pub(crate) fn weights(v: &Vectors, spec: &ModelSpec) -> Tensors {
             own.insert(name, tensor.clone());
         }
     }
-    token_names::read(spec, own).unwrap_or_else(|e| panic!("{}: {e}", v.file))
+    token_names::read(spec, &own).unwrap_or_else(|e| panic!("{}: {e}", v.file))
 }
 
 pub(crate) fn network(v: &Vectors, spec: &ModelSpec, weights: &Tensors, device: &Device) -> Network {

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Heads that differ where the model says that they share a network; a predictor that the model does not have.
-pub fn read(spec: &ModelSpec, tensors: Tensors) -> Result<Tensors> {
+pub fn read(spec: &ModelSpec, tensors: &Tensors) -> Result<Tensors> {
     let scoring = |kind: &OpKind| matches!(kind, OpKind::TokenPredictor(_) | OpKind::TokenSelector(_));
     let mut ops: Vec<_> = spec
         .ops

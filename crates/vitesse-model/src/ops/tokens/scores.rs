@@ -43,6 +43,7 @@ pub(super) fn macs(width: usize) -> usize {
 }
 
 /// The `count` best of these scores, best first, of equals the first one; `None` where a score is no number.
+#[cfg(feature = "train")]
 pub(super) fn best(scores: &[f32], count: usize) -> Option<Vec<usize>> {
     if scores.iter().any(|score| score.is_nan()) {
         return None;
@@ -172,7 +173,7 @@ mod network {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::best;
 
