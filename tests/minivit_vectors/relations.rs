@@ -24,7 +24,9 @@ pub(crate) fn relation_losses(v: &Vectors, report: &mut Report) {
             .map(|layer| parts("student", layer).map(Tensor::require_grad))
             .collect();
         let terms = student.iter().enumerate();
-        let terms = terms.map(|(layer, own)| relations::attention(own, &parts("teacher", layer), heads));
+        let joint = |parts: &[Tensor<3>; 3]| Tensor::cat(parts.to_vec(), 2);
+        let terms = terms
+            .map(|(layer, own)| relations::attention(&joint(own), &joint(&parts("teacher", layer)), heads));
         let loss = mean(terms.collect());
         report.compare(v, &format!("out.attn_relation.heads{heads}"), &values(&loss));
         let found = loss.backward();

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::training::{agree, difference, maths};
 use common::{between, isas, normals, rng};
 use vitesse_kernels::train::{
     Attention, Before, Linear, LinearGradients, Math, NormGradients, Perceptron, PerceptronGradients,
@@ -12,32 +13,6 @@ use vitesse_kernels::train::{
 };
 use vitesse_kernels::{Gelu, Isa};
 use vitesse_rng::Rng;
-
-/// The greatest difference, as a share of the greatest value.
-fn difference(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let most = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold(0f64, |most, x| if x.abs() <= most { most } else { x.abs() })
-    };
-    let pairs = found.iter().zip(expected);
-    let apart = most(&mut pairs.map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    apart / most(&mut expected.iter().map(|&x| f64::from(x))).max(1e-3)
-}
-
-fn agree(what: &str, math: Math, found: &[f32], expected: &[f32]) {
-    let limit = match math.precision {
-        Precision::F32 => 3e-6,
-        Precision::Bf16 => 2e-2,
-    };
-    let apart = difference(found, expected);
-    assert!(apart <= limit, "{what}, {math:?}: {apart:e}");
-}
-
-fn maths() -> Vec<Math> {
-    let all = isas().into_iter();
-    all.flat_map(|isa| [Precision::F32, Precision::Bf16].map(|precision| Math { isa, precision }))
-        .collect()
-}
 
 /// What a linear segment is made of.
 struct Case {

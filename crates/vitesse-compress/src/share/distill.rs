@@ -182,7 +182,8 @@ impl WeightDistillation {
     }
 
     fn attention(&self, student: &Pass, teacher: &Pass, pair: &Pair) -> vitesse_train::Result<Tensor<1>> {
-        let (own, other) = (parts(student, pair.student)?, parts(teacher, pair.teacher)?);
+        let own = student.tokens(Site::AttnQkv, Some(pair.student))?;
+        let other = teacher.tokens(Site::AttnQkv, Some(pair.teacher))?;
         Ok(relations::attention(&own, &other, self.config.relation_heads))
     }
 
@@ -262,13 +263,6 @@ fn check_widths(who: &str, spec: &ModelSpec, layer: usize, heads: usize) -> Resu
         ));
     }
     Ok(())
-}
-
-/// Queries, keys and values of a layer in which all three have one width, `[samples, tokens, width]` each.
-fn parts(pass: &Pass, layer: usize) -> vitesse_train::Result<[Tensor<3>; 3]> {
-    let qkv = pass.tokens(Site::AttnQkv, Some(layer))?;
-    let width = qkv.dims()[2] / 3;
-    Ok([0, 1, 2].map(|part| qkv.clone().narrow(2, part * width, width)))
 }
 
 impl Objective for WeightDistillation {

@@ -9,8 +9,9 @@
 //! | `Ĥ Ĥᵀ`, rows of unit length | a layer's output; compared by the squared difference, as the published code does |
 //! | `softmax(H Hᵀ / √C)` | a layer's output; compared by cross-entropy, as the paper writes |
 
-use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{FloatDType, Tensor};
+use vitesse_model::network::Compute;
+use vitesse_model::network::fused::relation_cross_entropy;
 
 /// What the squared differences of cosines are multiplied by in the published code: the tokens of a window of 7 by 7, whatever the
 /// windows are.
@@ -20,25 +21,10 @@ const FACTOR: f64 = 49.0;
 const LEAST_LENGTH: f64 = 1e-12;
 
 /// Cross-entropy of a student's attention relations against a teacher's: the mean over the nine pairs of queries, keys and values,
-/// samples, relation heads and rows, `[1]`. Each is `[samples, tokens, width]` as it left the projection, queries not scaled; all three of a model
-/// have one width, which the number of relation heads divides.
-pub fn attention(student: &[Tensor<3>; 3], teacher: &[Tensor<3>; 3], heads: usize) -> Tensor<1> {
-    let split = |x: &Tensor<3>| {
-        let [samples, tokens, width] = x.dims();
-        let x = x.clone().reshape([samples, tokens, heads, width / heads]);
-        x.swap_dims(1, 2)
-    };
-    let (student, teacher) = (student.each_ref().map(split), teacher.each_ref().map(split));
-    let products = |of: &[Tensor<4>; 3], i: usize, j: usize| {
-        let scale = (of[i].dims()[3] as f64).powf(-0.5);
-        of[i].clone().matmul(of[j].clone().swap_dims(2, 3)) * scale
-    };
-    let pairs = (0..3).flat_map(|i| (0..3).map(move |j| (i, j)));
-    let terms = pairs.map(|(i, j)| {
-        let (learned, wanted) = (products(&student, i, j), products(&teacher, i, j));
-        cross_entropy(learned, wanted) / 9.0
-    });
-    sum(terms)
+/// samples, relation heads and rows, `[1]`. Both are `[samples, tokens, 3 · width]` as they left the projection, queries not scaled; all three of a
+/// model have one width, which the number of relation heads divides.
+pub fn attention(student: &Tensor<3>, teacher: &Tensor<3>, heads: usize) -> Tensor<1> {
+    relation_cross_entropy(student, teacher, 3, heads, Compute::default())
 }
 
 /// The squared difference of cosines between tokens, times 49, mean over samples and pairs, `[1]`; of outputs `[samples, tokens, width]`
@@ -64,36 +50,15 @@ pub fn cosines(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
     (whole * (FACTOR / (samples * tokens * tokens) as f64)).cast(dtype)
 }
 
-/// Cross-entropy of the softmax of products between tokens, mean over samples and rows, `[1]`; of outputs `[samples, tokens, width]`. A number
-/// for each pair of tokens is kept for the backward pass.
+/// Cross-entropy of the softmax of products between tokens, mean over samples and rows, `[1]`; of outputs `[samples, tokens, width]`.
 pub fn products(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
-    let of = |x: &Tensor<3>| {
-        let scale = (x.dims()[2] as f64).powf(-0.5);
-        let products = x.clone().matmul(x.clone().swap_dims(1, 2)) * scale;
-        products.unsqueeze_dim::<4>(1)
-    };
-    cross_entropy(of(student), of(teacher))
-}
-
-/// `−Σ softmax(wanted) · log softmax(learned)` over the last axis, mean over the others.
-fn cross_entropy(learned: Tensor<4>, wanted: Tensor<4>) -> Tensor<1> {
-    let [samples, heads, rows, _] = learned.dims();
-    let sum = (softmax(wanted, 3) * log_softmax(learned, 3)).sum();
-    sum / -((samples * heads * rows) as f64)
+    relation_cross_entropy(student, teacher, 1, 1, Compute::default())
 }
 
 /// Rows of unit length.
 fn unit(x: &Tensor<3>) -> Tensor<3> {
     let length = (x.clone() * x.clone()).sum_dim(2).sqrt();
     x.clone() / length.clamp_min(LEAST_LENGTH)
-}
-
-/// The sum of nine terms.
-fn sum(mut terms: impl Iterator<Item = Tensor<1>>) -> Tensor<1> {
-    let Some(first) = terms.next() else {
-        unreachable!("there are nine pairs")
-    };
-    terms.fold(first, |sum, term| sum + term)
 }
 
 #[cfg(test)]

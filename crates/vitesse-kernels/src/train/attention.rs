@@ -10,12 +10,14 @@
 //! pᵀ = exp(sᵀ − l)    rᵀ = scale · pᵀ ∘ (v·gᵀ − d)    gradients: v: pᵀ·g    k: rᵀ·q    qᵀ: kᵀ·rᵀ
 //! ```
 
+mod mixed;
 mod terms;
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+pub use self::mixed::{MOST_BUCKETS, MixedAttention, MixedGradients, Mixing, MixingGradients, Positions};
 pub use self::terms::Terms;
 use self::terms::{Added, Padded};
 use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
@@ -203,7 +205,7 @@ impl Attention<'_> {
             .collect();
         // SAFETY: as above, for queries, keys and values.
         let qkv = unsafe { written(all) };
-        let bias = terms.map(|terms| terms.gradient(&sums));
+        let bias = terms.map(|terms| terms.turned_total(&sums));
         AttentionGradients { qkv, bias }
     }
 }
@@ -251,7 +253,7 @@ impl<'a, K: Kind> Job<'a, K> {
 
 /// Packs a left operand: tile after tile of 32 rows, each with all its depth.
 #[inline(always)]
-fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &mut [K::Element]) {
+pub(super) fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &mut [K::Element]) {
     let mut block = Block::ZERO;
     let mut to = to.chunks_exact_mut(K::PACKED);
     for row in (0..rows).step_by(SIDE) {
@@ -264,7 +266,12 @@ fn pack_left<S: Simd, K: Kind>(of: Operand<'_>, rows: usize, depth: usize, to: &
 
 /// Packs a right operand: panel after panel of 32 columns, each with all its depth.
 #[inline(always)]
-fn pack_right<S: Simd, K: Kind>(of: Operand<'_>, depth: usize, columns: usize, to: &mut [K::Element]) {
+pub(super) fn pack_right<S: Simd, K: Kind>(
+    of: Operand<'_>,
+    depth: usize,
+    columns: usize,
+    to: &mut [K::Element],
+) {
     let mut block = Block::ZERO;
     let mut to = to.chunks_exact_mut(K::PACKED);
     for column in (0..columns).step_by(SIDE) {
@@ -369,7 +376,7 @@ static EDGE: [f32; 2 * SIDE] = {
 /// Turns a row of products, cut into blocks, into `exp(scale · x + added − most)` with zeros past the last column; returns the
 /// greatest logit and the sum. What is added comes with the number of the query.
 #[inline(always)]
-fn softmax<S: Simd>(
+pub(super) fn softmax<S: Simd>(
     maps: &mut [Block],
     row: usize,
     columns: usize,
@@ -385,7 +392,8 @@ fn softmax<S: Simd>(
             let mut logits = S::mul(S::load(&row[at..]), factor);
             if let Some((added, query)) = added {
                 logits = added.to::<S>(query, i * SIDE + at, logits);
-            } else if width < SIDE {
+            }
+            if width < SIDE {
                 logits = S::add(logits, S::load(&EDGE[SIDE - width + at..]));
             }
             S::store(logits, &mut row[at..]);

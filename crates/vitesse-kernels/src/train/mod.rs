@@ -21,14 +21,19 @@ mod over_rows;
 mod perceptron;
 mod product;
 pub mod reference;
+mod relations;
 
 pub use arrange::{arrange, arrange_backward};
-pub use attention::{Attention, AttentionGradients, Terms};
+pub use attention::{
+    Attention, AttentionGradients, MOST_BUCKETS, MixedAttention, MixedGradients, Mixing, MixingGradients,
+    Positions, Terms,
+};
 pub use linear::{Before, Linear, LinearGradients, Wanted, gelu, gelu_backward};
 pub use loss::{soft_cross_entropy, soft_cross_entropy_backward};
 pub use memory::{keep_memory, release_memory};
 pub use norm::{NormGradients, layer_norm, layer_norm_backward};
 pub use perceptron::{Perceptron, PerceptronGradients, PerceptronWanted};
+pub use relations::Relations;
 
 use crate::Isa;
 

@@ -1,6 +1,12 @@
 //! The segments of training written plainly, one number at a time and summed in `f64`: what the fast ones are tested
 //! against.
 
+mod mixed;
+mod relations;
+
+pub use mixed::{mixed_attention, mixed_attention_backward};
+pub use relations::relation_cross_entropy;
+
 use super::{
     Attention, AttentionGradients, Before, Linear, LinearGradients, NormGradients, Perceptron,
     PerceptronGradients, Wanted,

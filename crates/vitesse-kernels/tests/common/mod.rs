@@ -1,6 +1,9 @@
 //! What the tests of several kernels need.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
+#[cfg(feature = "train")]
+pub mod training;
+
 use std::ops::Range;
 
 use vitesse_kernels::{Isa, Panels, Real, panels_of};

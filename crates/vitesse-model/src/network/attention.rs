@@ -1,4 +1,4 @@
-//! Multi-head self-attention: fused, or composed from the maps where something needs them.
+//! Multi-head self-attention: fused, with what ops at the maps do where that is known, or composed from the maps where something needs them.
 //!
 //! Composed, the order is: products of queries and keys, relative bias, the ops at `attn.logits`, the mask of shifted
 //! windows, softmax by the stream's policy, the ops at `attn.probs`.
@@ -9,10 +9,10 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 
 use super::ctx::Ctx;
-use super::fused::{self, Before};
+use super::fused::{self, Before, Between, MapChange};
 use super::layers::Linear;
 use super::params::Parameters;
-use super::stations::{at, at_map, cut, project};
+use super::stations::{at, at_map, project, taken};
 use crate::Result;
 use crate::ops::{AttentionPart, Op, QkvPart};
 use crate::site::Site;
@@ -124,25 +124,11 @@ impl SelfAttention {
     ) -> Tensor<3> {
         let qkv = project(Site::Qkv, self.qkv.values(), (x, before), ops, ctx);
         let qkv = at(Site::AttnQkv, qkv, ops, ctx);
-        let reads = |part| ops.iter().any(|op| op.reads_attention() == Some(part));
-        let maps = cut(Site::AttnLogits, ops, ctx)
-            || cut(Site::AttnProbs, ops, ctx)
-            || reads(AttentionPart::Probs)
-            || ctx.stream.policy.is_some()
-            || ctx.stream.counts_by_size;
-        let fused = match (&terms.bias, &terms.mask) {
-            _ if maps => None,
-            (None, None) => fused::attention(&qkv, &self.spec, None, ctx.compute),
-            (None, Some(_)) => None,
-            (Some(bias), mask) => {
-                let mask = mask
-                    .as_ref()
-                    .map_or_else(|| Arc::from([]), |mask| Arc::clone(&mask.values));
-                fused::attention(&qkv, &self.spec, Some(fused::Added { bias, mask }), ctx.compute)
-            }
-        };
+        let fused = between(terms, ops, ctx)
+            .and_then(|between| fused::attention(&qkv, &self.spec, &between, ctx.compute));
         let state = AttentionState::new(qkv, &self.spec);
-        ctx.attention = (maps || reads(AttentionPart::Qkv)).then(|| state.clone());
+        let kept = reads(AttentionPart::Qkv, ops) || (fused.is_none() && maps(ops, ctx));
+        ctx.attention = kept.then(|| state.clone());
         let heads = match fused {
             Some(heads) => heads,
             None => self.composed(&state, terms, ops, ctx),
@@ -202,6 +188,56 @@ impl SelfAttention {
         }
         probs
     }
+}
+
+/// Whether an op reads this part of its block's attention after the maps.
+fn reads(part: AttentionPart, ops: &[Op]) -> bool {
+    ops.iter().any(|op| op.reads_attention() == Some(part))
+}
+
+/// Whether anything stands at the maps, or needs them.
+fn maps(ops: &[Op], ctx: &Ctx) -> bool {
+    ops.iter().any(|op| op.site().is_map()) || needs_maps(ops, ctx)
+}
+
+/// Whether the maps must exist, whatever the ops at them do.
+fn needs_maps(ops: &[Op], ctx: &Ctx) -> bool {
+    let takes = |site| taken(site, ops, ctx);
+    takes(Site::AttnLogits)
+        || takes(Site::AttnProbs)
+        || reads(AttentionPart::Probs, ops)
+        || ctx.stream.policy.is_some()
+        || ctx.stream.counts_by_size
+}
+
+/// What happens to the maps where they need not exist. `None` where they must, or where something stands there that no fused attention does,
+/// or in another order.
+fn between<'a>(terms: &'a Terms, ops: &[Op], ctx: &Ctx) -> Option<Between<'a>> {
+    if needs_maps(ops, ctx) {
+        return None;
+    }
+    let mut between = Between {
+        bias: terms.bias.as_ref(),
+        mask: terms.mask.as_ref().map(|mask| Arc::clone(&mask.values)),
+        ..Between::default()
+    };
+    for op in ops.iter().filter(|op| op.site().is_map()) {
+        match (op.site(), op.map_change(ctx)?) {
+            (Site::AttnLogits, MapChange::Positions(positions))
+                if between.positions.is_none() && between.before.is_none() =>
+            {
+                between.positions = Some(positions);
+            }
+            (Site::AttnLogits, MapChange::Mixing(mixing)) if between.before.is_none() => {
+                between.before = Some(mixing);
+            }
+            (Site::AttnProbs, MapChange::Mixing(mixing)) if between.after.is_none() => {
+                between.after = Some(mixing);
+            }
+            _ => return None,
+        }
+    }
+    Some(between)
 }
 
 /// Softmax over keys. The tensor library's own rounds differently where there is no graph of gradients, and a block that is computed again must

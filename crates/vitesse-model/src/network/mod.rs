@@ -29,6 +29,7 @@ mod windows;
 pub use attention::{AttentionState, policy_softmax};
 pub use ctx::{Ctx, Draws, DropPath, Leaving, Mode, Noise};
 pub use fused::{Compute, Precision};
+pub(crate) use fused::{MOST_BUCKETS, MapChange, Mixing, Positions};
 pub use params::{Parameters, param_id};
 pub use regnet::RegNet;
 pub use stream::Stream;

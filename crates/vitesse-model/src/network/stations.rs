@@ -59,6 +59,11 @@ pub(super) fn project(
 /// Whether the value at `site` must exist, because an op or the trace stands there, or an op elsewhere reads it. At a
 /// projection: whether an op on it needs what enters and what leaves it.
 pub(super) fn cut(site: Site, ops: &[Op], ctx: &Ctx) -> bool {
-    let needs = |op: &Op| (op.site() == site && !op.weight_alone()) || op.reads() == Some(site);
-    ops.iter().any(needs) || ctx.trace.wants(site, ctx.layer)
+    let stands = |op: &Op| op.site() == site && !op.weight_alone();
+    ops.iter().any(stands) || taken(site, ops, ctx)
+}
+
+/// Whether something else than the ops at `site` takes the value there: the trace, or an op elsewhere.
+pub(super) fn taken(site: Site, ops: &[Op], ctx: &Ctx) -> bool {
+    ops.iter().any(|op| op.reads() == Some(site)) || ctx.trace.wants(site, ctx.layer)
 }

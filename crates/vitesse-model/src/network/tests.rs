@@ -1,6 +1,8 @@
 //! The places that ops of later kinds use: what the context offers, what survives a block that is computed again, and which
 //! segments stay whole. Where no kind uses a place, a [`Probe`] does.
 
+mod maps;
+
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{ModuleVisitor, Param, ParamId};

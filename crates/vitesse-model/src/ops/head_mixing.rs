@@ -66,7 +66,7 @@ mod network {
 
     use super::HeadMixing;
     use crate::Result;
-    use crate::network::{Ctx, Parameters};
+    use crate::network::{Ctx, MapChange, Mixing, Parameters};
     use crate::ops::network::Act;
 
     #[derive(Module, Debug)]
@@ -98,6 +98,13 @@ mod network {
                 Some(bias) => mixed + bias.val().reshape([1, heads, 1, 1]),
                 None => mixed,
             }
+        }
+
+        fn map_change(&self, _ctx: &Ctx) -> Option<MapChange> {
+            Some(MapChange::Mixing(Mixing {
+                weight: self.weight.val(),
+                bias: self.bias.as_ref().map(Param::val),
+            }))
         }
     }
 }

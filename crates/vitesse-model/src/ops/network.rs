@@ -14,7 +14,7 @@ use super::tokens::{
     AttentiveTokensOp, BipartiteMatchingOp, GridMergingOp, StaticTokensOp, TokenPredictorOp, TokenSelectorOp,
 };
 use super::{OpKind, OpSpec};
-use crate::network::{Ctx, Parameters};
+use crate::network::{Ctx, MapChange, Parameters};
 use crate::site::Site;
 use crate::spec::Sites;
 use crate::{Result, Tensors};
@@ -58,6 +58,11 @@ pub(super) trait Act {
     /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed.
     fn map(&self, x: Tensor<4>, _ctx: &mut Ctx) -> Tensor<4> {
         x
+    }
+
+    /// What [`Act::map`] does, where it is something that a fused attention can do in its place.
+    fn map_change(&self, _ctx: &Ctx) -> Option<MapChange> {
+        None
     }
 
     /// What a projection makes, `y` `[batch, tokens, out]`, of `x` `[batch, tokens, in]`, changed by an op on it.
@@ -219,6 +224,11 @@ impl Op {
     /// The attention maps `[batch, heads, tokens, tokens]` at the op's site, changed.
     pub fn forward_map(&self, x: Tensor<4>, ctx: &mut Ctx) -> Tensor<4> {
         self.act().map(x, ctx)
+    }
+
+    /// See [`Act::map_change`].
+    pub(crate) fn map_change(&self, ctx: &Ctx) -> Option<MapChange> {
+        self.act().map_change(ctx)
     }
 
     /// The weight `[out, in]` of the projection that the op stands on, changed.

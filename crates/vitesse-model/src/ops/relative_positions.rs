@@ -200,6 +200,7 @@ pub(super) use network::RelativePositionsOp;
 #[cfg(feature = "train")]
 mod network {
     use std::borrow::Cow;
+    use std::sync::Arc;
 
     use burn::module::{Module, Param};
     use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -207,7 +208,7 @@ mod network {
     use super::buckets::Buckets;
     use super::{Mode, RelativePositions};
     use crate::Result;
-    use crate::network::{Ctx, Parameters, Stream};
+    use crate::network::{Ctx, MOST_BUCKETS, MapChange, Parameters, Positions, Stream};
     use crate::ops::QkvPart;
     use crate::ops::network::{Act, AttentionPart};
     use crate::site::Site;
@@ -240,6 +241,8 @@ mod network {
         beside: [usize; 2],
         /// `[tokens · tokens]`
         at: Vec<i64>,
+        /// The buckets themselves, as fused attention has them: 255 for none. Nothing where there are too many.
+        buckets: Option<Arc<[u8]>>,
         /// Numbers in a row.
         stride: usize,
         /// Whether the last of them is a zero for pairs that have no bucket.
@@ -343,9 +346,11 @@ mod network {
                 };
                 (row * stride + bucket.unwrap_or(count)) as i64
             });
+            let small = |bucket: &Option<usize>| bucket.map_or(u8::MAX, |bucket| bucket as u8);
             Places {
                 beside,
                 at: at.collect(),
+                buckets: (count <= MOST_BUCKETS).then(|| pairs.iter().map(small).collect()),
                 stride,
                 zero,
             }
@@ -388,6 +393,19 @@ mod network {
                 QkvPart::Q => x + found.swap_dims(2, 3),
                 QkvPart::K | QkvPart::V => x + found,
             })
+        }
+
+        fn map_change(&self, ctx: &Ctx) -> Option<MapChange> {
+            let mut places = self.places(&ctx.stream);
+            match (places.next()?, places.next()) {
+                ((Table::Contextual(table), places), None) if self.spec.of == QkvPart::K => {
+                    Some(MapChange::Positions(Positions {
+                        table: table.val(),
+                        buckets: places.buckets.clone()?,
+                    }))
+                }
+                _ => None,
+            }
         }
 
         fn tokens(&self, x: Tensor<3>, ctx: &mut Ctx) -> Tensor<3> {

@@ -20,8 +20,7 @@ pub struct Terms<'a> {
 /// What is added to logits in rows of whole blocks, so that all of it is added by vectors.
 #[derive(Debug)]
 pub(super) struct Padded {
-    /// `[heads, tokens, stride]`, a row for each query, or in the backward pass for each key; −∞ past the last token, which
-    /// makes exponentials zero.
+    /// `[heads, tokens, stride]`, a row for each query, or in the backward pass for each key.
     bias: Vec<f32>,
     /// `[windows, tokens, stride]`; nothing where a window hides nothing.
     masks: Vec<Option<Vec<f32>>>,
@@ -30,28 +29,28 @@ pub(super) struct Padded {
 }
 
 impl Padded {
-    /// A row for each query, as the forward pass reads them.
+    /// A row for each query.
     pub(super) fn by_query(of: &Terms<'_>, tokens: usize) -> Self {
         Padded::new(of.bias, of.mask, tokens)
     }
 
-    /// A row for each key, as the backward pass reads them.
+    /// A row for each key.
     pub(super) fn by_key(of: &Terms<'_>, tokens: usize) -> Self {
         Padded::new(&transposed(of.bias, tokens), of.mask, tokens)
     }
 
     fn new(bias: &[f32], mask: &[f32], tokens: usize) -> Self {
         let stride = tokens.next_multiple_of(SIDE);
-        let padded = |map: &[f32], past: f32| {
-            let mut rows = vec![past; map.len() / tokens * stride];
+        let padded = |map: &[f32]| {
+            let mut rows = vec![0.0; map.len() / tokens * stride];
             for (to, from) in rows.chunks_exact_mut(stride).zip(map.chunks_exact(tokens)) {
                 to[..tokens].copy_from_slice(from);
             }
             rows
         };
-        let of_window = |map: &[f32]| map.iter().any(|&x| x != 0.0).then(|| padded(map, 0.0));
+        let of_window = |map: &[f32]| map.iter().any(|&x| x != 0.0).then(|| padded(map));
         Padded {
-            bias: padded(bias, f32::NEG_INFINITY),
+            bias: padded(bias),
             masks: mask.chunks_exact(tokens * tokens).map(of_window).collect(),
             tokens,
             stride,
@@ -62,7 +61,7 @@ impl Padded {
     pub(super) fn of(&self, sample: usize, head: usize) -> Added<'_> {
         let map = self.tokens * self.stride;
         Added {
-            bias: &self.bias[head * map..][..map],
+            bias: Some(&self.bias[head * map..][..map]),
             mask: self
                 .masks
                 .get(sample % self.masks.len().max(1))
@@ -83,14 +82,18 @@ impl Padded {
     }
 
     /// The gradient of the biases, a row for each query, from the sums of all parts, which have a row for each key.
-    pub(super) fn gradient(&self, parts: &[Vec<f32>]) -> Vec<f32> {
+    pub(super) fn turned_total(&self, parts: &[Vec<f32>]) -> Vec<f32> {
+        transposed(&self.total(parts), self.tokens)
+    }
+
+    /// The sums of all parts, `[heads, tokens, tokens]`.
+    pub(super) fn total(&self, parts: &[Vec<f32>]) -> Vec<f32> {
         let mut total = self.no_sums();
         for part in parts {
             total.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
         }
         let rows = total.chunks_exact(self.stride);
-        let maps: Vec<f32> = rows.flat_map(|row| &row[..self.tokens]).copied().collect();
-        transposed(&maps, self.tokens)
+        rows.flat_map(|row| &row[..self.tokens]).copied().collect()
     }
 }
 
@@ -105,13 +108,18 @@ fn transposed(maps: &[f32], tokens: usize) -> Vec<f32> {
 
 /// The rows of a [`Padded`] for one head of one sample, `[tokens, stride]` each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Added<'a> {
-    bias: &'a [f32],
+pub(in crate::train) struct Added<'a> {
+    bias: Option<&'a [f32]>,
     mask: Option<&'a [f32]>,
     stride: usize,
 }
 
 impl Added<'_> {
+    /// The biases alone, and the mask alone.
+    pub(super) fn apart(self) -> [Self; 2] {
+        [Added { mask: None, ..self }, Added { bias: None, ..self }]
+    }
+
     /// Where the number at `row` and `column` stands, here and in [`Padded::sums_of`] a head.
     #[inline(always)]
     pub(super) fn at(&self, row: usize, column: usize) -> usize {
@@ -122,10 +130,10 @@ impl Added<'_> {
     #[inline(always)]
     pub(super) fn to<S: Simd>(&self, row: usize, column: usize, logits: S::F) -> S::F {
         let at = self.at(row, column);
-        let sum = S::add(logits, S::load(&self.bias[at..]));
-        match self.mask {
-            Some(mask) => S::add(sum, S::load(&mask[at..])),
-            None => sum,
+        let mut sum = logits;
+        for added in [self.bias, self.mask].into_iter().flatten() {
+            sum = S::add(sum, S::load(&added[at..]));
         }
+        sum
     }
 }

@@ -1,48 +1,92 @@
-//! Softmax attention of all heads, from the fused projection to the heads' outputs. The maps are never stored: the
-//! backward pass computes them again from the logarithm of each row's sum.
+//! Softmax attention of all heads, from the fused projection to the heads' outputs, with what stands at its maps where that is known here.
+//! The maps are never stored: the backward pass computes them again from the logarithm of each row's sum.
+
+mod mixed;
 
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use vitesse_kernels::train::{self, Math};
 
+use self::mixed::MixedHeads;
 use super::segment::{Gradient, Input, Segment, apply};
 use super::{Compute, math};
 use crate::spec::AttentionSpec;
 
-/// What is added to logits besides ops: biases `[1, heads, tokens, tokens]`, which learn, and what keeps tokens of a shifted
-/// window apart.
-#[derive(Debug, Clone)]
-pub(crate) struct Added<'a> {
-    pub(crate) bias: &'a Tensor<4>,
-    /// `[windows, tokens, tokens]`, for the samples in turn; empty where nothing is kept apart.
-    pub(crate) mask: Arc<[f32]>,
+/// What happens to the maps of attention, in this order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Between<'a> {
+    /// Numbers that depend on the query and on where the key lies to it, added to the logits.
+    pub(crate) positions: Option<Positions>,
+    /// Biases that are added, `[1, heads, tokens, tokens]`.
+    pub(crate) bias: Option<&'a Tensor<4>>,
+    /// Heads mixed.
+    pub(crate) before: Option<Mixing>,
+    /// What keeps tokens of a shifted window apart, `[windows, tokens, tokens]`, for the samples in turn.
+    pub(crate) mask: Option<Arc<[f32]>>,
+    /// Heads mixed, behind the softmax.
+    pub(crate) after: Option<Mixing>,
 }
+
+/// What an op at the maps does that a fused attention can do in its place.
+// It lives for one forward pass of a layer: what the smaller variant wastes does not matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+pub(crate) enum MapChange {
+    Positions(Positions),
+    Mixing(Mixing),
+}
+
+/// `logit[i, j] += scale · Σ_c q[i, c] · table[c, bucket(i, j)]`
+#[derive(Debug, Clone)]
+pub(crate) struct Positions {
+    /// `[1 | heads, width, buckets]`
+    pub(crate) table: Tensor<3>,
+    /// `[tokens, tokens]`; 255 for a pair that has none.
+    pub(crate) buckets: Arc<[u8]>,
+}
+
+/// `new[h] = Σ_g weight[h, g] · old[g] + bias[h]`
+#[derive(Debug, Clone)]
+pub(crate) struct Mixing {
+    pub(crate) weight: Tensor<2>,
+    pub(crate) bias: Option<Tensor<1>>,
+}
+
+/// The most buckets of a fused table.
+pub(crate) const MOST_BUCKETS: usize = train::MOST_BUCKETS;
 
 /// `qkv` `[batch, tokens, Σ(2·qk + v)]` to `[batch, tokens, Σv]`. `None` where it is not fused, and the caller composes
 /// it from the maps.
 pub(crate) fn attention(
     qkv: &Tensor<3>,
     spec: &AttentionSpec,
-    added: Option<Added<'_>>,
+    between: &Between<'_>,
     compute: Compute,
 ) -> Option<Tensor<3>> {
-    if !compute.fused {
+    if !compute.fused || (between.mask.is_some() && between.bias.is_none()) {
         return None;
     }
     let [batch, tokens, _] = qkv.dims();
-    let segment = Heads {
+    let plain = Heads {
         math: math(compute.precision),
         batch,
         tokens,
         qk: spec.qk_dims.as_slice().into(),
         v: spec.v_dims.as_slice().into(),
         scale: spec.scale as f32,
-        mask: added.as_ref().map(|added| Arc::clone(&added.mask)),
+        mask: between
+            .bias
+            .map(|_| between.mask.clone().unwrap_or_else(|| Arc::from([]))),
     };
-    let inputs = [Input::of(qkv)?, Input::of_option(added.map(|added| added.bias))?];
-    let width = spec.v_dims.iter().sum();
-    Some(apply(segment, inputs, [batch, tokens, width]))
+    let inputs = [Input::of(qkv)?, Input::of_option(between.bias)?];
+    let shape = [batch, tokens, spec.v_dims.iter().sum()];
+    if between.positions.is_none() && between.before.is_none() && between.after.is_none() {
+        return Some(apply(plain, inputs, shape));
+    }
+    spec.uniform_heads()?;
+    let (segment, inputs) = MixedHeads::new(plain, inputs, between)?;
+    Some(apply(segment, inputs, shape))
 }
 
 #[derive(Debug, Clone)]
@@ -53,7 +97,7 @@ struct Heads {
     qk: Arc<[usize]>,
     v: Arc<[usize]>,
     scale: f32,
-    /// Where there are biases.
+    /// Where there are biases; empty where nothing is kept apart.
     mask: Option<Arc<[f32]>>,
 }
 
@@ -69,6 +113,17 @@ impl Heads {
             terms: self.mask.as_ref().map(|mask| train::Terms { bias, mask }),
         }
     }
+
+    /// Operations in the products of all pairs of tokens.
+    fn flops(&self, backward: bool) -> f64 {
+        let [qk, v] = [&self.qk, &self.v].map(|widths| widths.iter().sum::<usize>());
+        let widths = if backward { 3 * qk + 2 * v } else { qk + v };
+        2.0 * (self.pairs() * widths) as f64
+    }
+
+    fn pairs(&self) -> usize {
+        self.batch * self.tokens * self.tokens
+    }
 }
 
 impl Segment<2> for Heads {
@@ -82,9 +137,7 @@ impl Segment<2> for Heads {
     }
 
     fn flops(&self, _: [&[f32]; 2], wanted: Option<[bool; 2]>) -> f64 {
-        let [qk, v] = [&self.qk, &self.v].map(|widths| widths.iter().sum::<usize>());
-        let widths = if wanted.is_some() { 3 * qk + 2 * v } else { qk + v };
-        2.0 * (self.batch * self.tokens * self.tokens * widths) as f64
+        Heads::flops(self, wanted.is_some())
     }
 
     fn forward(&self, [qkv, bias]: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>) {

@@ -2,7 +2,7 @@
 //!
 //! A segment begins and ends at stations: `linear` takes in the norm or the GELU before a projection, and the residual
 //! sum after it; `attention` goes from the fused projection to the heads' outputs; `perceptron` is the second half of a
-//! block; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
+//! block; `relations` compares tokens of two models; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
 //! the pieces.
 //!
 //! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
@@ -16,18 +16,20 @@ mod cross_entropy;
 mod linear;
 mod perceptron;
 mod recompute;
+mod relations;
 mod rows;
 mod segment;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use arrange::{Order, arrange};
-pub(crate) use attention::{Added, attention};
+pub(crate) use attention::{Between, MOST_BUCKETS, MapChange, Mixing, Positions, attention};
 pub(crate) use conv::{Convolution, Layout, conv2d};
 pub use cross_entropy::soft_cross_entropy;
 pub(crate) use linear::{Before, Residual, linear, scaled};
 pub(crate) use perceptron::perceptron;
 pub(crate) use recompute::recompute;
+pub use relations::relation_cross_entropy;
 pub(crate) use rows::{composed_gelu, gelu, layer_norm};
 #[cfg(test)]
 pub(super) use segment::log;

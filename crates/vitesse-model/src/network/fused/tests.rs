@@ -1,5 +1,8 @@
 //! Every segment against the composed form: values, and the gradients of every subset of its inputs.
 
+mod mixed;
+mod relations;
+
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use vitesse_kernels::Gelu;
 use vitesse_rng::{Key, Rng};
@@ -315,7 +318,8 @@ fn attention_outcome(seed: u64, compute: Compute, tracked: bool) -> Outcome {
     let (all_qk, all_v): (usize, usize) = (spec.qk_dims.iter().sum(), spec.v_dims.iter().sum());
     let shape = [batch, tokens, 2 * all_qk + all_v];
     let qkv = leaf(&normals(&mut rng, shape.iter().product()), shape, tracked);
-    let out = attention(&qkv, &spec, None, compute).unwrap_or_else(|| composed_attention(&qkv, &spec));
+    let out = attention(&qkv, &spec, &Between::default(), compute)
+        .unwrap_or_else(|| composed_attention(&qkv, &spec));
     let gradients = backward(&out, &normals(&mut rng, batch * tokens * all_v));
     (values(&out), vec![gradient(Some(&qkv), gradients.as_ref())])
 }
@@ -484,6 +488,7 @@ fn the_number_of_threads_changes_no_bit() {
                 attention_outcome(8, compute, true),
                 attention_outcome(9, compute, true),
                 rows_outcome(10, compute, 7),
+                mixed::outcome(2, compute, 127),
             ]
         })
     };
