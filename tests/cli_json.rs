@@ -123,6 +123,8 @@ fn one_vocabulary() {
         "prune m --macs 0.8 --data shapes --calibration 32 --round-to 4 --eval-images 16 -o half",
         "share m --data shapes --images 4 --epochs 1 --recipe short.toml --dry-run -o shared",
         "share m --data shapes --images 4 --epochs 1 --recipe short.toml -o shared",
+        "tokens m --r 3 --dry-run -o fewer",
+        "tokens m --macs 0.8 --images 4 -o fewer",
         "train --sweep study.toml --dry-run -o study",
         "train --sweep study.toml -o study",
     ] {

@@ -38,6 +38,8 @@ mod shell;
 mod show;
 mod to_dense;
 #[cfg(feature = "train")]
+mod tokens;
+#[cfg(feature = "train")]
 mod train;
 #[cfg(feature = "train")]
 mod training;
@@ -87,6 +89,8 @@ enum Verb {
     #[cfg(feature = "train")]
     Prune(prune::Args),
     ToDense(to_dense::Args),
+    #[cfg(feature = "train")]
+    Tokens(tokens::Args),
     Share(share::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -133,6 +137,8 @@ impl Cli {
             #[cfg(feature = "train")]
             Verb::Prune(args) => args.run(console),
             Verb::ToDense(args) => args.run(console),
+            #[cfg(feature = "train")]
+            Verb::Tokens(args) => args.run(console),
             Verb::Share(args) => args.run(console),
             Verb::Eval(args) => args.run(console),
             Verb::Predict(args) => args.run(console),

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | structures cut out of a model: heads, their widths, hidden units, channels, sub-layers, blocks | [`structure`] |
 //! | layers that share their matrices (MiniViT), and what they learn from a teacher | [`share`] |
-//! | fewer tokens from layer to layer: schedules of ToMe and EViT | [`tokens`] |
+//! | fewer tokens from layer to layer: ToMe, EViT, CAIT's merging | [`tokens`] |
 //!
 //! What comes out is a model like any other: a description and its tensors, with no mask and nothing around it.
 

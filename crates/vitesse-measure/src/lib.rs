@@ -7,7 +7,7 @@
 //! | raw tensors in, raw logits out | [`raw`] |
 //! | feature maps of images, into a file | [`features`] |
 //! | whether it still is what it was | [`proof`], on [`images`] |
-//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`] |
+//! | what every transform of a model tells: sizes, proof, speed | [`transform`]; those there are: [`merge`], [`prune`], [`dense`], [`share`], [`tokens`] |
 //! | how good a model is before and after a transform | `judge` |
 //! | one run of a recipe, trained and tested; the two tokens of a distilled model | `taught` |
 //! | trials of methods, compared and chosen; VTAB-1k | `trial` |
@@ -56,6 +56,8 @@ pub mod sweep;
 #[cfg(feature = "train")]
 pub mod taught;
 pub mod timing;
+#[cfg(feature = "train")]
+pub mod tokens;
 pub mod transform;
 #[cfg(feature = "train")]
 pub mod trial;

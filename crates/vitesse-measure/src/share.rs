@@ -10,7 +10,6 @@ mod lesson;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 use vitesse_compress::share::multiplex::{Start, Transformation, multiplex, untied};
 use vitesse_model::config::HistoryStep;
@@ -19,7 +18,7 @@ use vitesse_model::{Checkpoint, LoadOptions};
 use vitesse_train::method::Check;
 
 use crate::images::Images;
-use crate::proof::{Difference, compare};
+use crate::proof::{FromBase, compare};
 use crate::transform::{At, Transform};
 use crate::{Events, Result};
 #[cfg(feature = "train")]
@@ -56,15 +55,6 @@ pub struct Shared {
     pub transformations: Vec<Transformation>,
     /// How far it is from the model that it comes from, on the images of the proof, before any training; absent where nothing was computed.
     pub from_base: Option<FromBase>,
-}
-
-/// How far a shared model is from the one it comes from.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct FromBase {
-    /// Images on which both name the same class.
-    pub agreeing: usize,
-    /// Of so many.
-    pub images: usize,
 }
 
 impl Share {
@@ -180,14 +170,5 @@ impl Sharing {
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
             .collect()
-    }
-}
-
-impl FromBase {
-    fn of(difference: &Difference) -> Self {
-        FromBase {
-            agreeing: difference.agreeing,
-            images: difference.images,
-        }
     }
 }

@@ -141,12 +141,17 @@ impl Transform {
         check: Check,
     ) -> Result<bool> {
         let check = compare(found, expected, &images.pixels, check)?;
+        Ok(self.proved_by(check, images))
+    }
+
+    /// Takes a comparison on `images` for the proof, and tells whether it is one.
+    pub(crate) fn proved_by(&mut self, check: Difference, images: Images) -> bool {
         self.proof = Some(Proof {
             check,
             images: images.source,
             data: images.data,
         });
-        Ok(check.is_met())
+        check.is_met()
     }
 
     /// Measures both models in turns, one batch size after the other; `at.batch` is the first.

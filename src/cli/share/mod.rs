@@ -8,9 +8,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vitesse::compress::share::multiplex::{Start, Transformation, listed};
+use vitesse::measure::proof::FromBase;
 #[cfg(feature = "train")]
 use vitesse::measure::share::Lesson;
-use vitesse::measure::share::{FromBase, Share, Shared, Sharing};
+use vitesse::measure::share::{Share, Shared, Sharing};
 use vitesse::measure::transform::Transform;
 use vitesse::model::spec::{Groups, NormsOf};
 

@@ -1,16 +1,100 @@
 //! TOME — similar tokens merge in every layer: how many in which.
 //!
-//! Paper: Bolya et al., *Token Merging: Your ViT But Faster*, ICLR 2023, section 3 and appendix C. Without training, or trained with it.
-//! Changes nothing in the tensors of a checkpoint: the ops learn nothing. Where fewer tokens are left than would merge, half of them do,
-//! as in the original program.
+//! Paper: Bolya et al., *Token Merging: Your ViT But Faster*, ICLR 2023, section 3 and appendix C. After the attention of each block the `r`
+//! most similar pairs of tokens, by their keys, become their mean, weighted by how many patches each stands for; attention in the blocks that
+//! follow counts a token as often as that.
+//!
+//! When to use it: first, where nothing is to be trained. Changes nothing in the tensors of a checkpoint: the ops learn nothing. Costs
+//! `n²/4 · d` products and a sort in each block. Deviations: where fewer tokens are left than would merge, half of them do, as in the original
+//! program; a block that lost its attention merges none.
 
+use std::fmt;
+
+use serde::Serialize;
 use vitesse_model::ops::{BipartiteMatching, OpKind, OpSpec};
 use vitesse_model::{ModelSpec, Site, Sites};
 
+use super::op;
 use crate::{Error, Result};
 
+/// How many pairs merge, and what attention makes of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// How many pairs merge in each block. The paper's for ViT-S and ViT-B at 224 pixels: 13 in each.
+    pub schedule: Schedule,
+    /// Whether attention counts a token as often as it stands for patches. The paper's: yes, but for models of masked autoencoders
+    /// that are not trained again.
+    pub proportional: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            schedule: Schedule::Constant(13),
+            proportional: true,
+        }
+    }
+}
+
+impl Config {
+    pub(super) fn ops(&self, spec: &ModelSpec) -> Result<Vec<OpSpec>> {
+        self.schedule.ops(spec, self.proportional)
+    }
+
+    /// The largest `r` of a schedule of this shape with which no more than half of the tokens would merge at once in the first block.
+    pub(super) fn strongest(&self, spec: &ModelSpec) -> Result<usize> {
+        if let Schedule::List(_) = self.schedule {
+            return Err(Error::Unsuited(
+                "a list says how many tokens merge in each block, and leaves nothing to find for a budget; give no list, or no budget".into(),
+            ));
+        }
+        let first = spec.token_counts().first().map(|tokens| tokens.attention);
+        let Some(first) = first else { return Ok(0) };
+        let most = BipartiteMatching::most(first.count(), first.prefix);
+        let mut strongest = 0;
+        for r in 1..=first.behind_prefix() {
+            let counts = self.with(r).schedule.counts(spec.depth())?;
+            if counts.first().is_some_and(|&count| count > most) {
+                break;
+            }
+            strongest = r;
+        }
+        Ok(strongest)
+    }
+
+    /// The same with another mean.
+    pub(super) fn with(&self, mean: usize) -> Config {
+        Config {
+            schedule: match &self.schedule {
+                Schedule::Constant(_) => Schedule::Constant(mean),
+                Schedule::Sloped { shape, .. } => Schedule::Sloped {
+                    r: mean,
+                    shape: *shape,
+                },
+                list @ Schedule::List(_) => list.clone(),
+            },
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schedule {
+            Schedule::Constant(r) => write!(f, "r {r} in each block")?,
+            Schedule::Sloped { r, shape } => write!(f, "r {r} in the mean, with the slope {shape}")?,
+            Schedule::List(list) => write!(f, "r {} block by block", vitesse_words::listed(list))?,
+        }
+        f.write_str(match self.proportional {
+            true => ", attention proportional to sizes",
+            false => ", plain attention",
+        })
+    }
+}
+
 /// How many pairs of tokens merge, layer by layer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// As many in each.
     Constant(usize),
@@ -61,23 +145,35 @@ impl Schedule {
         }
     }
 
+    /// From as many in each to as many on average, along a slope of this shape.
+    pub fn sloped(self, shape: f64) -> Schedule {
+        match self {
+            Schedule::Constant(r) => Schedule::Sloped { r, shape },
+            other => other,
+        }
+    }
+
     /// The ops of this schedule, to be added to those of `spec`. `proportional` attention counts a token as often as it stands for
     /// patches: for models that were trained with supervision, and not for those of masked autoencoders.
     ///
     /// # Errors
-    /// As [`Schedule::counts`]; in the first layer more merges than half of its tokens allow; a model whose tokens cannot become fewer.
+    /// As [`Schedule::counts`]; in the first block more merges than half of its tokens allow; a model whose tokens cannot become fewer.
     pub fn ops(&self, spec: &ModelSpec, proportional: bool) -> Result<Vec<OpSpec>> {
         let mut merged = spec.clone();
         for (layer, r) in self.counts(spec.depth())?.into_iter().enumerate() {
             let met = merged.token_counts().get(layer).map(|tokens| tokens.attention);
             let most = met.map_or(0, |met| BipartiteMatching::most(met.count(), met.prefix));
-            let r = if layer == 0 { r } else { r.min(most) };
-            if r > 0 {
-                merged.ops.push(OpSpec {
-                    site: Site::Mid,
-                    layer: Some(layer),
-                    kind: OpKind::BipartiteMatching(BipartiteMatching { r, proportional }),
-                });
+            if layer == 0 && r > most {
+                return Err(Error::Unsuited(format!(
+                    "{r} pairs of tokens are to merge in the first block, but of its tokens that are not protected at most half, {most}, can merge; choose a smaller r"
+                )));
+            }
+            let r = r.min(most);
+            if r > 0 && spec.attention(layer).is_some() {
+                let kind = BipartiteMatching { r, proportional };
+                merged
+                    .ops
+                    .push(op(Site::Mid, layer, OpKind::BipartiteMatching(kind)));
             }
         }
         merged.validate()?;
