@@ -80,6 +80,7 @@ impl Reduce {
             Some(share) => method.within(&self.model.spec, share)?,
             None => method.clone(),
         };
+        method.check(&self.model.spec)?;
         let mut checkpoint = self.model.clone();
         checkpoint.spec = method.reduce(&self.model.spec)?;
         Ok(Reduced {

@@ -40,15 +40,17 @@ pub struct Merge {
 impl Config {
     /// The default, for a model of so many blocks.
     pub fn of(depth: usize) -> Config {
-        let [h, v] = scaled([4, 8], depth);
-        Config::two(h, v)
+        Config::at(&scaled(&[4, 8], depth))
     }
 
-    /// Columns before one block, rows before another.
-    fn two(h: usize, v: usize) -> Config {
-        let merge = |block, direction| Merge { block, direction };
+    /// Columns before the first block, rows before the second, where there is one.
+    fn at(blocks: &[usize]) -> Config {
+        let directions = [Direction::Horizontal, Direction::Vertical];
+        let layout = blocks.iter().zip(directions);
         Config {
-            layout: vec![merge(h, Direction::Horizontal), merge(v, Direction::Vertical)],
+            layout: layout
+                .map(|(&block, direction)| Merge { block, direction })
+                .collect(),
             value: MergeValue::default(),
         }
     }
@@ -76,9 +78,9 @@ impl Default for Config {
 /// Why no budget is searched for, with what some layouts leave, as `left` counts it.
 pub(super) fn no_knob(spec: &ModelSpec, left: impl Fn(&Method) -> Result<f64>) -> Error {
     let depth = spec.depth();
-    let ([h, v], [later, last]) = (scaled([6, 9], depth), scaled([8, 10], depth));
     let mut told = Vec::new();
-    for config in [Config::of(depth), Config::two(h, v), Config::two(later, last)] {
+    for blocks in [[4, 8], [6, 9], [8, 10]] {
+        let config = Config::at(&scaled(&blocks, depth));
         // What a small model has no room for is no offer.
         if let Ok(share) = left(&Method::Cait(config.clone())) {
             told.push(format!("{} leaves {:.1} %", config.spelled(), 100.0 * share));

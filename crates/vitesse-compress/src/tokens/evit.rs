@@ -36,7 +36,7 @@ impl Config {
     pub fn of(depth: usize) -> Config {
         Config {
             keep: 0.7,
-            blocks: scaled([3, 6, 9], depth).to_vec(),
+            blocks: scaled(&[3, 6, 9], depth),
             fuse: true,
         }
     }

@@ -69,8 +69,22 @@ impl Method {
         Ok(reduced)
     }
 
-    /// The same with the mildest knob that leaves at most `share` of the multiply-accumulates of `spec`; what the knob was does not
-    /// matter.
+    /// Refuses settings that leave `spec` as it is.
+    ///
+    /// # Errors
+    /// Those, and as [`Method::reduce`].
+    pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        if self.reduce(spec)?.ops.len() > spec.ops.len() {
+            return Ok(());
+        }
+        Err(Error::Unsuited(format!(
+            "{} ({self}) makes no token fewer in this model; ask for more, such as `--macs 0.65`",
+            self.name()
+        )))
+    }
+
+    /// The same method with the mildest knob that leaves at most `share` of the multiply-accumulates of `spec`. Its own `r` or `keep` is
+    /// ignored.
     ///
     /// # Errors
     /// A budget that the method cannot meet, with the least that it can; a method without a knob; as [`Method::reduce`].
@@ -186,9 +200,11 @@ fn check_blocks(blocks: impl IntoIterator<Item = usize>, depth: usize) -> Result
     Ok(())
 }
 
-/// The blocks of a model of so many that stand where `of` stands among twelve.
-fn scaled<const N: usize>(of: [usize; N], depth: usize) -> [usize; N] {
-    of.map(|block| block * depth / 12)
+/// The blocks of a model of so many that stand where `of`, in ascending order, stands among twelve; each once.
+fn scaled(of: &[usize], depth: usize) -> Vec<usize> {
+    let mut blocks: Vec<usize> = of.iter().map(|block| block * depth / 12).collect();
+    blocks.dedup();
+    blocks
 }
 
 /// Blocks as a sentence lists them.
@@ -269,8 +285,9 @@ mod tests {
 
     #[test]
     fn blocks_are_there_and_named_once() {
-        assert_eq!(scaled([3, 6, 9], 12), [3, 6, 9]);
-        assert_eq!(scaled([3, 6, 9], 4), [1, 2, 3]);
+        assert_eq!(scaled(&[3, 6, 9], 12), [3, 6, 9]);
+        assert_eq!(scaled(&[3, 6, 9], 4), [1, 2, 3]);
+        assert_eq!(scaled(&[3, 6, 9], 2), [0, 1]);
         let refused = |blocks: [usize; 2]| check_blocks(blocks, 4).unwrap_err().to_string();
         assert!(refused([1, 4]).contains("are 0 to 3"));
         assert!(refused([2, 2]).contains("named twice"));

@@ -1,7 +1,7 @@
 //! RANDOM — a random set of patches stays, the same for every image.
 //!
 //! No paper: the baseline that every choice must beat. In the blocks of EViT `⌈keep · n⌉` of the `n` patches that are there stay, before attention; which
-//! ones is drawn once, by the seed, and a smaller share keeps a part of what a larger one does.
+//! ones is drawn once, by the seed.
 //!
 //! When to use it: to see what a method's choice is worth, at the same share or the same budget. Changes nothing in the tensors of a
 //! checkpoint. Costs nothing but moving rows. EViT's patches leave after attention, so that at the same share this one costs a little less.
@@ -32,7 +32,7 @@ impl Config {
     pub fn of(depth: usize) -> Config {
         Config {
             keep: 0.7,
-            blocks: scaled([3, 6, 9], depth).to_vec(),
+            blocks: scaled(&[3, 6, 9], depth),
             seed: 0,
         }
     }

@@ -190,6 +190,8 @@ impl Match {
         for a in (0..self.tokens).step_by(2) {
             let mut found = (f32::NEG_INFINITY, 0);
             if a >= self.prefix {
+                // Above the protected ones, whatever the scores are: these may be no numbers.
+                found = (f32::MIN, first_b as u32);
                 for b in (first_b..self.tokens).step_by(2) {
                     let score = dot(row(a), row(b));
                     if score > found.0 {
