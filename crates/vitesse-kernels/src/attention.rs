@@ -235,7 +235,7 @@ impl<T: Real, B: Between> Kernel for Job<'_, '_, T, B> {
             Some(all) if segments(1).is_none() => all,
             _ => &*values,
         };
-        // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
+        // No more rows than a tile has: with 32 of them a row's panels would be 4096 bytes apart, and fall into one set of the first cache.
         let (most, panels) = (T::most_rows::<S>(), usize::div_ceil(keys, COLUMNS));
         logits.reshape(most, panels);
         probs.reshape(most, panels);

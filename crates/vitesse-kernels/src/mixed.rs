@@ -80,7 +80,7 @@ pub struct MixedAttention<T: Real> {
     logits: Panels<f32>,
     powers: Panels<f32>,
     /// What is divided by the sums of exponentials: maps before they are mixed, `[TOGETHER, heads]`, or else results,
-    /// `[heads, MAX_ROWS]`. In the other one all numbers are 1.
+    /// `[heads, MAX_ROWS]`, which are all 1 where maps are divided. Where results are, those of maps are not read.
     of_maps: Vec<f32>,
     of_results: Vec<f32>,
     values: Vec<Packed<T>>,
@@ -272,7 +272,7 @@ impl<T: Real> Kernel for Job<'_, '_, T> {
         let of = |h: usize| h * panels..(h + 1) * panels;
         let mut scratch = [[0f32; 32]; MAX_ROWS];
         let joined = segments(0, 1).is_some();
-        // As many rows as a tile has and no more: where the rows of a query are 4096 bytes apart, they share few places in the first cache.
+        // No more rows than a tile has, as in plain attention.
         let most = T::most_rows::<S>();
         room.maps.reshape(most, heads * panels);
         room.probs.reshape(most, heads * panels);

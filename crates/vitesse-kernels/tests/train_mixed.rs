@@ -38,7 +38,7 @@ impl Case {
         for x in mask.iter_mut().skip(area) {
             *x = if rng.bernoulli(0.3) { -100.0 } else { 0.0 };
         }
-        let count = between(rng, 1, if has(6) { 255 } else { 60 });
+        let count = between(rng, 1, if has(5) { 255 } else { 60 });
         let bucket = |rng: &mut Rng| match rng.below(count + 1) {
             none if none == count => u8::MAX,
             bucket => bucket as u8,

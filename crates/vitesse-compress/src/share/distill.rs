@@ -208,13 +208,16 @@ fn check_pair(pair: &[(&str, &ModelSpec, usize); 2]) -> Result<()> {
         }
     }
     let [(_, student, own), (_, teacher, other)] = pair;
-    let of = |spec: &ModelSpec, layer| spec.sites().tokens_passing(Site::AttnQkv, layer);
-    let (tokens, others) = (of(student, *own), of(teacher, *other));
-    if tokens != others {
-        return refuse(format!(
-            "layer {own} of the student has {tokens} tokens and layer {other} of the teacher {others}; pair layers with the same \
-             tokens"
-        ));
+    // Where relations of attention are read, and those of tokens.
+    for site in [Site::AttnQkv, Site::BlockOut] {
+        let of = |spec: &ModelSpec, layer| spec.sites().tokens_passing(site, layer);
+        let (tokens, others) = (of(student, *own), of(teacher, *other));
+        if tokens != others {
+            return refuse(format!(
+                "layer {own} of the student has {tokens} tokens at `{site}` and layer {other} of the teacher {others}; pair layers with \
+                 the same tokens"
+            ));
+        }
     }
     let windows = |spec: &ModelSpec, layer| match &spec.network {
         NetworkSpec::Swin(swin) => swin.windows(layer),

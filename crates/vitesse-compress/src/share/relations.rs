@@ -23,6 +23,9 @@ const LEAST_LENGTH: f64 = 1e-12;
 /// Cross-entropy of a student's attention relations against a teacher's: the mean over the nine pairs of queries, keys and values,
 /// samples, relation heads and rows, `[1]`. Both are `[samples, tokens, 3 · width]` as they left the projection, queries not scaled; all three of a
 /// model have one width, which the number of relation heads divides.
+///
+/// # Panics
+/// Where the models differ in samples or tokens, or the relation heads do not divide a width.
 pub fn attention(student: &Tensor<3>, teacher: &Tensor<3>, heads: usize) -> Tensor<1> {
     relation_cross_entropy(student, teacher, 3, heads, Compute::default())
 }
@@ -51,6 +54,9 @@ pub fn cosines(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
 }
 
 /// Cross-entropy of the softmax of products between tokens, mean over samples and rows, `[1]`; of outputs `[samples, tokens, width]`.
+///
+/// # Panics
+/// Where the models differ in samples or tokens.
 pub fn products(student: &Tensor<3>, teacher: &Tensor<3>) -> Tensor<1> {
     relation_cross_entropy(student, teacher, 1, 1, Compute::default())
 }

@@ -109,8 +109,10 @@ impl<T: Real> Positions<'_, T> {
             places,
         } = self.buckets;
         assert!([1, heads].contains(&self.tables.len()));
-        let fits =
-            |table: &Packed<T>| table.depths.len() == depths && table.widths.iter().sum::<usize>() == *count;
+        let fits = |table: &Packed<T>| {
+            let (panels, width) = (table.panels(), table.widths.iter().sum::<usize>());
+            table.depths.len() == depths && width == *count && panels == count.div_ceil(COLUMNS)
+        };
         assert!(self.tables.iter().all(fits));
         let len = match places {
             Places::Few(places) => places.len(),

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 pub use self::mixed::{MOST_BUCKETS, MixedAttention, MixedGradients, Mixing, MixingGradients, Positions};
 pub use self::terms::Terms;
 use self::terms::{Added, Padded};
-use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
+use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted, product};
 use super::memory::{put, unwritten, written};
 use super::norm::fold;
 use super::product::Operand;
@@ -327,13 +327,7 @@ impl<K: Kind> Kernel for Forward<'_, K> {
             let rows = SIDE.min(tokens - first);
             for (i, keys) in keys.chunks_exact(qk * K::PACKED).enumerate() {
                 let width = SIDE.min(tokens - i * SIDE);
-                if width <= SIDE / 2 {
-                    // Half a tile may leave the other half as it was: what is not a number there would stay so.
-                    maps[i].0[..rows]
-                        .iter_mut()
-                        .for_each(|row| row[SIDE / 2..].fill(0.0));
-                }
-                K::tile::<S>(queries, keys, &deep_qk, [rows, width], &[], &mut maps[i].0);
+                product::<S, K>(queries, keys, &deep_qk, [rows, width], &mut maps[i]);
             }
             let mut inverse = [0f32; SIDE];
             for row in 0..rows {

@@ -232,6 +232,22 @@ pub(super) fn padded<'a>(from: &'a [f32], at: usize, room: &'a mut [f32; SIDE]) 
     room
 }
 
+/// A product of packed blocks, of which so many rows and columns are wanted. What is past the last column is zero.
+#[inline(always)]
+pub(super) fn product<S: Simd, K: Kind>(
+    left: &[K::Element],
+    right: &[K::Element],
+    depths: &[usize],
+    [rows, columns]: [usize; 2],
+    to: &mut Block,
+) {
+    if columns <= SIDE / 2 {
+        // Half a tile may leave the other half as it was: what is not a number there would stay so.
+        to.0[..rows].iter_mut().for_each(|row| row[SIDE / 2..].fill(0.0));
+    }
+    K::tile::<S>(left, right, depths, [rows, columns], &[], &mut to.0);
+}
+
 /// How the numbers of a product are represented.
 pub(super) trait Kind: 'static {
     /// What a block is made of.

@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::attention::{pack_left, pack_right, softmax};
-use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted};
+use super::blocks::{Block, Full, Half, Kind, Matrix, Room, SIDE, Split, counted, product};
 use super::product::Operand;
 use super::{Math, Precision};
 use crate::Isa;
@@ -161,12 +161,8 @@ impl<K: Kind> Kernel for Sample<'_, K> {
                     let one = wide[model] * K::PACKED;
                     for (block, map) in maps.iter_mut().enumerate() {
                         let columns = SIDE.min(tokens - block * SIDE);
-                        if columns <= SIDE / 2 {
-                            // Half a tile may leave the other half as it was.
-                            map.0[..rows].iter_mut().for_each(|row| row[SIDE / 2..].fill(0.0));
-                        }
                         let (left, right) = (&left[(i * n + tile) * one..], &right[(j * n + block) * one..]);
-                        K::tile::<S>(left, right, &deep[model], [rows, columns], &[], &mut map.0);
+                        product::<S, K>(left, right, &deep[model], [rows, columns], map);
                     }
                 }
                 for row in 0..rows {

@@ -8,7 +8,14 @@ use super::isas;
 pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let most = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold(0f64, |most, x| if x.abs() <= most { most } else { x.abs() })
+        values.fold(0f64, |most, x| {
+            // What is no number stays.
+            if most.is_nan() || x.abs() <= most {
+                most
+            } else {
+                x.abs()
+            }
+        })
     };
     let pairs = found.iter().zip(expected);
     let apart = most(&mut pairs.map(|(&a, &b)| f64::from(a) - f64::from(b)));

@@ -1,7 +1,7 @@
 //! Attention whose maps depend on those of other heads, or on relative positions of keys: all heads of 32 queries at once.
 //!
-//! Forward, with queries `q` times the scale: products with all keys and with the buckets of the table, of which each pair takes its own;
-//! biases; heads mixed; masks; softmax; heads mixed again; products with the values. What is kept is the log of each row's sum of
+//! Forward: products of the queries `q` with all keys and with the buckets of the table, of which each pair takes its own; their sum times
+//! the scale; biases; heads mixed; masks; softmax; heads mixed again; products with the values. What is kept is the log of each row's sum of
 //! exponentials.
 //!
 //! Backward, of the same queries: logits `s`, mixed ones, their softmax `p` and the mixed `a` once more, and with the gradient `g` of the result,
@@ -31,7 +31,8 @@ use crate::train::{Math, Precision};
 /// Slots of a row of products with buckets: one for every `u8`.
 const SLOTS: usize = 1 << 8;
 
-/// The most buckets of a table: the last slot stays 0, for pairs without a bucket.
+/// The most buckets of a table: the last slot stays 0, for pairs without a bucket. Fewer than the engine's
+/// [`MOST_BUCKETS`](crate::MOST_BUCKETS), since a bucket is a `u8` here.
 pub const MOST_BUCKETS: usize = SLOTS - 1;
 
 /// Softmax attention with what can stand at its maps. All heads have one width.

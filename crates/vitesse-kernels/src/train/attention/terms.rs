@@ -1,6 +1,6 @@
 //! What is added to logits, and the sums of its gradients.
 //!
-//! With the letters of the module above, the gradient of [`Terms`] is `p ∘ (g·vᵀ − d)`, summed over all samples: in fixed
+//! With the letters of the module above, the gradient of biases in plain attention is `p ∘ (g·vᵀ − d)`, summed over all samples: in fixed
 //! parts, which are added in order.
 
 use crate::simd::Simd;
@@ -12,15 +12,15 @@ use crate::train::blocks::SIDE;
 pub struct Terms<'a> {
     /// `[heads, tokens, tokens]`: a row for each query.
     pub bias: &'a [f32],
-    /// `[windows, tokens, tokens]`, for the samples in turn; none if empty. They have to be symmetric, two tokens seeing each
-    /// other both or neither: the backward pass has a row for each key, and reads masks as they are.
+    /// `[windows, tokens, tokens]`, for the samples in turn; none if empty. For [`Attention`](super::Attention) they have to be
+    /// symmetric, two tokens seeing each other both or neither: its backward pass has a row for each key, and reads masks as they are.
     pub mask: &'a [f32],
 }
 
 /// What is added to logits in rows of whole blocks, so that all of it is added by vectors.
 #[derive(Debug)]
 pub(super) struct Padded {
-    /// `[heads, tokens, stride]`, a row for each query, or in the backward pass for each key.
+    /// `[heads, tokens, stride]`, a row for each query, or, in the backward pass of plain attention, for each key.
     bias: Vec<f32>,
     /// `[windows, tokens, stride]`; nothing where a window hides nothing.
     masks: Vec<Option<Vec<f32>>>,

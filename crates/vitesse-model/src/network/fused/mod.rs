@@ -3,10 +3,11 @@
 //! A segment begins and ends at stations: `linear` takes in the norm or the GELU before a projection, and the residual
 //! sum after it; `attention` goes from the fused projection to the heads' outputs; `perceptron` is the second half of a
 //! block; `relations` compares tokens of two models; `arrange` puts tokens into windows. Something that stands at a station in between cuts the segment there, and only there: the network then asks for
-//! the pieces.
+//! the pieces. What attention does at its maps itself (mixed heads, relative positions of keys) cuts nothing.
 //!
-//! On the CPU a segment is computed by `vitesse_kernels::train`: it computes only the gradients that its inputs ask for,
-//! and keeps nothing where none is asked for. On other backends, and with [`Compute::fused`] off, the same functions are
+//! On the CPU a segment is computed by `vitesse_kernels::train`, which keeps nothing where no gradient is asked for. Most segments
+//! compute only the gradients that their inputs ask for; attention computes all or none, and `relations` finds its gradient with
+//! the loss, always. On other backends, and with [`Compute::fused`] off, the same functions are
 //! composed of Burn's operations, and precision is the tensors' own.
 
 mod arrange;

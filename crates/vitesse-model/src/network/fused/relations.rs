@@ -9,7 +9,10 @@ use super::{Compute, math};
 
 /// Cross-entropy of the softmax of products between a student's tokens against a teacher's, mean over samples, relation heads, rows and pairs of
 /// parts, `[1]`: both `[samples, tokens, parts · width]`, several matrices beside each other, each of which is multiplied with each, by relation
-/// heads of width `c` and divided by `√c`. Always in `f32`; the teacher gets no gradient where it asks for none.
+/// heads of width `c` and divided by `√c`. Fused, always in `f32`; the teacher gets no gradient where it asks for none.
+///
+/// # Panics
+/// Where the models differ in samples or tokens, or parts and heads do not divide their widths.
 pub fn relation_cross_entropy(
     student: &Tensor<3>,
     teacher: &Tensor<3>,

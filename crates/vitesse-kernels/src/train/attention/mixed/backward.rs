@@ -4,12 +4,12 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::super::{Job, counted, put};
-use super::maps::{self, Dots, Logits, Mix, Slots, product};
+use super::maps::{self, Dots, Logits, Mix, Slots};
 use super::pack::{Pack, Packing};
-use super::{Added, Common, SLOTS, Sizes};
-use crate::isa::Kernel;
+use super::{Added, Common, SLOTS, Sizes, Weights};
+use crate::isa::{Isa, Kernel};
 use crate::simd::Simd;
-use crate::train::blocks::{AREA, Block, Kind, Matrix, Room, SIDE};
+use crate::train::blocks::{AREA, Block, Kind, Matrix, Room, SIDE, product};
 
 /// The samples from `first` on.
 pub(super) struct Backward<'a, K> {
@@ -272,20 +272,14 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                         });
                         maps::end(other, rows);
                         turn::<S, K>(other, n, tile, packed.maps[1]);
-                        common.isa.run(Dots {
-                            a: gradients,
-                            b: probs,
-                            n,
-                            rows,
-                            sums: &mut sums.after,
-                        });
-                        common.isa.run(Mix {
-                            weights: &weights.back,
-                            from: gradients,
-                            to: other,
-                            n,
-                            rows,
-                        });
+                        unmix(
+                            common.isa,
+                            weights,
+                            [gradients, probs],
+                            other,
+                            [n, rows],
+                            &mut sums.after,
+                        );
                         std::mem::swap(&mut gradients, &mut other);
                     }
                     None => turn::<S, K>(probs, n, tile, packed.maps[1]),
@@ -297,20 +291,14 @@ impl<K: Kind> Kernel for Backward<'_, K> {
                     }
                 }
                 if let Some(weights) = &common.before {
-                    common.isa.run(Dots {
-                        a: gradients,
-                        b: logits,
-                        n,
-                        rows,
-                        sums: &mut sums.before,
-                    });
-                    common.isa.run(Mix {
-                        weights: &weights.back,
-                        from: gradients,
-                        to: other,
-                        n,
-                        rows,
-                    });
+                    unmix(
+                        common.isa,
+                        weights,
+                        [gradients, logits],
+                        other,
+                        [n, rows],
+                        &mut sums.before,
+                    );
                     gradients = other;
                 }
                 maps::end(gradients, rows);
@@ -407,6 +395,31 @@ impl<K: Kind> Kernel for Backward<'_, K> {
         }
         sums
     }
+}
+
+/// The gradients of `old` maps from those of the mixed ones; what that says of the weights is added to `sums`.
+fn unmix(
+    isa: Isa,
+    weights: &Weights,
+    [gradients, old]: [&[Block]; 2],
+    to: &mut [Block],
+    [n, rows]: [usize; 2],
+    sums: &mut [f64],
+) {
+    isa.run(Dots {
+        a: gradients,
+        b: old,
+        n,
+        rows,
+        sums,
+    });
+    isa.run(Mix {
+        weights: &weights.back,
+        from: gradients,
+        to,
+        n,
+        rows,
+    });
 }
 
 /// Packs the maps of a tile of queries as those of keys, `[heads, blocks of keys, tiles]`.

@@ -6,26 +6,10 @@ use super::{Common, SLOTS};
 use crate::isa::Kernel;
 use crate::math::exp;
 use crate::simd::Simd;
-use crate::train::blocks::{AREA, Block, Kind, SIDE};
+use crate::train::blocks::{AREA, Block, Kind, SIDE, product};
 
 /// Products of some queries with each bucket, or sums over the pairs of each bucket.
 pub(super) type Slots = [[f32; SLOTS]; SIDE];
-
-/// A product of blocks; what is past the last column is zero.
-#[inline(always)]
-pub(super) fn product<S: Simd, K: Kind>(
-    left: &[K::Element],
-    right: &[K::Element],
-    depths: &[usize],
-    [rows, columns]: [usize; 2],
-    to: &mut Block,
-) {
-    if columns <= SIDE / 2 {
-        // Half a tile may leave the other half as it was.
-        to.0[..rows].iter_mut().for_each(|row| row[SIDE / 2..].fill(0.0));
-    }
-    K::tile::<S>(left, right, depths, [rows, columns], &[], &mut to.0);
-}
 
 /// The logits of one head for the queries of a tile before heads are mixed.
 pub(super) struct Logits<'a, K: Kind> {
