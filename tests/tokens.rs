@@ -22,9 +22,9 @@ use vitesse::model::spec::PrefixToken;
 use vitesse::model::{Checkpoint, LoadOptions, ModelSpec, NetworkSpec, Site, Sites, Tensors, zoo};
 use vitesse::rng::Key;
 
-/// The specification's table: multiply-accumulates in G, three decimals.
+/// The table of `docs/methods/tokens.md`: multiply-accumulates in G, three decimals.
 #[test]
-fn macs_are_those_of_the_papers() {
+fn macs_are_those_of_the_page() {
     let table = [
         (
             "deit_tiny_patch16_224",
@@ -503,6 +503,9 @@ fn a_folder_says_how_many_tokens_each_layer_sees_and_runs() {
     assert_eq!(document["tokens"][1]["attention"]["patches"], 16);
     assert_eq!(document["tokens"][1]["perceptron"]["patches"], 8);
     assert_eq!(document["tokens"][1]["perceptron"]["tail"], 1);
-    let ran = place.run("bench model --seconds 0.01 --min-runs 1 --batch-size 1 --profile");
-    assert!(ran.ended(0).stdout.contains("tokens"));
+    let ran = place.run("bench model --seconds 0.01 --min-runs 1 --batch-size 1 --profile --json");
+    let document = ran.ended(0).json();
+    let layers = &document["results"][0]["profile"]["layers"];
+    let spent = |layer: usize| layers[layer]["tokens"].as_f64().unwrap();
+    assert!(spent(0) == 0.0 && spent(1) > 0.0, "{layers}");
 }

@@ -143,6 +143,8 @@ pub(crate) fn kinds(spec: &ModelSpec) -> Vec<Vec<OpSpec>> {
     ];
     if spec.has_class_token() {
         all.push(vec![attentive(0, 0.7, false), attentive(2, 0.5, false)]);
+        // One token leaves and one comes: as many as before, twice.
+        all.push(vec![attentive(0, 0.9, true), attentive(2, 0.9, true)]);
         all.push(vec![
             attentive(0, 0.7, true),
             attentive(1, 0.6, true),
@@ -174,5 +176,8 @@ pub(crate) fn class(network: &Network, images: Tensor<4>, ctx: &mut Ctx) -> Vec<
 pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-    largest.fold(0.0, |most, d| if d <= most { most } else { d })
+    largest.fold(
+        0.0,
+        |most: f32, d| if most.is_nan() || d <= most { most } else { d },
+    )
 }

@@ -45,7 +45,7 @@ pub(super) struct Args {
     /// Data set whose images are compared [default: the built-in `shapes`]
     #[arg(long, value_name = "DATA")]
     data: Option<PathBuf>,
-    /// Images that are compared
+    /// Images that are compared; of fewer than 4, none with tied scores can be told from an error
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     images: u32,
     #[command(flatten)]
@@ -61,7 +61,8 @@ struct ChoiceArgs {
     /// By what tokens merge or go
     #[arg(long, value_enum, default_value_t = Name::Tome)]
     method: Name,
-    /// Share of the multiply-accumulates that is left: the mildest --r or --keep for it is found
+    /// Largest share of the multiply-accumulates that may be left: the smallest --r (tome) or the largest --keep (evit, random) that meets it
+    /// is found; not for cait
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["r", "keep"])]
     macs: Option<f64>,
     /// tome: pairs that merge in each block, or one number a block, such as 16,16,8 (none in those that follow) [default: 13]

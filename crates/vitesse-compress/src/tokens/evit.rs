@@ -88,7 +88,8 @@ pub struct KeepRate {
 impl KeepRate {
     /// The share at `step`, where an epoch has `steps_per_epoch`.
     pub fn at(&self, step: usize, steps_per_epoch: usize) -> f64 {
-        let epoch = step / steps_per_epoch.max(1);
+        let steps_per_epoch = steps_per_epoch.max(1);
+        let epoch = step / steps_per_epoch;
         if epoch < self.start {
             return 1.0;
         }

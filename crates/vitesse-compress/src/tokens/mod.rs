@@ -74,11 +74,11 @@ impl Method {
     /// # Errors
     /// Those, and as [`Method::reduce`].
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
-        if self.reduce(spec)?.ops.len() > spec.ops.len() {
+        if self.reduce(spec)?.token_counts() != spec.token_counts() {
             return Ok(());
         }
         Err(Error::Unsuited(format!(
-            "{} ({self}) makes no token fewer in this model; ask for more, such as `--macs 0.65`",
+            "{} ({self}) takes no token of this model away; choose a larger `r` or a smaller share that stays",
             self.name()
         )))
     }

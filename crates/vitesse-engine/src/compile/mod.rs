@@ -52,7 +52,7 @@ struct Compiler<'a, T: Real> {
     /// Whether tokens have merged by their keys, and whether attention counts them by their size since.
     merged: bool,
     counts_by_size: bool,
-    /// How many patches each token stands for, where neighbours merged by their area.
+    /// How many patches each token stands for, once neighbours have merged.
     areas: Option<Vec<f32>>,
     steps: Vec<Placed<T>>,
 }

@@ -22,7 +22,7 @@ impl<T: Real> Compiler<'_, T> {
         Some((index, &op.kind))
     }
 
-    /// A step for it. Where the tokens behind the first ones are gone already, nothing of it is seen. What is not known here stays
+    /// A step for it. Where the tokens behind the first ones are gone already, nothing of it is seen (but a selector is refused in every layer). What is not known here stays
     /// to be refused; so are maps, into which merged tokens would have to be spread.
     pub(super) fn fewer(&mut self, site: Site, layer: usize, heads: Option<&Arc<[Head]>>) -> Result<()> {
         let found = self
@@ -37,7 +37,7 @@ impl<T: Real> Compiler<'_, T> {
         let LayerTokens {
             entering: met,
             attention,
-            perceptron,
+            ..
         } = tokens;
         if self.is_cut {
             self.consumed[index] = !matches!(kind, OpKind::TokenSelector(_));
@@ -94,7 +94,7 @@ impl<T: Real> Compiler<'_, T> {
             }
             (OpKind::AttentiveTokens(kind), Some(heads)) => {
                 let kept = kind.kept(attention.behind_prefix());
-                if perceptron.count() < attention.count() {
+                if kept < attention.behind_prefix() {
                     let step = Choose {
                         heads: heads.len(),
                         tokens: attention.count(),

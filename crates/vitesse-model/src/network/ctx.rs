@@ -70,7 +70,7 @@ pub enum Noise {
     Nothing,
     /// Drawn from the pass's keys.
     Drawn,
-    /// Given, `[batch, tokens, 2]` by the op's prefix. Ops that are not named have none.
+    /// Given, `[batch, tokens, 2]` by the op's prefix. Ops that are not named, or are given another number of values, have none.
     Given(BTreeMap<String, Vec<f32>>),
 }
 

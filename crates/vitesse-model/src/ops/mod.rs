@@ -42,7 +42,7 @@ pub(crate) use network::Probe;
 use serde::{Deserialize, Serialize};
 
 use crate::site::Site;
-use crate::spec::{Cost, Sites, TensorSpec};
+use crate::spec::{Cost, Sites, TensorSpec, TokenSet};
 use crate::{Error, Result};
 
 /// One op at one site.
@@ -219,16 +219,11 @@ impl OpSpec {
             OpKind::HeadMixing(_) => return sites.pairs_at(layer) * width * width,
             OpKind::RelativePositions(op) => return op.macs(layer, sites),
             OpKind::LocalConvolution(op) => return op.macs(width, layer, sites),
-            OpKind::TokenPredictor(_) | OpKind::TokenSelector(_) => {
-                let Some(tokens) = sites.token_counts().get(layer).copied() else {
-                    return 0;
-                };
-                let (met, left) = (tokens.entering, tokens.attention);
-                return match &self.kind {
-                    OpKind::TokenPredictor(op) => op.macs(width, met, left),
-                    OpKind::TokenSelector(op) => op.macs(width, met, left),
-                    _ => 0,
-                };
+            OpKind::TokenPredictor(op) => {
+                return counts(sites, layer).map_or(0, |(met, left)| op.macs(width, met, left));
+            }
+            OpKind::TokenSelector(op) => {
+                return counts(sites, layer).map_or(0, |(met, left)| op.macs(width, met, left));
             }
             // Choosing, moving and averaging are no products, or are not counted (see `BipartiteMatching`).
             OpKind::BipartiteMatching(_)
@@ -243,6 +238,12 @@ impl OpSpec {
         };
         tokens * token
     }
+}
+
+/// The tokens that enter a layer, and those that are left after the op at `block.in`.
+fn counts(sites: &dyn Sites, layer: usize) -> Option<(TokenSet, TokenSet)> {
+    let tokens = *sites.token_counts().get(layer)?;
+    Some((tokens.entering, tokens.attention))
 }
 
 /// Refuses ops that cannot stand where they do.

@@ -19,12 +19,8 @@ pub struct AttentiveTokens {
     /// The share of the tokens that are there which stays, rounded up.
     pub keep: f64,
     /// Whether those that leave become one token.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub fuse: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl AttentiveTokens {

@@ -23,12 +23,8 @@ pub struct BipartiteMatching {
     /// How many pairs merge.
     pub r: usize,
     /// Whether attention in the blocks that follow counts a token as often as it stands for patches. The same for all of a model.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub proportional: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl BipartiteMatching {
@@ -67,7 +63,7 @@ impl BipartiteMatching {
     }
 
     pub(super) fn leaves(&self, set: TokenSet) -> Leaves {
-        let most = BipartiteMatching::most(set.count(), set.prefix);
+        let most = BipartiteMatching::most(set.count(), set.prefix).min(set.patches);
         if self.r == 0 {
             return Err("`r` must be at least 1; leave the op out where nothing merges".into());
         }

@@ -101,13 +101,13 @@ pub(super) fn validate(op: &OpSpec, index: usize, sites: &dyn Sites) -> Result<(
         }
         if standing.kind.name() != name {
             return fail(format!(
-                "{name} and {} (ops[{other}]) both make tokens fewer; a model has one kind of them",
+                "{name} and {} (ops[{other}]) both make tokens fewer; a model has one kind of such ops: remove the others",
                 standing.kind.name()
             ));
         }
         if standing.layer == op.layer {
             return fail(format!(
-                "ops[{other}] makes the tokens of this layer fewer already; a layer has one such op"
+                "ops[{other}] makes the tokens of this layer fewer already; a layer has one such op: move one to another layer"
             ));
         }
     }
@@ -152,6 +152,19 @@ pub(super) fn validate(op: &OpSpec, index: usize, sites: &dyn Sites) -> Result<(
 fn first_patches(sites: &dyn Sites) -> usize {
     let counts = sites.token_counts();
     counts.first().map_or(0, |first| first.entering.patches)
+}
+
+/// How many patches stay in `layer` by this share of the whole image's; `None` where all do.
+#[cfg(feature = "train")]
+fn kept_in(ratio: f64, layer: usize, sites: &dyn Sites) -> Option<usize> {
+    let met = sites.token_counts().get(layer)?.entering;
+    let kept = share_of(ratio, first_patches(sites), met).ok()?;
+    (kept < met.patches).then_some(kept)
+}
+
+/// What a setting is that nobody wrote down.
+fn yes() -> bool {
+    true
 }
 
 /// Refuses a share that is none.

@@ -62,9 +62,9 @@ mod network {
     use burn::module::Module;
     use burn::tensor::Tensor;
 
-    use super::super::first_patches;
+    use super::super::kept_in;
     use super::super::scores::{Scorer, chosen, log_softmax, sampled};
-    use super::{TokenPredictor, names, share_of};
+    use super::{TokenPredictor, names};
     use crate::Result;
     use crate::network::{Ctx, Parameters};
     use crate::ops::network::Act;
@@ -88,15 +88,10 @@ mod network {
             sites: &dyn Sites,
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
-            // The spec was validated: there is such a layer, and some of its patches stay.
-            let met = sites.token_counts().get(layer).map(|tokens| tokens.entering);
-            let kept = met.and_then(|met| {
-                let kept = share_of(spec.ratio, first_patches(sites), met).ok()?;
-                (kept < met.patches).then_some(kept)
-            });
             Ok(TokenPredictorOp {
                 scorer: Scorer::new(&names(prefix), parameters)?,
-                kept,
+                // The spec was validated: there is such a layer, and some of its patches stay.
+                kept: kept_in(spec.ratio, layer, sites),
                 prefix: prefix.to_owned(),
             })
         }
@@ -118,7 +113,9 @@ mod network {
                 ctx.stream.set_policy(&x, stays);
                 return x;
             }
-            let keep = scores.narrow(2, 0, 1).reshape([batch, others]);
+            // By the lead: probabilities that round to 1 would tie.
+            let lead = scores.clone().narrow(2, 0, 1) - scores.narrow(2, 1, 1);
+            let keep = lead.reshape([batch, others]);
             let staying = chosen(&keep, kept, &self.prefix, ctx);
             ctx.note_kept(&self.prefix, &staying, &x);
             ctx.stream.keep(x, &staying)

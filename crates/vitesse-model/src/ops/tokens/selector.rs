@@ -24,7 +24,7 @@ pub struct TokenSelector {
     /// Into how many heads the channels are cut.
     pub heads: usize,
     /// Whether one network scores all heads.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub shared: bool,
     /// What a package is.
     #[serde(default)]
@@ -43,10 +43,6 @@ pub enum Package {
     Normalised,
     /// Their weighted sum.
     Sum,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl TokenSelector {
@@ -135,9 +131,9 @@ mod network {
     use burn::tensor::activation::sigmoid;
     use vitesse_kernels::Gelu;
 
-    use super::super::first_patches;
+    use super::super::kept_in;
     use super::super::scores::{Scorer, chosen, log_softmax, sampled, values};
-    use super::{Package, TokenSelector, names, share_of};
+    use super::{Package, TokenSelector, names};
     use crate::Result;
     use crate::network::fused::Before;
     use crate::network::layers::{Linear, constant};
@@ -184,14 +180,9 @@ mod network {
             parameters: &Parameters<'_>,
         ) -> Result<Self> {
             // The spec was validated: there is such a layer, and some of its patches stay.
-            let met = sites.token_counts().get(layer).map(|tokens| tokens.entering);
-            let stays = match (spec.ratio, met) {
-                (None, _) => Stays::Probable,
-                (Some(ratio), Some(met)) => match share_of(ratio, first_patches(sites), met) {
-                    Ok(kept) if kept < met.patches => Stays::Best(kept),
-                    _ => Stays::All,
-                },
-                (Some(_), None) => Stays::All,
+            let stays = match spec.ratio {
+                None => Stays::Probable,
+                Some(ratio) => kept_in(ratio, layer, sites).map_or(Stays::All, Stays::Best),
             };
             let scorers = (0..spec.networks()).map(|i| Scorer::new(&names(prefix, i), parameters));
             Ok(TokenSelectorOp {
@@ -218,7 +209,8 @@ mod network {
                 .segment(weights, Before::Gelu(Gelu::Exact), None, compute);
             let weights = sigmoid(weights);
             let total = weights.clone().sum_dim(2);
-            let (mut logs, mut probs) = (None, None);
+            let none = || Tensor::<3>::zeros([batch, tokens, 2], &x.device());
+            let (mut logs, mut probs) = (none(), none());
             for head in 0..heads {
                 let Some(scorer) = self.scorers.get(head).or(self.scorers.first()) else {
                     continue;
@@ -226,15 +218,12 @@ mod network {
                 let part = x.clone().narrow(2, head * each, each);
                 let log = log_softmax(scorer.forward(part, policy.clone(), compute));
                 let weight = weights.clone().narrow(2, head, 1);
-                add(&mut probs, log.clone().exp() * weight.clone());
-                add(&mut logs, log * weight);
+                probs = probs + log.clone().exp() * weight.clone();
+                logs = logs + log * weight;
             }
-            // The spec was validated: there are heads.
-            let mean =
-                |sum: Option<Tensor<3>>| sum.unwrap_or_else(|| x.clone().narrow(2, 0, 2)) / total.clone();
             Scores {
-                logs: mean(logs),
-                probs: mean(probs),
+                logs: logs / total.clone(),
+                probs: probs / total,
             }
         }
 
@@ -285,13 +274,6 @@ mod network {
                 Package::Normalised => sum / weights.sum_dim(1).clamp_min(1e-20),
             }
         }
-    }
-
-    fn add(sum: &mut Option<Tensor<3>>, x: Tensor<3>) {
-        *sum = Some(match sum.take() {
-            Some(sum) => sum + x,
-            None => x,
-        });
     }
 
     impl Act for TokenSelectorOp {
