@@ -55,7 +55,12 @@ fn logits(spec: &ModelSpec, tensors: &Tensors) -> Vec<f32> {
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    // Not `f32::max`, which overlooks NaN.
+    let each = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    each.fold(
+        0.0,
+        |most: f32, x| if most.is_nan() || x <= most { most } else { x },
+    )
 }
 
 /// Rewrites a tensor.

@@ -114,7 +114,10 @@ fn every_transformer_of_the_zoo_is_computed_as_by_the_network() {
                     assert_eq!(found.len(), expected.len());
                     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
                     // Not `f32::max`, which overlooks NaN.
-                    let worst = differences.fold(0.0, |most, x| if x <= most { most } else { x });
+                    let worst = differences.fold(
+                        0.0,
+                        |most: f32, x| if most.is_nan() || x <= most { most } else { x },
+                    );
                     let spread = spread(expected);
                     assert!(
                         expected.is_empty() || worst <= tolerance(precision) * spread,
@@ -156,7 +159,10 @@ fn windows_that_do_not_fit_are_filled_up_as_by_the_network() {
                 let engine = Engine::new(&spec, &tensors, "windows", options).unwrap();
                 let found = engine.run(images, 2).unwrap().class;
                 let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-                let worst = differences.fold(0.0, |most, x| if x <= most { most } else { x });
+                let worst = differences.fold(
+                    0.0,
+                    |most: f32, x| if most.is_nan() || x <= most { most } else { x },
+                );
                 let most = tolerance(Precision::F32) * spread(&expected);
                 assert!(
                     worst <= most,
