@@ -214,7 +214,7 @@ fn check_pair(pair: &[(&str, &ModelSpec, usize); 2]) -> Result<()> {
         let (tokens, others) = (of(student, *own), of(teacher, *other));
         if tokens != others {
             return refuse(format!(
-                "layer {own} of the student has {tokens} tokens at `{site}` and layer {other} of the teacher {others}; pair layers with \
+                "layer {own} of the student has {tokens} tokens and layer {other} of the teacher {others}; pair layers with \
                  the same tokens"
             ));
         }
